@@ -1,0 +1,19 @@
+// tokenizer: text to tokens and back. One token a character, from a fixed alphabet that serves every
+// task; '\n' ends a response.
+#ifndef LLMC_TOKENIZER_H
+#define LLMC_TOKENIZER_H
+
+#include "common.h"
+
+LLMC_BEGIN
+
+int tokenizer_size(void);  // tokens in the alphabet
+int tokenizer_end(void);   // the token of '\n'
+// Writes the tokens of `text`, returns how many. A character outside the alphabet is fatal.
+int tokenizer_encode(const char* text, int* tokens, int capacity);
+// Writes the text of n tokens and an ending 0; a token outside the alphabet (a model may have a
+// larger vocabulary) becomes '?'. `text` has room for n + 1 bytes.
+void tokenizer_decode(const int* tokens, int n, char* text);
+
+LLMC_END
+#endif
