@@ -48,7 +48,7 @@ $(BUILD)/%.o: %.c
 define isa_rule
 $(BUILD)/%.$(1).o: %.c
 	@mkdir -p $$(@D)
-	$(CC) $(CFLAGS) $(ISA_FLAGS_$(1)) -DISA=$(1) -DISA_$(1) -MMD -c $$< -o $$@
+	$(CC) $(CFLAGS) $(ISA_FLAGS_$(1)) -DISA_$(1) -MMD -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
 

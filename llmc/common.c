@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>  // fabs, rint
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 
 void fatal(const char* format, ...) {
     fflush(stdout);
-    fputs("train_gpt2_rl: ", stderr);
+    // On a terminal a progress line may stand there: return to its start and clear it.
+    fputs(isatty(STDERR_FILENO) ? "\r\033[Ktrain_gpt2_rl: " : "train_gpt2_rl: ", stderr);
     va_list args;
     va_start(args, format);
     vfprintf(stderr, format, args);
@@ -43,6 +45,17 @@ char* xprintf(const char* format, ...) {
     return text;
 }
 
+void number_text(double x, char text[32]) {
+    if (fabs(x) <= 0x1p53 && x == rint(x)) {
+        snprintf(text, 32, "%.0f", x);
+        return;
+    }
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, 32, "%.*g", digits, x);
+        if (strtod(text, NULL) == x) return;
+    }
+}
+
 FILE* file_open(const char* path, const char* mode) {
     FILE* f = fopen(path, mode);
     if (!f)
@@ -52,9 +65,10 @@ FILE* file_open(const char* path, const char* mode) {
 }
 
 void file_read(FILE* f, void* to, size_t bytes, const char* path) {
-    if (fread(to, 1, bytes, f) == bytes) return;
+    size_t got = fread(to, 1, bytes, f);
+    if (got == bytes) return;
     if (ferror(f)) fatal("cannot read %s: %s", path, strerror(errno));
-    fatal("%s is cut short: %zu more bytes were expected; use another copy", path, bytes);
+    fatal("%s is cut short: %zu more bytes were expected; use another copy", path, bytes - got);
 }
 
 static void write_failed(const char* path) __attribute__((noreturn));
@@ -67,7 +81,8 @@ void file_write(FILE* f, const void* from, size_t bytes, const char* path) {
 }
 
 void file_close(FILE* f, const char* path) {
-    if (fclose(f)) write_failed(path);
+    int failed = ferror(f);  // of an earlier fprintf, say
+    if (fclose(f) || failed) write_failed(path);
 }
 
 void file_close_sync(FILE* f, const char* path) {
@@ -81,6 +96,7 @@ int64_t file_size(const char* path) {
 }
 
 void dir_create(const char* path) {
+    if (!*path) fatal("a directory needs a name, and it is empty");
     char* part = xprintf("%s", path);
     for (char* p = part + 1;; p++) {
         char c = *p;

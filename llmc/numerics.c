@@ -1,16 +1,22 @@
-// Formats, stochastic rounding, random sequences and the double-precision functions.
+// numerics: the format table, random sequences, and the double-precision functions. The functions
+// use + - * / and exact operations of libm alone (rint, fmod, frexp, ldexp; sqrt is correctly
+// rounded), so they have the same bits on every machine.
 #include "numerics.h"
 
-#include <math.h>  // exact operations alone: fma, sqrt, rint, ldexp, INFINITY
+#include <float.h>
+#include <math.h>
 
-#define FP32_LIKE 0.0f, 0.0f  // fp32's exponent range: the integer rounding serves subnormals too
+_Static_assert(FLT_EVAL_METHOD == 0, "float and double expressions must round at every operation");
 
+#define FP32_LIKE 0.0f, 0.0f  // fp32's exponents: see struct format
+
+//                            name    e  m   max             overflow  drop  min_normal, spacing
 const format FORMAT_FP32 = {"fp32", 8, 23, 0x1.fffffep127f, INFINITY, 0, FP32_LIKE, 0};
 const format FORMAT_TF32 = {"tf32", 8, 10, 0x1.ffcp127f, INFINITY, 13, FP32_LIKE, 0};
 const format FORMAT_BF16 = {"bf16", 8, 7, 0x1.fep127f, INFINITY, 16, FP32_LIKE, 0};
-const format FORMAT_FP16 = {"fp16", 5, 10, 65504.0f, INFINITY, 13, 0x1p-14f, 0x1.8p-1f, 0};
-const format FORMAT_E4M3 = {"fp8_e4m3", 4, 3, 448.0f, 448.0f, 20, 0x1p-6f, 0x1.8p14f, 1};
-const format FORMAT_E5M2 = {"fp8_e5m2", 5, 2, 57344.0f, 57344.0f, 21, 0x1p-14f, 0x1.8p7f, 1};
+const format FORMAT_FP16 = {"fp16", 5, 10, 65504.0f, INFINITY, 13, 0x1p-14f, 0x1p-24f, 0};
+const format FORMAT_E4M3 = {"fp8_e4m3", 4, 3, 448.0f, 448.0f, 20, 0x1p-6f, 0x1p-9f, 1};
+const format FORMAT_E5M2 = {"fp8_e5m2", 5, 2, 57344.0f, 57344.0f, 21, 0x1p-14f, 0x1p-16f, 1};
 const format* const FORMATS[] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_BF16, &FORMAT_FP16,
                                  &FORMAT_E4M3, &FORMAT_E5M2, NULL};
 
@@ -18,26 +24,6 @@ const format* format_find(const char* name) {
     for (const format* const* f = FORMATS; *f; f++)
         if (!strcmp((*f)->name, name)) return *f;
     return NULL;
-}
-
-float format_round_stochastic(float x, const format* f, uint32_t random) {
-    float a = fabsf(x);
-    if (!(a < INFINITY) || f->drop == 0) return format_round(x, f);
-    int exponent;
-    frexpf(a, &exponent);
-    int smallest = f->min_normal > 0 ? ilogbf(f->min_normal) : -126;
-    exponent = exponent - 1 < smallest ? smallest : exponent - 1;
-    double spacing = ldexp(1.0, exponent - f->mantissa_bits);
-    double y = floor(a / spacing + random * 0x1p-32) * spacing;
-    return copysignf(y > f->max ? f->overflow : (float)y, x);
-}
-
-float format_scale(float amax, const format* f) {
-    if (!(amax > 0) || !(amax < INFINITY)) return 1.0f;
-    int exponent;
-    double mantissa = frexp((double)amax / f->max, &exponent);  // amax / max = mantissa 2^exponent
-    exponent -= mantissa == 0.5;
-    return ldexpf(1.0f, exponent < -126 ? -126 : exponent);
 }
 
 rng rng_at(uint64_t seed, rng_stream stream, uint32_t step, uint32_t sequence) {
@@ -53,7 +39,8 @@ uint32_t rng_u32(rng* r) {
     return r->word[4 - r->left--];
 }
 
-// Lemire, "Fast random integer generation in an interval" (2019).
+// The high word of draw * n, where draws are rejected that would favour some results: D. Lemire,
+// "Fast random integer generation in an interval" (2019).
 uint32_t rng_below(rng* r, uint32_t n) {
     uint64_t product = (uint64_t)rng_u32(r) * n;
     if ((uint32_t)product < n) {
@@ -73,65 +60,91 @@ double rng_normal(rng* r) {
     return sqrt(-2.0 * num_log(u)) * num_cospi(2.0 * turn);
 }
 
-// Sum of x^k / k! for k = first .. 14, divided by x^first: relative error below 1e-17, |x| < 0.35.
-static double exp_series(double x, int first) {
-    double sum = 0, factorial = 1;
-    for (int k = 2; k <= first; k++) factorial *= k;
-    double inverse[15];
-    for (int k = first; k <= 14; k++) {
-        inverse[k] = 1.0 / factorial;
-        factorial *= k + 1;
-    }
-    for (int k = 14; k >= first; k--) sum = fma(sum, x, inverse[k]);
+// ln 2 in two parts; the first has 32 significant bits, so that an integer below 2^21 times it is
+// exact.
+#define LN2_HIGH 0x1.62e42fee00000p-1
+#define LN2_LOW 0x1.a39ef35793c76p-33
+
+static const double INVERSE_FACTORIAL[] = {
+    1.0,
+    1.0,
+    1.0 / 2,
+    1.0 / 6,
+    1.0 / 24,
+    1.0 / 120,
+    1.0 / 720,
+    1.0 / 5040,
+    1.0 / 40320,
+    1.0 / 362880,
+    1.0 / 3628800,
+    1.0 / 39916800,
+    1.0 / 479001600,
+    1.0 / 6227020800,
+    1.0 / 87178291200,
+    1.0 / 1307674368000,
+    1.0 / 20922789888000,
+    1.0 / 355687428096000,
+};
+
+// 1/first! + z/(first+step)! + z^2/(first+2 step)! + ... up to 1/last!.
+static double taylor(double z, int first, int last, int step) {
+    double sum = 0;
+    for (int k = last; k >= first; k -= step) sum = sum * z + INVERSE_FACTORIAL[k];
     return sum;
+}
+
+// e^x = 2^n (1 + s): sets n and returns s, |s| < 0.42. |x| < 2000.
+static double exp_reduced(double x, int* n) {
+    double k = rint(x * 0x1.71547652b82fep0);
+    double high = x - k * LN2_HIGH, low = k * LN2_LOW, r = high - low;
+    double lost = (high - r) - low;  // what rounding took from r
+    *n = (int)k;
+    return r + (r * r * taylor(r, 2, 14, 1) + lost);
 }
 
 double num_exp(double x) {
     if (x != x) return x;
-    if (x > 709.78) return INFINITY;
-    if (x < -745.2) return 0.0;
-    double n = rint(x * 1.4426950408889634);
-    double r = fma(n, -0x1.62e42fefa39efp-1, x);
-    r = fma(n, -0x1.abc9e3b39803fp-56, r);
-    return ldexp(fma(exp_series(r, 1), r, 1.0), (int)n);
+    if (x > 709.79) return INFINITY;
+    if (x < -745.14) return 0.0;
+    int n;
+    double s = exp_reduced(x, &n);
+    return ldexp(1.0 + s, n);
 }
 
 double num_expm1(double x) {
-    if (fabs(x) < 0.34) return fma(exp_series(x, 2) * x, x, x);
-    return num_exp(x) - 1.0;
+    if (!(x < 40.0)) return num_exp(x);  // the 1 is below half a unit; NaN
+    if (x < -40.0) return -1.0;
+    int n;
+    double s = exp_reduced(x, &n), scale = ldexp(1.0, n);
+    return scale * s + (scale - 1.0);
 }
 
+// x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f), and
+// ln(1 + f) = 2 atanh(s) = 2 s + s R = f - f^2/2 + s (f^2/2 + R),  R = 2 s^2/3 + 2 s^4/5 + ...
 double num_log(double x) {
-    if (x != x || x < 0) return NAN;
-    if (x == 0) return -INFINITY;
+    if (!(x > 0)) return x == 0 ? -INFINITY : NAN;
     if (x == INFINITY) return x;
     int k;
     double m = frexp(x, &k);
-    if (m < 0.70710678118654752) m *= 2, k--;
-    double f = m - 1.0, s = f / (2.0 + f), z = s * s, sum = 0;
-    for (int n = 25; n >= 3; n -= 2) sum = fma(sum, z, 1.0 / n);  // atanh(s) = s + s^3/3 + ...
-    double y = fma(2.0 * s * z, sum, k * 0x1.abc9e3b39803fp-56);
-    return fma(k, 0x1.62e42fefa39efp-1, 2.0 * s + y);
+    if (m < 0x1.6a09e667f3bcdp-1) m *= 2, k--;
+    double f = m - 1.0, s = f / (2.0 + f), z = s * s, half = 0.5 * f * f, rest = 0;
+    for (int n = 23; n >= 3; n -= 2) rest = (rest + 2.0 / n) * z;
+    return k * LN2_HIGH + (f - (half - (s * (half + rest) + k * LN2_LOW)));
 }
 
-// sin (first = 1) or cos (first = 0) of y, |y| <= pi / 4, by Taylor's series.
-static double sine_series(double y, int first) {
-    double z = -y * y, sum = 0;
-    for (int k = 18 + first; k > first; k -= 2) sum = (sum + 1.0) * z / (k * (k - 1.0));
-    return first ? fma(sum, y, y) : 1.0 + sum;
+// sin(pi x) or, a quarter turn later, cos(pi x): x = q / 2 + rest with |rest| <= 1/4.
+static double sine_half_turns(double x, int quarters) {
+    x = fmod(x, 2.0);
+    if (x != x) return NAN;
+    double q = rint(2.0 * x), y = (x - 0.5 * q) * 3.14159265358979324, z = -y * y;
+    unsigned quadrant = (unsigned)((int)q + quarters) % 4u;
+    double sine = y + y * z * taylor(z, 3, 17, 2), cosine = 1.0 + z * taylor(z, 2, 16, 2);
+    double value = quadrant % 2 ? cosine : sine;
+    return quadrant < 2 ? value : -value;
 }
 
-static double half_turns(double x, int quarter_shift) {
-    if (x - x != 0) return NAN;
-    double quarters = rint(x * 2.0);  // x = quarters / 2 + rest, |rest| <= 1/4
-    double y = (x - quarters * 0.5) * 3.14159265358979324;
-    int q = (int)fmod(quarters, 4.0) + quarter_shift + 4;
-    double value = sine_series(y, q % 2 == 0);
-    return q % 4 >= 2 ? -value : value;
-}
-
-double num_sinpi(double x) { return half_turns(x, 0); }
-double num_cospi(double x) { return half_turns(x, 1); }
+double num_sinpi(double x) { return sine_half_turns(x, 0); }
+double num_cospi(double x) { return sine_half_turns(x, 1); }
 
 double num_powi(double x, uint64_t n) {
     double result = 1.0;

@@ -11,34 +11,44 @@ typedef enum {
     OPTION_GROUP,   // a heading of --help: only `help` is set
     OPTION_INT,     // int*
     OPTION_U64,     // uint64_t*
-    OPTION_DOUBLE,  // double*; "inf" is allowed where max is infinite
+    OPTION_DOUBLE,  // double*; "inf" is legal where max is infinite; NAN = no value yet
     OPTION_CHOICE,  // int*, index into `choices`
-    OPTION_TEXT,    // const char**; "" = not given
-    OPTION_SWITCH   // int*: --name sets 1; no value
+    OPTION_TEXT,    // const char**; "" = not given; the text outlives the table
+    OPTION_SWITCH   // int*: --name sets 1; --name=0 and --name=1 are legal too
 } option_kind;
 
 typedef struct option {
     const char* name;  // without the dashes
     option_kind kind;
-    void* value;              // where it is stored; holds the default before options_parse
-    const char* help;         // one line
-    double min, max;          // INT, U64, DOUBLE: the legal range, inclusive
+    void* value;                 // where it is stored; holds the default before options_parse
+    const char* help;            // what it means and in what unit, without a full stop
+    double min, max;             // INT, U64, DOUBLE: the legal range, inclusive; INT_MAX, 0x1p64 or
+                                 // DBL_MAX where there is no upper limit
     const char* const* choices;  // CHOICE: names, NULL at the end
-    int above_min;            // DOUBLE: min itself is not legal
-    int given;                // set by options_parse: it was on the command line or in the config
-    int not_saved;            // left out of the saved config (--resume, --config, --help)
+    int above_min;               // DOUBLE: min itself is not legal
+    int given;        // set by options_parse and options_read: the command line or a file named it
+    int not_saved;    // left out of options_write (--resume; what does not apply to this run)
+    char* overruled;  // set by options_read: the file's value as text, where the option was already
+                      // given and differed; else NULL
 } option;
 
-// Reads the command line into the table; `--name value` and `--name=value`. --config FILE (handled
-// here) reads flags from a file first, one `name = value` or `name` a line, # comments; the command
-// line wins over it. --help prints the table by group with defaults and exits 0. An unknown flag, a
-// missing or malformed value or one out of range is refused: one sentence that names the flag, the
-// legal values and, for an unknown name, the nearest right one. `about` opens --help.
+// Reads the command line into the table; `--name value` and `--name=value`. A value that begins
+// with two dashes needs the second form. Two flags are built in and not in the table: --config FILE
+// reads flags from a file with options_read, and the command line wins over it whatever the order;
+// --help prints the table by group with defaults and legal values and exits with status 0. `about`
+// opens it. Refused with one sentence (fatal): an unknown flag (names the nearest right one), a
+// missing, malformed or illegal value, a flag given twice, an argument that is no flag.
 // The table ends with an entry whose kind is OPTION_GROUP and whose help is NULL.
 void options_parse(option* table, int argc, char** argv, const char* about);
-// Reads a config file alone, with the same refusals; marks nothing as given that already was.
+// What --help prints, for a program that has more to say after it; to stdout.
+void options_help(const option* table, const char* about);
+// Reads a file of flags, with the same refusals, which name file and line. An option that was
+// already given keeps its value: see `overruled`. The format: one `name = value` or, for a switch,
+// `name` a line; the value runs to the end of the line, blanks at its ends removed; a line whose
+// first character is # is a comment, and so are empty lines. Files of flags do not nest.
 void options_read(option* table, const char* path);
-// Writes every option in --config form, with its value; reading it back gives the same bits.
+// Writes every option but not_saved ones and NANs in that form; reading it back gives the same
+// bits. Written to `path`.tmp and renamed: `path` is whole or untouched.
 void options_write(const option* table, const char* path);
 // The value as text, e.g. "0.15" or "bf16"; free with free().
 char* option_text(const option* o);

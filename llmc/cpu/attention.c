@@ -1,0 +1,315 @@
+// Causal attention, one query at a time (Vaswani et al., arXiv 1706.03762). Keys come in blocks of 16
+// that count from the sequence's own start, transposed so that 16 keys lie in the lanes; values in
+// blocks of 16 rows. Training lays them out so for each head of each sequence; the cache holds them so
+// in its pages. Query, count of keys and blocks are then all that `attend` needs, and a token decoded
+// through the cache gets the bits of the same token in a training forward.
+#include "attention.h"
+#include "ops.h"
+
+enum {
+    KEY_BLOCK = 256,                                // the contract's k-block, in keys
+    POINTER_FLOATS = sizeof(void*) / sizeof(float)  // what a pointer takes of scratch memory
+};
+
+// score[j] = q . k_j * scale for j < n, in groups of 16 (the last one whole).
+INLINE void scores(float* score, const float* q, const float* const* keys, int n, int head_dim,
+                   float scale) {
+    for (int j0 = 0; j0 < n; j0 += KV_PAGE) {
+        const float* k = keys[j0 / KV_PAGE];
+        vf sum[16 / VL];
+        UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
+        for (int d = 0; d < head_dim; d++)
+            UNROLL for (int v = 0; v < 16 / VL; v++)
+                sum[v] = vf_fma(vf_set(q[d]), vf_load(k + d * KV_PAGE + v * VL), sum[v]);
+        UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(score + j0 + v * VL, sum[v]);
+    }
+    SIMD for (int j = 0; j < n; j++) score[j] *= scale;
+}
+
+// out[d] = sum_j p_j v_j[d] for the 16 * w columns from d on.
+INLINE void weighted_values(const int w, float* out, const float* p, const float* const* values,
+                            int n, int padded, int d) {
+    for (int j0 = 0; j0 < n; j0 += KEY_BLOCK) {
+        int j1 = j0 + KEY_BLOCK < n ? j0 + KEY_BLOCK : n;
+        vf sum[4 * 16 / VL];
+        UNROLL for (int v = 0; v < w * 16 / VL; v++) sum[v] = vf_set(0);
+        for (int j = j0; j < j1; j++) {
+            const float* row = values[j / KV_PAGE] + (j % KV_PAGE) * padded + d;
+            vf pj = vf_set(p[j]);
+            UNROLL for (int v = 0; v < w * 16 / VL; v++)
+                sum[v] = vf_fma(pj, vf_load(row + v * VL), sum[v]);
+        }
+        UNROLL for (int v = 0; v < w * 16 / VL; v++) {
+            float* to = out + d + v * VL;
+            vf_store(to, j0 ? vf_add(vf_load(to), sum[v]) : sum[v]);
+        }
+    }
+}
+
+// What one query needs, in a thread's scratch memory.
+typedef struct query {
+    const float **keys, **values;  // (blocks)
+    float *q, *sum;                // (padded dim): operands of the query; weighted values
+    float* score;                  // (blocks * 16)
+} query;
+
+static size_t query_floats(int blocks, int padded) {
+    return (size_t)blocks * (2 * POINTER_FLOATS + KV_PAGE) + 2 * padded;
+}
+
+static query query_at(float* memory, int blocks, int padded) {
+    query w;
+    w.keys = (const float**)memory;
+    w.values = w.keys + blocks;
+    w.q = (float*)(w.values + blocks);
+    w.sum = w.q + padded;
+    w.score = w.sum + padded;
+    return w;
+}
+
+// The query against the first n keys. stats may be NULL.
+static void attend(float* out, float* stats, query* w, int n, int head_dim, const format* operand,
+                   const format* round) {
+    int padded = padded_dim(head_dim), d = 0;
+    float* p = w->score;
+    scores(p, w->q, w->keys, n, head_dim, 1.0f / __builtin_sqrtf((float)head_dim));
+    float max = row_max(p, n);
+    SIMD for (int j = 0; j < n; j++) p[j] = num_expf(p[j] - max);
+    float total = row_sum(p, n);
+    row_round(p, n, operand);
+    for (; d + 64 <= padded; d += 64) weighted_values(4, w->sum, p, w->values, n, padded, d);
+    for (; d < padded; d += 16) weighted_values(1, w->sum, p, w->values, n, padded, d);
+    for (int i = 0; i < head_dim; i++) out[i] = w->sum[i] / total;
+    row_round(out, head_dim, round);
+    if (stats) {
+        stats[0] = max;
+        stats[1] = total;
+    }
+}
+
+// Row j of a sequence's keys or values into its place in the blocks, as operands.
+INLINE void put_transposed(float* blocks, const float* from, int j, int head_dim, int64_t stride,
+                           const format* operand) {
+    float* to = blocks + j / KV_PAGE * stride + j % KV_PAGE;
+    for (int d = 0; d < head_dim; d++) to[d * KV_PAGE] = format_round(from[d], operand);
+}
+
+INLINE void put_row(float* blocks, const float* from, int j, int head_dim, int64_t stride,
+                    const format* operand) {
+    int padded = padded_dim(head_dim);
+    float* to = blocks + j / KV_PAGE * stride + j % KV_PAGE * padded;
+    const format f = *operand;
+    SIMD for (int d = 0; d < head_dim; d++) to[d] = format_round(from[d], &f);
+    for (int d = head_dim; d < padded; d++) to[d] = 0;
+}
+
+static int longest(const int* seq_start, int sequences) {
+    int max = 0;
+    for (int s = 0; s < sequences; s++)
+        if (seq_start[s + 1] - seq_start[s] > max) max = seq_start[s + 1] - seq_start[s];
+    return max;
+}
+
+void ISA(attention_forward)(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
+                            int sequences, int heads, const format* operand) {
+    int head_dim = out.cols / heads, padded = padded_dim(head_dim);
+    int blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
+    int64_t stride = block_floats(head_dim);
+    size_t each = (2 * blocks * stride + query_floats(blocks, padded)) / 16 * 16 + 16;
+    float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
+    PRAGMA(omp parallel for schedule(dynamic) collapse(2) num_threads(cpu_threads(b)))
+    for (int s = 0; s < sequences; s++)
+        for (int h = 0; h < heads; h++) {
+            float* keys = memory + cpu_thread() * each;
+            float* values = keys + blocks * stride;
+            query w = query_at(values + blocks * stride, blocks, padded);
+            for (int i = 0; i < blocks; i++) {
+                w.keys[i] = keys + i * stride;
+                w.values[i] = values + i * stride;
+            }
+            int start = seq_start[s], n = seq_start[s + 1] - start;
+            for (int i = 0; i < n; i++) {
+                const float* q = row_of(qkv, start + i) + h * head_dim;
+                put_transposed(keys, q + out.cols, i, head_dim, stride, operand);
+                put_row(values, q + 2 * out.cols, i, head_dim, stride, operand);
+                put_row(w.q, q, 0, head_dim, 0, operand);
+                attend(row_of(out, start + i) + h * head_dim,
+                       stats + ((int64_t)(start + i) * heads + h) * 2, &w, i + 1, head_dim, operand,
+                       out.format);
+            }
+        }
+}
+
+// For one head of one sequence, with p = exp(s - max) / sum and D_i = dout_i . out_i:
+//   dp_ij = dout_i . v_j, ds = p (dp - D), dq_i = scale sum_j ds_ij k_j,
+//   dk_j = scale sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i
+// (Dao, arXiv 2307.08691, section 3.1). Chains over i and j run from the sequence's start.
+typedef struct backward_head {
+    int n, head_dim, padded;
+    int64_t stride;                // of a block
+    float *q, *k, *v, *dout;       // (n, padded), operands
+    float *kt, *vt;                // blocks of transposed keys and values
+    float *dk, *dv, *dq;           // (n, padded), (n, padded), (padded)
+    const float **k_block, **v_block;
+    float *p, *ds;                 // (n rounded up to 16)
+} backward_head;
+
+static size_t backward_floats(int n, int blocks, int padded) {
+    return (size_t)n * padded * 6 + padded + 2 * blocks * (size_t)padded * KV_PAGE +
+           2 * blocks * POINTER_FLOATS + 2 * (size_t)blocks * KV_PAGE;
+}
+
+static backward_head backward_at(float* memory, int n, int blocks, int head_dim) {
+    backward_head w = {.n = n, .head_dim = head_dim, .padded = padded_dim(head_dim),
+                       .stride = block_floats(head_dim)};
+    size_t rows = (size_t)n * w.padded;
+    w.k_block = (const float**)memory;
+    w.v_block = w.k_block + blocks;
+    w.q = (float*)(w.v_block + blocks);
+    w.k = w.q + rows;
+    w.v = w.k + rows;
+    w.dout = w.v + rows;
+    w.dk = w.dout + rows;
+    w.dv = w.dk + rows;
+    w.dq = w.dv + rows;
+    w.kt = w.dq + w.padded;
+    w.vt = w.kt + blocks * w.stride;
+    w.p = w.vt + blocks * w.stride;
+    w.ds = w.p + blocks * KV_PAGE;
+    for (int i = 0; i < blocks; i++) {
+        w.k_block[i] = w.kt + i * w.stride;
+        w.v_block[i] = w.vt + i * w.stride;
+    }
+    return w;
+}
+
+// The n columns of sum += x * row.
+INLINE void row_axpy(float* sum, float x, const float* row, int n) {
+    SIMD for (int d = 0; d < n; d++) sum[d] = num_fma(x, row[d], sum[d]);
+}
+
+// Query i: its scores again, then its share of dk and dv, and dq.
+static void backward_query(backward_head* w, int i, const float* stats, float delta, float scale,
+                           const format* operand) {
+    int n = i + 1, padded = w->padded;
+    const float *q = w->q + (size_t)i * padded, *dout = w->dout + (size_t)i * padded;
+    scores(w->p, q, w->k_block, n, w->head_dim, scale);
+    scores(w->ds, dout, w->v_block, n, w->head_dim, 1.0f);
+    const format f = *operand;
+    float max = stats[0], total = stats[1];
+    SIMD for (int j = 0; j < n; j++) {
+        float p = num_expf(w->p[j] - max) / total;
+        w->p[j] = format_round(p, &f);
+        w->ds[j] = format_round(p * (w->ds[j] - delta), &f);
+    }
+    memset(w->dq, 0, padded * sizeof(float));
+    for (int j = 0; j < n; j++) {
+        size_t at = (size_t)j * padded;
+        row_axpy(w->dq, w->ds[j], w->k + at, padded);
+        row_axpy(w->dk + at, w->ds[j], q, padded);
+        row_axpy(w->dv + at, w->p[j], dout, padded);
+    }
+}
+
+void ISA(attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
+                             const float* stats, const int* seq_start, int sequences, int heads,
+                             const format* operand) {
+    int channels = out.cols, head_dim = channels / heads, max = longest(seq_start, sequences);
+    int blocks = (max + KV_PAGE - 1) / KV_PAGE;
+    size_t each = backward_floats(max, blocks, padded_dim(head_dim)) / 16 * 16 + 16;
+    float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
+    float scale = 1.0f / __builtin_sqrtf((float)head_dim);
+    PRAGMA(omp parallel for schedule(dynamic) collapse(2) num_threads(cpu_threads(b)))
+    for (int s = 0; s < sequences; s++)
+        for (int h = 0; h < heads; h++) {
+            int start = seq_start[s], n = seq_start[s + 1] - start;
+            backward_head w = backward_at(memory + cpu_thread() * each, max, blocks, head_dim);
+            memset(w.dk, 0, (size_t)n * w.padded * sizeof(float));
+            memset(w.dv, 0, (size_t)n * w.padded * sizeof(float));
+            for (int i = 0; i < n; i++) {
+                const float* from = row_of(qkv, start + i) + h * head_dim;
+                put_row(w.q + (size_t)i * w.padded, from, 0, head_dim, 0, operand);
+                put_row(w.k + (size_t)i * w.padded, from + channels, 0, head_dim, 0, operand);
+                put_row(w.v + (size_t)i * w.padded, from + 2 * channels, 0, head_dim, 0, operand);
+                put_transposed(w.kt, from + channels, i, head_dim, w.stride, operand);
+                put_transposed(w.vt, from + 2 * channels, i, head_dim, w.stride, operand);
+                put_row(w.dout + (size_t)i * w.padded, row_of(dout, start + i) + h * head_dim, 0,
+                        head_dim, 0, operand);
+            }
+            for (int i = 0; i < n; i++) {
+                const float* d = row_of(dout, start + i) + h * head_dim;
+                const float* o = row_of(out, start + i) + h * head_dim;
+                for (int j = 0; j < head_dim; j++) w.dq[j] = d[j] * o[j];
+                float delta = row_sum(w.dq, head_dim);
+                backward_query(&w, i, stats + ((int64_t)(start + i) * heads + h) * 2, delta, scale,
+                               operand);
+                float* to = row_of(dqkv, start + i) + h * head_dim;
+                for (int j = 0; j < head_dim; j++) to[j] = w.dq[j] * scale;
+                row_round(to, head_dim, dqkv.format);
+            }
+            for (int i = 0; i < n; i++) {
+                float* to = row_of(dqkv, start + i) + channels + h * head_dim;
+                for (int j = 0; j < head_dim; j++) {
+                    to[j] = w.dk[(size_t)i * w.padded + j] * scale;
+                    to[channels + j] = w.dv[(size_t)i * w.padded + j];
+                }
+                row_round(to, head_dim, dqkv.format);
+                row_round(to + channels, head_dim, dqkv.format);
+            }
+        }
+}
+
+void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
+                           const int* row_slot, const int* row_position) {
+    int head_dim = kv->head_dim, padded = padded_dim(head_dim), blocks = kv->pages_per_slot;
+    size_t each = query_floats(blocks, padded) / 16 * 16 + 16;
+    float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
+    PARALLEL_FOR(b)
+    for (int r = 0; r < out.rows; r++) {
+        int n = row_position[r] + 1;
+        if (n <= 0) {
+            memset(row_of(out, r), 0, out.cols * sizeof(float));
+            continue;
+        }
+        const int* pages = kv->page_table + (int64_t)row_slot[r] * kv->pages_per_slot;
+        query w = query_at(memory + cpu_thread() * each, blocks, padded);
+        for (int h = 0; h < kv->heads; h++) {
+            for (int i = 0; i <= (n - 1) / KV_PAGE; i++) {
+                w.keys[i] = kv_block(kv, layer, pages[i], h);
+                w.values[i] = w.keys[i] + block_floats(head_dim);
+            }
+            put_row(w.q, row_of(qkv, r) + h * head_dim, 0, head_dim, 0, kv->operand);
+            attend(row_of(out, r) + h * head_dim, NULL, &w, n, head_dim, kv->operand, out.format);
+        }
+    }
+}
+
+void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
+                   const int* row_position) {
+    int head_dim = kv->head_dim, channels = kv->heads * head_dim;
+    size_t each = (size_t)2 * channels;
+    float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
+    PARALLEL_FOR(b)
+    for (int r = 0; r < qkv.rows; r++) {
+        int position = row_position[r];
+        if (position < 0) continue;
+        float* kept = memory + cpu_thread() * each;
+        memcpy(kept, row_of(qkv, r) + channels, each * sizeof(float));
+        row_round(kept, 2 * channels, kv->format);
+        int page = kv->page_table[(int64_t)row_slot[r] * kv->pages_per_slot + position / KV_PAGE];
+        for (int h = 0; h < kv->heads; h++) {
+            float* block = kv_block(kv, layer, page, h);
+            const float* k = kept + h * head_dim;
+            put_transposed(block, k, position % KV_PAGE, head_dim, 0, kv->operand);
+            put_row(block + block_floats(head_dim), k + channels, position % KV_PAGE, head_dim, 0,
+                    kv->operand);
+        }
+    }
+}
+
+void ISA(kv_copy_page)(backend* b, const kv_cache* kv, int to_page, int from_page) {
+    (void)b;
+    size_t bytes = (size_t)kv->heads * 2 * block_floats(kv->head_dim) * sizeof(float);
+    for (int layer = 0; layer < kv->layers; layer++)
+        memcpy(kv_block(kv, layer, to_page, 0), kv_block(kv, layer, from_page, 0), bytes);
+}

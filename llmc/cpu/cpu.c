@@ -1,0 +1,115 @@
+// The CPU device: memory, threads, and the choice of an instruction set. Compiled once; the ops are
+// compiled for each instruction set and reached through the table that cpu_ops_* fills.
+#include "cpu.h"
+
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef struct cpu {
+    backend table;
+    cpu_context context;
+    char name[64];
+} cpu;
+
+static void* cpu_alloc(backend* b, size_t bytes, const char* what) {
+    b->allocated += bytes;
+    return xalloc(bytes, 1, what);
+}
+
+static void cpu_release(backend* b, void* p, size_t bytes) {
+    b->allocated -= bytes;
+    free(p);
+}
+
+static void cpu_copy(backend* b, void* to, const void* from, size_t bytes) {
+    (void)b;
+    memmove(to, from, bytes);
+}
+
+static void cpu_clear(backend* b, void* p, size_t bytes) {
+    (void)b;
+    memset(p, 0, bytes);
+}
+
+void* cpu_scratch(backend* b, int which, size_t bytes) {
+    struct cpu_buffer* s = &((cpu_context*)b->context)->scratch[which];
+    if (s->bytes < bytes) {
+        cpu_release(b, s->data, s->bytes);
+        s->data = cpu_alloc(b, bytes, "scratch memory of the CPU device");
+        s->bytes = bytes;
+    }
+    return s->data;
+}
+
+int cpu_threads(const backend* b) { return ((const cpu_context*)b->context)->threads; }
+
+int cpu_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static int machine_has(const char* isa) {
+#if defined(HAVE_avx2) || defined(HAVE_avx512)
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(isa, "avx2")) return avx2;
+    if (!strcmp(isa, "avx512"))
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return !strcmp(isa, "c");
+}
+
+typedef struct instruction_set {
+    const char* name;
+    void (*ops)(backend* b);
+} instruction_set;
+
+static const instruction_set SETS[] = {  // best first
+#ifdef HAVE_avx512
+    {"avx512", cpu_ops_avx512},
+#endif
+#ifdef HAVE_avx2
+    {"avx2", cpu_ops_avx2},
+#endif
+    {"c", cpu_ops_c},
+};
+
+backend* cpu_open(int threads, const char* isa) {
+    const instruction_set* set = NULL;
+    for (size_t i = 0; i < sizeof SETS / sizeof *SETS && !set; i++)
+        if ((!strcmp(isa, "auto") || !strcmp(isa, SETS[i].name)) && machine_has(SETS[i].name))
+            set = &SETS[i];
+    if (!set)
+        fatal("--isa %s: this machine or this build has no such instruction set; use auto", isa);
+#ifdef _OPENMP
+    if (threads == 0) threads = omp_get_num_procs();
+#else
+    if (threads > 1) fatal("--threads %d: this build has no OpenMP; use 1", threads);
+    threads = 1;
+#endif
+    cpu* c = xalloc(1, sizeof *c, "the CPU device");
+    c->context.threads = threads;
+    snprintf(c->name, sizeof c->name, "cpu (%s, %d thread%s)", set->name, threads,
+             threads == 1 ? "" : "s");
+    c->table.name = c->name;
+    c->table.context = &c->context;
+    c->table.alloc = cpu_alloc;
+    c->table.release = cpu_release;
+    c->table.upload = cpu_copy;
+    c->table.download = cpu_copy;
+    c->table.copy = cpu_copy;
+    c->table.clear = cpu_clear;
+    set->ops(&c->table);
+    return &c->table;
+}
+
+void cpu_close(backend* b) {
+    for (int i = 0; i < SCRATCHES; i++) free(((cpu_context*)b->context)->scratch[i].data);
+    free(b);
+}

@@ -1,0 +1,34 @@
+// GELU in its tanh form, as GPT-2 has it (Hendrycks and Gimpel, arXiv 1606.08415).
+#include "ops.h"
+
+#define SQRT_2_OVER_PI 0.7978845608f
+#define CUBIC 0.044715f
+
+void ISA(gelu_forward)(backend* b, tensor out, tensor pre) {
+    const format round = *out.format;
+    PARALLEL_FOR(b)
+    for (int r = 0; r < out.rows; r++) {
+        float* o = row_of(out, r);
+        const float* x = row_of(pre, r);
+        SIMD for (int i = 0; i < out.cols; i++) {
+            float t = num_tanhf(SQRT_2_OVER_PI * num_fma(CUBIC * x[i] * x[i], x[i], x[i]));
+            o[i] = format_round(0.5f * x[i] * (1.0f + t), &round);
+        }
+    }
+}
+
+void ISA(gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre) {
+    const format round = *dpre.format;
+    PARALLEL_FOR(b)
+    for (int r = 0; r < dpre.rows; r++) {
+        float* dx = row_of(dpre, r);
+        const float *x = row_of(pre, r), *d = row_of(dout, r);
+        SIMD for (int i = 0; i < dpre.cols; i++) {
+            float square = x[i] * x[i];
+            float t = num_tanhf(SQRT_2_OVER_PI * num_fma(CUBIC * square, x[i], x[i]));
+            float slope = SQRT_2_OVER_PI * num_fma(3.0f * CUBIC, square, 1.0f);
+            float derivative = num_fma(0.5f * x[i] * num_fma(-t, t, 1.0f), slope, 0.5f + 0.5f * t);
+            dx[i] = format_round(d[i] * derivative, &round);
+        }
+    }
+}

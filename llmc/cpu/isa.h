@@ -1,0 +1,110 @@
+// What the op files of cpu/ share. Each is compiled once an instruction set (-DISA_avx512,
+// -DISA_avx2 or -DISA_c); ISA(name) gives its functions a name of their own. Vectors come in two ways: `vf`, the machine's
+// own width, where registers are scheduled by hand (products, reductions), and `omp simd` loops over
+// the functions of numerics.h elsewhere. Lanes never mix except in row_sum and row_max, whose order is
+// that of 16 lanes whatever the machine's width: so all instruction sets give the same bits.
+#ifndef LLMC_CPU_ISA_H
+#define LLMC_CPU_ISA_H
+
+#include "../backend.h"
+#include "cpu.h"
+
+#if defined(ISA_avx512) || defined(ISA_avx2)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define PRAGMA(x) _Pragma(#x)
+#define UNROLL PRAGMA(GCC unroll 16)
+#define SIMD PRAGMA(omp simd)
+#define PARALLEL_FOR(b) PRAGMA(omp parallel for schedule(static) num_threads(cpu_threads(b)))
+
+#if defined(ISA_avx512)
+#define ISA(name) name##_avx512
+typedef __m512 vf;
+enum { VL = 16 };
+INLINE vf vf_load(const float* p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float* p, vf x) { _mm512_storeu_ps(p, x); }
+INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+#elif defined(ISA_avx2)
+#define ISA(name) name##_avx2
+typedef __m256 vf;
+enum { VL = 8 };
+INLINE vf vf_load(const float* p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float* p, vf x) { _mm256_storeu_ps(p, x); }
+INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+#else
+#define ISA(name) name##_c
+typedef float vf __attribute__((vector_size(16)));
+enum { VL = 4 };
+INLINE vf vf_load(const float* p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE void vf_store(float* p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE vf vf_set(float x) { return (vf){x, x, x, x}; }
+INLINE vf vf_fma(vf a, vf b, vf c) {
+    for (int l = 0; l < VL; l++) c[l] = num_fma(a[l], b[l], c[l]);
+    return c;
+}
+INLINE vf vf_add(vf a, vf b) { return a + b; }
+#endif
+
+INLINE float* row_of(tensor t, int64_t r) { return (float*)t.data + r * t.stride; }
+
+// The fixed tree: lane l takes x[l], x[l + 16], ... in order; then halves are added.
+INLINE float row_sum(const float* x, int n) {
+    vf sum[16 / VL];
+    int i = 0;
+    UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
+    for (; i + 16 <= n; i += 16)
+        UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_add(sum[v], vf_load(x + i + v * VL));
+    float lane[16];
+    UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(lane + v * VL, sum[v]);
+    for (int l = 0; i + l < n; l++) lane[l] += x[i + l];
+    for (int half = 8; half; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    return lane[0];
+}
+
+INLINE float row_max(const float* x, int n) {
+    float max = x[0];
+    PRAGMA(omp simd reduction(max : max))
+    for (int i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+INLINE void row_round(float* x, int n, const format* how) {
+    if (how->drop == 0) return;
+    const format f = *how;
+    SIMD for (int i = 0; i < n; i++) x[i] = format_round(x[i], &f);
+}
+
+// Whether values of `from` are unchanged by rounding to `to`.
+INLINE int format_fits(const format* from, const format* to) {
+    return to == &FORMAT_FP32 || (from == to && !to->scaled);
+}
+
+// Rounds n values to an operand of a product; fp8 with the power-of-two scale of these n.
+INLINE void operand_round(float* to, const float* from, int n, const format* how) {
+    const format f = *how;
+    float scale = 1, inverse = 1;
+    if (f.scaled) {
+        float amax = 0;
+        PRAGMA(omp simd reduction(max : amax))
+        for (int i = 0; i < n; i++) {
+            float a = float_from_bits(float_bits(from[i]) & 0x7fffffffu);
+            amax = a > amax ? a : amax;
+        }
+        scale = format_scale(amax, how);
+        inverse = 1 / scale;
+    }
+    SIMD for (int i = 0; i < n; i++) to[i] = format_round(from[i] * inverse, &f) * scale;
+}
+
+#endif

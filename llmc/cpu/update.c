@@ -1,0 +1,57 @@
+// What the optimizer does with whole parameter arrays.
+#include "ops.h"
+
+void ISA(cast)(backend* b, float* to, const float* from, size_t n, const format* how) {
+    const format f = *how;
+    PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+    for (size_t i = 0; i < n; i++) to[i] = format_round(from[i], &f);
+}
+
+void ISA(add)(backend* b, float* to, const float* from, size_t n) {
+    PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+    for (size_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+enum { CHUNK = 4096, LANES = 16 };
+
+double ISA(sum_squares)(backend* b, const float* x, size_t n) {
+    size_t chunks = (n + CHUNK - 1) / CHUNK;
+    double* sum = cpu_scratch(b, SCRATCH_ROWS, chunks * sizeof(double));
+    PARALLEL_FOR(b)
+    for (size_t c = 0; c < chunks; c++) {
+        size_t i = c * CHUNK, end = i + CHUNK < n ? i + CHUNK : n;
+        double lane[LANES] = {0};
+        for (; i + LANES <= end; i += LANES)
+            SIMD for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * x[i + l];
+        for (int l = 0; i + l < end; l++) lane[l] += (double)x[i + l] * x[i + l];
+        for (int half = LANES / 2; half; half /= 2)
+            for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+        sum[c] = lane[0];
+    }
+    double total = 0;
+    for (size_t c = 0; c < chunks; c++) total += sum[c];
+    return total;
+}
+
+void ISA(adamw)(backend* b, float* w, float* m, float* v, const float* g, size_t n, size_t first,
+                const adamw_step* how) {
+    const adamw_step h = *how;
+    const float keep1 = 1.0f - h.beta1, keep2 = 1.0f - h.beta2;
+    PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+    for (size_t i = 0; i < n; i++) {
+        float d = g[i] * h.gradient_scale;
+        m[i] = num_fma(h.beta1, m[i], keep1 * d);
+        v[i] = num_fma(h.beta2, v[i], keep2 * d * d);
+        float step = (m[i] / h.correction1) /
+                     (__builtin_sqrtf(v[i] / h.correction2) + h.eps);
+        w[i] = num_fma(-h.lr, num_fma(h.weight_decay, w[i], step), w[i]);
+    }
+    if (h.format == &FORMAT_FP32) return;
+    PARALLEL_FOR(b)
+    for (size_t i = 0; i < n; i++) {
+        uint32_t random[4];
+        random_at(random, h.seed, STREAM_ROUND, h.step, (uint32_t)((first + i) >> 32),
+                  (uint32_t)(first + i));
+        w[i] = format_round_stochastic(w[i], h.format, random[0]);
+    }
+}

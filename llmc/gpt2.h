@@ -1,0 +1,136 @@
+// gpt2: the model: configuration, parameters, forward, backward; device-neutral. (GPT-2: Radford et
+// al. 2019; pre-norm transformer, learned positions, tanh-GELU, head tied to the embedding.)
+//
+// The parameters are fp32 (or rounded, without master weights). What products read is a gpt2_weights:
+// the parameters rounded and packed for one precision. The trainer has one, the sampler another, a
+// reference model a third; equal precisions made from equal parameters give equal bits.
+#ifndef LLMC_GPT2_H
+#define LLMC_GPT2_H
+
+#include "backend.h"
+#include "common.h"
+#include "numerics.h"
+
+LLMC_BEGIN
+
+// What is rounded to what: a row of the numerics contract's table N3.
+typedef struct precision {
+    const format* linear;           // operands of the blocks' matrix products
+    const format* linear_backward;  // operands of their backward products
+    const format* product;          // operands of attention's and the head's products
+    const format* store;            // whatever else an op writes, and all other weights
+    const format* logits;
+} precision;
+
+precision precision_of(const format* dtype, const format* logits);
+
+typedef struct gpt2_config {
+    int context;   // longest sequence
+    int vocab;     // tokens
+    int layers, heads, channels;
+} gpt2_config;
+
+// Fatal, in one sentence, for a shape that cannot be.
+void gpt2_check(const gpt2_config* c);
+
+// The parameter arrays, in llm.c's order. V vocab, T context, L layers, C channels.
+typedef struct gpt2_params {
+    float* wte;       // (V, C)
+    float* wpe;       // (T, C)
+    float* ln1w;      // (L, C)
+    float* ln1b;      // (L, C)
+    float* qkvw;      // (L, 3C, C)
+    float* qkvb;      // (L, 3C)
+    float* attprojw;  // (L, C, C)
+    float* attprojb;  // (L, C)
+    float* ln2w;      // (L, C)
+    float* ln2b;      // (L, C)
+    float* fcw;       // (L, 4C, C)
+    float* fcb;       // (L, 4C)
+    float* fcprojw;   // (L, C, 4C)
+    float* fcprojb;   // (L, C)
+    float* lnfw;      // (C)
+    float* lnfb;      // (C)
+} gpt2_params;
+enum { GPT2_TENSORS = 16 };
+
+typedef struct gpt2_tensor {
+    const char* name;
+    size_t count, offset;  // elements; offset from the first parameter
+    int matrix;            // weight decay applies
+} gpt2_tensor;
+
+// Fills in the table of tensors; returns the number of parameters.
+size_t gpt2_tensors(const gpt2_config* c, gpt2_tensor table[GPT2_TENSORS]);
+// Pointers into one array of all parameters.
+gpt2_params gpt2_params_at(const gpt2_config* c, float* memory);
+
+// GPT-2's initialisation into a host array of all parameters: normal with deviation 0.02, residual
+// projections 0.02 / sqrt(2 L), gains 1, biases 0.
+void gpt2_init(const gpt2_config* c, float* parameters, uint64_t seed);
+
+// The parameters made ready for a precision.
+typedef struct gpt2_weights {
+    backend* b;
+    gpt2_config config;
+    precision precision;
+    gpt2_params p;      // embeddings, norms, biases, rounded to precision.store (matrices NULL)
+    float* rounded;     // the memory behind p
+    size_t rounded_bytes;
+    prepared **qkv, **attproj, **fc, **fcproj;  // (L) each
+    prepared* head;
+    size_t bytes;  // device memory held
+} gpt2_weights;
+
+gpt2_weights* gpt2_weights_create(backend* b, const gpt2_config* c, precision p);
+// Rounds and packs `parameters` (device, fp32): what products read from now on. backward needs them
+// unchanged until then.
+void gpt2_weights_sync(gpt2_weights* w, const float* parameters);
+void gpt2_weights_free(gpt2_weights* w);
+
+// A packed batch: the tokens of all sequences one after another, and the rows at which the head is
+// asked for the next token. Device arrays.
+typedef struct gpt2_batch {
+    int tokens, sequences, targets;
+    int *token, *position;  // (tokens)
+    int* seq_start;         // (sequences + 1)
+    int *row, *target;      // (targets)
+    uint32_t* keep;         // (targets, ceil(V / 32)), or NULL: what the head normalises over
+} gpt2_batch;
+
+// Activations of one micro-batch: of every layer where backward follows, of one layer in turn where
+// none does.
+typedef struct gpt2_acts {
+    backend* b;
+    gpt2_config config;
+    int capacity;  // tokens
+    int layers;    // layers kept: config.layers, or 1
+    float* memory;
+    size_t bytes;
+} gpt2_acts;
+
+gpt2_acts* gpt2_acts_create(backend* b, const gpt2_config* c, int tokens, int layers);
+void gpt2_acts_free(gpt2_acts* a);
+size_t gpt2_acts_bytes(const gpt2_config* c, int tokens, int layers);
+
+// Gradients of all parameters, (parameters), and the embedding's share as a lookup, (V, C), apart:
+// the two sums of the tied embedding would leave traces of the micro-batches in one another.
+typedef struct gpt2_gradients {
+    float *all, *lookup;
+} gpt2_gradients;
+
+// Log-probabilities (targets) and, unless NULL, entropies (targets) of the batch; keeps what
+// backward needs in `a`.
+void gpt2_forward(const gpt2_weights* w, gpt2_acts* a, const gpt2_batch* batch,
+                  float inverse_temperature, float* logp, float* entropy);
+// Adds sum_t coef[t] * d(-log p[t]) to the gradients, for the batch of the last gpt2_forward.
+void gpt2_backward(const gpt2_weights* w, gpt2_acts* a, const gpt2_batch* batch,
+                   float inverse_temperature, const float* coef, gpt2_gradients g);
+
+// Rows through the model over a KV cache: row r is token[r] of slot slot[r] at position[r] (-1: an
+// idle row). Returns the normed output, (rows, C), valid until the next call on `a`.
+tensor gpt2_forward_cached(const gpt2_weights* w, gpt2_acts* a, const kv_cache* kv, int rows,
+                           const int* token, const int* slot, const int* position);
+
+LLMC_END
+#endif

@@ -1,0 +1,293 @@
+// log.jsonl: one object a line. `phase` says what it is about. Every line has `step` and `time`
+// (seconds since the start of the run, to the millisecond); a number that is not finite is null.
+//
+//   phase     the other keys
+//   warmup    loss, lr, grad_norm, tokens_per_s
+//   rollout   reward, reward_std, response_length (mean, tokens), truncated (fraction of
+//             completions), zero_std_groups (fraction of groups), entropy (nats a token), tokens,
+//             prefill_tokens, occupancy (mean share of busy slots), tokens_per_s
+//   numerics  the metrics of mismatch.c before the first update of the step; null where the
+//             sampler's weights are older
+//   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before
+//             clipping), skipped (1: not finite, no update), tokens_per_s, the metrics of
+//             mismatch.c, masked and corrective (fractions of tokens)
+//   eval      greedy, pass1, passk (fractions of prompts), k, prompts, response_length
+//
+// samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
+// completion (text), reward, advantage.
+//
+// The idea: a line grows in memory and goes to the file in one unbuffered write. Nothing that ends
+// the program halfway through a line, fatal() included, can leave a part of it.
+#define _GNU_SOURCE
+#include "log.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+typedef struct line {
+    char* text;  // not ended by a 0
+    size_t bytes, capacity;
+} line;
+
+struct run_log {
+    FILE *log, *samples;  // NULL: no files
+    char *log_path, *sample_path;
+    line entry;            // the object between log_begin and log_end
+    double start;          // clock_seconds() when the run began, had it never been interrupted
+    int terminal;          // stdout is one
+    int progress;          // a progress line stands on it
+    double progress_time;  // clock_seconds() of the last one
+};
+
+// ------------------------------------------------------------------------------------------------
+// JSON
+
+static void line_add(line* s, const char* text, size_t bytes) {
+    if (s->bytes + bytes > s->capacity) {
+        size_t capacity = 2 * (s->bytes + bytes) + 512;
+        char* larger = xalloc(capacity, 1, "a line of the log");
+        if (s->bytes) memcpy(larger, s->text, s->bytes);
+        free(s->text);
+        s->text = larger;
+        s->capacity = capacity;
+    }
+    memcpy(s->text + s->bytes, text, bytes);
+    s->bytes += bytes;
+}
+
+static void line_text(line* s, const char* text) { line_add(s, text, strlen(text)); }
+
+static void line_number(line* s, double x) {
+    char text[32] = "null";
+    if (isfinite(x)) number_text(x, text);
+    line_text(s, text);
+}
+
+// Bytes of the UTF-8 character at `s`, or 0 if there is none.
+static size_t utf8_length(const char* s) {
+    const unsigned char* u = (const unsigned char*)s;
+    if (u[0] < 0x80) return 1;
+    if (u[0] < 0xc0 || u[0] > 0xf7) return 0;
+    size_t n = u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3 : 4;
+    unsigned code = u[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if ((u[i] & 0xc0) != 0x80) return 0;
+        code = code << 6 | (u[i] & 0x3fu);
+    }
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000};
+    int surrogate = code >= 0xd800 && code <= 0xdfff;
+    return code < least[n] || code > 0x10ffff || surrogate ? 0 : n;
+}
+
+static void line_string(line* s, const char* text) {
+    line_text(s, "\"");
+    while (*text) {
+        size_t bytes = utf8_length(text);
+        unsigned char c = (unsigned char)*text;
+        char escape[8];
+        if (!bytes) {
+            line_text(s, "\\ufffd");
+            bytes = 1;
+        } else if (c == '"' || c == '\\') {
+            line_add(s, (char[]){'\\', (char)c}, 2);
+        } else if (c == '\n') {
+            line_text(s, "\\n");
+        } else if (c < ' ') {
+            snprintf(escape, sizeof escape, "\\u%04x", c);
+            line_text(s, escape);
+        } else {
+            line_add(s, text, bytes);
+        }
+        text += bytes;
+    }
+    line_text(s, "\"");
+}
+
+// ,"key":
+static void line_key(line* s, const char* key) {
+    line_text(s, s->bytes > 1 ? "," : "");
+    line_string(s, key);
+    line_text(s, ":");
+}
+
+static void line_field(line* s, const char* key, double x) {
+    line_key(s, key);
+    line_number(s, x);
+}
+
+static void line_begin(line* s) {
+    s->bytes = 0;
+    line_text(s, "{");
+}
+
+static void line_end(line* s, FILE* f, const char* path) {
+    line_text(s, "}\n");
+    if (f) file_write(f, s->text, s->bytes, path);
+}
+
+// ------------------------------------------------------------------------------------------------
+// The files
+
+static char* log_path(const char* directory) { return xprintf("%s/log.jsonl", directory); }
+static char* sample_path(const char* directory) { return xprintf("%s/samples.jsonl", directory); }
+
+static FILE* open_unbuffered(const char* path) {
+    FILE* f = file_open(path, "a");
+    setvbuf(f, NULL, _IONBF, 0);
+    return f;
+}
+
+run_log* log_open(const char* directory, double elapsed) {
+    run_log* l = xalloc(1, sizeof *l, "the log");
+    l->start = clock_seconds() - elapsed;
+    l->terminal = isatty(STDOUT_FILENO);
+    l->progress_time = -1;
+    if (!*directory) return l;
+    dir_create(directory);
+    l->log_path = log_path(directory);
+    l->sample_path = sample_path(directory);
+    l->log = open_unbuffered(l->log_path);
+    l->samples = open_unbuffered(l->sample_path);
+    return l;
+}
+
+double log_elapsed(const run_log* l) { return clock_seconds() - l->start; }
+
+void log_begin(run_log* l, const char* phase, int step) {
+    line_begin(&l->entry);
+    line_key(&l->entry, "phase");
+    line_string(&l->entry, phase);
+    log_number(l, "step", step);
+    char time[32];
+    snprintf(time, sizeof time, "%.3f", log_elapsed(l));
+    line_key(&l->entry, "time");
+    line_text(&l->entry, time);
+}
+
+void log_number(run_log* l, const char* key, double value) { line_field(&l->entry, key, value); }
+
+void log_end(run_log* l) { line_end(&l->entry, l->log, l->log_path); }
+
+void log_sample(run_log* l, int step, int index, const char* prompt, const char* completion,
+                double reward, double advantage) {
+    line s = {NULL, 0, 0};
+    line_begin(&s);
+    line_field(&s, "step", step);
+    line_field(&s, "index", index);
+    line_key(&s, "prompt");
+    line_string(&s, prompt);
+    line_key(&s, "completion");
+    line_string(&s, completion);
+    line_field(&s, "reward", reward);
+    line_field(&s, "advantage", advantage);
+    line_end(&s, l->samples, l->sample_path);
+    free(s.text);
+}
+
+static int64_t durable_size(FILE* f, const char* path) {
+    if (!f) return 0;
+    if (fsync(fileno(f))) fatal("cannot write %s: %s; free some space", path, strerror(errno));
+    return file_size(path);
+}
+
+void log_position(run_log* l, int64_t* log_bytes, int64_t* sample_bytes) {
+    *log_bytes = durable_size(l->log, l->log_path);
+    *sample_bytes = durable_size(l->samples, l->sample_path);
+}
+
+void log_cut(const char* directory, int64_t log_bytes, int64_t sample_bytes) {
+    char* const path[] = {log_path(directory), sample_path(directory)};
+    const int64_t bytes[] = {log_bytes, sample_bytes};
+    for (int i = 0; i < 2; i++) {  // both are judged before one is touched
+        int64_t size = file_size(path[i]);
+        if (size < 0 ? bytes[i] > 0 : size < bytes[i])
+            fatal("%s has %lld bytes where the checkpoint expects %lld; it was altered or removed",
+                  path[i], (long long)(size < 0 ? 0 : size), (long long)bytes[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (file_size(path[i]) > bytes[i] && truncate(path[i], bytes[i]))
+            fatal("cannot cut %s back: %s", path[i], strerror(errno));
+        free(path[i]);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// The console
+
+static void progress_wipe(run_log* l) {
+    if (l->progress) printf("\r\033[K");
+    l->progress = 0;
+}
+
+void log_print(run_log* l, const char* format, ...) {
+    progress_wipe(l);
+    va_list args;
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n");
+    fflush(stdout);
+}
+
+// " · 41,200 tokens/s", or "".
+static char* speed_text(double tokens_per_s) {
+    if (!(tokens_per_s >= 0 && tokens_per_s < 1e15)) return xprintf("%s", "");
+    char digits[32], grouped[48];
+    int n = snprintf(digits, sizeof digits, "%.0f", tokens_per_s), out = 0;
+    for (int i = 0; i < n; i++) {
+        if (i && (n - i) % 3 == 0) grouped[out++] = ',';
+        grouped[out++] = digits[i];
+    }
+    return xprintf(" · %.*s tokens/s", out, grouped);
+}
+
+// " · 12 s left", " · 1:23 left", " · 2:01:23 left", or "".
+static char* left_text(double seconds) {
+    if (!(seconds >= 0 && seconds < 1e9)) return xprintf("%s", "");
+    int s = (int)ceil(seconds);
+    if (s < 60) return xprintf(" · %d s left", s);
+    if (s < 3600) return xprintf(" · %d:%02d left", s / 60, s % 60);
+    return xprintf(" · %d:%02d:%02d left", s / 3600, s / 60 % 60, s % 60);
+}
+
+// Bytes of the longest part of `text` that takes at most `columns` columns.
+static size_t fitting_bytes(const char* text, int columns) {
+    size_t i = 0;
+    for (; text[i]; i++)
+        if (((unsigned char)text[i] & 0xc0) != 0x80 && columns-- == 0) break;
+    return i;
+}
+
+void log_progress(run_log* l, const char* what, double fraction, double tokens_per_s,
+                  double seconds_left) {
+    double now = clock_seconds();
+    if (!l->terminal || now - l->progress_time < 0.1) return;
+    l->progress_time = now;
+    l->progress = 1;
+    struct winsize window = {0, 0, 0, 0};
+    int columns = ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) || !window.ws_col ? 80 : window.ws_col;
+    char *speed = speed_text(tokens_per_s), *left = left_text(seconds_left);
+    char* text = xprintf("%s  %.0f %%%s%s", what, 100 * fraction, speed, left);
+    // The last column stays free: a cursor beyond it would wrap.
+    printf("\r\033[K%.*s", (int)fitting_bytes(text, columns - 1), text);
+    fflush(stdout);
+    free(text);
+    free(speed);
+    free(left);
+}
+
+void log_close(run_log* l) {
+    progress_wipe(l);
+    fflush(stdout);
+    if (l->log) file_close(l->log, l->log_path);
+    if (l->samples) file_close(l->samples, l->sample_path);
+    free(l->log_path);
+    free(l->sample_path);
+    free(l->entry.text);
+    free(l);
+}

@@ -1,0 +1,104 @@
+// AdamW: Loshchilov and Hutter, arXiv 1711.05101; weight decay on matrices alone. Loss scaling:
+// Micikevicius et al., arXiv 1710.03740: the scale halves after a non-finite gradient and doubles after
+// SCALE_INTERVAL clean steps.
+#include "optimizer.h"
+
+#include <math.h>  // sqrt, INFINITY
+#include <stdlib.h>
+
+const char* const SCHEDULE_NAMES[] = {"constant", "linear", "cosine", NULL};
+
+enum { SCALE_INTERVAL = 200 };
+static const double FIRST_SCALE = 65536, LARGEST_SCALE = 0x1p24, SMALLEST_SCALE = 1;
+
+double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total) {
+    if (step < warmup) return lr * (step + 1) / warmup;
+    if (kind == SCHEDULE_CONSTANT || total <= warmup) return lr;
+    double done = (double)(step - warmup) / (total - warmup);
+    if (kind == SCHEDULE_LINEAR) return lr * (1 - done);
+    return lr * 0.5 * (1 + num_cospi(done));
+}
+
+optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimizer_config* config) {
+    optimizer* o = xalloc(1, sizeof *o, "the optimizer");
+    gpt2_tensor table[GPT2_TENSORS];
+    o->b = b;
+    o->model = *model;
+    o->config = *config;
+    o->count = gpt2_tensors(model, table);
+    o->state.loss_scale = config->loss_scaling ? FIRST_SCALE : 1;
+    size_t before = b->allocated, bytes = o->count * sizeof(float);
+    o->m = b->alloc(b, bytes, "optimizer moments");
+    o->v = b->alloc(b, bytes, "optimizer moments");
+    o->gradients.all = b->alloc(b, bytes, "gradients");
+    o->gradients.lookup = b->alloc(b, table[0].count * sizeof(float), "gradients");
+    o->bytes = b->allocated - before;
+    return o;
+}
+
+void optimizer_free(optimizer* o) {
+    backend* b = o->b;
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t bytes = o->count * sizeof(float);
+    gpt2_tensors(&o->model, table);
+    b->release(b, o->m, bytes);
+    b->release(b, o->v, bytes);
+    b->release(b, o->gradients.all, bytes);
+    b->release(b, o->gradients.lookup, table[0].count * sizeof(float));
+    free(o);
+}
+
+void optimizer_clear_gradients(optimizer* o) {
+    gpt2_tensor table[GPT2_TENSORS];
+    gpt2_tensors(&o->model, table);
+    o->b->clear(o->b, o->gradients.all, o->count * sizeof(float));
+    o->b->clear(o->b, o->gradients.lookup, table[0].count * sizeof(float));
+}
+
+// The scale of the next step, from whether this one was finite.
+static void update_scale(optimizer* o, int finite) {
+    optimizer_state* s = &o->state;
+    s->skipped_in_row = finite ? 0 : s->skipped_in_row + 1;
+    s->clean = finite ? s->clean + 1 : 0;
+    if (!o->config.loss_scaling) return;
+    if (!finite && s->loss_scale > SMALLEST_SCALE) s->loss_scale /= 2;
+    if (s->clean == SCALE_INTERVAL) {
+        if (s->loss_scale < LARGEST_SCALE) s->loss_scale *= 2;
+        s->clean = 0;
+    }
+}
+
+optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
+    backend* b = o->b;
+    optimizer_state* s = &o->state;
+    gpt2_tensor table[GPT2_TENSORS];
+    gpt2_tensors(&o->model, table);
+    // The tied embedding: its gradient as the head's weight and as a lookup meet here, once.
+    b->add(b, o->gradients.all, o->gradients.lookup, table[0].count);
+    double scale = s->loss_scale;
+    double norm = sqrt(b->sum_squares(b, o->gradients.all, o->count)) / scale;
+    int finite = norm - norm == 0;
+    s->attempts++;
+    update_scale(o, finite);
+    if (!finite) {
+        if (s->skipped_in_row >= OPTIMIZER_PATIENCE)
+            fatal("the gradient was not finite %d steps in a row: the run has diverged; lower --lr "
+                  "or choose a wider --train-dtype", s->skipped_in_row);
+        return (optimizer_result){INFINITY, 1};
+    }
+    s->updates++;
+    adamw_step how = {.lr = (float)lr, .beta1 = (float)o->config.beta1,
+                      .beta2 = (float)o->config.beta2, .eps = (float)o->config.eps,
+                      .correction1 = (float)(1 - num_powi(o->config.beta1, s->updates)),
+                      .correction2 = (float)(1 - num_powi(o->config.beta2, s->updates)),
+                      .gradient_scale = (float)((norm > o->config.clip ? o->config.clip / norm : 1) / scale),
+                      .format = o->config.format, .seed = o->config.seed,
+                      .step = (uint32_t)s->attempts};
+    for (int i = 0; i < GPT2_TENSORS; i++) {
+        size_t at = table[i].offset;
+        how.weight_decay = table[i].matrix ? (float)o->config.weight_decay : 0;
+        b->adamw(b, parameters + at, o->m + at, o->v + at, o->gradients.all + at, table[i].count,
+                 at, &how);
+    }
+    return (optimizer_result){norm, 0};
+}

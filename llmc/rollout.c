@@ -1,0 +1,350 @@
+// The sampler's loop. Device state: for each slot its next input token, its position, its sequence and
+// how many tokens it may still sample; backend.sample advances it. The host looks in every few steps:
+// it frees the pages of finished sequences, closes the gaps so that the busy slots are the first ones,
+// and starts the next sequences.
+//
+// Pages: a prompt is prefilled once. Its full pages are shared by the sequences of its group, its last,
+// partly filled page is copied for each of them, and the model's output at its last token is kept: from
+// it each sequence draws its first token. Every sequence gets all the pages it can need at its start, so
+// that no step needs the host.
+#include "rollout.h"
+
+#include <stdlib.h>
+
+enum { STEPS_BETWEEN_LOOKS = 4 };
+
+batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words) {
+    batch* d = xalloc(1, sizeof *d, "a batch");
+    size_t n = (size_t)capacity, places = n * max_new;
+    d->capacity = capacity;
+    d->max_prompt = max_prompt;
+    d->max_new = max_new;
+    d->keep_words = keep_words;
+    d->prompt = xalloc(n * max_prompt, sizeof(int), "prompts");
+    d->prompt_length = xalloc(n, sizeof(int), "prompts");
+    d->token = xalloc(places, sizeof(int), "completions");
+    d->length = xalloc(n, sizeof(int), "completions");
+    d->log_mu = xalloc(5 * places, sizeof(float), "log-probabilities");
+    d->entropy = d->log_mu + places;
+    d->log_pi = d->entropy + places;
+    d->anchor = d->log_pi + places;
+    d->log_ref = d->anchor + places;
+    if (keep_words) d->keep = xalloc(places * keep_words, sizeof(uint32_t), "keep sets");
+    d->reward = xalloc(2 * n, sizeof(float), "rewards");
+    d->advantage = d->reward + n;
+    return d;
+}
+
+void batch_free(batch* d) {
+    free(d->prompt);
+    free(d->prompt_length);
+    free(d->token);
+    free(d->length);
+    free(d->log_mu);
+    free(d->keep);
+    free(d->reward);
+    free(d);
+}
+
+int batch_flatten(const batch* d, const float* from, int first, int count, float* to) {
+    int n = 0;
+    for (int s = first; s < first + count; s++) {
+        memcpy(to + n, from + (size_t)s * d->max_new, d->length[s] * sizeof(float));
+        n += d->length[s];
+    }
+    return n;
+}
+
+struct rollout {
+    backend* b;
+    gpt2_weights* weights;
+    gpt2_acts* acts;
+    kv_cache kv;
+    size_t kv_bytes;
+    int slot_count, max_prompt, max_new, capacity, rows;  // rows: of one pass
+    int end_token, keep_words;
+
+    // device
+    slot_state slot;
+    int *identity;                                  // (rows) 0, 1, 2, ...
+    int *row_token, *row_slot, *row_position;       // (rows) of a prefill
+    float* prompt_output;                           // (capacity, C) at each prompt's last token
+    float* first_rows;                              // (slots, C) of these, for new sequences
+    int* page_table;                                // (slots + capacity, pages_per_slot)
+    size_t ints, floats, keep_bytes, table_ints;    // sizes of the arrays above
+
+    // host
+    int *token, *position, *sequence, *left;  // (slots) mirrors
+    int* list;                                // (3 * rows) to upload
+    int* table;                               // mirror of page_table
+    int *free_page, free_pages;               // stack
+    int* references;                          // (pages)
+    int busy;                                 // slots in use: 0 .. busy-1
+    int next;                                 // next sequence to start
+    int prefilled;                            // prompts 0 .. prefilled-1 have been
+    batch* d;
+    sampling how;
+    rollout_stats stats;
+};
+
+static int pages_for(int positions) { return (positions + KV_PAGE - 1) / KV_PAGE; }
+
+rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const format* kv, int slots,
+                        int max_prompt, int max_new, int capacity, int keep_words, int end_token) {
+    rollout* r = xalloc(1, sizeof *r, "the sampler");
+    if (slots > capacity) slots = capacity;
+    r->b = b;
+    r->slot_count = slots;
+    r->max_prompt = max_prompt;
+    r->max_new = max_new;
+    r->capacity = capacity;
+    r->end_token = end_token;
+    r->keep_words = keep_words;
+    r->rows = slots > max_prompt ? slots : max_prompt;
+    if (r->rows < 256) r->rows = 256;  // wide enough for products at prefill
+    r->weights = gpt2_weights_create(b, c, p);
+    r->acts = gpt2_acts_create(b, c, r->rows, 1);
+
+    kv_cache* k = &r->kv;
+    k->layers = c->layers;
+    k->heads = c->heads;
+    k->head_dim = c->channels / c->heads;
+    k->pages_per_slot = pages_for(max_prompt + max_new);
+    k->pages = slots * k->pages_per_slot + (slots + 1) * pages_for(max_prompt);
+    k->format = kv;
+    k->operand = p.product;
+    size_t padded = (k->head_dim + 15) / 16 * 16;
+    r->kv_bytes = (size_t)k->layers * k->pages * k->heads * padded * 2 * KV_PAGE * sizeof(float);
+    k->data = b->alloc(b, r->kv_bytes, "the KV cache; lower --slots");
+    r->table_ints = (size_t)(slots + capacity) * k->pages_per_slot;
+    r->page_table = b->alloc(b, r->table_ints * sizeof(int), "the page table");
+    k->page_table = r->page_table;
+
+    size_t places = (size_t)capacity * max_new;
+    r->ints = 4 * (size_t)slots + 4 * (size_t)r->rows + capacity + places;
+    int* i = b->alloc(b, r->ints * sizeof(int), "slots");
+    r->slot.token = i;
+    r->slot.position = i + slots;
+    r->slot.sequence = i + 2 * slots;
+    r->slot.left = i + 3 * slots;
+    r->identity = i + 4 * slots;
+    r->row_token = r->identity + r->rows;
+    r->row_slot = r->row_token + r->rows;
+    r->row_position = r->row_slot + r->rows;
+    r->slot.length = r->row_position + r->rows;
+    r->slot.out_token = r->slot.length + capacity;
+    r->floats = 2 * places + (size_t)(capacity + slots) * c->channels;
+    r->slot.out_logp = b->alloc(b, r->floats * sizeof(float), "completions");
+    r->slot.out_entropy = r->slot.out_logp + places;
+    r->prompt_output = r->slot.out_entropy + places;
+    r->first_rows = r->prompt_output + (size_t)capacity * c->channels;
+    r->keep_bytes = places * keep_words * sizeof(uint32_t);
+    if (keep_words) r->slot.out_keep = b->alloc(b, r->keep_bytes, "keep sets");
+    r->slot.max_new = max_new;
+    r->slot.keep_words = keep_words;
+    r->slot.end_token = end_token;
+
+    r->token = xalloc(4 * (size_t)slots, sizeof(int), "slots");
+    r->position = r->token + slots;
+    r->sequence = r->token + 2 * slots;
+    r->left = r->token + 3 * slots;
+    r->list = xalloc(3 * (size_t)r->rows, sizeof(int), "rows");
+    r->table = xalloc(r->table_ints, sizeof(int), "the page table");
+    r->free_page = xalloc(k->pages, sizeof(int), "pages");
+    r->references = xalloc(k->pages, sizeof(int), "pages");
+    for (int n = 0; n < r->rows; n++) r->list[n] = n;
+    b->upload(b, r->identity, r->list, r->rows * sizeof(int));
+    return r;
+}
+
+void rollout_free(rollout* r) {
+    backend* b = r->b;
+    gpt2_weights_free(r->weights);
+    gpt2_acts_free(r->acts);
+    b->release(b, r->kv.data, r->kv_bytes);
+    b->release(b, r->page_table, r->table_ints * sizeof(int));
+    b->release(b, r->slot.token, r->ints * sizeof(int));
+    b->release(b, r->slot.out_logp, r->floats * sizeof(float));
+    if (r->slot.out_keep) b->release(b, r->slot.out_keep, r->keep_bytes);
+    free(r->token);
+    free(r->list);
+    free(r->table);
+    free(r->free_page);
+    free(r->references);
+    free(r);
+}
+
+void rollout_sync(rollout* r, const float* parameters) {
+    gpt2_weights_sync(r->weights, parameters);
+}
+
+const gpt2_weights* rollout_weights(const rollout* r) { return r->weights; }
+size_t rollout_cache_bytes(const rollout* r) { return r->kv_bytes; }
+
+// ---------------------------------------------------------------------------------------------
+// Pages
+
+static int page_take(rollout* r) {
+    int page = r->free_page[--r->free_pages];
+    r->references[page] = 1;
+    return page;
+}
+
+static void page_drop(rollout* r, int page) {
+    if (--r->references[page] == 0) r->free_page[r->free_pages++] = page;
+}
+
+static int* slot_pages(rollout* r, int slot) { return r->table + (size_t)slot * r->kv.pages_per_slot; }
+static int* prompt_pages(rollout* r, int prompt) { return slot_pages(r, r->slot_count + prompt); }
+
+static void sequence_pages(rollout* r, int slot, int prompt) {
+    int length = r->d->prompt_length[prompt], full = length / KV_PAGE;
+    int *pages = slot_pages(r, slot), *shared = prompt_pages(r, prompt);
+    for (int i = 0; i < full; i++) {
+        pages[i] = shared[i];
+        r->references[shared[i]]++;
+    }
+    for (int i = full; i < pages_for(length + r->max_new); i++) pages[i] = page_take(r);
+    if (length % KV_PAGE) r->b->kv_copy_page(r->b, &r->kv, pages[full], shared[full]);
+}
+
+static void drop_all(rollout* r, const int* pages, int positions) {
+    for (int i = 0; i < pages_for(positions); i++) page_drop(r, pages[i]);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The host's look at the slots
+
+static void upload_slots(rollout* r) {
+    r->b->upload(r->b, r->slot.token, r->token, 4 * (size_t)r->slot_count * sizeof(int));
+    r->b->upload(r->b, r->page_table, r->table, r->table_ints * sizeof(int));
+}
+
+static void retire_finished(rollout* r) {
+    r->b->download(r->b, r->token, r->slot.token, 4 * (size_t)r->slot_count * sizeof(int));
+    int kept = 0, width = r->kv.pages_per_slot;
+    for (int i = 0; i < r->busy; i++) {
+        if (r->position[i] < 0) {
+            int prompt = r->sequence[i] / r->d->group;
+            drop_all(r, slot_pages(r, i), r->d->prompt_length[prompt] + r->max_new);
+            continue;
+        }
+        r->token[kept] = r->token[i];
+        r->position[kept] = r->position[i];
+        r->sequence[kept] = r->sequence[i];
+        r->left[kept] = r->left[i];
+        memmove(slot_pages(r, kept), slot_pages(r, i), width * sizeof(int));
+        kept++;
+    }
+    r->busy = kept;
+}
+
+// Prompts prefilled .. last-1 through the model, as many at a time as there are rows.
+static void prefill(rollout* r, int last) {
+    backend* b = r->b;
+    size_t C = r->weights->config.channels;
+    while (r->prefilled < last) {
+        int rows = 0, first = r->prefilled;
+        int *token = r->list, *slot = token + r->rows, *position = slot + r->rows;
+        while (r->prefilled < last && rows + r->d->prompt_length[r->prefilled] <= r->rows) {
+            int p = r->prefilled++, length = r->d->prompt_length[p];
+            for (int i = 0; i < pages_for(length); i++) prompt_pages(r, p)[i] = page_take(r);
+            for (int i = 0; i < length; i++, rows++) {
+                token[rows] = r->d->prompt[(size_t)p * r->d->max_prompt + i];
+                slot[rows] = r->slot_count + p;
+                position[rows] = i;
+            }
+        }
+        b->upload(b, r->page_table, r->table, r->table_ints * sizeof(int));
+        b->upload(b, r->row_token, token, 3 * (size_t)r->rows * sizeof(int));
+        tensor x = gpt2_forward_cached(r->weights, r->acts, &r->kv, rows, r->row_token,
+                                       r->row_slot, r->row_position);
+        for (int p = first, row = -1; p < r->prefilled; p++) {
+            row += r->d->prompt_length[p];
+            b->copy(b, r->prompt_output + p * C, (float*)x.data + row * x.stride,
+                    C * sizeof(float));
+        }
+        r->stats.prefill_tokens += rows;
+    }
+}
+
+static void draw_tokens(rollout* r, tensor x, const int* row_slot, int n) {
+    r->b->sample(r->b, &r->slot, x, row_slot, n, r->weights->head, r->weights->precision.logits,
+                 &r->how);
+}
+
+// The next sequences into the free slots, their first tokens from the prompts' outputs.
+static void start_sequences(rollout* r) {
+    backend* b = r->b;
+    batch* d = r->d;
+    int started = d->sequences - r->next, C = r->weights->config.channels;
+    if (started > r->slot_count - r->busy) started = r->slot_count - r->busy;
+    if (started == 0) {
+        upload_slots(r);
+        return;
+    }
+    prefill(r, (r->next + started - 1) / d->group + 1);
+    for (int i = 0; i < started; i++) {
+        int s = r->next++, slot = r->busy++, prompt = s / d->group;
+        sequence_pages(r, slot, prompt);
+        r->sequence[slot] = s;
+        r->position[slot] = d->prompt_length[prompt] - 1;
+        r->left[slot] = r->max_new;
+        r->list[i] = prompt;
+        r->list[r->rows + i] = slot;
+        if (r->next % d->group == 0)  // the prompt's last sequence: it needs its pages no longer
+            drop_all(r, prompt_pages(r, prompt), d->prompt_length[prompt]);
+    }
+    upload_slots(r);
+    b->upload(b, r->row_token, r->list, 2 * (size_t)r->rows * sizeof(int));
+    tensor outputs = {r->prompt_output, d->prompts, C, C, r->weights->precision.store};
+    tensor x = {r->first_rows, started, C, C, r->weights->precision.store};
+    b->gather_rows(b, x, outputs, r->row_token);
+    draw_tokens(r, x, r->row_slot, started);
+}
+
+void rollout_begin(rollout* r, batch* d, const sampling* how) {
+    d->sequences = d->prompts * d->group;
+    if (d->sequences > r->capacity || d->max_new != r->max_new || d->max_prompt > r->max_prompt)
+        fatal("a rollout of %d sequences, %d + %d tokens, exceeds the sampler's %d, %d + %d",
+              d->sequences, d->max_prompt, d->max_new, r->capacity, r->max_prompt, r->max_new);
+    r->d = d;
+    r->how = *how;
+    r->busy = r->next = r->prefilled = 0;
+    r->free_pages = r->kv.pages;
+    for (int i = 0; i < r->kv.pages; i++) r->free_page[i] = r->kv.pages - 1 - i;
+    memset(&r->stats, 0, sizeof r->stats);
+    r->b->clear(r->b, r->slot.length, r->capacity * sizeof(int));
+    start_sequences(r);
+}
+
+int rollout_step(rollout* r) {
+    for (int i = 0; i < STEPS_BETWEEN_LOOKS && r->busy; i++) {
+        tensor x = gpt2_forward_cached(r->weights, r->acts, &r->kv, r->busy, r->slot.token,
+                                       r->identity, r->slot.position);
+        draw_tokens(r, x, r->identity, r->busy);
+        r->stats.decode_steps++;
+    }
+    retire_finished(r);
+    start_sequences(r);
+    return r->busy + r->d->sequences - r->next;
+}
+
+rollout_stats rollout_end(rollout* r) {
+    backend* b = r->b;
+    batch* d = r->d;
+    size_t places = (size_t)d->sequences * d->max_new;
+    b->download(b, d->length, r->slot.length, d->sequences * sizeof(int));
+    b->download(b, d->token, r->slot.out_token, places * sizeof(int));
+    b->download(b, d->log_mu, r->slot.out_logp, places * sizeof(float));
+    b->download(b, d->entropy, r->slot.out_entropy, places * sizeof(float));
+    if (d->keep && r->slot.out_keep)
+        b->download(b, d->keep, r->slot.out_keep, places * d->keep_words * sizeof(uint32_t));
+    int slots = d->sequences < r->slot_count ? d->sequences : r->slot_count;
+    for (int s = 0; s < d->sequences; s++) r->stats.tokens += d->length[s];
+    // A sequence's first token comes from its prompt's prefill, each other one from a decode step.
+    int64_t decoded = r->stats.tokens - d->sequences;
+    r->stats.occupancy =
+        r->stats.decode_steps ? (double)decoded / ((double)r->stats.decode_steps * slots) : 1;
+    return r->stats;
+}

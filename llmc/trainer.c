@@ -1,0 +1,200 @@
+// Packing: a sequence's tokens but its last are inputs; the rows from the prompt's last token on are
+// asked for the token that follows.
+#include "trainer.h"
+
+#include <math.h>  // isfinite
+#include <stdlib.h>
+
+typedef struct trainer_buffers {
+    int max_length, keep_words, capacity;  // capacity: tokens of a micro-batch
+    int* host;                     // (4 * capacity + micro_batch + 1) in the order of `device`
+    int* device;
+    float *host_logp, *host_coef;  // (capacity)
+    float *logp, *coef;            // device (capacity)
+    uint32_t *host_keep, *keep;    // (capacity, keep_words), made when first needed
+} trainer_buffers;
+
+trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
+                        const optimizer_config* config, int micro_batch, int max_length) {
+    trainer* t = xalloc(1, sizeof *t, "the trainer");
+    trainer_buffers* u = xalloc(1, sizeof *u, "the trainer");
+    gpt2_tensor table[GPT2_TENSORS];
+    t->b = b;
+    t->model = *model;
+    t->count = gpt2_tensors(model, table);
+    t->parameters = b->alloc(b, t->count * sizeof(float), "parameters");
+    t->weights = gpt2_weights_create(b, model, p);
+    t->acts = gpt2_acts_create(b, model, micro_batch * max_length, model->layers);
+    t->optimizer = optimizer_create(b, model, config);
+    t->micro_batch = micro_batch;
+    t->buffers = u;
+    u->max_length = max_length;
+    u->capacity = micro_batch * max_length;
+    size_t ints = 4 * (size_t)u->capacity + micro_batch + 1;
+    u->host = xalloc(ints, sizeof(int), "a packed batch");
+    u->device = b->alloc(b, ints * sizeof(int), "a packed batch");
+    u->host_logp = xalloc(2 * (size_t)u->capacity, sizeof(float), "log-probabilities");
+    u->host_coef = u->host_logp + u->capacity;
+    u->logp = b->alloc(b, 2 * (size_t)u->capacity * sizeof(float), "log-probabilities");
+    u->coef = u->logp + u->capacity;
+    return t;
+}
+
+void trainer_free(trainer* t) {
+    trainer_buffers* u = t->buffers;
+    backend* b = t->b;
+    b->release(b, t->parameters, t->count * sizeof(float));
+    b->release(b, u->device, (4 * (size_t)u->capacity + t->micro_batch + 1) * sizeof(int));
+    b->release(b, u->logp, 2 * (size_t)u->capacity * sizeof(float));
+    if (u->keep) b->release(b, u->keep, (size_t)u->capacity * u->keep_words * sizeof(uint32_t));
+    gpt2_weights_free(t->weights);
+    gpt2_acts_free(t->acts);
+    optimizer_free(t->optimizer);
+    free(u->host);
+    free(u->host_logp);
+    free(u->host_keep);
+    free(u);
+    free(t);
+}
+
+void trainer_load(trainer* t, const float* parameters) {
+    t->b->upload(t->b, t->parameters, parameters, t->count * sizeof(float));
+    const format* f = t->optimizer->config.format;
+    if (f != &FORMAT_FP32) t->b->cast(t->b, t->parameters, t->parameters, t->count, f);
+    gpt2_weights_sync(t->weights, t->parameters);
+}
+
+void trainer_save(const trainer* t, float* parameters) {
+    t->b->download(t->b, parameters, t->parameters, t->count * sizeof(float));
+}
+
+static void pack_keep(trainer* t, const batch* d, int first, int count, gpt2_batch* g) {
+    trainer_buffers* u = t->buffers;
+    size_t bytes = (size_t)u->capacity * d->keep_words * sizeof(uint32_t);
+    if (!u->keep) {
+        u->keep_words = d->keep_words;
+        u->host_keep = xalloc(bytes, 1, "keep sets");
+        u->keep = t->b->alloc(t->b, bytes, "keep sets");
+    }
+    size_t at = 0;
+    for (int s = first; s < first + count; s++) {
+        size_t words = (size_t)d->length[s] * d->keep_words;
+        memcpy(u->host_keep + at, d->keep + (size_t)s * d->max_new * d->keep_words,
+               words * sizeof(uint32_t));
+        at += words;
+    }
+    t->b->upload(t->b, u->keep, u->host_keep, at * sizeof(uint32_t));
+    g->keep = u->keep;
+}
+
+// Sequences first .. first+count-1 as a packed batch on the device.
+static gpt2_batch pack(trainer* t, const batch* d, int first, int count) {
+    trainer_buffers* u = t->buffers;
+    int n = u->capacity, tokens = 0, targets = 0;
+    int *token = u->host, *position = token + n, *row = position + n, *target = row + n;
+    int* start = target + n;
+    for (int s = first; s < first + count; s++) {
+        int p = s / d->group, prompt = d->prompt_length[p], length = d->length[s];
+        const int *in = d->prompt + (size_t)p * d->max_prompt;
+        const int *out = d->token + (size_t)s * d->max_new;
+        start[s - first] = tokens;
+        for (int i = 0; i < prompt + length - 1; i++, tokens++) {
+            token[tokens] = i < prompt ? in[i] : out[i - prompt];
+            position[tokens] = i;
+            if (i < prompt - 1) continue;
+            row[targets] = tokens;
+            target[targets++] = out[i - prompt + 1];
+        }
+    }
+    start[count] = tokens;
+    t->b->upload(t->b, u->device, u->host, (4 * (size_t)n + count + 1) * sizeof(int));
+    gpt2_batch g = {.tokens = tokens, .sequences = count, .targets = targets, .token = u->device};
+    g.position = g.token + n;
+    g.row = g.position + n;
+    g.target = g.row + n;
+    g.seq_start = g.target + n;
+    if (d->keep) pack_keep(t, d, first, count, &g);
+    return g;
+}
+
+// One micro-batch forward; the log-probabilities of its targets lie in host_logp.
+static gpt2_batch forward(trainer* t, const gpt2_weights* w, const batch* d, int first, int count,
+                          float inverse_temperature, float* out) {
+    trainer_buffers* u = t->buffers;
+    gpt2_batch g = pack(t, d, first, count);
+    gpt2_forward(w, t->acts, &g, inverse_temperature, u->logp, NULL);
+    t->b->download(t->b, u->host_logp, u->logp, g.targets * sizeof(float));
+    const float* from = u->host_logp;
+    for (int s = first; s < first + count; s++) {
+        memcpy(out + (size_t)s * d->max_new, from, d->length[s] * sizeof(float));
+        from += d->length[s];
+    }
+    return g;
+}
+
+void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int first, int count,
+                      float inverse_temperature, float* out) {
+    for (int done = 0; done < count; done += t->micro_batch) {
+        int n = count - done < t->micro_batch ? count - done : t->micro_batch;
+        forward(t, w, d, first + done, n, inverse_temperature, out);
+    }
+}
+
+// The coefficients of one micro-batch, times their weight and the loss scale; sums the statistics.
+static void coefficients(trainer* t, const batch* d, int first, int count, const objective* o,
+                         const double* weight, double loss_scale, trainer_update_result* sum) {
+    float* coef = t->buffers->host_coef;
+    for (int s = first; s < first + count; s++) {
+        for (int i = 0; i < d->length[s]; i++) {
+            size_t at = (size_t)s * d->max_new + i;
+            coefficient c = objective_token(o, d->advantage[s], d->log_pi[at], d->anchor[at],
+                                            d->log_ref[at]);
+            *coef++ = (float)(c.c * weight[s - first] * loss_scale);
+            sum->loss += c.loss * weight[s - first];
+            sum->masked += c.masked;
+            sum->corrective += c.corrective;
+        }
+    }
+}
+
+trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
+                                     const objective* o, aggregate_kind aggregate,
+                                     float inverse_temperature, double lr) {
+    trainer_buffers* u = t->buffers;
+    trainer_update_result r = {0};
+    int64_t targets = 0;
+    double scale = t->optimizer->state.loss_scale;
+    double* weight = xalloc(count, sizeof *weight, "sequence weights");
+    objective_weights(aggregate, d->length + first, count, d->max_new, weight);
+    optimizer_clear_gradients(t->optimizer);
+    for (int done = 0; done < count; done += t->micro_batch) {
+        int at = first + done, n = count - done < t->micro_batch ? count - done : t->micro_batch;
+        gpt2_batch g = forward(t, t->weights, d, at, n, inverse_temperature, d->log_pi);
+        coefficients(t, d, at, n, o, weight + done, scale, &r);
+        t->b->upload(t->b, u->coef, u->host_coef, g.targets * sizeof(float));
+        gpt2_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
+                      t->optimizer->gradients);
+        r.tokens += g.tokens;
+        targets += g.targets;
+    }
+    free(weight);
+    optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
+    if (!step.skipped) gpt2_weights_sync(t->weights, t->parameters);
+    r.grad_norm = step.grad_norm;
+    r.skipped = step.skipped;
+    r.masked /= (double)targets;
+    r.corrective /= (double)targets;
+    return r;
+}
+
+mismatch trainer_mismatch(const batch* d, int first, int count, double delta) {
+    size_t places = (size_t)count * d->max_new;
+    float* memory = xalloc(3 * places, sizeof *memory, "mismatch metrics");
+    batch_flatten(d, d->log_pi, first, count, memory);
+    batch_flatten(d, d->log_mu, first, count, memory + places);
+    batch_flatten(d, d->entropy, first, count, memory + 2 * places);
+    mismatch m = mismatch_measure(memory, memory + places, memory + 2 * places, d->length + first,
+                                  count, delta);
+    free(memory);
+    return m;
+}

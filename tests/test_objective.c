@@ -1,0 +1,697 @@
+// Objectives: hand-computed coefficients, finite differences of every loss form, PyTorch's autograd
+// (fixtures/objective.txt), fixed points and limits, edge values, refusals, advantages, weights.
+#define _GNU_SOURCE
+#include <float.h>
+
+#include "objective.h"
+#include "refusal.h"
+
+enum { KINDS = OBJECTIVE_DRPO_NOABS + 1 };
+
+// One of each form that objective_token has.
+static const objective FORMS[] = {
+    {OBJECTIVE_SFT, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_REINFORCE, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_REINFORCE, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, .1},
+    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_PG_IS, .15, .2, .2, .28, 1.5, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_KL, .3, KL_K2, 0},
+    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_K3, .3, KL_K2, 0},
+    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_TV, .3, KL_K2, 0},
+    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_K3, .3, KL_K3, .1},
+    {OBJECTIVE_CISPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_GRPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_GRPO, .15, .2, .2, .28, 3, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_GRPO, .15, .2, .2, .28, 3, REG_NONE, 0, KL_K3, .1},
+    {OBJECTIVE_SPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_SPO, .15, 12.5, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DPPO_TV, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DPPO_TV, .02, .2, .2, .28, 2, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DPPO_KL, .05, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DPPO_KL, .05, .2, .2, .28, 2, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DRPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DRPO, .02, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, .1},
+    {OBJECTIVE_DRPO_MASK, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DRPO_NOABS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+};
+enum { FORM_COUNT = sizeof FORMS / sizeof *FORMS };
+
+// Text for a failure: the form and the point.
+static const char* point_text(const objective* o, double a, double lp, double lm, double lr) {
+    static char text[256];
+    snprintf(text, sizeof text,
+             "%s delta %g cap %g reg %s kl %s %g at A %g pi %.17g mu %.17g ref %g",
+             OBJECTIVE_NAMES[o->kind], o->delta, o->ratio_cap, REG_NAMES[o->reg], KL_NAMES[o->kl],
+             o->kl_coef, a, lp, lm, lr);
+    return text;
+}
+
+// The size of the terms of c and of the loss, whose rounding errors are a few ulp of it each.
+static double term_size(const objective* o, double a, double lp, double lm, double lr) {
+    double r = exp(lp - lm), mu = exp(lm), y = lp - lr, square = (r + 1) * (r + 1);
+    double quadratic = square * (mu / o->delta + 1 / o->epsilon);
+    double size = fabs(a) * ((1 + r) * (1 - lp) + quadratic);
+    if (o->kind == OBJECTIVE_SFT) size += 1 - lp;
+    if (o->kind == OBJECTIVE_DRPO_NOABS) size += quadratic;
+    size += o->reg_coef * (1 + r) * (1 + fabs(lp - lm));
+    return size + o->kl_coef * r * (1 + fabs(y) + y * y + exp(-y));
+}
+
+// ------------------------------------------------------------------------------------------------
+// By hand
+
+typedef struct hand_case {
+    objective_kind kind;
+    double delta, epsilon, cap, a, log_pi, log_mu, c, loss;
+    int masked, corrective;
+} hand_case;
+
+// r = exp(0.5) = 1.6487212707001281468, mu = exp(-1), g = pi - mu = 0.23865121854119110201 where
+// log pi = -0.5 and log mu = -1; r = exp(-0.3), exp(0.2), .. elsewhere. Values: the formulas of the
+// table in objective.c in 30 digits.
+static const hand_case HAND[] = {
+    {OBJECTIVE_SFT, 9, 9, INFINITY, -2, -.5, -1, 1, .5, 0, 1},
+    {OBJECTIVE_REINFORCE, 9, 9, INFINITY, -2, -.5, -1, -2, -1, 0, 0},
+    {OBJECTIVE_PG_IS, 9, 9, INFINITY, -2, -.5, -1, -3.2974425414002562936, 3.2974425414002562936, 0,
+     0},
+    {OBJECTIVE_PG_IS, 9, 9, 1.5, -2, -.5, -1, -3, -1.5, 0, 0},
+    {OBJECTIVE_PG_IS, 9, 9, 1.7, 1, -.5, -1, 1.6487212707001281468, .8243606353500640734, 0, 0},
+    // clamped to 1.28 and to 0.8
+    {OBJECTIVE_CISPO, 9, 9, INFINITY, 2, -.5, -1, 2.56, 1.28, 0, 0},
+    {OBJECTIVE_CISPO, 9, 9, INFINITY, 2, -1.3, -1, 1.6, 2.08, 0, 0},
+    // beyond the clip outwards, beyond it on the way back, and the dual clip
+    {OBJECTIVE_GRPO, 9, 9, INFINITY, 1, -.5, -1, 0, -1.28, 1, 0},
+    {OBJECTIVE_GRPO, 9, 9, INFINITY, -1, -.5, -1, -1.6487212707001281468, 1.6487212707001281468, 0,
+     0},
+    {OBJECTIVE_GRPO, 9, 9, INFINITY, -1, -1.3, -1, 0, .8, 1, 0},
+    {OBJECTIVE_GRPO, 9, 9, INFINITY, 1, -1.3, -1, .74081822068171786607, -.74081822068171786607, 0,
+     0},
+    {OBJECTIVE_GRPO, 9, 9, INFINITY, 1, -.8, -1, 1.2214027581601698339, -1.2214027581601698339, 0,
+     0},
+    {OBJECTIVE_GRPO, 9, 9, 3, -1, -.8, -2, 0, 3, 1, 0},
+    {OBJECTIVE_GRPO, 9, 9, 3.4, -1, -.8, -2, -3.3201169227365474895, 3.3201169227365474895, 0, 0},
+    {OBJECTIVE_SPO, 9, .2, INFINITY, -1, -.5, -1, -6.9965240594947135894, 2.700819488347100501, 0,
+     0},
+    {OBJECTIVE_SPO, 9, 12.5, INFINITY, 1, -.5, -1, 1.5631564260794147798, -1.6318876992177765892, 0,
+     0},
+    {OBJECTIVE_DPPO_TV, .25, 9, INFINITY, 1, -.5, -1, 1.6487212707001281468, -1.6487212707001281468,
+     0, 0},
+    {OBJECTIVE_DPPO_TV, .15, 9, INFINITY, 1, -.5, -1, 0, 0, 1, 0},
+    {OBJECTIVE_DPPO_TV, .15, 9, 1.5, -1, -.5, -1, -1.5, -.75, 0, 0},
+    // D = 0.11573408758196517221
+    {OBJECTIVE_DPPO_KL, .1158, 9, INFINITY, 1, -.5, -1, 1.6487212707001281468,
+     -1.6487212707001281468, 0, 0},
+    {OBJECTIVE_DPPO_KL, .1157, 9, INFINITY, 1, -.5, -1, 0, 0, 1, 0},
+    {OBJECTIVE_DPPO_KL, .1157, 9, INFINITY, -1, -.5, -1, -1.6487212707001281468,
+     1.6487212707001281468, 0, 0},
+    {OBJECTIVE_DRPO, .15, 9, INFINITY, 1, -.5, -1, -.97440766454898236246, -1.1326608648795432322,
+     0, 1},
+    {OBJECTIVE_DRPO, .5, 9, INFINITY, 2, -.5, -1, 1.7235651802507899881, -2.9878062979079053449, 0,
+     0},
+    {OBJECTIVE_DRPO, .5, 9, INFINITY, -1.5, -.5, -1, -3.6534899269122919495, 2.7053090886694554319,
+     0, 0},
+    {OBJECTIVE_DRPO_MASK, .5, 9, INFINITY, 2, -.5, -1, 3.2974425414002562936,
+     -3.2974425414002562936, 0, 0},
+    {OBJECTIVE_DRPO_MASK, .15, 9, INFINITY, 1, -.5, -1, -.97440766454898236246,
+     -1.1326608648795432322, 0, 1},
+    {OBJECTIVE_DRPO_MASK, .15, 9, INFINITY, -1, -.5, -1, -1.6487212707001281468,
+     1.6487212707001281468, 0, 0},
+    {OBJECTIVE_DRPO_NOABS, .5, 9, INFINITY, 2, -.5, -1, 2.5105038608255231409,
+     -3.1426244196540808193, 0, 0},
+    // beyond the clamp: r = exp(20), exp(-20)
+    {OBJECTIVE_PG_IS, 9, 9, INFINITY, -2, -1, -30, -970330390.81958055594, 970330390.81958055594, 0,
+     0},
+    {OBJECTIVE_PG_IS, 9, 9, INFINITY, 1, -30, -1, 2.061153622438557828e-9, -2.061153622438557828e-9,
+     0, 0},
+};
+
+static void check_by_hand(void) {
+    for (size_t i = 0; i < sizeof HAND / sizeof *HAND; i++) {
+        const hand_case* h = &HAND[i];
+        objective o = objective_defaults(h->kind);
+        o.delta = h->delta, o.epsilon = h->epsilon, o.ratio_cap = h->cap;
+        coefficient k = objective_token(&o, h->a, h->log_pi, h->log_mu, NAN);
+        const char* what = point_text(&o, h->a, h->log_pi, h->log_mu, 0);
+        // A few roundings of terms that are parts of this size.
+        double tolerance = 2 * DBL_EPSILON * term_size(&o, h->a, h->log_pi, h->log_mu, h->log_pi);
+        CHECK_NEAR(k.c, h->c, tolerance, what);
+        CHECK_NEAR(k.loss, h->loss, tolerance, what);
+        CHECK(k.masked == h->masked, "%s: %d", what, k.masked);
+        CHECK(k.corrective == h->corrective, "%s: %d", what, k.corrective);
+    }
+}
+
+// The same point, A = 1, b = 0.3, beta = 0.1, log ref = -0.8.
+static void check_terms_by_hand(void) {
+    static const struct {
+        regularizer_kind reg;
+        kl_kind kl;
+        double reg_coef, kl_coef, c, loss;
+    } cases[] = {
+        {REG_KL, KL_K2, .3, 0, .90679669888507048077, -1.4014130800951089248},
+        {REG_K3, KL_K2, .3, 0, 1.4541048894900897028, -1.6041048894900897028},
+        {REG_TV, KL_K2, .3, 0, 1.4014130800951089248, -1.5514130800951089248},
+        {REG_NONE, KL_K2, 0, .1, 1.5992596325791243024, -1.6413020249819775702},
+        {REG_NONE, KL_K3, 0, .1, 1.6059894194461323156, -1.6419914838331201337},
+        {REG_NONE, KL_K1, 0, .1, 1.6487212707001281468, -1.6487212707001281468},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        objective o = objective_defaults(OBJECTIVE_PG_IS);
+        o.reg = cases[i].reg, o.reg_coef = cases[i].reg_coef;
+        o.kl = cases[i].kl, o.kl_coef = cases[i].kl_coef;
+        coefficient k = objective_token(&o, 1, -.5, -1, -.8);
+        const char* what = point_text(&o, 1, -.5, -1, -.8);
+        CHECK_NEAR(k.c, cases[i].c, 4e-15, what);  // eight roundings of numbers near 2
+        CHECK_NEAR(k.loss, cases[i].loss, 4e-15, what);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// PyTorch
+
+static int index_of(const char* const* names, const char* name) {
+    for (int i = 0; names[i]; i++)
+        if (!strcmp(names[i], name)) return i;
+    return -1;
+}
+
+static void check_fixture(void) {
+    FILE* f = file_open("tests/fixtures/objective.txt", "r");
+    objective o = objective_defaults(OBJECTIVE_SFT);
+    char line[512], name[32], reg[8], kl[8];
+    int points = 0, masked = 0, seen[KINDS] = {0};
+    while (fgets(line, sizeof line, f)) {
+        double a, lp, lm, lr, c, loss;
+        int mask;
+        if (sscanf(line, "objective %31s %lf %lf %lf %lf %lf %7s %lf %7s %lf", name, &o.delta,
+                   &o.epsilon, &o.clip_low, &o.clip_high, &o.ratio_cap, reg, &o.reg_coef, kl,
+                   &o.kl_coef) == 10) {
+            int kind = index_of(OBJECTIVE_NAMES, name);
+            CHECK(kind >= 0, "no objective %s", name);
+            o.kind = (objective_kind)kind;
+            o.reg = (regularizer_kind)index_of(REG_NAMES, reg);
+            o.kl = (kl_kind)index_of(KL_NAMES, kl);
+            objective_check(&o);
+            seen[kind]++;
+        } else if (sscanf(line, "%lf %lf %lf %lf %lf %lf %d", &a, &lp, &lm, &lr, &c, &loss,
+                          &mask) == 7) {
+            coefficient k = objective_token(&o, a, lp, lm, lr);
+            const char* what = point_text(&o, a, lp, lm, lr);
+            // Both sides round each term, a part of this size, a few times.
+            double tolerance = 2 * DBL_EPSILON * term_size(&o, a, lp, lm, lr);
+            CHECK_NEAR(k.c, c, tolerance, what);
+            CHECK_NEAR(k.loss, loss, tolerance, what);
+            CHECK(k.masked == mask, "%s: %d", what, k.masked);
+            points++;
+            masked += mask;
+        } else {
+            CHECK(0, "the fixture has a line \"%s\"", line);
+        }
+    }
+    file_close(f, "tests/fixtures/objective.txt");
+    CHECK(points >= 300 && masked >= 20, "%d points, %d masked", points, masked);
+    for (int i = 0; i < KINDS; i++) CHECK(seen[i], "%s is not in the fixture", OBJECTIVE_NAMES[i]);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Finite differences
+
+static const double GRID_A[] = {-2, -1, -.3, 0, .3, 1, 2.5};
+static const double GRID_MU[] = {-.02, -.1, -.4, -1, -2.5, -6, -12};
+static const double GRID_X[] = {-6, -3, -1.5, -.7, -.3, -.1, -.02, .02, .1, .3, .7, 1.5, 3, 6};
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+typedef void (*point_check)(const objective* o, double a, double lp, double lm, int* tally);
+
+static void each_point(const objective* o, point_check check, int* tally) {
+    for (int i = 0; i < COUNT(GRID_A); i++)
+        for (int j = 0; j < COUNT(GRID_MU); j++)
+            for (int k = 0; k < COUNT(GRID_X); k++) {
+                double lp = GRID_MU[j] + GRID_X[k];
+                if (lp < -.005) check(o, GRID_A[i], lp, GRID_MU[j], tally);
+            }
+}
+
+// The loss is -w log pi with a fixed w.
+static int holds_weight(const objective* o) {
+    int capped = o->ratio_cap < INFINITY;
+    return o->kind == OBJECTIVE_SFT || o->kind == OBJECTIVE_REINFORCE ||
+           o->kind == OBJECTIVE_CISPO || (capped && o->kind != OBJECTIVE_GRPO);
+}
+
+// Which smooth piece of the loss the point is on.
+static int piece(const objective* o, double a, double lp, double lm) {
+    double outward = (a > 0 ? 1 : a < 0 ? -1 : 0) * (exp(lp) - exp(lm));
+    if (o->kind == OBJECTIVE_DRPO_MASK) return outward > o->delta;
+    if (o->reg == REG_TV) return lp > lm;
+    return objective_token(o, a, lp, lm, -1).masked;
+}
+
+enum { H_TALLY_SKIPPED, H_TALLY_PIECE0, H_TALLY_PIECE1, H_TALLIES };
+static const double H = 1e-3;
+
+static double loss_at(const objective* o, double a, double lp, double lm) {
+    objective own = *o;
+    own.kl_coef = 0;
+    return objective_token(&own, a, lp, lm, NAN).loss;
+}
+
+// The reference term without its factor r, which the loss form holds fixed.
+static double reference_at(const objective* o, double a, double lp, double lm, double lr) {
+    double own = loss_at(o, a, lp, lm);
+    return (objective_token(o, a, lp, lm, lr).loss - own) / exp(lp - lm);
+}
+
+// Five points: error h^4 / 30 times the fifth derivative (at most 32 term sizes, from r^2), 1.1e-12
+// term sizes, and a few ulp of the terms / h, 1.5e-12. Together below 5e-12 term sizes.
+static void check_slope(const objective* o, double a, double lp, double lm, int* tally) {
+    int side = piece(o, a, lp, lm);
+    if (piece(o, a, lp - 2 * H, lm) != side || piece(o, a, lp + 2 * H, lm) != side) {
+        tally[H_TALLY_SKIPPED]++;
+        return;
+    }
+    tally[side ? H_TALLY_PIECE1 : H_TALLY_PIECE0]++;
+    double lr = lp + (lm < -1 ? .6 : -.6), own_slope;
+    objective own = *o;
+    own.kl_coef = 0;
+    coefficient k = objective_token(&own, a, lp, lm, NAN);
+    const char* what = point_text(o, a, lp, lm, lr);
+    double size = term_size(o, a, lp, lm, lr);
+    if (holds_weight(o)) {
+        own_slope = k.loss / lp;
+    } else {
+        double near = loss_at(o, a, lp + H, lm) - loss_at(o, a, lp - H, lm);
+        double far = loss_at(o, a, lp + 2 * H, lm) - loss_at(o, a, lp - 2 * H, lm);
+        own_slope = (8 * near - far) / (12 * H);
+    }
+    CHECK_NEAR(k.c, -own_slope, 5e-12 * size, what);
+    if (o->kl_coef == 0) return;
+    double near = reference_at(o, a, lp + H, lm, lr) - reference_at(o, a, lp - H, lm, lr);
+    double far = reference_at(o, a, lp + 2 * H, lm, lr) - reference_at(o, a, lp - 2 * H, lm, lr);
+    double slope = (8 * near - far) / (12 * H) * exp(lp - lm);
+    // The reference term is got by a difference of losses: their rounding counts.
+    CHECK_NEAR(objective_token(o, a, lp, lm, lr).c - k.c, -slope, 5e-12 * (size + 1), what);
+}
+
+static void check_slopes(void) {
+    for (int i = 0; i < FORM_COUNT; i++) {
+        const objective* o = &FORMS[i];
+        int tally[H_TALLIES] = {0};
+        each_point(o, check_slope, tally);
+        const char* what = point_text(o, 0, 0, 0, 0);
+        CHECK(tally[H_TALLY_SKIPPED] <= 8, "%s: %d points are near a kink", what,
+              tally[H_TALLY_SKIPPED]);
+        int pieces = o->kind == OBJECTIVE_GRPO || o->kind == OBJECTIVE_DPPO_TV ||
+                     o->kind == OBJECTIVE_DPPO_KL || o->kind == OBJECTIVE_DRPO_MASK ||
+                     o->reg == REG_TV;
+        CHECK(tally[H_TALLY_PIECE0] > 50, "%s: %d", what, tally[H_TALLY_PIECE0]);
+        CHECK(!pieces || tally[H_TALLY_PIECE1] > 20, "%s: %d", what, tally[H_TALLY_PIECE1]);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// Boundaries, fixed points, limits
+
+static coefficient token_at(objective_kind kind, double delta, double a, double lp, double lm) {
+    objective o = objective_defaults(kind);
+    o.delta = delta;
+    return objective_token(&o, a, lp, lm, NAN);
+}
+
+static void check_boundaries(void) {
+    objective o = objective_defaults(OBJECTIVE_GRPO);
+    double high = log(1.28), low = log(.8);
+    CHECK(!objective_token(&o, 1, -1 + high - 1e-9, -1, 0).masked, "below 1 + clip_high");
+    CHECK(objective_token(&o, 1, -1 + high + 1e-9, -1, 0).masked, "above 1 + clip_high");
+    CHECK(!objective_token(&o, -1, -1 + low + 1e-9, -1, 0).masked, "above 1 - clip_low");
+    CHECK(objective_token(&o, -1, -1 + low - 1e-9, -1, 0).masked, "below 1 - clip_low");
+    // On the boundary itself tokens are kept: r = 1 = 1 +- 0, |pi - mu| = 1 - 0 = delta.
+    o.clip_low = o.clip_high = 0;
+    CHECK(!objective_token(&o, 1, -1, -1, 0).masked, "r = 1 with clip 0");
+    CHECK(!objective_token(&o, -1, -1, -1, 0).masked, "r = 1 with clip 0");
+    CHECK(!token_at(OBJECTIVE_DPPO_TV, 1, 1, 0, -INFINITY).masked, "shift = delta = 1");
+    CHECK(!token_at(OBJECTIVE_DPPO_TV, 1, -1, -INFINITY, 0).masked, "shift = delta = 1");
+    double below = nextafter(1, 0);
+    CHECK(token_at(OBJECTIVE_DPPO_TV, below, 1, 0, -INFINITY).masked, "shift > delta");
+    CHECK(token_at(OBJECTIVE_DPPO_TV, below, -1, -INFINITY, 0).masked, "shift > delta");
+    CHECK(!token_at(OBJECTIVE_DPPO_TV, below, -1, 0, -INFINITY).masked, "inward");
+    // 1 - pi is kept at 1e-8 or more: D = 0.5 log(0.5) + 0.5 log(0.5 / 1e-8) = 8.51719319141623743.
+    double half = log(.5);
+    CHECK(token_at(OBJECTIVE_DPPO_KL, 8.5171931, 1, 0, half).masked, "D at pi = 1");
+    CHECK(!token_at(OBJECTIVE_DPPO_KL, 8.5171932, 1, 0, half).masked, "D at pi = 1");
+    CHECK(token_at(OBJECTIVE_DPPO_KL, 1e9, -1, -INFINITY, half).masked, "D = inf at pi = 0");
+    // D = -log(1 - exp(-1)) = 0.45867514538708189103 at mu = 0.
+    CHECK(token_at(OBJECTIVE_DPPO_KL, .458, 1, -1, -INFINITY).masked, "D at mu = 0");
+    CHECK(!token_at(OBJECTIVE_DPPO_KL, .459, 1, -1, -INFINITY).masked, "D at mu = 0");
+    // Equal log-probabilities: D = 0, whatever 1e-8 does.
+    CHECK(!token_at(OBJECTIVE_DPPO_KL, DBL_MIN, 1, -1e-12, -1e-12).masked, "D = 0");
+}
+
+static void check_fixed_points(void) {
+    static const double mus[] = {.2, .5, .8}, deltas[] = {.02, .15};
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 2; j++)
+            for (int s = -1; s <= 1; s += 2) {
+                double mu = mus[i], delta = deltas[j], a = s * .7, lm = log(mu);
+                double at = mu + s * delta, r = at / mu;
+                // pi and mu are each a few ulp off, which the division by delta enlarges.
+                double tolerance = 4 * DBL_EPSILON * r / delta;
+                const char* what = "c at the boundary";
+                CHECK_NEAR(token_at(OBJECTIVE_DRPO, delta, a, log(at), lm).c, 0, tolerance, what);
+                double noabs = mu + a * delta;
+                CHECK_NEAR(token_at(OBJECTIVE_DRPO_NOABS, delta, a, log(noabs), lm).c, 0, tolerance,
+                           what);
+                coefficient in = token_at(OBJECTIVE_DRPO, delta, a, log(at - s * 1e-6), lm);
+                coefficient out = token_at(OBJECTIVE_DRPO, delta, a, log(at + s * 1e-6), lm);
+                CHECK(in.c * s > 0 && !in.corrective, "inside: %g", in.c);
+                CHECK(out.c * s < 0 && out.corrective && !out.masked, "outside: %g", out.c);
+                // drpo-mask jumps from A r to 0 there; dppo-tv from A r to masked.
+                coefficient kept = token_at(OBJECTIVE_DRPO_MASK, delta, a, log(at - s * 1e-6), lm);
+                CHECK_NEAR(kept.c, a * r, 1e-5 / mu, "drpo-mask inside");
+                coefficient past = token_at(OBJECTIVE_DRPO_MASK, delta, a, log(at + s * 1e-6), lm);
+                CHECK(past.c == out.c && past.corrective, "drpo-mask outside: %g", past.c);
+            }
+}
+
+// Without a trust region everything is pg-is, bit for bit.
+static void check_no_region(const objective* o, double a, double lp, double lm, int* tally) {
+    objective plain = objective_defaults(OBJECTIVE_PG_IS);
+    plain.ratio_cap = o->ratio_cap;
+    coefficient k = objective_token(o, a, lp, lm, NAN);
+    coefficient expected = objective_token(&plain, a, lp, lm, NAN);
+    const char* what = point_text(o, a, lp, lm, 0);
+    CHECK(k.c == expected.c && k.loss == expected.loss && !k.masked, "%s: c %.17g not %.17g", what,
+          k.c, expected.c);
+    (*tally)++;
+}
+
+static void check_limits(void) {
+    int tally = 0;
+    for (int kind = 0; kind < KINDS; kind++) {
+        if (!objective_reads((objective_kind)kind, "delta") && kind != OBJECTIVE_SPO) continue;
+        objective o = objective_defaults((objective_kind)kind);
+        o.delta = o.epsilon = INFINITY;
+        each_point(&o, check_no_region, &tally);
+        if (kind != OBJECTIVE_DPPO_TV && kind != OBJECTIVE_DPPO_KL) continue;
+        o.ratio_cap = 1.2;
+        each_point(&o, check_no_region, &tally);
+    }
+    CHECK(tally > 1000, "%d points", tally);
+    objective wide = objective_defaults(OBJECTIVE_GRPO);
+    wide.clip_low = wide.clip_high = INFINITY;
+    each_point(&wide, check_no_region, &tally);
+}
+
+// At r = 1 every objective but sft is A, exactly.
+static void check_on_policy(void) {
+    static const double logs[] = {0, -1e-9, -.3, -5, -100, -INFINITY};
+    for (int i = 0; i < FORM_COUNT; i++)
+        for (int j = 0; j < COUNT(logs); j++)
+            for (int k = 0; k < COUNT(GRID_A); k++) {
+                objective o = FORMS[i];
+                double a = GRID_A[k], c = objective_token(&o, a, logs[j], logs[j], logs[j]).c;
+                double expected = o.kind == OBJECTIVE_SFT ? 1 : a;
+                if (o.reg == REG_KL) expected -= o.reg_coef;
+                CHECK(c == expected, "%s: %.17g", point_text(&o, a, logs[j], logs[j], 0), c);
+            }
+}
+
+// ------------------------------------------------------------------------------------------------
+// Edge values
+
+static void check_edge(const objective* o, double a, double lp, double lm, double lr) {
+    coefficient k = objective_token(o, a, lp, lm, lr);
+    const char* what = point_text(o, a, lp, lm, lr);
+    CHECK(isfinite(k.c), "%s: c is %g", what, k.c);
+    CHECK(isfinite(k.loss) || (isinf(k.loss) && isinf(lp) && holds_weight(o)), "%s: loss is %g",
+          what, k.loss);
+}
+
+static void check_edges(void) {
+    static const double logs[] = {0,       -1e-17, -1e-9,   -1e-6,  -1,
+                                  -19.999, -50,    -103.97, -745.2, -INFINITY};
+    static const double as[] = {-3e38, -1, -1e-45, 0, 1e-45, 1, 3e38};
+    static const double deltas[] = {1e-100, .15, INFINITY};
+    for (int i = 0; i < FORM_COUNT; i++)
+        for (int d = 0; d < COUNT(deltas); d++)
+            for (int k = 0; k < COUNT(as); k++)
+                for (int p = 0; p < COUNT(logs); p++)
+                    for (int m = 0; m < COUNT(logs); m++) {
+                        objective o = FORMS[i];
+                        o.delta = deltas[d];
+                        check_edge(&o, as[k], logs[p], logs[m], logs[(p * 3 + m) % COUNT(logs)]);
+                    }
+}
+
+static void check_nan(void) {
+    for (int i = 0; i < FORM_COUNT; i++) {
+        const objective* o = &FORMS[i];
+        const char* what = point_text(o, 1, 0, 0, 0);
+        coefficient k = objective_token(o, 1, NAN, -1, -1);
+        CHECK(isnan(k.loss), "%s hides a NaN of log pi in the loss %g", what, k.loss);
+        int constant = o->kind == OBJECTIVE_SFT || o->kind == OBJECTIVE_REINFORCE;
+        CHECK(isnan(k.c) || (constant && o->kl_coef == 0), "%s hides a NaN of log pi", what);
+        k = objective_token(o, 1, -1, NAN, -1);
+        CHECK(isnan(k.c) || (constant && o->kl_coef == 0), "%s hides a NaN of log mu", what);
+        k = objective_token(o, NAN, -1, -1.1, -1);
+        CHECK(isnan(k.c) || o->kind == OBJECTIVE_SFT, "%s hides a NaN of A", what);
+        k = objective_token(o, 1, -1, -1.1, NAN);
+        CHECK(isnan(k.c) == (o->kl_coef != 0), "%s and a NaN of log ref", what);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// What the rest of the program asks about an objective
+
+static void count_nonzero(const objective* o, double a, double lp, double lm, int* tally) {
+    if (a == 0 && objective_token(o, a, lp, lm, -1.5).c != 0) (*tally)++;
+}
+
+static void check_needs_zero_advantage(void) {
+    for (int i = 0; i < FORM_COUNT; i++) {
+        int tally = 0;
+        each_point(&FORMS[i], count_nonzero, &tally);
+        CHECK(objective_needs_zero_advantage(&FORMS[i]) == (tally > 0), "%s: %d points",
+              point_text(&FORMS[i], 0, 0, 0, 0), tally);
+    }
+    objective o = objective_defaults(OBJECTIVE_PG_IS);
+    o.reg = REG_K3;
+    CHECK(!objective_needs_zero_advantage(&o), "a coefficient of 0");
+    o.kl = KL_K1, o.kl_coef = 1;
+    CHECK(!objective_needs_zero_advantage(&o), "k1 is in the reward");
+}
+
+// Changing a flag changes c somewhere, if and only if objective_reads says that it is read.
+static objective varied;
+static void count_changed(const objective* o, double a, double lp, double lm, int* tally) {
+    *tally += objective_token(o, a, lp, lm, -1).c != objective_token(&varied, a, lp, lm, -1).c;
+}
+
+static void check_reads(void) {
+    static const char* flags[] = {"delta", "epsilon", "clip-low", "clip-high", "ratio-cap"};
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int f = 0; f < COUNT(flags); f++) {
+            objective o = objective_defaults((objective_kind)kind);
+            varied = o;
+            double* fields[] = {&varied.delta, &varied.epsilon, &varied.clip_low, &varied.clip_high,
+                                &varied.ratio_cap};
+            *fields[f] = f == 4 ? 2 : *fields[f] * 2;
+            int tally = 0;
+            each_point(&o, count_changed, &tally);
+            CHECK(objective_reads(o.kind, flags[f]) == (tally > 0), "%s and --%s: %d points",
+                  OBJECTIVE_NAMES[kind], flags[f], tally);
+        }
+    CHECK(objective_reads(OBJECTIVE_PG_IS, "reg") && objective_reads(OBJECTIVE_PG_IS, "reg-coef"),
+          "pg-is has regularizers");
+    CHECK(!objective_reads(OBJECTIVE_DRPO, "reg") && !objective_reads(OBJECTIVE_SFT, "reg-coef"),
+          "others have none");
+    CHECK(objective_reads(OBJECTIVE_SFT, "kl-coef") && objective_reads(OBJECTIVE_SFT, "lr"),
+          "flags of no objective");
+}
+
+static void check_names_and_defaults(void) {
+    CHECK(index_of(OBJECTIVE_NAMES, "drpo-noabs") == OBJECTIVE_DRPO_NOABS, "names");
+    CHECK(index_of(OBJECTIVE_NAMES, "dppo-kl") == OBJECTIVE_DPPO_KL, "names");
+    CHECK(index_of(OBJECTIVE_NAMES, "grpo") == OBJECTIVE_GRPO, "names");
+    CHECK(index_of(REG_NAMES, "tv") == REG_TV && index_of(KL_NAMES, "k3") == KL_K3, "names");
+    CHECK(index_of(ADVANTAGE_NAMES, "rloo") == ADVANTAGE_RLOO, "names");
+    CHECK(index_of(AGGREGATE_NAMES, "seq-mean-token-sum-norm") == AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM,
+          "names");
+    CHECK(!OBJECTIVE_NAMES[KINDS] && !REG_NAMES[4] && !KL_NAMES[3] && !ADVANTAGE_NAMES[3] &&
+              !AGGREGATE_NAMES[3],
+          "each list ends with NULL");
+    for (int kind = 0; kind < KINDS; kind++) {
+        objective o = objective_defaults((objective_kind)kind);
+        objective_check(&o);
+        CHECK((int)o.kind == kind && o.delta == (kind == OBJECTIVE_DPPO_KL ? .05 : .15), "delta %g",
+              o.delta);
+        CHECK(o.epsilon == .2 && o.clip_low == .2 && o.clip_high == .28, "epsilon, clips");
+        CHECK(isinf(o.ratio_cap) && o.reg == REG_NONE && !o.reg_coef && !o.kl_coef, "the rest");
+    }
+}
+
+static void run_check(const void* o) { objective_check(o); }
+
+static void run_advantage(const void* unused) {
+    (void)unused;
+    float reward = 1, advantage;
+    objective_advantages(ADVANTAGE_MEAN, &reward, 1, 1, &advantage);
+}
+
+static void check_refusals(void) {
+    enum { DELTA, EPSILON, LOW, HIGH, CAP, REG_COEF, KL_COEF };
+    static const struct {
+        objective_kind kind;
+        int field;
+        double value;
+        const char* word;
+    } cases[] = {
+        {OBJECTIVE_DRPO, DELTA, 0, "--delta is 0"},
+        {OBJECTIVE_DRPO, DELTA, -1, "--delta is -1"},
+        {OBJECTIVE_DRPO, DELTA, NAN, "--delta is nan"},
+        {OBJECTIVE_SPO, EPSILON, 0, "--epsilon is 0"},
+        {OBJECTIVE_SPO, EPSILON, -.2, "--epsilon is -0.2"},
+        {OBJECTIVE_GRPO, LOW, -.1, "--clip-low is -0.1"},
+        {OBJECTIVE_CISPO, HIGH, -.1, "--clip-high is -0.1"},
+        {OBJECTIVE_PG_IS, CAP, 0, "--ratio-cap is 0"},
+        {OBJECTIVE_PG_IS, CAP, NAN, "--ratio-cap is nan"},
+        {OBJECTIVE_GRPO, CAP, 1, "dual clip"},
+        {OBJECTIVE_GRPO, CAP, .5, "dual clip"},
+        {OBJECTIVE_DRPO, CAP, 2, "not with drpo"},
+        {OBJECTIVE_SPO, CAP, 2, "not with spo"},
+        {OBJECTIVE_PG_IS, REG_COEF, -1, "--reg-coef is -1"},
+        {OBJECTIVE_PG_IS, REG_COEF, INFINITY, "--reg-coef is inf"},
+        {OBJECTIVE_PG_IS, REG_COEF, .1, "no regularizer"},
+        {OBJECTIVE_DRPO, KL_COEF, -1, "--kl-coef is -1"},
+        {OBJECTIVE_DRPO, KL_COEF, NAN, "--kl-coef is nan"},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        objective o = objective_defaults(cases[i].kind);
+        double* fields[] = {&o.delta,     &o.epsilon,  &o.clip_low, &o.clip_high,
+                            &o.ratio_cap, &o.reg_coef, &o.kl_coef};
+        *fields[cases[i].field] = cases[i].value;
+        const char* words[REFUSAL_WORDS] = {cases[i].word};
+        check_refusal(run_check, &o, cases[i].word, words);
+    }
+    for (int kind = 0; kind < KINDS; kind++) {
+        objective o = objective_defaults((objective_kind)kind);
+        o.reg = REG_K3, o.reg_coef = .1;
+        const char* words[REFUSAL_WORDS] = {"--reg k3", "pg-is", OBJECTIVE_NAMES[kind]};
+        if (kind != OBJECTIVE_PG_IS) check_refusal(run_check, &o, "a regularizer", words);
+    }
+    const char* words[REFUSAL_WORDS] = {"--group"};
+    check_refusal(run_advantage, NULL, "a group of one", words);
+    // Legal extremes: these return.
+    for (int i = 0; i < FORM_COUNT; i++) objective_check(&FORMS[i]);
+    objective o = objective_defaults(OBJECTIVE_PG_IS);
+    o.delta = o.epsilon = o.clip_high = INFINITY;
+    o.clip_low = 0, o.ratio_cap = .5, o.reg = REG_TV, o.kl = KL_K1, o.kl_coef = 1;
+    objective_check(&o);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Advantages, weights, the reward of k1
+
+static void check_advantages(void) {
+    // Group 1: mean 1/2, std sqrt(1/3); group 2: mean 2, std 1 (R = 1, 1, 3, 3: sqrt(4/3)).
+    static const float reward[8] = {1, 0, 0, 1, 1, 1, 3, 3};
+    // 0.5 / (sqrt(1/3) + 1e-6), 1 / (sqrt(4/3) + 1e-6) in 20 digits
+    static const double by_std[2] = {.86602390378703671848, .86602465378508816525};
+    float a[8];
+    objective_advantages(ADVANTAGE_MEAN, reward, 2, 4, a);
+    for (int i = 0; i < 8; i++) CHECK_SAME(a[i], reward[i] - (i < 4 ? .5f : 2.f), "mean");
+    objective_advantages(ADVANTAGE_STD, reward, 2, 4, a);
+    for (int i = 0; i < 8; i++) {
+        int up = reward[i] > (i < 4 ? .5 : 2);
+        CHECK_NEAR(a[i], (up ? 1 : -1) * by_std[i / 4], 0x1p-25, "std");  // half an ulp of fp32
+    }
+    objective_advantages(ADVANTAGE_RLOO, reward, 2, 4, a);
+    // 1 - 1/3, 0 - 2/3; 1 - 7/3, 3 - 5/3
+    static const double by_rloo[8] = {2 / 3.,  -2 / 3., -2 / 3., 2 / 3.,
+                                      -4 / 3., -4 / 3., 4 / 3.,  4 / 3.};
+    for (int i = 0; i < 8; i++) CHECK_NEAR(a[i], by_rloo[i], 0x1p-24, "rloo");
+}
+
+static void check_equal_rewards(void) {
+    static const float values[] = {0, .1f, 1.f / 3, -.7f, 1e-30f, 3e38f, INFINITY};
+    float reward[65], a[65];
+    for (int kind = ADVANTAGE_MEAN; kind <= ADVANTAGE_RLOO; kind++)
+        for (int v = 0; v < COUNT(values); v++)
+            for (int n = 2; n <= 65; n++) {
+                for (int i = 0; i < n; i++) reward[i] = values[v];
+                if (v == 0) reward[n - 1] = -0.f;
+                objective_advantages((advantage_kind)kind, reward, 1, n, a);
+                for (int i = 0; i < n; i++) CHECK_SAME(a[i], 0.f, "advantage of equal rewards");
+            }
+    // One ulp apart is not equal.
+    reward[0] = .1f, reward[1] = nextafterf(.1f, 1);
+    objective_advantages(ADVANTAGE_MEAN, reward, 1, 2, a);
+    CHECK(a[0] < 0 && a[1] > 0, "%g, %g", (double)a[0], (double)a[1]);
+}
+
+static void check_advantage_sums(void) {
+    float reward[5 * 16], a[5 * 16];
+    for (int i = 0; i < 80; i++) reward[i] = (float)((i * 37 % 41) / 41.) - (i % 7 == 0);
+    for (int kind = ADVANTAGE_MEAN; kind <= ADVANTAGE_RLOO; kind++) {
+        objective_advantages((advantage_kind)kind, reward, 5, 16, a);
+        for (int g = 0; g < 5; g++) {
+            double sum = 0, largest = 0;
+            for (int i = 0; i < 16; i++) {
+                sum += a[g * 16 + i];
+                largest = fmax(largest, fabs(a[g * 16 + i]));
+            }
+            // Each advantage is rounded to fp32 once.
+            CHECK_NEAR(sum, 0, 16 * 0x1p-24 * largest, "sum of a group's advantages");
+            CHECK(largest > .1, "%g", largest);
+        }
+    }
+}
+
+static void check_weights(void) {
+    static const int length[4] = {3, 0, 5, 8}, none[2] = {0, 0};
+    static const double expected[3][4] = {{1 / 16., 0, 1 / 16., 1 / 16.},
+                                          {1 / 12., 0, 1 / 20., 1 / 32.},
+                                          {1 / 40., 0, 1 / 40., 1 / 40.}};
+    double w[4];
+    for (int kind = 0; kind < 3; kind++) {
+        objective_weights((aggregate_kind)kind, length, 4, 10, w);
+        for (int s = 0; s < 4; s++) CHECK_NEAR(w[s], expected[kind][s], 1e-17, "weight");
+        objective_weights((aggregate_kind)kind, none, 2, 10, w);
+        CHECK(w[0] == 0 && w[1] == 0, "%s without tokens: %g, %g", AGGREGATE_NAMES[kind], w[0],
+              w[1]);
+    }
+}
+
+static void check_kl_reward(void) {
+    // Differences 0.5, -0.25, 20 (clamped); together 20.25.
+    static const float log_mu[3] = {-.5f, -1.25f, -2}, log_ref[3] = {-1, -1, -INFINITY};
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    o.kl = KL_K1, o.kl_coef = .5;
+    CHECK_NEAR(objective_kl_reward(&o, log_mu, log_ref, 3), -10.125, 0, "reward of k1");
+    CHECK_NEAR(objective_kl_reward(&o, log_mu, log_ref, 1), -.25, 0, "reward of k1");
+    o.kl = KL_K2;
+    CHECK(objective_kl_reward(&o, log_mu, log_ref, 3) == 0, "k2 is in the loss");
+}
+
+int main(void) {
+    check_by_hand();
+    check_terms_by_hand();
+    check_fixture();
+    check_slopes();
+    check_boundaries();
+    check_fixed_points();
+    check_limits();
+    check_on_policy();
+    check_edges();
+    check_nan();
+    check_needs_zero_advantage();
+    check_reads();
+    check_names_and_defaults();
+    check_refusals();
+    check_advantages();
+    check_equal_rewards();
+    check_advantage_sums();
+    check_weights();
+    check_kl_reward();
+    return test_report();
+}

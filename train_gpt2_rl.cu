@@ -1,0 +1,789 @@
+// train_gpt2_rl: reinforcement learning of a GPT-2-style model. This file is the options and then the
+// step: sample -> verify -> advantage -> update -> measure. Everything it calls is one file away, in
+// llmc/, in a file named after it. It holds no arithmetic of its own.
+//
+// The common subset of C11 and C++20: the C compiler builds it (-x c) where there is no nvcc.
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "llmc/backend.h"
+#include "llmc/checkpoint.h"
+#include "llmc/evaluate.h"
+#include "llmc/gpt2.h"
+#include "llmc/log.h"
+#include "llmc/objective.h"
+#include "llmc/options.h"
+#include "llmc/rollout.h"
+#include "llmc/task.h"
+#include "llmc/tokenizer.h"
+#include "llmc/trainer.h"
+
+// ---------------------------------------------------------------------------------------------
+// Options. NAN = the objective's own default.
+
+static const char* const DEVICES[] = {"auto", "cpu", NULL};
+static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
+static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", NULL};
+static const char* const DTYPES_OR_SAME[] = {"same", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3",
+                                             "fp8_e5m2", NULL};
+static const char* const ANCHORS[] = {"rollout", "recompute", NULL};
+enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
+
+typedef struct settings {
+    int depth, heads, channels, context;
+    const char *init, *task;
+    int device, isa, threads, steps, resume, checkpoint_every, checkpoint_keep;
+    uint64_t seed;
+    const char* out;
+    int warmup_steps, warmup_batch;
+    double warmup_lr;
+    const char* warmup_cache;
+    int eval_every, eval_prompts, eval_samples, eval_k;
+    int prompts, group, top_k, max_new_tokens, slots;
+    double temperature, top_p;
+    int objective, reg, kl_estimator, anchor, advantage, aggregate;
+    double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
+    int updates, epochs, micro_batch, lr_warmup, schedule;
+    double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
+    int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
+} settings;
+
+static settings S = {
+    .depth = 3, .heads = 4, .channels = 64, .context = 64, .init = "", .task = "chain",
+    .device = 0, .isa = 0, .threads = 0, .steps = 80, .resume = 0, .checkpoint_every = 20,
+    .checkpoint_keep = 2, .seed = 1, .out = "",
+    .warmup_steps = 1600, .warmup_batch = 128, .warmup_lr = 4e-3, .warmup_cache = "",
+    .eval_every = 20, .eval_prompts = 512, .eval_samples = 8, .eval_k = 8,
+    .prompts = 16, .group = 16, .top_k = 0, .max_new_tokens = 24, .slots = 256,
+    .temperature = 1, .top_p = 1,
+    .objective = OBJECTIVE_DRPO, .reg = REG_NONE, .kl_estimator = KL_K2, .anchor = ANCHOR_ROLLOUT,
+    .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
+    .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
+    .updates = 2, .epochs = 1, .micro_batch = 32, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
+    .lr = 2e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
+    .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
+    .kv_dtype = 0, .master_weights = 1,
+};
+
+#define GROUP(text) {NULL, OPTION_GROUP, NULL, text, 0, 0, NULL, 0, 0, 0, NULL}
+#define INT(name, field, low, help) \
+    {name, OPTION_INT, &S.field, help, low, INT_MAX, NULL, 0, 0, 0, NULL}
+#define REAL(name, field, low, high, above, help) \
+    {name, OPTION_DOUBLE, &S.field, help, low, high, NULL, above, 0, 0, NULL}
+#define CHOICE(name, field, names, help) \
+    {name, OPTION_CHOICE, &S.field, help, 0, 0, names, 0, 0, 0, NULL}
+#define TEXT(name, field, help) {name, OPTION_TEXT, &S.field, help, 0, 0, NULL, 0, 0, 0, NULL}
+
+static option OPTIONS[] = {
+    GROUP("Model"),
+    INT("depth", depth, 1, "layers"),
+    INT("heads", heads, 1, "attention heads a layer"),
+    INT("channels", channels, 1, "width of the residual stream"),
+    INT("context", context, 2, "longest sequence, in tokens"),
+    TEXT("init", init, "start from this model file (llm.c's format) instead of a warm-up"),
+    GROUP("Task"),
+    TEXT("task", task, "NAME or NAME:option=value,...; the tasks are listed below"),
+    GROUP("Run"),
+    CHOICE("device", device, DEVICES, "where to compute"),
+    CHOICE("isa", isa, ISAS, "the CPU's instruction set; all give the same bits"),
+    INT("threads", threads, 0, "CPU threads; 0 = one a core"),
+    {"seed", OPTION_U64, &S.seed, "of every random number", 0, 0x1p64, NULL, 0, 0, 0, NULL},
+    INT("steps", steps, 0, "RL steps"),
+    TEXT("out", out, "directory for config, log, samples and checkpoints; none = nothing is kept"),
+    {"resume", OPTION_SWITCH, &S.resume, "continue the run in --out", 0, 1, NULL, 0, 0, 1, NULL},
+    INT("checkpoint-every", checkpoint_every, 0, "RL steps between checkpoints; 0 = only the last"),
+    INT("checkpoint-keep", checkpoint_keep, 0, "checkpoints that are kept; 0 = all"),
+    GROUP("Warm-up (supervised, fp32, AdamW with weight decay 0.01, cosine)"),
+    INT("warmup-steps", warmup_steps, 0, "0 = none"),
+    INT("warmup-batch", warmup_batch, 1, "sequences a step"),
+    REAL("warmup-lr", warmup_lr, 0, DBL_MAX, 1, "peak learning rate, reached after 50 steps"),
+    TEXT("warmup-cache", warmup_cache, "directory that keeps warmed-up models for other runs"),
+    GROUP("Evaluation (held-out prompts)"),
+    INT("eval-every", eval_every, 0, "RL steps between evaluations; 0 = first and last only"),
+    INT("eval-prompts", eval_prompts, 1, "prompts"),
+    INT("eval-samples", eval_samples, 1, "samples a prompt"),
+    INT("eval-k", eval_k, 1, "k of pass@k"),
+    GROUP("Rollout"),
+    INT("prompts", prompts, 1, "prompts a step"),
+    INT("group", group, 1, "samples a prompt"),
+    REAL("temperature", temperature, 0, DBL_MAX, 1, "of sampler and trainer"),
+    INT("top-k", top_k, 0, "sample from the k most probable tokens; 0 = off"),
+    REAL("top-p", top_p, 0, 1, 1, "sample from the fewest tokens of this share; 1 = off"),
+    INT("max-new-tokens", max_new_tokens, 1, "longest response"),
+    INT("slots", slots, 1, "sequences sampled at the same time"),
+    GROUP("Objective"),
+    CHOICE("objective", objective, OBJECTIVE_NAMES, "how advantage and ratio become a gradient"),
+    REAL("delta", delta, 0, INFINITY, 1, "trust region |pi - mu| of dppo-*, drpo*; 0.15, dppo-kl 0.05"),
+    REAL("epsilon", epsilon, 0, INFINITY, 1, "trust region |r - 1| of spo; 0.2"),
+    REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo: ratios below 1 - this are clipped; 0.2"),
+    REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo: ratios above 1 + this; 0.28"),
+    REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf"),
+    CHOICE("reg", reg, REG_NAMES, "regularizer of pg-is"),
+    REAL("reg-coef", reg_coef, 0, DBL_MAX, 0, "its coefficient"),
+    REAL("kl-coef", kl_coef, 0, DBL_MAX, 0, "KL term to the model before RL; 0 = none"),
+    CHOICE("kl-estimator", kl_estimator, KL_NAMES, "of that term; k1 goes into the reward"),
+    CHOICE("anchor", anchor, ANCHORS, "mu as the sampler recorded it, or recomputed by the trainer"),
+    CHOICE("advantage", advantage, ADVANTAGE_NAMES, "reward minus the group's mean; how scaled"),
+    CHOICE("aggregate", aggregate, AGGREGATE_NAMES, "how tokens add up to the loss"),
+    GROUP("Update"),
+    INT("updates", updates, 1, "mini-batches a pass over the rollout"),
+    INT("epochs", epochs, 1, "passes over the rollout"),
+    INT("micro-batch", micro_batch, 1, "sequences that run at once; leaves no trace in the result"),
+    REAL("lr", lr, 0, DBL_MAX, 0, "learning rate"),
+    INT("lr-warmup", lr_warmup, 0, "RL steps over which it rises"),
+    CHOICE("schedule", schedule, SCHEDULE_NAMES, "what it does then"),
+    REAL("beta1", beta1, 0, 0.9999, 0, "AdamW"),
+    REAL("beta2", beta2, 0, 0.999999, 0, "AdamW"),
+    REAL("adam-eps", adam_eps, 0, 1, 1, "AdamW"),
+    REAL("weight-decay", weight_decay, 0, DBL_MAX, 0, "AdamW, on matrices"),
+    REAL("grad-clip", grad_clip, 0, INFINITY, 1, "longest gradient; inf = off"),
+    GROUP("Precision"),
+    CHOICE("train-dtype", train_dtype, DTYPES, "the trainer's arithmetic"),
+    CHOICE("rollout-dtype", rollout_dtype, DTYPES, "the sampler's arithmetic"),
+    CHOICE("logits-dtype", logits_dtype, DTYPES, "logits, on both sides"),
+    CHOICE("rollout-logits-dtype", rollout_logits_dtype, DTYPES_OR_SAME, "the sampler's logits"),
+    CHOICE("kv-dtype", kv_dtype, DTYPES_OR_SAME, "the sampler's KV cache; same = as it computes"),
+    {"master-weights", OPTION_INT, &S.master_weights,
+     "1: fp32 masters; 0: weights in the train dtype, rounded stochastically", 0, 1, NULL, 0, 0, 0,
+     NULL},
+    GROUP(NULL),
+};
+
+static const format* dtype(int choice) { return format_find(DTYPES[choice]); }
+static const format* dtype_or(int choice, const format* same) {
+    return choice ? format_find(DTYPES_OR_SAME[choice]) : same;
+}
+
+// An option of the objective: the user's value, or its own default; refused where it is not read.
+static void set_if_given(double* to, const char* name, double value) {
+    if (isnan(value)) return;
+    if (!objective_reads((objective_kind)S.objective, name))
+        fatal("--%s means nothing to --objective %s; leave it out", name,
+              OBJECTIVE_NAMES[S.objective]);
+    *to = value;
+}
+
+static objective make_objective(void) {
+    objective o = objective_defaults((objective_kind)S.objective);
+    set_if_given(&o.delta, "delta", S.delta);
+    set_if_given(&o.epsilon, "epsilon", S.epsilon);
+    set_if_given(&o.clip_low, "clip-low", S.clip_low);
+    set_if_given(&o.clip_high, "clip-high", S.clip_high);
+    set_if_given(&o.ratio_cap, "ratio-cap", S.ratio_cap);
+    o.reg = (regularizer_kind)S.reg;
+    o.reg_coef = S.reg_coef;
+    o.kl = (kl_kind)S.kl_estimator;
+    o.kl_coef = S.kl_coef;
+    objective_check(&o);
+    return o;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The run: everything that lives from start to end.
+
+typedef struct run {
+    backend* device;
+    task task;
+    gpt2_config model;
+    objective objective;
+    size_t parameters;       // their number
+    float *host, *base;      // parameters in host memory: scratch, and the model before RL
+    rollout* sampler;
+    trainer* trainer;
+    trainer* warmup;         // the warm-up's own trainer, while it runs
+    gpt2_weights* reference; // NULL without --kl-coef
+    batch* data;             // the rollout of a step
+    batch* eval_data;
+    run_log* log;
+    run_state state;
+    double seconds[3];       // spent sampling, updating, evaluating
+    int64_t tokens[3];
+} run;
+enum { SAMPLING, UPDATING, EVALUATING };
+
+static volatile sig_atomic_t interrupted;
+static void on_interrupt(int signal_number) {
+    interrupted = signal_number;
+    signal(signal_number, SIG_DFL);  // a second one ends the program at once
+}
+
+static float inverse_temperature(void) { return (float)(1 / S.temperature); }
+
+static void save_checkpoint(run* r) {
+    if (!*S.out) return;
+    trainer* t = r->warmup ? r->warmup : r->trainer;
+    optimizer* o = t->optimizer;
+    float* moments = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
+    trainer_save(t, r->host);
+    r->device->download(r->device, moments, o->m, r->parameters * sizeof(float));
+    r->device->download(r->device, moments + r->parameters, o->v, r->parameters * sizeof(float));
+    r->state.optimizer = o->state;
+    r->state.elapsed = log_elapsed(r->log);
+    log_position(r->log, &r->state.log_bytes, &r->state.sample_bytes);
+    checkpoint_save(S.out, &r->state, &r->model, r->host, moments, moments + r->parameters,
+                    S.checkpoint_keep);
+    free(moments);
+}
+
+static void stop_if_interrupted(run* r) {
+    if (!interrupted) return;
+    save_checkpoint(r);
+    if (*S.out)
+        log_print(r->log, "interrupted: saved; continue with --resume --out %s", S.out);
+    else
+        log_print(r->log, "interrupted: nothing was saved, since there is no --out");
+    log_close(r->log);
+    exit(130);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Warm-up: the same update with the objective `sft`, on the task's worked examples.
+
+enum { WARMUP_LR_STEPS = 50, WARMUP_LOG_EVERY = 50 };
+
+static optimizer_config warmup_optimizer(void) {
+    optimizer_config c = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.01,
+                          .clip = 1, .format = &FORMAT_FP32, .loss_scaling = 0, .seed = S.seed};
+    return c;
+}
+
+static void warmup_examples(batch* d, const task* t, int step) {
+    char prompt[TASK_TEXT_MAX], response[TASK_TEXT_MAX];
+    d->prompts = d->sequences = S.warmup_batch;
+    d->group = 1;
+    for (int s = 0; s < d->sequences; s++) {
+        task_warmup_example(t, S.seed, (uint32_t)step, (uint32_t)s, prompt, response);
+        d->prompt_length[s] = tokenizer_encode(prompt, d->prompt + s * d->max_prompt, d->max_prompt);
+        d->length[s] = tokenizer_encode(response, d->token + s * d->max_new, d->max_new);
+    }
+}
+
+// What the result of the warm-up depends on, as text; its hash names the file in the cache.
+static char* warmup_key(const run* r) {
+    return xprintf("arithmetic %d\nmodel %d %d %d %d %d\ntask %s\nseed %llu\nsteps %d batch %d lr %.17g",
+                   ARITHMETIC_VERSION, r->model.layers, r->model.heads, r->model.channels,
+                   r->model.context, r->model.vocab, S.task, (unsigned long long)S.seed,
+                   S.warmup_steps, S.warmup_batch, S.warmup_lr);
+}
+
+static char* warmup_cache_path(const run* r) {
+    char* key = warmup_key(r);
+    uint64_t hash = 14695981039346656037ull;  // FNV-1a
+    for (const char* c = key; *c; c++) hash = (hash ^ (unsigned char)*c) * 1099511628211ull;
+    free(key);
+    return xprintf("%s/warmup-%016llx.bin", S.warmup_cache, (unsigned long long)hash);
+}
+
+static void warmup_train(run* r) {
+    trainer* t = r->warmup;
+    objective sft = objective_defaults(OBJECTIVE_SFT);
+    batch* d = batch_create(S.warmup_batch, r->task.max_prompt, S.max_new_tokens, 0);
+    double start = clock_seconds(), last = start;
+    int64_t tokens = 0, first = r->state.warmup_step;
+    while (r->state.warmup_step < S.warmup_steps) {
+        int step = r->state.warmup_step++;
+        double lr = schedule_lr(SCHEDULE_COSINE, S.warmup_lr, step, WARMUP_LR_STEPS, S.warmup_steps);
+        warmup_examples(d, &r->task, step);
+        trainer_update_result u = trainer_update(t, d, 0, d->sequences, &sft,
+                                                 AGGREGATE_TOKEN_MEAN, 1, lr);
+        double now = clock_seconds();
+        tokens += u.tokens;
+        log_progress(r->log, "warm-up", (double)(step + 1) / S.warmup_steps, tokens / (now - start),
+                     (now - start) / (double)(step + 1 - first) * (S.warmup_steps - step - 1));
+        if ((step + 1) % WARMUP_LOG_EVERY == 0 || step + 1 == S.warmup_steps) {
+            log_begin(r->log, "warmup", step + 1);
+            log_number(r->log, "loss", u.loss);
+            log_number(r->log, "lr", lr);
+            log_number(r->log, "grad_norm", u.grad_norm);
+            log_number(r->log, "tokens_per_s", tokens / (now - start));
+            log_end(r->log);
+        }
+        if ((step + 1) % (8 * WARMUP_LOG_EVERY) == 0 || now - last > 30) {
+            log_print(r->log, "warm-up  %5d/%d  loss %.4f  %.0f tokens/s", step + 1,
+                      S.warmup_steps, u.loss, tokens / (now - start));
+            last = now;
+        }
+        stop_if_interrupted(r);
+    }
+    log_print(r->log, "warm-up took %.1f s", clock_seconds() - start);
+    batch_free(d);
+}
+
+static void warm_up(run* r) {
+    if (S.warmup_steps == 0) return;
+    char* cached = *S.warmup_cache ? warmup_cache_path(r) : NULL;
+    if (cached && file_size(cached) >= 0) {
+        float* parameters;
+        gpt2_config c = checkpoint_read_model(cached, &parameters);
+        if (memcmp(&c, &r->model, sizeof c))
+            fatal("%s holds another model than its name says; delete it", cached);
+        memcpy(r->base, parameters, r->parameters * sizeof(float));
+        free(parameters);
+        r->state.warmup_step = S.warmup_steps;
+        log_print(r->log, "warm-up  taken from %s", cached);
+    } else {
+        warmup_train(r);
+        trainer_save(r->warmup, r->base);
+        if (cached) {
+            dir_create(S.warmup_cache);
+            checkpoint_write_model(cached, &r->model, r->base, &FORMAT_FP32);
+        }
+    }
+    free(cached);
+}
+
+// ---------------------------------------------------------------------------------------------
+// What the run says
+
+static void print_plan(const run* r) {
+    gpt2_tensor table[GPT2_TENSORS];
+    gpt2_tensors(&r->model, table);
+    const objective* o = &r->objective;
+    log_print(r->log, "device      %s", r->device->name);
+    log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S.task,
+              r->task.max_prompt, r->task.max_response);
+    log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
+              r->model.layers, r->model.heads, r->model.channels, r->model.context, r->model.vocab);
+    log_print(r->log, "            %zu parameters: embeddings %zu + %zu, attention %zu, MLP %zu, "
+              "norms %zu", r->parameters, table[0].count, table[1].count,
+              table[4].count + table[5].count + table[6].count + table[7].count,
+              table[10].count + table[11].count + table[12].count + table[13].count,
+              table[2].count + table[3].count + table[8].count + table[9].count +
+                  table[14].count + table[15].count);
+    log_print(r->log, "objective   %s, delta %g, advantage %s, aggregate %s, anchor %s",
+              OBJECTIVE_NAMES[S.objective], o->delta, ADVANTAGE_NAMES[S.advantage],
+              AGGREGATE_NAMES[S.aggregate], ANCHORS[S.anchor]);
+    log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
+              S.prompts, S.group, S.updates, S.epochs, S.lr);
+    log_print(r->log, "precision   trainer %s, sampler %s, KV cache %s, %s", DTYPES[S.train_dtype],
+              DTYPES[S.rollout_dtype], S.kv_dtype ? DTYPES_OR_SAME[S.kv_dtype] : "same",
+              S.master_weights ? "fp32 master weights" : "stochastic rounding");
+}
+
+static void print_memory_line(const run* r, const char* what, size_t bytes) {
+    log_print(r->log, "%-28s %10.1f MB  %6.1f bytes a parameter", what, (double)bytes / 1e6,
+              (double)bytes / (double)r->parameters);
+}
+
+static void print_memory(const run* r) {
+    size_t each = r->parameters * sizeof(float);
+    size_t cache = rollout_cache_bytes(r->sampler);
+    print_memory_line(r, "parameters", each);
+    print_memory_line(r, "gradients", r->trainer->optimizer->bytes - 2 * each);
+    print_memory_line(r, "optimizer moments", 2 * each);
+    print_memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
+    print_memory_line(r, "trainer: activations", r->trainer->acts->bytes);
+    print_memory_line(r, "sampler: packed weights", rollout_weights(r->sampler)->bytes);
+    print_memory_line(r, "sampler: KV cache", cache);
+    if (r->reference) print_memory_line(r, "reference model", r->reference->bytes);
+    print_memory_line(r, "all on the device", r->device->allocated);
+}
+
+static void log_mismatch(run* r, const mismatch* m) {
+    double value[MISMATCH_METRICS];
+    mismatch_values(m, value);
+    for (int i = 0; i < MISMATCH_METRICS; i++) log_number(r->log, MISMATCH_NAMES[i], value[i]);
+}
+
+static void show_samples(run* r, const char* when) {
+    batch* d = r->eval_data;
+    sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_EVALUATE,
+                    UINT32_MAX};
+    d->prompts = 3;
+    d->group = 1;
+    evaluate_held_out_prompts(d, &r->task, S.seed, 0);
+    rollout_begin(r->sampler, d, &how);
+    while (rollout_step(r->sampler)) {}
+    rollout_end(r->sampler);
+    evaluate_rewards(d, &r->task);
+    log_print(r->log, "three completions %s:", when);
+    for (int s = 0; s < d->sequences; s++) {
+        char *prompt = evaluate_prompt_text(d, s), *response = evaluate_response_text(d, s);
+        size_t n = strcspn(response, "\n");
+        log_print(r->log, "  %s %s%.*s%s", d->reward[s] > 0 ? "right" : "wrong", prompt, (int)n,
+                  response, response[n] ? "" : " (cut off)");
+        free(prompt);
+        free(response);
+    }
+}
+
+static void evaluate(run* r) {
+    evaluate_config c = {S.eval_prompts, S.eval_samples, S.eval_k, S.seed, (uint32_t)r->state.step,
+                         inverse_temperature(), S.top_k, (float)S.top_p};
+    double start = clock_seconds();
+    rollout_sync(r->sampler, r->trainer->parameters);
+    evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
+    r->seconds[EVALUATING] += clock_seconds() - start;
+    r->tokens[EVALUATING] += e.tokens;
+    log_begin(r->log, "eval", r->state.step);
+    log_number(r->log, "greedy", e.greedy);
+    log_number(r->log, "pass1", e.pass1);
+    log_number(r->log, "passk", e.passk);
+    log_number(r->log, "k", e.k);
+    log_number(r->log, "prompts", e.prompts);
+    log_number(r->log, "response_length", e.response_length);
+    log_end(r->log);
+    log_print(r->log, "eval after step %d on %d held-out prompts: pass@1 %.3f  pass@%d %.3f  "
+              "greedy %.3f  length %.1f", r->state.step, e.prompts, e.pass1, e.k, e.passk, e.greedy,
+              e.response_length);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The step
+
+// Sample: group completions of each prompt, with the sampler's own copy of the weights.
+static rollout_stats sample(run* r, double* seconds) {
+    batch* d = r->data;
+    sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_SAMPLE,
+                    (uint32_t)r->state.step};
+    double start = clock_seconds();
+    d->prompts = S.prompts;
+    d->group = S.group;
+    rollout_sync(r->sampler, r->trainer->parameters);
+    evaluate_training_prompts(d, &r->task, S.seed, r->state.step);
+    rollout_begin(r->sampler, d, &how);
+    for (int left; (left = rollout_step(r->sampler)) > 0;)
+        log_progress(r->log, "rollout", 1 - (double)left / d->sequences, NAN, NAN);
+    rollout_stats stats = rollout_end(r->sampler);
+    *seconds = clock_seconds() - start;
+    r->seconds[SAMPLING] += *seconds;
+    r->tokens[SAMPLING] += stats.tokens;
+    return stats;
+}
+
+static void log_rollout(run* r, const rollout_stats* stats, const reward_summary* reward,
+                        double seconds) {
+    log_begin(r->log, "rollout", r->state.step);
+    log_number(r->log, "reward", reward->reward);
+    log_number(r->log, "reward_std", reward->reward_std);
+    log_number(r->log, "response_length", reward->response_length);
+    log_number(r->log, "truncated", reward->truncated);
+    log_number(r->log, "zero_std_groups", reward->zero_std_groups);
+    log_number(r->log, "entropy", reward->entropy);
+    log_number(r->log, "tokens", (double)stats->tokens);
+    log_number(r->log, "prefill_tokens", (double)stats->prefill_tokens);
+    log_number(r->log, "occupancy", stats->occupancy);
+    log_number(r->log, "tokens_per_s", (double)stats->tokens / seconds);
+    log_end(r->log);
+}
+
+// Measure: the trainer's log pi of what was sampled, before any update: numerics alone.
+static mismatch measure(run* r) {
+    batch* d = r->data;
+    trainer_logprobs(r->trainer, r->trainer->weights, d, 0, d->sequences, inverse_temperature(),
+                     d->log_pi);
+    mismatch m = trainer_mismatch(d, 0, d->sequences, r->objective.delta);
+    log_begin(r->log, "numerics", r->state.step);
+    log_mismatch(r, &m);
+    log_end(r->log);
+    const float* anchor = S.anchor == ANCHOR_RECOMPUTE ? d->log_pi : d->log_mu;
+    memcpy(d->anchor, anchor, (size_t)d->sequences * d->max_new * sizeof(float));
+    if (r->reference)
+        trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences, inverse_temperature(),
+                         d->log_ref);
+    return m;
+}
+
+// Verify and compare within each group.
+static void advantages(run* r) {
+    batch* d = r->data;
+    if (r->reference)
+        for (int s = 0; s < d->sequences; s++) {
+            size_t at = (size_t)s * d->max_new;
+            d->reward[s] += (float)objective_kl_reward(&r->objective, d->log_mu + at,
+                                                       d->log_ref + at, d->length[s]);
+        }
+    objective_advantages((advantage_kind)S.advantage, d->reward, d->prompts, d->group, d->advantage);
+    for (int s = 0; s < d->sequences && *S.out; s++) {
+        char *prompt = evaluate_prompt_text(d, s), *response = evaluate_response_text(d, s);
+        log_sample(r->log, r->state.step, s, prompt, response, d->reward[s], d->advantage[s]);
+        free(prompt);
+        free(response);
+    }
+}
+
+// Update: U mini-batches a pass, E passes.
+static trainer_update_result update(run* r, double lr, double* seconds) {
+    batch* d = r->data;
+    trainer_update_result u = {0};
+    int mini = d->sequences / S.updates;
+    int64_t tokens = 0;
+    double start = clock_seconds();
+    for (int i = 0; i < S.updates * S.epochs; i++) {
+        int first = i % S.updates * mini;
+        double begin = clock_seconds();
+        u = trainer_update(r->trainer, d, first, mini, &r->objective, (aggregate_kind)S.aggregate,
+                           inverse_temperature(), lr);
+        tokens += u.tokens;
+        r->state.updates++;
+        mismatch m = trainer_mismatch(d, first, mini, r->objective.delta);
+        log_begin(r->log, "update", r->state.step);
+        log_number(r->log, "index", i);
+        log_number(r->log, "loss", u.loss);
+        log_number(r->log, "lr", lr);
+        log_number(r->log, "grad_norm", u.grad_norm);
+        log_number(r->log, "skipped", u.skipped);
+        log_number(r->log, "tokens_per_s", (double)u.tokens / (clock_seconds() - begin));
+        log_mismatch(r, &m);
+        log_number(r->log, "masked", u.masked);
+        log_number(r->log, "corrective", u.corrective);
+        log_end(r->log);
+        if (u.skipped)
+            log_print(r->log, "step %d, update %d: the gradient was not finite; skipped",
+                      r->state.step, i);
+        log_progress(r->log, "update", (double)(i + 1) / (S.updates * S.epochs),
+                     (double)tokens / (clock_seconds() - start), NAN);
+    }
+    *seconds = clock_seconds() - start;
+    r->seconds[UPDATING] += *seconds;
+    r->tokens[UPDATING] += tokens;
+    return u;
+}
+
+static void step(run* r) {
+    double sampling_seconds, update_seconds;
+    double lr = schedule_lr((schedule_kind)S.schedule, S.lr, r->state.step, S.lr_warmup, S.steps);
+    rollout_stats stats = sample(r, &sampling_seconds);
+    evaluate_rewards(r->data, &r->task);
+    reward_summary reward = evaluate_summary(r->data);
+    log_rollout(r, &stats, &reward, sampling_seconds);
+    mismatch numerics = measure(r);
+    advantages(r);
+    trainer_update_result u = update(r, lr, &update_seconds);
+    if (r->state.step % 20 == 0)
+        log_print(r->log, "%5s %7s %7s %8s %9s %10s %10s %10s %8s", "step", "reward", "length",
+                  "entropy", "grad norm", "|pi-mu|", "sample/s", "train/s", "time");
+    log_print(r->log, "%5d %7.3f %7.2f %8.4f %9.4f %10.2e %10.0f %10.0f %7.1fs", r->state.step,
+              reward.reward, reward.response_length, reward.entropy, u.grad_norm,
+              numerics.prob_diff_mean, (double)stats.tokens / sampling_seconds,
+              (double)u.tokens * S.updates * S.epochs / update_seconds, log_elapsed(r->log));
+    r->state.step++;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Setting up
+
+static void check_settings(const task* t) {
+    long long sequences = (long long)S.prompts * S.group;
+    if (S.group < 2)
+        fatal("--group %d: an advantage compares the samples of a prompt; use at least 2", S.group);
+    if (sequences > 1 << 24) fatal("--prompts times --group is %lld; at most 16777216", sequences);
+    if (sequences % S.updates)
+        fatal("--updates %d does not divide the %lld sequences of a step; choose a divisor",
+              S.updates, sequences);
+    if (S.eval_k > S.eval_samples)
+        fatal("--eval-k %d needs as many samples; raise --eval-samples %d", S.eval_k,
+              S.eval_samples);
+    if (t->max_prompt + S.max_new_tokens > S.context)
+        fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
+              t->max_prompt, S.max_new_tokens, S.context);
+    if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
+        fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
+              t->max_response, S.max_new_tokens);
+}
+
+static void refuse_used_directory(void) {
+    char* path = xprintf("%s/config", S.out);
+    if (*S.out && !S.resume && file_size(path) >= 0)
+        fatal("--out %s already holds a run; add --resume to continue it, or name another directory",
+              S.out);
+    free(path);
+}
+
+// A resumed run takes its flags from the run's own config. What would change its bits must not differ.
+static void read_resumed_config(void) {
+    static const char* const FREE[] = {"threads", "isa", "device", "slots", "micro-batch", "out",
+                                       "checkpoint-every", "checkpoint-keep", "warmup-cache", NULL};
+    if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
+    char* path = xprintf("%s/config", S.out);
+    if (file_size(path) < 0) fatal("%s does not exist: --out %s holds no run to resume", path, S.out);
+    options_read(OPTIONS, path);
+    for (option* o = OPTIONS; o->kind != OPTION_GROUP || o->help; o++) {
+        int is_free = 0;
+        for (const char* const* f = FREE; *f; f++) is_free |= o->name && !strcmp(*f, o->name);
+        if (!o->overruled || is_free) continue;
+        char* now = option_text(o);
+        fatal("--%s %s: the run in %s was started with %s; a resumed run must keep it", o->name, now,
+              S.out, o->overruled);
+    }
+    free(path);
+}
+
+static precision precision_with(int dtype_choice, const format* logits) {
+    return precision_of(dtype(dtype_choice), logits);
+}
+
+static optimizer_config rl_optimizer(precision p) {
+    optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
+                          .weight_decay = S.weight_decay, .clip = S.grad_clip,
+                          .format = S.master_weights ? &FORMAT_FP32 : p.store,
+                          .loss_scaling = p.linear == &FORMAT_FP16, .seed = S.seed};
+    return c;
+}
+
+static int maximum(int a, int b) { return a > b ? a : b; }
+
+static void create(run* r) {
+    const format* logits = dtype(S.logits_dtype);
+    precision train = precision_with(S.train_dtype, logits);
+    precision roll = precision_with(S.rollout_dtype, dtype_or(S.rollout_logits_dtype, logits));
+    int prompt = r->task.max_prompt, longest = prompt + S.max_new_tokens;
+    int sequences = S.prompts * S.group, eval = maximum(maximum(sequences, 512), S.eval_samples);
+    int filtered = S.top_k > 0 || S.top_p < 1;
+    int keep_words = filtered ? (r->model.vocab + 31) / 32 : 0;
+    r->sampler = rollout_create(r->device, &r->model, roll, dtype_or(S.kv_dtype, roll.store), S.slots,
+                                prompt, S.max_new_tokens, eval, keep_words, tokenizer_end());
+    optimizer_config config = rl_optimizer(train);
+    r->trainer = trainer_create(r->device, &r->model, train, &config, S.micro_batch, longest);
+    if (S.kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
+    r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
+    r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
+    r->host = (float*)xalloc(r->parameters, sizeof(float), "parameters");
+    r->base = (float*)xalloc(r->parameters, sizeof(float), "parameters");
+    gpt2_init(&r->model, r->base, S.seed);
+    if (*S.init) {
+        free(r->base);
+        checkpoint_read_model(S.init, &r->base);
+    }
+    trainer_load(r->trainer, r->base);
+    rollout_sync(r->sampler, r->trainer->parameters);
+}
+
+static gpt2_config model_config(void) {
+    gpt2_config c = {S.context, tokenizer_size(), S.depth, S.heads, S.channels};
+    static const char* const SHAPE[] = {"context", "depth", "heads", "channels", NULL};
+    if (*S.init) {
+        gpt2_config file = checkpoint_read_config(S.init);
+        int of_file[] = {file.context, file.layers, file.heads, file.channels};
+        int given[] = {S.context, S.depth, S.heads, S.channels};
+        for (int i = 0; SHAPE[i]; i++)
+            if (options_find(OPTIONS, SHAPE[i])->given && given[i] != of_file[i])
+                fatal("--%s %d: %s has %d; leave the flag out", SHAPE[i], given[i], S.init,
+                      of_file[i]);
+        if (file.vocab < tokenizer_size())
+            fatal("%s has a vocabulary of %d, less than the %d characters of the tasks; give "
+                  "another model", S.init, file.vocab, tokenizer_size());
+        c = file;
+        S.context = c.context;
+        S.depth = c.layers;
+        S.heads = c.heads;
+        S.channels = c.channels;
+    }
+    gpt2_check(&c);
+    return c;
+}
+
+static void load_reference(run* r) {
+    backend* b = r->device;
+    size_t bytes = r->parameters * sizeof(float);
+    float* parameters = (float*)b->alloc(b, bytes, "the reference model");
+    b->upload(b, parameters, r->base, bytes);
+    gpt2_weights_sync(r->reference, parameters);
+    b->release(b, parameters, bytes);
+}
+
+// A checkpoint's parameters (in r->host) and moments into a trainer.
+static void restore(run* r, trainer* t, const float* m, const float* v) {
+    trainer_load(t, r->host);
+    r->device->upload(r->device, t->optimizer->m, m, r->parameters * sizeof(float));
+    r->device->upload(r->device, t->optimizer->v, v, r->parameters * sizeof(float));
+    t->optimizer->state = r->state.optimizer;
+}
+
+// Opens the log and leaves the model that RL starts or continues from in the trainer.
+static void begin(run* r) {
+    char *config_path = xprintf("%s/config", S.out), *base_path = xprintf("%s/base.bin", S.out);
+    float* m = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
+    float* v = m + r->parameters;
+    int found = S.resume && checkpoint_load(S.out, &r->state, &r->model, r->host, m, v);
+    if (S.resume) log_cut(S.out, r->state.log_bytes, r->state.sample_bytes);
+    r->log = log_open(S.out, r->state.elapsed);
+    if (*S.out) options_write(OPTIONS, config_path);
+    print_plan(r);
+    print_memory(r);
+    if (found)
+        log_print(r->log, "continuing after %s step %d", r->state.step ? "RL" : "warm-up",
+                  r->state.step ? r->state.step : r->state.warmup_step);
+    if (!*S.init && r->state.warmup_step < S.warmup_steps) {
+        optimizer_config config = warmup_optimizer();
+        precision fp32 = precision_of(&FORMAT_FP32, &FORMAT_FP32);
+        r->warmup = trainer_create(r->device, &r->model, fp32, &config, S.micro_batch,
+                                   r->task.max_prompt + S.max_new_tokens);
+        if (found)
+            restore(r, r->warmup, m, v);
+        else
+            trainer_load(r->warmup, r->base);
+        warm_up(r);
+        trainer_free(r->warmup);
+        r->warmup = NULL;
+        found = 0;
+    }
+    if (found) {
+        restore(r, r->trainer, m, v);
+        if (r->reference) {
+            free(r->base);
+            checkpoint_read_model(base_path, &r->base);
+        }
+    } else {
+        trainer_load(r->trainer, r->base);
+        if (r->reference && *S.out)
+            checkpoint_write_model(base_path, &r->model, r->base, &FORMAT_FP32);
+        save_checkpoint(r);
+    }
+    if (r->reference) load_reference(r);
+    free(m);
+    free(config_path);
+    free(base_path);
+}
+
+static void end(run* r) {
+    static const char* const PHASES[] = {"sampling", "updating", "evaluating"};
+    show_samples(r, "after RL");
+    for (int i = 0; i < 3; i++)
+        if (r->seconds[i] > 0)
+            log_print(r->log, "%-11s %7.1f s %10.0f tokens/s", PHASES[i], r->seconds[i],
+                      (double)r->tokens[i] / r->seconds[i]);
+    log_print(r->log, "the run took %.1f s%s%s", log_elapsed(r->log),
+              *S.out ? "; log, samples and checkpoints are in "
+                     : "; --out DIR keeps log, samples and checkpoints", S.out);
+    log_close(r->log);
+}
+
+static int due(int every, int step) { return every > 0 && step % every == 0; }
+
+int main(int argc, char** argv) {
+    static run r;
+    gpt2_tensor table[GPT2_TENSORS];
+    options_parse(OPTIONS, argc, argv,
+                  "train_gpt2_rl: reinforcement learning of a GPT-2-style model\n");
+    if (S.resume) read_resumed_config();
+    refuse_used_directory();
+    r.task = task_open(S.task);
+    check_settings(&r.task);
+    r.objective = make_objective();
+    r.model = model_config();
+    r.parameters = gpt2_tensors(&r.model, table);
+    r.device = cpu_open(S.threads, ISAS[S.isa]);
+    create(&r);
+    signal(SIGINT, on_interrupt);
+
+    begin(&r);
+    if (r.state.step >= S.steps && S.resume) log_print(r.log, "the run is complete");
+    if (r.state.step == 0) {
+        evaluate(&r);
+        show_samples(&r, "before RL");
+    }
+    while (r.state.step < S.steps) {
+        step(&r);
+        int last = r.state.step == S.steps;
+        if (last || due(S.eval_every, r.state.step)) evaluate(&r);
+        if (last || due(S.checkpoint_every, r.state.step)) save_checkpoint(&r);
+        stop_if_interrupted(&r);
+    }
+    end(&r);
+    return 0;
+}
