@@ -113,13 +113,13 @@ static uint64_t checksum_words(uint64_t h, const void* words, size_t count) {
 }
 
 // Ends the program: the file, what is wrong with it, what to do.
-static void refuse(const file* f, const char* format, ...)
+static void refuse(const file* f, const char* problem, ...)
     __attribute__((noreturn, format(printf, 2, 3)));
-static void refuse(const file* f, const char* format, ...) {
+static void refuse(const file* f, const char* problem, ...) {
     char text[256];
     va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    va_start(args, problem);
+    vsnprintf(text, sizeof text, problem, args);
     va_end(args);
     fatal("%s %s; %s", f->path, text, f->advice);
 }
@@ -465,8 +465,9 @@ static int entry_compare(const void* left, const void* right) {
     return (int)a->kind - (int)b->kind;
 }
 
-// The entries of a folder, oldest first, `count` of them; free with free().
-static entry* entry_list(const char* parent, size_t* count) {
+// The entries of a folder of this kind or a greater one, oldest first, `count` of them; free with
+// free().
+static entry* entry_list(const char* parent, entry_kind kind, size_t* count) {
     struct dirent** names = NULL;
     int n = scandir(parent, &names, NULL, NULL);
     if (n < 0 && errno != ENOENT)
@@ -474,7 +475,8 @@ static entry* entry_list(const char* parent, size_t* count) {
     entry* list = xalloc(n > 0 ? (size_t)n : 0, sizeof *list, "the list of checkpoints");
     *count = 0;
     for (int i = 0; i < n; i++) {
-        *count += (size_t)entry_parse(names[i]->d_name, &list[*count]);
+        entry* e = &list[*count];
+        *count += (size_t)(entry_parse(names[i]->d_name, e) && e->kind >= kind);
         free(names[i]);
     }
     free(names);
@@ -500,22 +502,30 @@ static void entry_remove(const char* parent, entry e) {
 
 static int entry_same_name(entry a, entry b) { return a.phase == b.phase && a.step == b.step; }
 
-// Removes what saves left behind: half-written folders, and replaced ones whose successor is there.
+// Clears up after saves: half-written folders and replaced ones go, but a replaced one whose
+// successor never came gets its name back.
 static void entries_clear(const char* parent) {
     size_t count;
-    entry* list = entry_list(parent, &count);
+    entry* list = entry_list(parent, TEMPORARY, &count);
     for (size_t i = 0; i < count; i++) {
         int succeeded = i + 1 < count && entry_same_name(list[i], list[i + 1]);
-        if (list[i].kind == TEMPORARY || (list[i].kind == REPLACED && succeeded))
+        if (list[i].kind == REPLACED && !succeeded) {
+            char* path = entry_path(parent, list[i]);
+            char* name = entry_path(parent, (entry){list[i].phase, list[i].step, COMPLETE});
+            rename_or_fail(path, name);
+            free(name);
+            free(path);
+        } else if (list[i].kind != COMPLETE) {
             entry_remove(parent, list[i]);
+        }
     }
     free(list);
 }
 
-// Leaves the `keep` newest of the entries, and `kept` in any case.
+// Leaves the `keep` newest checkpoints, and `kept` in any case.
 static void entries_retain(const char* parent, entry kept, int keep) {
     size_t count;
-    entry* list = entry_list(parent, &count);
+    entry* list = entry_list(parent, REPLACED, &count);
     for (size_t i = 0, left = count; i < count && keep > 0 && left > (size_t)keep; i++) {
         if (entry_same_name(list[i], kept)) continue;
         entry_remove(parent, list[i]);
@@ -559,14 +569,12 @@ void checkpoint_save(const char* directory, const run_state* s, const gpt2_confi
 int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, float* parameters,
                     float* m, float* v) {
     char* parent = xprintf("%s/checkpoints", directory);
-    size_t count, usable = 0;
-    entry* list = entry_list(parent, &count);
-    for (size_t i = 0; i < count; i++)
-        if (list[i].kind != TEMPORARY) list[usable++] = list[i];
-    if (usable) {
-        char* folder = entry_path(parent, list[usable - 1]);
+    size_t count;
+    entry* list = entry_list(parent, REPLACED, &count);
+    if (count) {
+        char* folder = entry_path(parent, list[count - 1]);
         char* advice = xprintf("delete the folder %s to %s", folder,
-                               usable > 1 ? "resume from the checkpoint before it" : "start anew");
+                               count > 1 ? "resume from the checkpoint before it" : "start anew");
         state_header h = read_state_file(folder, advice, c, m, v);
         read_model_file(folder, advice, c, h.model_checksum, parameters);
         *s = h.run;
@@ -575,5 +583,5 @@ int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, f
     }
     free(list);
     free(parent);
-    return usable > 0;
+    return count > 0;
 }

@@ -1,6 +1,6 @@
-// checkpoint: model files, and the state of a run on disk. A checkpoint is complete or absent: it is
-// written aside, synced and renamed; a failed write leaves the previous ones as they were. Layouts:
-// the tables at the head of checkpoint.c.
+// checkpoint: model files, and the state of a run on disk. A checkpoint is complete or absent: it
+// is written aside, synced and renamed; a failed write leaves the previous ones as they were.
+// Layouts: the tables at the head of checkpoint.c.
 #ifndef LLMC_CHECKPOINT_H
 #define LLMC_CHECKPOINT_H
 
@@ -9,11 +9,13 @@
 
 LLMC_BEGIN
 
-// Model files, llm.c's format (magic 20240326): version 3 holds fp32, version 5 bf16; both are read.
-// Parameters are host arrays in llm.c's order, the vocabulary without its padding.
+// Model files, llm.c's format (magic 20240326): version 3 holds fp32, version 5 bf16; both are
+// read. Parameters are host arrays of gpt2_tensors() floats, the vocabulary without its padding. A
+// file that is missing, cut short, foreign, or has impossible sizes ends the program with a
+// sentence; so does a failed write, which leaves what `path` held before. bf16 rounds to nearest
+// even.
 void checkpoint_write_model(const char* path, const gpt2_config* c, const float* parameters,
-                            const format* how);  // FP32 or BF16
-// Fatal with a sentence for a file that is missing, cut short, foreign, or has impossible sizes.
+                            const format* how);  // &FORMAT_FP32 or &FORMAT_BF16
 gpt2_config checkpoint_read_config(const char* path);
 // *parameters is allocated; free with free().
 gpt2_config checkpoint_read_model(const char* path, float** parameters);
@@ -24,17 +26,20 @@ typedef struct run_state {
     int32_t step;         // RL steps done
     int64_t updates;      // optimizer steps asked for in RL, skipped ones included
     optimizer_state optimizer;
-    double elapsed;       // seconds
+    double elapsed;                   // seconds
     int64_t log_bytes, sample_bytes;  // sizes of log.jsonl and samples.jsonl
 } run_state;
 
-// DIRECTORY/checkpoints/NAME/, NAME = "warmup-NNNNNN" or "step-NNNNNN": model.bin and state.bin.
-// Removes the oldest beyond `keep` (0 = all are kept) once the new one is complete.
+// Writes DIRECTORY/checkpoints/NAME/{model.bin,state.bin}; NAME is "step-NNNNNN" of s->step, or
+// "warmup-NNNNNN" of s->warmup_step before the first RL step is done. It is on the disk when this
+// returns. An earlier checkpoint of this name is replaced; then the oldest beyond `keep` (0 = all
+// are kept) are removed, never the new one. parameters, m, v: host arrays of gpt2_tensors() floats.
+// A failed write ends the program with a sentence. For a full disk's sake the program must ignore
+// SIGXFSZ, and no other process may save to the same directory.
 void checkpoint_save(const char* directory, const run_state* s, const gpt2_config* c,
                      const float* parameters, const float* m, const float* v, int keep);
-// The newest complete checkpoint: fills `s` and the host arrays (parameters, m, v; all of
-// gpt2_tensors() floats) and returns 1; returns 0 if there is none. Refuses a model of another shape
-// than `c`, and damaged files.
+// The newest complete checkpoint: fills `s` and the host arrays and returns 1; returns 0 if there
+// is none. A damaged one, or one of another shape than `c`, ends the program with a sentence.
 int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, float* parameters,
                     float* m, float* v);
 

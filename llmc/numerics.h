@@ -92,9 +92,8 @@ NUM_INLINE float format_round(float x, const format* f) {
 NUM_INLINE float format_round_stochastic(float x, const format* f, uint32_t random) {
     uint32_t a = float_bits(x) & 0x7fffffffu, low = (1u << f->drop) - 1;
     uint32_t normal = (a + (random & low)) & ~low;
-    float magnitude = float_from_bits(a), spacing = f->subnormal_spacing,
-          magic = 0x1.8p23f * spacing;
-    float lower = (magnitude + magic) - magic;
+    float magnitude = float_from_bits(a), spacing = f->subnormal_spacing;
+    float magic = 0x1.8p23f * spacing, lower = (magnitude + magic) - magic;  // as in format_round
     lower -= lower > magnitude ? spacing : 0.0f;
     float threshold = (float)(int32_t)(random >> 8) * (0x1p-24f * spacing);
     float subnormal = magnitude - lower > threshold ? lower + spacing : lower;
@@ -115,7 +114,7 @@ NUM_INLINE float format_scale(float amax, const format* f) {
 // ---------------------------------------------------------------------------------------------
 // Randomness: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2,
 // 3", SC11), keyed by (seed, stream, step, sequence, position), so that a draw depends on what it
-// is for and on nothing that ran before it (N4).
+// is for and on nothing that ran before it (the numerics contract, N4).
 
 typedef enum {
     STREAM_INIT,      // initial weights
@@ -149,8 +148,8 @@ NUM_INLINE void random_at(uint32_t out[4], uint64_t seed, rng_stream stream, uin
     philox4x32(out, counter, (uint32_t)seed, (uint32_t)(seed >> 32));
 }
 
-// A sequence of draws for host code (prompts, initial weights): the position of random_at counts
-// up, four words a step, so a sequence has 2^34 words.
+// A sequence of draws for host code (prompts, initial weights): random_at at one position after
+// another, four words from each, 2^34 words in all.
 typedef struct rng {
     uint64_t seed;
     rng_stream stream;

@@ -1,9 +1,10 @@
-// Causal attention, one query at a time (Vaswani et al., arXiv 1706.03762). Keys come in blocks of 16
-// that count from the sequence's own start, transposed so that 16 keys lie in the lanes; values in
-// blocks of 16 rows. Training lays them out so for each head of each sequence; the cache holds them so
-// in its pages. Query, count of keys and blocks are then all that `attend` needs, and a token decoded
-// through the cache gets the bits of the same token in a training forward.
+// Causal attention, one query at a time (Vaswani et al., arXiv 1706.03762). Keys come in blocks of
+// 16 that count from the sequence's own start, transposed so that 16 keys lie in the lanes; values
+// in blocks of 16 rows. Training lays them out so for each head of each sequence; the cache holds
+// them so in its pages. Query, count of keys and blocks are then all that `attend` needs, and a
+// token decoded through the cache gets the bits of the same token in a training forward.
 #include "attention.h"
+
 #include "ops.h"
 
 enum {
@@ -19,8 +20,8 @@ INLINE void scores(float* score, const float* q, const float* const* keys, int n
         vf sum[16 / VL];
         UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
         for (int d = 0; d < head_dim; d++)
-            UNROLL for (int v = 0; v < 16 / VL; v++)
-                sum[v] = vf_fma(vf_set(q[d]), vf_load(k + d * KV_PAGE + v * VL), sum[v]);
+            UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] =
+                vf_fma(vf_set(q[d]), vf_load(k + d * KV_PAGE + v * VL), sum[v]);
         UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(score + j0 + v * VL, sum[v]);
     }
     SIMD for (int j = 0; j < n; j++) score[j] *= scale;
@@ -36,14 +37,22 @@ INLINE void weighted_values(const int w, float* out, const float* p, const float
         for (int j = j0; j < j1; j++) {
             const float* row = values[j / KV_PAGE] + (j % KV_PAGE) * padded + d;
             vf pj = vf_set(p[j]);
-            UNROLL for (int v = 0; v < w * 16 / VL; v++)
-                sum[v] = vf_fma(pj, vf_load(row + v * VL), sum[v]);
+            UNROLL for (int v = 0; v < w * 16 / VL; v++) sum[v] =
+                vf_fma(pj, vf_load(row + v * VL), sum[v]);
         }
         UNROLL for (int v = 0; v < w * 16 / VL; v++) {
             float* to = out + d + v * VL;
             vf_store(to, j0 ? vf_add(vf_load(to), sum[v]) : sum[v]);
         }
     }
+}
+
+// The same for all columns.
+static void weighted_rows(float* out, const float* p, const float* const* values, int n,
+                          int padded) {
+    int d = 0;
+    for (; d + 64 <= padded; d += 64) weighted_values(4, out, p, values, n, padded, d);
+    for (; d < padded; d += 16) weighted_values(1, out, p, values, n, padded, d);
 }
 
 // What one query needs, in a thread's scratch memory.
@@ -70,15 +79,13 @@ static query query_at(float* memory, int blocks, int padded) {
 // The query against the first n keys. stats may be NULL.
 static void attend(float* out, float* stats, query* w, int n, int head_dim, const format* operand,
                    const format* round) {
-    int padded = padded_dim(head_dim), d = 0;
     float* p = w->score;
     scores(p, w->q, w->keys, n, head_dim, 1.0f / __builtin_sqrtf((float)head_dim));
     float max = row_max(p, n);
     SIMD for (int j = 0; j < n; j++) p[j] = num_expf(p[j] - max);
     float total = row_sum(p, n);
     row_round(p, n, operand);
-    for (; d + 64 <= padded; d += 64) weighted_values(4, w->sum, p, w->values, n, padded, d);
-    for (; d < padded; d += 16) weighted_values(1, w->sum, p, w->values, n, padded, d);
+    weighted_rows(w->sum, p, w->values, n, padded_dim(head_dim));
     for (int i = 0; i < head_dim; i++) out[i] = w->sum[i] / total;
     row_round(out, head_dim, round);
     if (stats) {
@@ -140,122 +147,160 @@ void ISA(attention_forward)(backend* b, tensor out, float* stats, tensor qkv, co
         }
 }
 
-// For one head of one sequence, with p = exp(s - max) / sum and D_i = dout_i . out_i:
+// Backward, for one head of one sequence, with p = exp(s - max) / sum and D_i = dout_i . out_i:
 //   dp_ij = dout_i . v_j, ds = p (dp - D), dq_i = scale sum_j ds_ij k_j,
 //   dk_j = scale sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i
-// (Dao, arXiv 2307.08691, section 3.1). Chains over i and j run from the sequence's start.
+// (Dao, arXiv 2307.08691, section 3.1). dq is a sum over keys like the output; the chains of dk and
+// dv run over the queries in order, QUERIES at a time, and are carried on from one group to the
+// next.
+enum { QUERIES = 64 };
+
 typedef struct backward_head {
-    int n, head_dim, padded;
-    int64_t stride;                // of a block
-    float *q, *k, *v, *dout;       // (n, padded), operands
-    float *kt, *vt;                // blocks of transposed keys and values
-    float *dk, *dv, *dq;           // (n, padded), (n, padded), (padded)
-    const float **k_block, **v_block;
-    float *p, *ds;                 // (n rounded up to 16)
+    int n, head_dim, padded, blocks;
+    float *q, *k, *dout;                 // (n, padded), operands
+    float *k_transposed, *v_transposed;  // blocks of 16 keys in the lanes
+    float *dk, *dv, *dq;                 // (n, padded), (n, padded), (padded)
+    const float **k_rows, **k_block, **v_block;
+    float *p, *ds;  // (QUERIES, blocks * 16)
 } backward_head;
 
 static size_t backward_floats(int n, int blocks, int padded) {
-    return (size_t)n * padded * 6 + padded + 2 * blocks * (size_t)padded * KV_PAGE +
-           2 * blocks * POINTER_FLOATS + 2 * (size_t)blocks * KV_PAGE;
+    size_t floats = (size_t)n * padded * 5 + padded + 2 * (size_t)blocks * KV_PAGE * padded +
+                    3 * (size_t)blocks * POINTER_FLOATS + 2 * (size_t)QUERIES * blocks * KV_PAGE;
+    return floats / 16 * 16 + 16;
 }
 
 static backward_head backward_at(float* memory, int n, int blocks, int head_dim) {
-    backward_head w = {.n = n, .head_dim = head_dim, .padded = padded_dim(head_dim),
-                       .stride = block_floats(head_dim)};
-    size_t rows = (size_t)n * w.padded;
-    w.k_block = (const float**)memory;
+    backward_head w = {
+        .n = n, .head_dim = head_dim, .padded = padded_dim(head_dim), .blocks = blocks};
+    size_t rows = (size_t)n * w.padded, stride = block_floats(head_dim);
+    w.k_rows = (const float**)memory;
+    w.k_block = w.k_rows + blocks;
     w.v_block = w.k_block + blocks;
     w.q = (float*)(w.v_block + blocks);
     w.k = w.q + rows;
-    w.v = w.k + rows;
-    w.dout = w.v + rows;
+    w.dout = w.k + rows;
     w.dk = w.dout + rows;
     w.dv = w.dk + rows;
     w.dq = w.dv + rows;
-    w.kt = w.dq + w.padded;
-    w.vt = w.kt + blocks * w.stride;
-    w.p = w.vt + blocks * w.stride;
-    w.ds = w.p + blocks * KV_PAGE;
+    w.k_transposed = w.dq + w.padded;
+    w.v_transposed = w.k_transposed + blocks * stride;
+    w.p = w.v_transposed + blocks * stride;
+    w.ds = w.p + (size_t)QUERIES * blocks * KV_PAGE;
     for (int i = 0; i < blocks; i++) {
-        w.k_block[i] = w.kt + i * w.stride;
-        w.v_block[i] = w.vt + i * w.stride;
+        w.k_rows[i] = w.k + i * stride;
+        w.k_block[i] = w.k_transposed + i * stride;
+        w.v_block[i] = w.v_transposed + i * stride;
     }
     return w;
 }
 
-// The n columns of sum += x * row.
-INLINE void row_axpy(float* sum, float x, const float* row, int n) {
-    SIMD for (int d = 0; d < n; d++) sum[d] = num_fma(x, row[d], sum[d]);
+static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, int channels,
+                          int head, const format* operand) {
+    int64_t stride = block_floats(w->head_dim);
+    for (int i = 0; i < w->n; i++) {
+        const float* q = row_of(qkv, start + i) + head * w->head_dim;
+        const float *k = q + channels, *v = k + channels;
+        const float* d = row_of(dout, start + i) + head * w->head_dim;
+        size_t at = (size_t)i * w->padded;
+        put_row(w->q + at, q, 0, w->head_dim, 0, operand);
+        put_row(w->k + at, k, 0, w->head_dim, 0, operand);
+        put_row(w->dout + at, d, 0, w->head_dim, 0, operand);
+        put_transposed(w->k_transposed, k, i, w->head_dim, stride, operand);
+        put_transposed(w->v_transposed, v, i, w->head_dim, stride, operand);
+    }
+    memset(w->dk, 0, (size_t)w->n * w->padded * sizeof(float));
+    memset(w->dv, 0, (size_t)w->n * w->padded * sizeof(float));
 }
 
-// Query i: its scores again, then its share of dk and dv, and dq.
-static void backward_query(backward_head* w, int i, const float* stats, float delta, float scale,
-                           const format* operand) {
-    int n = i + 1, padded = w->padded;
-    const float *q = w->q + (size_t)i * padded, *dout = w->dout + (size_t)i * padded;
-    scores(w->p, q, w->k_block, n, w->head_dim, scale);
-    scores(w->ds, dout, w->v_block, n, w->head_dim, 1.0f);
+// p and ds of query i, as operands.
+static void backward_scores(const backward_head* w, float* p, float* ds, int i, const float* stats,
+                            float delta, float scale, const format* operand) {
     const format f = *operand;
     float max = stats[0], total = stats[1];
-    SIMD for (int j = 0; j < n; j++) {
-        float p = num_expf(w->p[j] - max) / total;
-        w->p[j] = format_round(p, &f);
-        w->ds[j] = format_round(p * (w->ds[j] - delta), &f);
+    scores(p, w->q + (size_t)i * w->padded, w->k_block, i + 1, w->head_dim, scale);
+    scores(ds, w->dout + (size_t)i * w->padded, w->v_block, i + 1, w->head_dim, 1.0f);
+    SIMD for (int j = 0; j <= i; j++) {
+        float share = num_expf(p[j] - max) / total;
+        ds[j] = format_round(share * (ds[j] - delta), &f);
+        p[j] = format_round(share, &f);
     }
-    memset(w->dq, 0, padded * sizeof(float));
-    for (int j = 0; j < n; j++) {
-        size_t at = (size_t)j * padded;
-        row_axpy(w->dq, w->ds[j], w->k + at, padded);
-        row_axpy(w->dk + at, w->ds[j], q, padded);
-        row_axpy(w->dv + at, w->p[j], dout, padded);
+}
+
+// sum += x_i row_i for 16 columns and `count` rows, carrying on the chain in `sum`.
+INLINE void carry_rows(float* sum, const float* x, int x_stride, const float* rows, int padded,
+                       int count) {
+    vf chain[16 / VL];
+    UNROLL for (int v = 0; v < 16 / VL; v++) chain[v] = vf_load(sum + v * VL);
+    for (int i = 0; i < count; i++) {
+        vf xi = vf_set(x[(size_t)i * x_stride]);
+        UNROLL for (int v = 0; v < 16 / VL; v++) chain[v] =
+            vf_fma(xi, vf_load(rows + (size_t)i * padded + v * VL), chain[v]);
+    }
+    UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(sum + v * VL, chain[v]);
+}
+
+// Queries i0 .. i1 into dk and dv of every key they see.
+static void backward_keys(const backward_head* w, int i0, int i1) {
+    int width = w->blocks * KV_PAGE, padded = w->padded;
+    for (int j = 0; j < i1; j++) {
+        int i = j > i0 ? j : i0;  // earlier queries do not see the key
+        size_t at = (size_t)(i - i0) * width + j, row = (size_t)i * padded;
+        for (int d = 0; d < padded; d += 16) {
+            size_t to = (size_t)j * padded + d;
+            carry_rows(w->dk + to, w->ds + at, width, w->q + row + d, padded, i1 - i);
+            carry_rows(w->dv + to, w->p + at, width, w->dout + row + d, padded, i1 - i);
+        }
+    }
+}
+
+static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv, tensor out,
+                         const float* stats, int start, int heads, int h, const format* operand) {
+    int head_dim = w->head_dim, channels = heads * head_dim, width = w->blocks * KV_PAGE;
+    float scale = 1.0f / __builtin_sqrtf((float)head_dim);
+    backward_load(w, qkv, dout, start, channels, h, operand);
+    for (int i0 = 0; i0 < w->n; i0 += QUERIES) {
+        int i1 = i0 + QUERIES < w->n ? i0 + QUERIES : w->n;
+        for (int i = i0; i < i1; i++) {
+            const float* d = row_of(dout, start + i) + h * head_dim;
+            const float* o = row_of(out, start + i) + h * head_dim;
+            float *p = w->p + (size_t)(i - i0) * width, *ds = w->ds + (size_t)(i - i0) * width;
+            for (int j = 0; j < head_dim; j++) w->dq[j] = d[j] * o[j];
+            float delta = row_sum(w->dq, head_dim);
+            backward_scores(w, p, ds, i, stats + ((int64_t)(start + i) * heads + h) * 2, delta,
+                            scale, operand);
+            weighted_rows(w->dq, ds, w->k_rows, i + 1, w->padded);
+            float* to = row_of(dqkv, start + i) + h * head_dim;
+            for (int j = 0; j < head_dim; j++) to[j] = w->dq[j] * scale;
+            row_round(to, head_dim, dqkv.format);
+        }
+        backward_keys(w, i0, i1);
+    }
+    for (int i = 0; i < w->n; i++) {
+        float* dk = row_of(dqkv, start + i) + channels + h * head_dim;
+        float* dv = dk + channels;
+        for (int j = 0; j < head_dim; j++) {
+            dk[j] = w->dk[(size_t)i * w->padded + j] * scale;
+            dv[j] = w->dv[(size_t)i * w->padded + j];
+        }
+        row_round(dk, head_dim, dqkv.format);
+        row_round(dv, head_dim, dqkv.format);
     }
 }
 
 void ISA(attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                              const float* stats, const int* seq_start, int sequences, int heads,
                              const format* operand) {
-    int channels = out.cols, head_dim = channels / heads, max = longest(seq_start, sequences);
-    int blocks = (max + KV_PAGE - 1) / KV_PAGE;
-    size_t each = backward_floats(max, blocks, padded_dim(head_dim)) / 16 * 16 + 16;
+    int head_dim = out.cols / heads,
+        blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
+    size_t each = backward_floats(blocks * KV_PAGE, blocks, padded_dim(head_dim));
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
-    float scale = 1.0f / __builtin_sqrtf((float)head_dim);
     PRAGMA(omp parallel for schedule(dynamic) collapse(2) num_threads(cpu_threads(b)))
     for (int s = 0; s < sequences; s++)
         for (int h = 0; h < heads; h++) {
             int start = seq_start[s], n = seq_start[s + 1] - start;
-            backward_head w = backward_at(memory + cpu_thread() * each, max, blocks, head_dim);
-            memset(w.dk, 0, (size_t)n * w.padded * sizeof(float));
-            memset(w.dv, 0, (size_t)n * w.padded * sizeof(float));
-            for (int i = 0; i < n; i++) {
-                const float* from = row_of(qkv, start + i) + h * head_dim;
-                put_row(w.q + (size_t)i * w.padded, from, 0, head_dim, 0, operand);
-                put_row(w.k + (size_t)i * w.padded, from + channels, 0, head_dim, 0, operand);
-                put_row(w.v + (size_t)i * w.padded, from + 2 * channels, 0, head_dim, 0, operand);
-                put_transposed(w.kt, from + channels, i, head_dim, w.stride, operand);
-                put_transposed(w.vt, from + 2 * channels, i, head_dim, w.stride, operand);
-                put_row(w.dout + (size_t)i * w.padded, row_of(dout, start + i) + h * head_dim, 0,
-                        head_dim, 0, operand);
-            }
-            for (int i = 0; i < n; i++) {
-                const float* d = row_of(dout, start + i) + h * head_dim;
-                const float* o = row_of(out, start + i) + h * head_dim;
-                for (int j = 0; j < head_dim; j++) w.dq[j] = d[j] * o[j];
-                float delta = row_sum(w.dq, head_dim);
-                backward_query(&w, i, stats + ((int64_t)(start + i) * heads + h) * 2, delta, scale,
-                               operand);
-                float* to = row_of(dqkv, start + i) + h * head_dim;
-                for (int j = 0; j < head_dim; j++) to[j] = w.dq[j] * scale;
-                row_round(to, head_dim, dqkv.format);
-            }
-            for (int i = 0; i < n; i++) {
-                float* to = row_of(dqkv, start + i) + channels + h * head_dim;
-                for (int j = 0; j < head_dim; j++) {
-                    to[j] = w.dk[(size_t)i * w.padded + j] * scale;
-                    to[channels + j] = w.dv[(size_t)i * w.padded + j];
-                }
-                row_round(to, head_dim, dqkv.format);
-                row_round(to + channels, head_dim, dqkv.format);
-            }
+            backward_head w = backward_at(memory + cpu_thread() * each, n, blocks, head_dim);
+            backward_one(&w, dqkv, dout, qkv, out, stats, start, heads, h, operand);
         }
 }
 

@@ -70,7 +70,8 @@ typedef struct instruction_set {
     void (*ops)(backend* b);
 } instruction_set;
 
-static const instruction_set SETS[] = {  // best first
+static const instruction_set SETS[] = {
+    // best first
 #ifdef HAVE_avx512
     {"avx512", cpu_ops_avx512},
 #endif

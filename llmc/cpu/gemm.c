@@ -1,11 +1,11 @@
-// A matrix product of packed panels by an outer-product kernel. A tile of MR rows and NR columns of C
-// lives in registers while k runs: each step broadcasts MR values of A and loads NR of B. Every element
-// of C is therefore one chain of FMAs over k, and no tile height, panel, thread count or vector width
-// leaves a trace: a naive triple loop of fmaf gives the same bits.
+// A matrix product of packed panels by an outer-product kernel. A tile of MR rows and NR columns of
+// C lives in registers while k runs: each step broadcasts MR values of A and loads NR of B. Every
+// element of C is therefore one chain of FMAs over k, and no tile height, panel, thread count or
+// vector width leaves a trace: a naive triple loop of fmaf gives the same bits.
 //
-// B comes in panels of NR columns, [k][NR]: weights are packed once when they change, other operands
-// while they are used. A is read in place where k is short, and copied tile by tile where its rows lie
-// so far apart that they would evict each other from the first cache.
+// B comes in panels of NR columns, [k][NR]: weights are packed once when they change, other
+// operands while they are used. A is read in place where k is short, and copied tile by tile where
+// its rows lie so far apart that they would evict each other from the first cache.
 #include "gemm.h"
 
 enum { NV = GEMM_NR / VL, MC = 12 * GEMM_MR, A_COPY_STRIDE = GEMM_KC + 16 };
@@ -16,9 +16,8 @@ INLINE void tile(const int mr, const int transposed, int kc, const float* restri
                  int64_t a_stride, const float* restrict b, float* restrict c, int64_t c_stride,
                  tile_mode mode) {
     vf acc[GEMM_MR][NV];
-    UNROLL for (int i = 0; i < mr; i++)
-        UNROLL for (int j = 0; j < NV; j++)
-            acc[i][j] = mode == CARRY ? vf_load(c + i * c_stride + j * VL) : vf_set(0);
+    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] =
+        mode == CARRY ? vf_load(c + i * c_stride + j * VL) : vf_set(0);
     for (int k = 0; k < kc; k++) {
         vf bv[NV];
         UNROLL for (int j = 0; j < NV; j++) bv[j] = vf_load(b + (int64_t)k * GEMM_NR + j * VL);
@@ -28,39 +27,40 @@ INLINE void tile(const int mr, const int transposed, int kc, const float* restri
         }
     }
     if (mode == ADD)
-        UNROLL for (int i = 0; i < mr; i++)
-            UNROLL for (int j = 0; j < NV; j++)
-                acc[i][j] = vf_add(vf_load(c + i * c_stride + j * VL), acc[i][j]);
-    UNROLL for (int i = 0; i < mr; i++)
-        UNROLL for (int j = 0; j < NV; j++) vf_store(c + i * c_stride + j * VL, acc[i][j]);
+        UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] =
+            vf_add(vf_load(c + i * c_stride + j * VL), acc[i][j]);
+    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < NV; j++)
+        vf_store(c + i * c_stride + j * VL, acc[i][j]);
 }
 
 // One compiled kernel a tile height.
-#define TILE(mr)                                                                              \
-    static __attribute__((noinline)) void tile_##mr(int transposed, int kc, const float* a,   \
-                                                    int64_t as, const float* b, float* c,     \
-                                                    int64_t cs, tile_mode mode) {             \
-        if (transposed)                                                                       \
-            tile(mr, 1, kc, a, as, b, c, cs, mode);                                           \
-        else                                                                                  \
-            tile(mr, 0, kc, a, as, b, c, cs, mode);                                           \
+#define TILE(mr)                                                                            \
+    static __attribute__((noinline)) void tile_##mr(int transposed, int kc, const float* a, \
+                                                    int64_t as, const float* b, float* c,   \
+                                                    int64_t cs, tile_mode mode) {           \
+        if (transposed)                                                                     \
+            tile(mr, 1, kc, a, as, b, c, cs, mode);                                         \
+        else                                                                                \
+            tile(mr, 0, kc, a, as, b, c, cs, mode);                                         \
     }
 typedef void (*tile_function)(int, int, const float*, int64_t, const float*, float*, int64_t,
                               tile_mode);
-TILE(1) TILE(2) TILE(3) TILE(4)
+TILE(1)
+TILE(2) TILE(3) TILE(4)
 #if defined(ISA_avx2) || defined(ISA_avx512)
-TILE(5) TILE(6)
+    TILE(5) TILE(6)
 #endif
 #if defined(ISA_avx512)
-TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 #endif
-static const tile_function TILES[GEMM_MR + 1] = {
-    NULL, tile_1, tile_2, tile_3, tile_4,
+            static const tile_function TILES[GEMM_MR + 1] = {
+                NULL,    tile_1,  tile_2, tile_3,  tile_4,
 #if defined(ISA_avx2) || defined(ISA_avx512)
-    tile_5, tile_6,
+                tile_5,  tile_6,
 #endif
 #if defined(ISA_avx512)
-    tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14
+                tile_7,  tile_8,  tile_9, tile_10, tile_11,
+                tile_12, tile_13, tile_14
 #endif
 };
 
@@ -141,8 +141,7 @@ void ISA(gemm_run)(backend* b, const gemm* g) {
     int panels = (g->n + GEMM_NR - 1) / GEMM_NR, threads = cpu_threads(b);
     // Enough blocks that no thread waits long for another, of rows first: a row block reads A once.
     int row_blocks = (g->m + MC - 1) / MC, panel_blocks = 1, wanted = threads > 1 ? 3 * threads : 1;
-    if (row_blocks < wanted && panels >= 8)
-        panel_blocks = (wanted + row_blocks - 1) / row_blocks;
+    if (row_blocks < wanted && panels >= 8) panel_blocks = (wanted + row_blocks - 1) / row_blocks;
     if (panel_blocks > panels / 2) panel_blocks = panels > 1 ? panels / 2 : 1;
     if (row_blocks * panel_blocks < wanted) {
         int tiles = (g->m + GEMM_MR - 1) / GEMM_MR;
@@ -167,7 +166,8 @@ size_t ISA(gemm_packed_size)(int n, int k) {
 void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k,
                     const format* operand) {
     int panels = (n + GEMM_NR - 1) / GEMM_NR;
-    float* rows = cpu_scratch(b, SCRATCH_PACK, (size_t)cpu_threads(b) * GEMM_NR * k * sizeof(float));
+    float* rows =
+        cpu_scratch(b, SCRATCH_PACK, (size_t)cpu_threads(b) * GEMM_NR * k * sizeof(float));
     PARALLEL_FOR(b)
     for (int p = 0; p < panels; p++) {
         float* row = rows + (size_t)cpu_thread() * GEMM_NR * k;
@@ -179,7 +179,8 @@ void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k,
         for (int i0 = 0; i0 < k; i0 += 16) {  // 16 x 16 at a time, to stay in cache lines
             int i1 = i0 + 16 < k ? i0 + 16 : k;
             for (int j = 0; j < GEMM_NR; j++)
-                for (int i = i0; i < i1; i++) panel[(size_t)i * GEMM_NR + j] = row[(size_t)j * k + i];
+                for (int i = i0; i < i1; i++)
+                    panel[(size_t)i * GEMM_NR + j] = row[(size_t)j * k + i];
         }
     }
 }

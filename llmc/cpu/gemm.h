@@ -37,7 +37,6 @@ void ISA(gemm_run)(backend* b, const gemm* g);
 size_t ISA(gemm_packed_size)(int n, int k);
 // Packs W (n, k) as B = W^T: panel p holds columns p * NR ..., [k][NR], zeros beyond n. Rows are
 // rounded to `operand` first.
-void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k,
-                    const format* operand);
+void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, const format* operand);
 
 #endif

@@ -1,5 +1,5 @@
-// The vocabulary head and the sampler behind it. Both turn a row of logits into log-probabilities by
-// one function, so the sampler's log mu and the trainer's log pi of a token are the same bits.
+// The vocabulary head and the sampler behind it. Both turn a row of logits into log-probabilities
+// by one function, so the sampler's log mu and the trainer's log pi of a token are the same bits.
 // log p = (l - max) - log(sum exp(l - max)), never log of a quotient: that underflows.
 #include "gemm.h"
 #include "ops.h"
@@ -59,8 +59,8 @@ typedef struct head_block {
 } head_block;
 
 static head_block block_memory(backend* b, const prepared* w) {
-    head_block m = {.rows = rows_at_once(w->outputs), .vocabulary = w->outputs,
-                    .channels = w->inputs};
+    head_block m = {
+        .rows = rows_at_once(w->outputs), .vocabulary = w->outputs, .channels = w->inputs};
     size_t logits = (size_t)m.rows * m.vocabulary, x = (size_t)m.rows * m.channels;
     size_t row = (size_t)cpu_threads(b) * m.vocabulary;
     m.logits = cpu_scratch(b, SCRATCH_LOGITS, (logits + x + row) * sizeof(float));
@@ -77,8 +77,15 @@ static void block_logits(backend* b, head_block* m, tensor x, const int* row, in
         const float* from = row_of(x, row ? row[first + i] : first + i);
         operand_round(m->x + (size_t)i * m->channels, from, m->channels, w->operand);
     }
-    gemm g = {.m = n, .n = m->vocabulary, .k = m->channels, .a = m->x, .a_stride = m->channels,
-              .packed = w->packed, .c = m->logits, .c_stride = m->vocabulary, .round = logits};
+    gemm g = {.m = n,
+              .n = m->vocabulary,
+              .k = m->channels,
+              .a = m->x,
+              .a_stride = m->channels,
+              .packed = w->packed,
+              .c = m->logits,
+              .c_stride = m->vocabulary,
+              .round = logits};
     ISA(gemm_run)(b, &g);
 }
 
@@ -128,17 +135,36 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
             row_round(l, v, logits);
             row_round(l, v, operand);
         }
-        gemm g = {.m = rows, .n = c, .k = v, .a = m.logits, .a_stride = v, .b = w->w, .b_stride = c,
-                  .b_round = w->backward_operand, .c = rows_dx, .c_stride = c, .round = dx.format};
+        gemm g = {.m = rows,
+                  .n = c,
+                  .k = v,
+                  .a = m.logits,
+                  .a_stride = v,
+                  .b = w->w,
+                  .b_stride = c,
+                  .b_round = w->backward_operand,
+                  .c = rows_dx,
+                  .c_stride = c,
+                  .round = dx.format};
         ISA(gemm_run)(b, &g);
         PARALLEL_FOR(b)
         for (int i = 0; i < rows; i++) {
             memcpy(row_of(dx, row[first + i]), rows_dx + (size_t)i * c, c * sizeof(float));
             operand_round(m.x + (size_t)i * c, row_of(x, row[first + i]), c, w->backward_operand);
         }
-        gemm h = {.m = v, .n = c, .k = rows, .a = m.logits, .a_stride = v, .a_transposed = 1,
-                  .b = m.x, .b_stride = c, .b_round = &FORMAT_FP32, .c = dw, .c_stride = c,
-                  .carry = 1, .round = &FORMAT_FP32};
+        gemm h = {.m = v,
+                  .n = c,
+                  .k = rows,
+                  .a = m.logits,
+                  .a_stride = v,
+                  .a_transposed = 1,
+                  .b = m.x,
+                  .b_stride = c,
+                  .b_round = &FORMAT_FP32,
+                  .c = dw,
+                  .c_stride = c,
+                  .carry = 1,
+                  .round = &FORMAT_FP32};
         ISA(gemm_run)(b, &h);
     }
 }
@@ -225,8 +251,8 @@ static void advance(const slot_state* s, int slot, int token, float logp, float 
     if (token == s->end_token || --s->left[slot] == 0) s->position[slot] = -1;
 }
 
-static void sample_row(const slot_state* s, int slot, float* l, float* e, int* heap, uint32_t* keep_set,
-                       int v, const sampling* how) {
+static void sample_row(const slot_state* s, int slot, float* l, float* e, int* heap,
+                       uint32_t* keep_set, int v, const sampling* how) {
     uint32_t* keep = how->top_k > 0 || how->top_p < 1 ? keep_set : NULL;
     int token;
     row_scale(l, v, how->inverse_temperature);

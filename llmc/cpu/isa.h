@@ -1,8 +1,9 @@
 // What the op files of cpu/ share. Each is compiled once an instruction set (-DISA_avx512,
-// -DISA_avx2 or -DISA_c); ISA(name) gives its functions a name of their own. Vectors come in two ways: `vf`, the machine's
-// own width, where registers are scheduled by hand (products, reductions), and `omp simd` loops over
-// the functions of numerics.h elsewhere. Lanes never mix except in row_sum and row_max, whose order is
-// that of 16 lanes whatever the machine's width: so all instruction sets give the same bits.
+// -DISA_avx2 or -DISA_c); ISA(name) gives its functions a name of their own. Vectors come in two
+// ways: `vf`, the machine's own width, where registers are scheduled by hand (products,
+// reductions), and `omp simd` loops over the functions of numerics.h elsewhere. Lanes never mix
+// except in row_sum and row_max, whose order is that of 16 lanes whatever the machine's width: so
+// all instruction sets give the same bits.
 #ifndef LLMC_CPU_ISA_H
 #define LLMC_CPU_ISA_H
 

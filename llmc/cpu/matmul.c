@@ -1,8 +1,8 @@
 // Products with a weight matrix: forward from packed panels, backward from the weight itself.
+#include <stdlib.h>
+
 #include "gemm.h"
 #include "ops.h"
-
-#include <stdlib.h>
 
 prepared* ISA(weight_prepare)(backend* b, prepared* p, const float* w, int outputs, int inputs,
                               const format* operand, const format* backward_operand) {
@@ -37,17 +37,32 @@ static tensor operand_of(backend* b, tensor in, const format* how) {
 
 void ISA(matmul_forward)(backend* b, tensor out, tensor in, const prepared* w, const float* bias) {
     tensor a = operand_of(b, in, w->operand);
-    gemm g = {.m = out.rows, .n = w->outputs, .k = w->inputs, .a = a.data, .a_stride = a.stride,
-              .packed = w->packed, .c = out.data, .c_stride = out.stride, .bias = bias,
+    gemm g = {.m = out.rows,
+              .n = w->outputs,
+              .k = w->inputs,
+              .a = a.data,
+              .a_stride = a.stride,
+              .packed = w->packed,
+              .c = out.data,
+              .c_stride = out.stride,
+              .bias = bias,
               .round = out.format};
     ISA(gemm_run)(b, &g);
 }
 
 void ISA(matmul_backward_input)(backend* b, tensor din, tensor dout, const prepared* w) {
     tensor a = operand_of(b, dout, w->backward_operand);
-    gemm g = {.m = din.rows, .n = w->inputs, .k = w->outputs, .a = a.data, .a_stride = a.stride,
-              .b = w->w, .b_stride = w->inputs, .b_round = w->backward_operand, .c = din.data,
-              .c_stride = din.stride, .round = din.format};
+    gemm g = {.m = din.rows,
+              .n = w->inputs,
+              .k = w->outputs,
+              .a = a.data,
+              .a_stride = a.stride,
+              .b = w->w,
+              .b_stride = w->inputs,
+              .b_round = w->backward_operand,
+              .c = din.data,
+              .c_stride = din.stride,
+              .round = din.format};
     ISA(gemm_run)(b, &g);
 }
 
@@ -55,9 +70,18 @@ void ISA(matmul_backward_weight)(backend* b, float* dw, float* dbias, tensor dou
                                  const prepared* w) {
     tensor a = operand_of(b, dout, w->backward_operand);
     int fits = format_fits(in.format, w->backward_operand);
-    gemm g = {.m = w->outputs, .n = w->inputs, .k = dout.rows, .a = a.data, .a_stride = a.stride,
-              .a_transposed = 1, .b = in.data, .b_stride = in.stride,
-              .b_round = fits ? &FORMAT_FP32 : w->backward_operand, .c = dw, .c_stride = w->inputs, .carry = 1,
+    gemm g = {.m = w->outputs,
+              .n = w->inputs,
+              .k = dout.rows,
+              .a = a.data,
+              .a_stride = a.stride,
+              .a_transposed = 1,
+              .b = in.data,
+              .b_stride = in.stride,
+              .b_round = fits ? &FORMAT_FP32 : w->backward_operand,
+              .c = dw,
+              .c_stride = w->inputs,
+              .carry = 1,
               .round = &FORMAT_FP32};
     ISA(gemm_run)(b, &g);
     enum { COLUMNS = 32 };

@@ -17,8 +17,8 @@ void ISA(norm_forward)(backend* b, tensor out, tensor residual_out, float* stats
         float mean = row_sum(x, n) / n;
         SIMD for (int i = 0; i < n; i++) square[i] = (x[i] - mean) * (x[i] - mean);
         float rstd = 1.0f / __builtin_sqrtf(row_sum(square, n) / n + 1e-5f);
-        SIMD for (int i = 0; i < n; i++)
-            o[i] = format_round(num_fma((x[i] - mean) * rstd, gain[i], bias[i]), &round);
+        SIMD for (int i = 0; i < n; i++) o[i] =
+            format_round(num_fma((x[i] - mean) * rstd, gain[i], bias[i]), &round);
         stats[2 * r] = mean;
         stats[2 * r + 1] = rstd;
     }

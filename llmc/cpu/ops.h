@@ -31,8 +31,8 @@ void ISA(head_forward)(backend*, float*, float*, tensor, const int*, const int*,
                        const prepared*, const format*, float, const uint32_t*);
 void ISA(head_backward)(backend*, tensor, float*, tensor, const int*, const int*, const float*, int,
                         const prepared*, const format*, float, const uint32_t*);
-void ISA(sample)(backend*, const slot_state*, tensor, const int*, int, const prepared*, const format*,
-                 const sampling*);
+void ISA(sample)(backend*, const slot_state*, tensor, const int*, int, const prepared*,
+                 const format*, const sampling*);
 double ISA(sum_squares)(backend*, const float*, size_t);
 void ISA(adamw)(backend*, float*, float*, float*, const float*, size_t, size_t, const adamw_step*);
 

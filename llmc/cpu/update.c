@@ -42,8 +42,7 @@ void ISA(adamw)(backend* b, float* w, float* m, float* v, const float* g, size_t
         float d = g[i] * h.gradient_scale;
         m[i] = num_fma(h.beta1, m[i], keep1 * d);
         v[i] = num_fma(h.beta2, v[i], keep2 * d * d);
-        float step = (m[i] / h.correction1) /
-                     (__builtin_sqrtf(v[i] / h.correction2) + h.eps);
+        float step = (m[i] / h.correction1) / (__builtin_sqrtf(v[i] / h.correction2) + h.eps);
         w[i] = num_fma(-h.lr, num_fma(h.weight_decay, w[i], step), w[i]);
     }
     if (h.format == &FORMAT_FP32) return;
