@@ -18,6 +18,7 @@
 
 static char folder[] = "/tmp/test_checkpoint.XXXXXX";
 static char model_path[64], run[64];  // files below it
+static pid_t test_process;
 
 #define WORDS (const char* [REFUSAL_WORDS])
 
@@ -839,38 +840,36 @@ static void test_sync_order(void) {
     unlink(model_path);
 }
 
-typedef struct progress {
-    volatile int done;  // the last save that returned
-} progress;
-
+// Kills a child that saves, each name twice, at a random moment of its first few saves.
 static void test_kill_any_time(void) {
-    progress* shared =
-        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED) fatal("no shared memory: %s", strerror(errno));
-    rng r = rng_at(3, STREAM_INIT, 0, 0);
-    int killed_inside = 0;
     static const gpt2_config larger = {
         .context = 3, .vocab = 5, .layers = 1, .heads = 2, .channels = 64};
+    volatile int* done =  // the last save that returned
+        mmap(NULL, sizeof *done, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (done == MAP_FAILED) fatal("no shared memory: %s", strerror(errno));
     run_model = &larger;
+    double start = clock_seconds();
+    for (*done = 0; *done < 10; ++*done) save(0, 1 + *done / 2, *done, 2);
+    uint32_t save_us = (uint32_t)((clock_seconds() - start) / 10 * 1e6) + 1;
+    rng r = rng_at(3, STREAM_INIT, 0, 0);
+    int killed_inside = 0;
     for (int i = 0; i < 50; i++) {
+        int wait_for = *done + (int)rng_below(&r, 3);
         pid_t child = fork();
         if (child == 0)
-            for (int k = shared->done + 1;; k++) {  // each name twice
-                save(0, 1 + k / 2, k, 2);
-                shared->done = k;
-            }
-        usleep(rng_below(&r, 4000));
+            for (int k = *done + 1;; *done = k++) save(0, 1 + k / 2, k, 2);
+        while (*done < wait_for && !waitpid(child, NULL, WNOHANG)) usleep(20);
+        usleep(rng_below(&r, save_us));
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
-        int done = shared->done, k = load();
-        CHECK((k == done || k == done + 1) || (k == -1 && done == 0),
-              "kill %d: save %d loads, and save %d was done", i, k, done);
+        int k = load();
+        CHECK(k == *done || k == *done + 1, "kill %d: save %d loads after save %d", i, k, *done);
         killed_inside += strchr(names_in(in_run("")), '.') != NULL;
-        if (k > 0) shared->done = k;
+        *done = k;
     }
-    CHECK(shared->done > 50, "%d saves", shared->done);
-    CHECK(killed_inside > 5, "only %d kills left something to clear", killed_inside);
-    munmap(shared, sizeof *shared);
+    printf("killed inside %d, %u us\n", killed_inside, save_us);
+    CHECK(killed_inside > 2, "only %d kills left something to clear", killed_inside);
+    munmap((void*)done, sizeof *done);
     run_model = &TINY;
     remove_tree(run);
 }
@@ -939,7 +938,14 @@ static void test_mutations(void) {
     remove_tree(run);
 }
 
+#ifdef __SANITIZE_ADDRESS__
+// Leaks are looked for in this process, not in its thousands of children that end early.
+int __lsan_is_turned_off(void);
+int __lsan_is_turned_off(void) { return getpid() != test_process; }
+#endif
+
 int main(void) {
+    test_process = getpid();
     if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
     snprintf(model_path, sizeof model_path, "%s/model", folder);
     snprintf(run, sizeof run, "%s/run", folder);

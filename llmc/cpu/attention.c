@@ -94,20 +94,17 @@ static void attend(float* out, float* stats, query* w, int n, int head_dim, cons
     }
 }
 
-// Row j of a sequence's keys or values into its place in the blocks, as operands.
-INLINE void put_transposed(float* blocks, const float* from, int j, int head_dim, int64_t stride,
-                           const format* operand) {
-    float* to = blocks + j / KV_PAGE * stride + j % KV_PAGE;
-    for (int d = 0; d < head_dim; d++) to[d * KV_PAGE] = format_round(from[d], operand);
-}
-
-INLINE void put_row(float* blocks, const float* from, int j, int head_dim, int64_t stride,
-                    const format* operand) {
-    int padded = padded_dim(head_dim);
-    float* to = blocks + j / KV_PAGE * stride + j % KV_PAGE * padded;
+// A head's row as operands, padded with zeros.
+INLINE void put_row(float* to, const float* from, int head_dim, const format* operand) {
     const format f = *operand;
     SIMD for (int d = 0; d < head_dim; d++) to[d] = format_round(from[d], &f);
-    for (int d = head_dim; d < padded; d++) to[d] = 0;
+    for (int d = head_dim; d < padded_dim(head_dim); d++) to[d] = 0;
+}
+
+// A row of operands into the lane of key j of its block.
+INLINE void put_transposed(float* blocks, const float* row, int j, int head_dim) {
+    float* to = blocks + j / KV_PAGE * block_floats(head_dim) + j % KV_PAGE;
+    for (int d = 0; d < head_dim; d++) to[d * KV_PAGE] = row[d];
 }
 
 static int longest(const int* seq_start, int sequences) {
@@ -137,9 +134,10 @@ void ISA(attention_forward)(backend* b, tensor out, float* stats, tensor qkv, co
             int start = seq_start[s], n = seq_start[s + 1] - start;
             for (int i = 0; i < n; i++) {
                 const float* q = row_of(qkv, start + i) + h * head_dim;
-                put_transposed(keys, q + out.cols, i, head_dim, stride, operand);
-                put_row(values, q + 2 * out.cols, i, head_dim, stride, operand);
-                put_row(w.q, q, 0, head_dim, 0, operand);
+                put_row(w.q, q + out.cols, head_dim, operand);
+                put_transposed(keys, w.q, i, head_dim);
+                put_row(values + (size_t)i * padded, q + 2 * out.cols, head_dim, operand);
+                put_row(w.q, q, head_dim, operand);
                 attend(row_of(out, start + i) + h * head_dim,
                        stats + ((int64_t)(start + i) * heads + h) * 2, &w, i + 1, head_dim, operand,
                        out.format);
@@ -197,17 +195,17 @@ static backward_head backward_at(float* memory, int n, int blocks, int head_dim)
 
 static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, int channels,
                           int head, const format* operand) {
-    int64_t stride = block_floats(w->head_dim);
     for (int i = 0; i < w->n; i++) {
         const float* q = row_of(qkv, start + i) + head * w->head_dim;
         const float *k = q + channels, *v = k + channels;
         const float* d = row_of(dout, start + i) + head * w->head_dim;
         size_t at = (size_t)i * w->padded;
-        put_row(w->q + at, q, 0, w->head_dim, 0, operand);
-        put_row(w->k + at, k, 0, w->head_dim, 0, operand);
-        put_row(w->dout + at, d, 0, w->head_dim, 0, operand);
-        put_transposed(w->k_transposed, k, i, w->head_dim, stride, operand);
-        put_transposed(w->v_transposed, v, i, w->head_dim, stride, operand);
+        put_row(w->q + at, q, w->head_dim, operand);
+        put_row(w->k + at, k, w->head_dim, operand);
+        put_row(w->dq, v, w->head_dim, operand);
+        put_row(w->dout + at, d, w->head_dim, operand);
+        put_transposed(w->k_transposed, w->k + at, i, w->head_dim);
+        put_transposed(w->v_transposed, w->dq, i, w->head_dim);
     }
     memset(w->dk, 0, (size_t)w->n * w->padded * sizeof(float));
     memset(w->dv, 0, (size_t)w->n * w->padded * sizeof(float));
@@ -323,31 +321,31 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
                 w.keys[i] = kv_block(kv, layer, pages[i], h);
                 w.values[i] = w.keys[i] + block_floats(head_dim);
             }
-            put_row(w.q, row_of(qkv, r) + h * head_dim, 0, head_dim, 0, kv->operand);
+            put_row(w.q, row_of(qkv, r) + h * head_dim, head_dim, kv->operand);
             attend(row_of(out, r) + h * head_dim, NULL, &w, n, head_dim, kv->operand, out.format);
         }
     }
 }
 
+// What is kept is rounded to the cache's format, then to an operand.
 void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                    const int* row_position) {
-    int head_dim = kv->head_dim, channels = kv->heads * head_dim;
-    size_t each = (size_t)2 * channels;
-    float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
+    int head_dim = kv->head_dim, padded = padded_dim(head_dim), channels = kv->heads * head_dim;
+    float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * (size_t)padded * sizeof(float));
     PARALLEL_FOR(b)
     for (int r = 0; r < qkv.rows; r++) {
-        int position = row_position[r];
+        int position = row_position[r], lane = position % KV_PAGE;
         if (position < 0) continue;
-        float* kept = memory + cpu_thread() * each;
-        memcpy(kept, row_of(qkv, r) + channels, each * sizeof(float));
-        row_round(kept, 2 * channels, kv->format);
+        float* row = memory + cpu_thread() * (size_t)padded;
         int page = kv->page_table[(int64_t)row_slot[r] * kv->pages_per_slot + position / KV_PAGE];
         for (int h = 0; h < kv->heads; h++) {
-            float* block = kv_block(kv, layer, page, h);
-            const float* k = kept + h * head_dim;
-            put_transposed(block, k, position % KV_PAGE, head_dim, 0, kv->operand);
-            put_row(block + block_floats(head_dim), k + channels, position % KV_PAGE, head_dim, 0,
-                    kv->operand);
+            float *keys = kv_block(kv, layer, page, h), *values = keys + block_floats(head_dim);
+            const float* k = row_of(qkv, r) + channels + h * head_dim;
+            put_row(row, k, head_dim, kv->format);
+            row_round(row, head_dim, kv->operand);
+            put_transposed(keys, row, lane, head_dim);
+            put_row(row, k + channels, head_dim, kv->format);
+            put_row(values + lane * padded, row, head_dim, kv->operand);
         }
     }
 }
