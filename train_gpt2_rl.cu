@@ -272,10 +272,10 @@ static char* warmup_key(const run* r) {
 
 static char* warmup_cache_path(const run* r) {
     char* key = warmup_key(r);
-    uint64_t hash = 14695981039346656037ull;  // FNV-1a
-    for (const char* c = key; *c; c++) hash = (hash ^ (unsigned char)*c) * 1099511628211ull;
+    char* path = xprintf("%s/warmup-%016llx.bin", S.warmup_cache,
+                         (unsigned long long)hash_text(key));
     free(key);
-    return xprintf("%s/warmup-%016llx.bin", S.warmup_cache, (unsigned long long)hash);
+    return path;
 }
 
 static void warmup_train(run* r) {
@@ -753,13 +753,26 @@ static void end(run* r) {
     log_close(r->log);
 }
 
+static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of a GPT-2-style model";
+
+static int help_wanted(int argc, char** argv) {
+    int wanted = 0;
+    for (int i = 1; i < argc; i++) wanted |= !strcmp(argv[i], "--help");
+    if (wanted) {
+        options_help(OPTIONS, ABOUT);
+        printf("\nTasks, for --task NAME or NAME:option=value,...\n");
+        task_list(stdout);
+    }
+    return wanted;
+}
+
 static int due(int every, int step) { return every > 0 && step % every == 0; }
 
 int main(int argc, char** argv) {
     static run r;
     gpt2_tensor table[GPT2_TENSORS];
-    options_parse(OPTIONS, argc, argv,
-                  "train_gpt2_rl: reinforcement learning of a GPT-2-style model\n");
+    if (help_wanted(argc, argv)) return 0;
+    options_parse(OPTIONS, argc, argv, ABOUT);
     if (S.resume) read_resumed_config();
     refuse_used_directory();
     r.task = task_open(S.task);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>  // fabs, rint
 #include <stdarg.h>
 #include <stdlib.h>
@@ -54,6 +55,40 @@ void number_text(double x, char text[32]) {
         snprintf(text, 32, "%.*g", digits, x);
         if (strtod(text, NULL) == x) return;
     }
+}
+
+char* shown(const char* given, size_t length) {
+    char* copy = xprintf("%.*s%s", length > 80 ? 80 : (int)length, given, length > 80 ? "..." : "");
+    for (char* p = copy; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    return copy;
+}
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+int name_distance(const char* a, size_t length, const char* b) {
+    enum { LONGEST = 63 };
+    if (length > LONGEST || strlen(b) > LONGEST) return INT_MAX;
+    if (length > 1 && !strncmp(a, b, length)) return strlen(b) > length;
+    int na = (int)length, nb = (int)strlen(b), d[LONGEST + 1][LONGEST + 1];
+    for (int i = 0; i <= na; i++) d[i][0] = i;
+    for (int j = 0; j <= nb; j++) d[0][j] = j;
+    for (int i = 1; i <= na; i++)
+        for (int j = 1; j <= nb; j++) {
+            int replace = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
+            d[i][j] = least(replace, 1 + least(d[i - 1][j], d[i][j - 1]));
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+                d[i][j] = least(d[i][j], 1 + d[i - 2][j - 2]);
+        }
+    return d[na][nb];
+}
+
+uint64_t hash_text(const char* text) {
+    uint64_t h = 0xcbf29ce484222325ull;
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3ull;
+    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
+    h = (h ^ h >> 27) * 0x94d049bb133111ebull;
+    return h ^ h >> 31;
 }
 
 FILE* file_open(const char* path, const char* mode) {

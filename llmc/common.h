@@ -29,6 +29,16 @@ char* xprintf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // 2^53 have no exponent. Infinities and NaN as printf spells them.
 void number_text(double x, char text[32]);
 
+// For refusals. `given` is what the user wrote: its first `length` characters.
+// A copy fit for a one-line message: control characters become ?, long text is cut.
+char* shown(const char* given, size_t length);
+// Letters to insert, delete, replace or swap with their neighbour to get from `given` to `name`; 1 at
+// most if it abbreviates the name. Texts of over 63 characters are far from everything.
+int name_distance(const char* given, size_t length, const char* name);
+
+// 64 bits from the bytes of a text: FNV-1a, finished as splitmix64 does.
+uint64_t hash_text(const char* text);
+
 // Files. `path` is repeated to every call for the error message.
 FILE* file_open(const char* path, const char* mode);
 void file_read(FILE* f, void* to, size_t bytes, const char* path);  // short file: fatal

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HELP_COLUMNS = 100, NAME_MAX_LENGTH = 63 };
+enum { HELP_COLUMNS = 100 };
 
 static int at_end(const option* o) { return o->kind == OPTION_GROUP && !o->help; }
 
@@ -86,32 +86,7 @@ static char* legal_text(const option* o) {
 // ------------------------------------------------------------------------------------------------
 // Refusals. `where` is "" for the command line and "path:12: " for a file.
 
-// What the user wrote, fit for a one-line message: control characters become ?, long text is cut.
-static char* quoted(const char* text) {
-    char* copy = xprintf("%.80s%s", text, strlen(text) > 80 ? "..." : "");
-    for (char* p = copy; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
-    return copy;
-}
-
-static int min_int(int a, int b) { return a < b ? a : b; }
-
-// Letters to insert, delete, replace or swap with their neighbour to get from a to b.
-static int edit_distance(const char* a, const char* b) {
-    int na = (int)strlen(a), nb = (int)strlen(b);
-    if (na > NAME_MAX_LENGTH || nb > NAME_MAX_LENGTH) return INT_MAX;
-    int d[NAME_MAX_LENGTH + 1][NAME_MAX_LENGTH + 1];
-    for (int i = 0; i <= na; i++) d[i][0] = i;
-    for (int j = 0; j <= nb; j++) d[0][j] = j;
-    for (int i = 1; i <= na; i++)
-        for (int j = 1; j <= nb; j++) {
-            int replace = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
-            d[i][j] = min_int(replace, 1 + min_int(d[i - 1][j], d[i][j - 1]));
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-                d[i][j] = min_int(d[i][j], 1 + d[i - 2][j - 2]);
-        }
-    return d[na][nb];
-}
+static char* quoted(const char* text) { return shown(text, strlen(text)); }
 
 // The flag whose name is nearest, or NULL if none is near. An abbreviation is near.
 static const char* nearest_flag(const option* table, const char* name) {
@@ -125,8 +100,7 @@ static const char* nearest_flag(const option* table, const char* name) {
     for (int t = 0; t < 2; t++)
         for (const option* o = tables[t]; !at_end(o); o++) {
             if (o->kind == OPTION_GROUP) continue;
-            int distance = edit_distance(name, o->name);
-            if (length > 1 && !strncmp(name, o->name, length)) distance = min_int(distance, 1);
+            int distance = name_distance(name, length, o->name);
             if (distance >= best_distance) continue;
             best = o->name;
             best_distance = distance;

@@ -15,32 +15,6 @@ _Static_assert((int)KIND_COUNT <= TASK_OPTIONS_MAX, "refuse_name lists tasks and
 // ---------------------------------------------------------------------------------------------
 // Opening.
 
-// What the user wrote, fit for a one-line message: control characters become ?, long text is cut.
-static const char* shown(const char* text, int length) {
-    char* copy = xprintf("%.*s%s", length > 80 ? 80 : length, text, length > 80 ? "..." : "");
-    for (char* p = copy; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
-    return copy;
-}
-
-// Levenshtein's distance between the first n characters of a and the name b.
-static int edit_distance(const char* a, int n, const char* b) {
-    int m = (int)strlen(b), row[NAME_MAX_LENGTH + 1];
-    for (int j = 0; j <= m; j++) row[j] = j;
-    for (int i = 1; i <= n; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= m; j++) {
-            int best = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            if (row[j] + 1 < best) best = row[j] + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            row[j] = best;
-        }
-    }
-    return row[m];
-}
-
 // "WHERE no WHAT is called "given"; did you mean NEAREST (there are A, B, C)?"
 static void refuse_name(const char* where, const char* what, const char* given, int length,
                         const char* const names[], int count) __attribute__((noreturn));
@@ -49,13 +23,12 @@ static void refuse_name(const char* where, const char* what, const char* given, 
     char list[TASK_OPTIONS_MAX * (NAME_MAX_LENGTH + 2) + 1] = "";
     int nearest = 0, distance = -1;
     for (int i = 0; i < count; i++) {
-        int d = edit_distance(given, length, names[i]);
-        if (length > 1 && !strncmp(given, names[i], (size_t)length)) d = 1;  // an abbreviation
+        int d = name_distance(given, (size_t)length, names[i]);
         if (distance < 0 || d < distance) distance = d, nearest = i;
         strcat(strcat(list, i ? ", " : ""), names[i]);
     }
     fatal("%sno %s is called \"%s\"; did you mean %s (there are %s)?", where, what,
-          shown(given, length), names[nearest], list);
+          shown(given, (size_t)length), names[nearest], list);
 }
 
 static int is_name(const char* text, int length, const char* name) {
@@ -101,7 +74,7 @@ static const char* read_option(const task_kind* kind, const char* text, task* t,
     int malformed = end == value || end != text + length || !strchr("-0123456789", *value);
     if (malformed || errno || number < o->min || number > o->max)
         fatal("--task %s: %s is refused; %s takes a whole number from %d to %d, as in %s=%d",
-              kind->name, shown(text, length), o->name, o->min, o->max, o->name, o->initial);
+              kind->name, shown(text, (size_t)length), o->name, o->min, o->max, o->name, o->initial);
     t->option[k] = (int)number;
     return text + length;
 }
@@ -131,15 +104,7 @@ void task_list(FILE* to) {
 // ---------------------------------------------------------------------------------------------
 // Drawing.
 
-int task_is_held_out(const char* prompt) {
-    uint64_t h = 0xcbf29ce484222325ull;  // FNV-1a
-    for (const char* p = prompt; *p; p++) h = (h ^ (unsigned char)*p) * 0x100000001b3ull;
-    // FNV mixes its last bytes weakly: finish as splitmix64 does.
-    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
-    h = (h ^ h >> 27) * 0x94d049bb133111ebull;
-    h ^= h >> 31;
-    return h % 8 == 0;
-}
+int task_is_held_out(const char* prompt) { return hash_text(prompt) % 8 == 0; }
 
 static void draw(const task* t, rng* r, int held_out, char prompt[TASK_TEXT_MAX]) {
     // Where one prompt in a thousand belongs to the set, the chance to miss it is e^-10.

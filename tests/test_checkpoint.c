@@ -383,8 +383,11 @@ static void test_model_writing(void) {
     mkdirat(AT_FDCWD, folder, 0777);
     write_case fp16 = {model_path, &FORMAT_FP16, RLIM_INFINITY};
     check_refusal(write_child, &fp16, "fp16", WORDS{model_path, "fp16", "fp32 or bf16"});
-    write_case device = {"/dev/null", &FORMAT_FP32, RLIM_INFINITY};
-    check_refusal(write_child, &device, "a device", WORDS{"/dev/null", "not a regular file"});
+    mkfifo(model_path, 0666);  // stands for any device; a broken check would replace a real one
+    write_case pipe_case = {model_path, &FORMAT_FP32, RLIM_INFINITY};
+    check_refusal(write_child, &pipe_case, "a pipe", WORDS{model_path, "not a regular file"});
+    check_model_refused("a pipe", "not a regular file", "");
+    unlink(model_path);
     write_case nowhere = {"/no/such/file", &FORMAT_FP32, RLIM_INFINITY};
     check_refusal(write_child, &nowhere, "no folder", WORDS{"cannot open /no/such/file"});
     fail_at = call_count + 1;  // the first call is fsync
@@ -849,7 +852,7 @@ static void test_kill_any_time(void) {
     if (done == MAP_FAILED) fatal("no shared memory: %s", strerror(errno));
     run_model = &larger;
     double start = clock_seconds();
-    for (*done = 0; *done < 10; ++*done) save(0, 1 + *done / 2, *done, 2);
+    for (int k = 1; k <= 10; *done = k++) save(0, 1 + k / 2, k, 2);
     uint32_t save_us = (uint32_t)((clock_seconds() - start) / 10 * 1e6) + 1;
     rng r = rng_at(3, STREAM_INIT, 0, 0);
     int killed_inside = 0;
@@ -858,17 +861,20 @@ static void test_kill_any_time(void) {
         pid_t child = fork();
         if (child == 0)
             for (int k = *done + 1;; *done = k++) save(0, 1 + k / 2, k, 2);
-        while (*done < wait_for && !waitpid(child, NULL, WNOHANG)) usleep(20);
+        int ended = 0;
+        while (!ended && *done < wait_for) {
+            usleep(20);
+            ended = waitpid(child, NULL, WNOHANG) != 0;
+        }
         usleep(rng_below(&r, save_us));
-        kill(child, SIGKILL);
-        waitpid(child, NULL, 0);
+        if (!ended) kill(child, SIGKILL), waitpid(child, NULL, 0);
+        CHECK(!ended, "the child of kill %d ended by itself", i);
         int k = load();
         CHECK(k == *done || k == *done + 1, "kill %d: save %d loads after save %d", i, k, *done);
         killed_inside += strchr(names_in(in_run("")), '.') != NULL;
         *done = k;
     }
-    printf("killed inside %d, %u us\n", killed_inside, save_us);
-    CHECK(killed_inside > 2, "only %d kills left something to clear", killed_inside);
+    CHECK(killed_inside > 0, "no kill left something to clear");
     munmap((void*)done, sizeof *done);
     run_model = &TINY;
     remove_tree(run);

@@ -1,0 +1,221 @@
+"""Writes tests/fixtures/ops.bin: inputs and results of every op from PyTorch in float64, with the
+gradients from its autograd. The tests of the CPU device read it (tests/cpu_test.h).
+
+Every function below computes one op from a dict of tensors, in the dtype that they have. It runs
+twice: in float64 for the expected values, and in float32 to see how large the errors of ordinary
+float32 arithmetic are. The root of their mean square goes into the file, for a tolerance.
+
+    python3 dev/reference.py
+
+The file is a sequence of arrays, little-endian:
+
+    offset  size  meaning
+         0    24  name, "op.array", zero-padded
+        24     4  type: 0 int32, 1 float32, 2 float64
+        28     4  count of elements
+        32     8  float64: root mean square error of float32 arithmetic (results), 0 (inputs)
+        40     -  elements
+"""
+import math
+import struct
+
+import torch
+import torch.nn.functional as F
+
+torch.set_num_threads(1)
+draw = torch.Generator().manual_seed(1)
+
+
+def normal(*shape, scale=1.0):
+    return torch.randn(shape, generator=draw) * scale
+
+
+def integers(below, *shape):
+    return torch.randint(below, shape, generator=draw)
+
+
+def gradients(loss, named):
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values()))))
+
+
+def embed(a):
+    wte, wpe = a["wte"].requires_grad_(), a["wpe"].requires_grad_()
+    out = wte[a["token"]] + wpe[a["position"]]
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"dwte": wte, "dwpe": wpe})}
+
+
+def norm(a):
+    """The residual sum, then layernorm; dresidual comes in as what later layers gave."""
+    residual = a["residual"].requires_grad_()
+    gain, bias = a["gain"].requires_grad_(), a["bias"].requires_grad_()
+    total = residual + a["add"]
+    out = F.layer_norm(total, total.shape[-1:], gain, bias)
+    loss = (out * a["dout"]).sum() + (total * a["dlater"]).sum()
+    named = {"dresidual": residual, "dgain": gain, "dbias": bias}
+    return {"total": total, "out": out, **gradients(loss, named)}
+
+
+def linear(a):
+    x, w, bias = (a[name].requires_grad_() for name in ("in", "w", "bias"))
+    out = F.linear(x, w, bias)
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"din": x, "dw": w, "dbias": bias})}
+
+
+def gelu(a):
+    x = a["pre"].requires_grad_()
+    out = F.gelu(x, approximate="tanh")
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"dpre": x})}
+
+
+def attend(qkv, lengths, heads):
+    """Causal attention of each sequence of a packed batch."""
+    parts = []
+    for rows in qkv.split(lengths):
+        q, k, v = rows.view(len(rows), 3, heads, -1).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+        future = torch.ones(len(rows), len(rows), dtype=torch.bool).triu(1)
+        p = scores.masked_fill(future, -math.inf).softmax(-1)
+        parts.append((p @ v).transpose(0, 1).reshape(len(rows), -1))
+    return torch.cat(parts)
+
+
+def attention(a):
+    qkv = a["qkv"].requires_grad_()
+    starts = a["seq_start"].tolist()
+    lengths = [end - start for start, end in zip(starts, starts[1:])]
+    out = attend(qkv, lengths, int(a["heads"]))
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"dqkv": qkv})}
+
+
+def log_softmax(logits, keep):
+    return logits.masked_fill(~keep, -math.inf).log_softmax(-1)
+
+
+def head(a):
+    x, w = a["x"].requires_grad_(), a["w"].requires_grad_()
+    words = a["keep"].view(len(x), -1, 1)
+    keep = (words >> torch.arange(32) & 1).flatten(1)[:, :len(w)] == 1
+    every = log_softmax(x @ w.T * a["inverse_temperature"], keep)
+    entropy = -(every.exp() * every.masked_fill(~keep, 0)).sum(-1)
+    logp = every[torch.arange(len(x)), a["target"]]
+    loss = (a["coef"] * -logp).sum()
+    return {"logp": logp, "entropy": entropy, **gradients(loss, {"dx": x, "dw": w})}
+
+
+def adamw(a):
+    w = torch.nn.Parameter(a["w"])
+    lr, beta1, beta2, eps, decay = a["hyper"].tolist()
+    optimizer = torch.optim.AdamW([w], lr, (beta1, beta2), eps, decay)
+    for g in a["g"]:
+        w.grad = g.clone()
+        optimizer.step()
+    state = optimizer.state[w]
+    return {"after": w, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+
+
+def gpt2(a):
+    """A whole model; parameters in the order of gpt2_tensors()."""
+    L, H = 2, 3
+    p = {name: t.requires_grad_() for name, t in a.items() if name in SHAPES}
+    starts = a["seq_start"].tolist()
+    lengths = [end - start for start, end in zip(starts, starts[1:])]
+    x = p["wte"][a["token"]] + p["wpe"][a["position"]]
+
+    def layer(name, l):
+        return p[name][l]
+
+    for l in range(L):
+        h = F.layer_norm(x, x.shape[-1:], layer("ln1w", l), layer("ln1b", l))
+        h = attend(F.linear(h, layer("qkvw", l), layer("qkvb", l)), lengths, H)
+        x = x + F.linear(h, layer("attprojw", l), layer("attprojb", l))
+        h = F.layer_norm(x, x.shape[-1:], layer("ln2w", l), layer("ln2b", l))
+        h = F.gelu(F.linear(h, layer("fcw", l), layer("fcb", l)), approximate="tanh")
+        x = x + F.linear(h, layer("fcprojw", l), layer("fcprojb", l))
+    x = F.layer_norm(x, x.shape[-1:], p["lnfw"], p["lnfb"])
+    every = (x[a["row"]] @ p["wte"].T * a["inverse_temperature"]).log_softmax(-1)
+    logp = every[torch.arange(len(every)), a["target"]]
+    entropy = -(every.exp() * every).sum(-1)
+    named = {"d" + name: t for name, t in p.items()}
+    return {"logp": logp, "entropy": entropy, **gradients((a["coef"] * -logp).sum(), named)}
+
+
+def write_array(f, name, values, error=0.0):
+    values = values.detach().contiguous().flatten()
+    kind = {torch.int64: 0, torch.float32: 1, torch.float64: 2}[values.dtype]
+    if kind == 0:  # words of 32 bits, signed or not
+        values = torch.where(values < 2**31, values, values - 2**32).to(torch.int32)
+    f.write(struct.pack("<24siid", name.encode(), kind, len(values), error))
+    f.write(values.numpy().tobytes())
+
+
+def write_op(f, function, inputs, name=None):
+    name = name or function.__name__
+    for key, values in inputs.items():
+        write_array(f, f"{name}.{key}", values)
+    double = function({k: v.double() if v.is_floating_point() else v.clone()
+                       for k, v in inputs.items()})
+    single = function({k: v.clone() for k, v in inputs.items()})
+    for key, values in double.items():
+        error = (single[key].double() - values).square().mean().sqrt().item()
+        write_array(f, f"{name}.{key}", values, error)
+
+
+def attention_inputs(lengths, heads, head_dim):
+    rows, channels = sum(lengths), heads * head_dim
+    starts = torch.tensor([0] + lengths).cumsum(0)
+    return {"seq_start": starts, "heads": torch.tensor([heads]),
+            "qkv": normal(rows, 3 * channels, scale=1.5), "dout": normal(rows, channels)}
+
+
+def head_inputs(n, vocabulary, channels, temperature, share):
+    """`share` of the vocabulary is kept, and the targets in any case."""
+    target = integers(vocabulary, n)
+    kept = torch.rand(n, vocabulary, generator=draw) < share
+    kept[torch.arange(n), target] = True
+    kept = F.pad(kept, (0, -vocabulary % 32)).view(n, -1, 32)
+    return {"x": normal(n, channels), "w": normal(vocabulary, channels, scale=0.5),
+            "target": target, "coef": normal(n), "keep": (kept << torch.arange(32)).sum(-1),
+            "inverse_temperature": torch.tensor([1 / temperature])}
+
+
+# A model of 2 layers, 3 heads, 12 channels, 13 tokens, 9 positions.
+L, C, V, T = 2, 12, 13, 9
+SHAPES = {"wte": (V, C), "wpe": (T, C), "ln1w": (L, C), "ln1b": (L, C), "qkvw": (L, 3 * C, C),
+          "qkvb": (L, 3 * C), "attprojw": (L, C, C), "attprojb": (L, C), "ln2w": (L, C),
+          "ln2b": (L, C), "fcw": (L, 4 * C, C), "fcb": (L, 4 * C), "fcprojw": (L, C, 4 * C),
+          "fcprojb": (L, C), "lnfw": (C,), "lnfb": (C,)}
+
+
+def gpt2_inputs():
+    parameters = {name: normal(*shape, scale=0.3) + (name in ("ln1w", "ln2w", "lnfw"))
+                  for name, shape in SHAPES.items()}
+    lengths = [9, 1, 6]
+    # The head is asked at the rows of each sequence but a first few, as after a prompt.
+    row = [start + i for start, n in ((0, 9), (9, 1), (10, 6)) for i in range(min(n - 1, 2), n)]
+    return {**parameters, "seq_start": torch.tensor([0] + lengths).cumsum(0),
+            "token": integers(V, 16), "position": torch.cat([torch.arange(n) for n in lengths]),
+            "row": torch.tensor(row), "target": integers(V, len(row)), "coef": normal(len(row)),
+            "inverse_temperature": torch.tensor([1 / 0.8])}
+
+
+def main():
+    with open("tests/fixtures/ops.bin", "wb") as f:
+        write_op(f, embed, {"wte": normal(7, 20), "wpe": normal(6, 20), "dout": normal(9, 20),
+                            "token": integers(7, 9), "position": integers(6, 9)})
+        write_op(f, norm, {"residual": normal(6, 20, scale=2), "add": normal(6, 20),
+                           "gain": normal(20) + 1, "bias": normal(20), "dout": normal(6, 20),
+                           "dlater": normal(6, 20)})
+        write_op(f, linear, {"in": normal(5, 270), "w": normal(7, 270), "bias": normal(7),
+                             "dout": normal(5, 7)})
+        spread = torch.cat([torch.linspace(-12, 12, 97), normal(63)])
+        write_op(f, gelu, {"pre": spread.view(4, 40), "dout": normal(4, 40)})
+        write_op(f, attention, attention_inputs([1, 5, 23], 2, 6), "attention")
+        write_op(f, attention, attention_inputs([272], 1, 4), "attention_long")
+        write_op(f, head, head_inputs(6, 70, 20, 1.0, 1.0), "head")
+        write_op(f, head, head_inputs(6, 70, 20, 0.7, 0.3), "head_keep")
+        hyper = torch.tensor([1e-2, 0.9, 0.99, 1e-6, 0.1])
+        write_op(f, adamw, {"w": normal(60), "g": normal(5, 60), "hyper": hyper})
+        write_op(f, gpt2, gpt2_inputs())
+
+
+main()
