@@ -187,14 +187,14 @@ static objective make_objective(void) {
 
 typedef struct run {
     backend* device;
-    task task;
+    struct task task;
     gpt2_config model;
-    objective objective;
+    struct objective objective;
     size_t parameters;       // their number
     float *host, *base;      // parameters in host memory: scratch, and the model before RL
     rollout* sampler;
-    trainer* trainer;
-    trainer* warmup;         // the warm-up's own trainer, while it runs
+    struct trainer* warmup;         // the warm-up's own trainer, while it runs
+    struct trainer* trainer;
     gpt2_weights* reference; // NULL without --kl-coef
     batch* data;             // the rollout of a step
     batch* eval_data;

@@ -2,8 +2,8 @@
 // and rows; it never knows what a policy is. All arrays named here live on the device.
 //
 // The numerics contract (README.md, N1-N5) is stated per op: "chain" is one sequence of FMAs in
-// order, "tree" the fixed 16-lane reduction. A tensor's `format` is the rounding applied where an op
-// writes it; what an op reads is taken as it stands.
+// order, "tree" the fixed 16-lane reduction. A tensor's `format` is the rounding applied where an
+// op writes it; what an op reads is taken as it stands.
 #ifndef LLMC_BACKEND_H
 #define LLMC_BACKEND_H
 
@@ -20,10 +20,12 @@ typedef struct tensor {
     const format* format;
 } tensor;
 
-// A weight matrix W (outputs, inputs) made ready for products; what it holds is the device's matter.
+// A weight matrix W (outputs, inputs) made ready for products; what it holds is the device's
+// matter.
 typedef struct prepared prepared;
 
-// Keys and values of many sequences in pages of KV_PAGE positions. A slot is a row of the page table.
+// Keys and values of many sequences in pages of KV_PAGE positions. A slot is a row of the page
+// table.
 enum { KV_PAGE = 16 };
 typedef struct kv_cache {
     void* data;         // (layers, pages, 2, channels * KV_PAGE)
@@ -31,28 +33,28 @@ typedef struct kv_cache {
     int heads, head_dim;
     const int* page_table;  // (slots, pages_per_slot): page of each run of KV_PAGE positions
     int pages_per_slot;
-    const format* format;   // rounding of what is written
-    const format* operand;  // and then as an operand of attention's products
+    const format* operand;  // what is written is rounded to `format`, then to this, the operand of
+    const format* format;   // attention's products
 } kv_cache;
 
 // How the next token is drawn.
 typedef struct sampling {
     float inverse_temperature;
-    int greedy;    // the most probable token; ties to the lower id
-    int top_k;     // 0 = off
-    float top_p;   // 1 = off
-    uint64_t seed; // uniform number of a draw: random_at(seed, stream, step, sequence, position)
+    int greedy;     // the most probable token; ties to the lower id
+    int top_k;      // 0 = off
+    float top_p;    // 1 = off
+    uint64_t seed;  // uniform number of a draw: random_at(seed, stream, step, sequence, position)
     rng_stream stream;
     uint32_t step;
 } sampling;
 
 // The state of the sampler's slots, advanced on the device; see rollout.c.
 typedef struct slot_state {
-    int* token;     // (slots) next input token
-    int* position;  // (slots) its position; -1 = idle
-    int* sequence;  // (slots) which sequence the slot serves
-    int* left;      // (slots) tokens it may still sample
-    int* length;    // (sequences) response tokens so far
+    int* token;          // (slots) next input token
+    int* position;       // (slots) its position; -1 = idle
+    int* sequence;       // (slots) which sequence the slot serves
+    int* left;           // (slots) tokens it may still sample
+    int* length;         // (sequences) response tokens so far
     int* out_token;      // (sequences, max_new)
     float* out_logp;     // (sequences, max_new)
     float* out_entropy;  // (sequences, max_new)
@@ -84,9 +86,9 @@ struct backend {
     void (*copy)(backend* b, void* to, const void* from, size_t bytes);
     void (*clear)(backend* b, void* p, size_t bytes);
 
-    // Weights. prepare rounds W (outputs, inputs; contiguous fp32) to `operand` for forward products
-    // (fp8: a power-of-two scale an output row) and remembers W and `backward_operand` for backward
-    // ones: W must stay unchanged between prepare and backward. `reuse` may be NULL.
+    // Weights. prepare rounds W (outputs, inputs; contiguous fp32) to `operand` for forward
+    // products (fp8: a power-of-two scale an output row) and remembers W and `backward_operand` for
+    // backward ones: W must stay unchanged between prepare and backward. `reuse` may be NULL.
     prepared* (*weight_prepare)(backend* b, prepared* reuse, const float* w, int outputs,
                                 int inputs, const format* operand, const format* backward_operand);
     void (*weight_release)(backend* b, prepared* p);
@@ -102,16 +104,17 @@ struct backend {
     void (*embed_backward)(backend* b, float* dwte, float* dwpe, tensor dout, const int* token,
                            const int* position);
 
-    // residual_out = residual + add (add.data may be NULL: then residual_out may be residual itself),
-    // out = layernorm(residual_out) * gain + bias, stats[r] = {mean, 1 / sqrt(var + 1e-5)}; trees.
+    // residual_out = residual + add (add.data may be NULL: then residual_out may be residual
+    // itself), out = layernorm(residual_out) * gain + bias, stats[r] = {mean, 1 / sqrt(var +
+    // 1e-5)}; trees.
     void (*norm_forward)(backend* b, tensor out, tensor residual_out, float* stats, tensor residual,
                          tensor add, const float* gain, const float* bias);
     // dresidual += d(layernorm) (rounded to dresidual.format); dgain, dbias: chains over rows.
     void (*norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias, tensor dout,
                           tensor residual, const float* stats, const float* gain);
 
-    // out = in W^T + bias: for each element one chain over the inputs in blocks of 256 whose sums are
-    // added in order, then the bias. bias may be NULL.
+    // out = in W^T + bias: for each element one chain over the inputs in blocks of 256 whose sums
+    // are added in order, then the bias. bias may be NULL.
     void (*matmul_forward)(backend* b, tensor out, tensor in, const prepared* w, const float* bias);
     // din = dout W, the same order over the outputs.
     void (*matmul_backward_input)(backend* b, tensor din, tensor dout, const prepared* w);

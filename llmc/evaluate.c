@@ -1,12 +1,14 @@
 // The same sampler as in training, on prompts that training never sees.
 #include "evaluate.h"
-#include "tokenizer.h"
 
 #include <math.h>  // sqrt
 #include <stdlib.h>
 
+#include "tokenizer.h"
+
 static void put_prompt(batch* d, int p, const char* text) {
-    d->prompt_length[p] = tokenizer_encode(text, d->prompt + (size_t)p * d->max_prompt, d->max_prompt);
+    d->prompt_length[p] =
+        tokenizer_encode(text, d->prompt + (size_t)p * d->max_prompt, d->max_prompt);
 }
 
 void evaluate_training_prompts(batch* d, const task* t, uint64_t seed, int step) {
@@ -82,7 +84,8 @@ double evaluate_pass_at_k(int n, int right, int k) {
 
 static void sample_and_grade(rollout* r, batch* d, const task* t, const sampling* how) {
     rollout_begin(r, d, how);
-    while (rollout_step(r)) {}
+    while (rollout_step(r)) {
+    }
     rollout_end(r);
     evaluate_rewards(d, t);
 }
@@ -116,12 +119,18 @@ static sums solve(rollout* r, batch* d, const task* t, const evaluate_config* c,
 
 evaluation evaluate_run(rollout* r, batch* d, const task* t, const evaluate_config* c) {
     sampling greedy = {.inverse_temperature = 1, .greedy = 1, .top_p = 1};
-    sampling how = {.inverse_temperature = c->inverse_temperature, .top_k = c->top_k,
-                    .top_p = c->top_p, .seed = c->seed, .stream = STREAM_EVALUATE};
+    sampling how = {.inverse_temperature = c->inverse_temperature,
+                    .top_k = c->top_k,
+                    .top_p = c->top_p,
+                    .seed = c->seed,
+                    .stream = STREAM_EVALUATE};
     sums best = solve(r, d, t, c, 1, greedy), drawn = solve(r, d, t, c, c->samples, how);
     double samples = (double)c->prompts * c->samples;
-    return (evaluation){.greedy = best.right / c->prompts, .pass1 = drawn.right / samples,
+    return (evaluation){.greedy = best.right / c->prompts,
+                        .pass1 = drawn.right / samples,
                         .passk = drawn.passk / c->prompts,
-                        .response_length = (double)drawn.tokens / samples, .k = c->k,
-                        .prompts = c->prompts, .tokens = best.tokens + drawn.tokens};
+                        .response_length = (double)drawn.tokens / samples,
+                        .k = c->k,
+                        .prompts = c->prompts,
+                        .tokens = best.tokens + drawn.tokens};
 }

@@ -41,7 +41,7 @@ typedef struct evaluation {
 typedef struct evaluate_config {
     int prompts, samples, k;
     uint64_t seed;
-    uint32_t step;    // keys the samples
+    uint32_t step;  // keys the samples
     float inverse_temperature;
     int top_k;
     float top_p;

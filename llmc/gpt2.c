@@ -24,14 +24,22 @@ void gpt2_check(const gpt2_config* c) {
 size_t gpt2_tensors(const gpt2_config* c, gpt2_tensor table[GPT2_TENSORS]) {
     size_t V = c->vocab, T = c->context, L = c->layers, C = c->channels, offset = 0;
     const gpt2_tensor shapes[] = {
-        {"wte", V * C, 0, 1},          {"wpe", T * C, 0, 1},
-        {"ln1w", L * C, 0, 0},         {"ln1b", L * C, 0, 0},
-        {"qkvw", L * 3 * C * C, 0, 1}, {"qkvb", L * 3 * C, 0, 0},
-        {"attprojw", L * C * C, 0, 1}, {"attprojb", L * C, 0, 0},
-        {"ln2w", L * C, 0, 0},         {"ln2b", L * C, 0, 0},
-        {"fcw", L * 4 * C * C, 0, 1},  {"fcb", L * 4 * C, 0, 0},
-        {"fcprojw", L * C * 4 * C, 0, 1}, {"fcprojb", L * C, 0, 0},
-        {"lnfw", C, 0, 0},             {"lnfb", C, 0, 0},
+        {"wte", V * C, 0, 1},
+        {"wpe", T * C, 0, 1},
+        {"ln1w", L * C, 0, 0},
+        {"ln1b", L * C, 0, 0},
+        {"qkvw", L * 3 * C * C, 0, 1},
+        {"qkvb", L * 3 * C, 0, 0},
+        {"attprojw", L * C * C, 0, 1},
+        {"attprojb", L * C, 0, 0},
+        {"ln2w", L * C, 0, 0},
+        {"ln2b", L * C, 0, 0},
+        {"fcw", L * 4 * C * C, 0, 1},
+        {"fcb", L * 4 * C, 0, 0},
+        {"fcprojw", L * C * 4 * C, 0, 1},
+        {"fcprojb", L * C, 0, 0},
+        {"lnfw", C, 0, 0},
+        {"lnfb", C, 0, 0},
     };
     _Static_assert(sizeof shapes / sizeof *shapes == GPT2_TENSORS, "one entry a tensor");
     _Static_assert(sizeof(gpt2_params) == GPT2_TENSORS * sizeof(float*), "one pointer a tensor");
@@ -169,7 +177,9 @@ typedef struct shared_acts {
     float* dwide;      // (N, 4C) gradient of pre-GELU, then of QKV
 } shared_acts;
 
-static size_t layer_floats(const gpt2_config* c) { return (size_t)16 * c->channels + 2 * c->heads + 4; }
+static size_t layer_floats(const gpt2_config* c) {
+    return (size_t)16 * c->channels + 2 * c->heads + 4;
+}
 static size_t shared_floats(const gpt2_config* c) { return (size_t)9 * c->channels + 2; }
 
 size_t gpt2_acts_bytes(const gpt2_config* c, int tokens, int layers) {
@@ -236,9 +246,8 @@ typedef struct layer_params {
 } layer_params;
 
 static layer_params layer_params_at(const gpt2_params* p, size_t C, size_t l) {
-    layer_params q = {p->ln1w + l * C,     p->ln1b + l * C, p->qkvb + l * 3 * C,
-                      p->attprojb + l * C, p->ln2w + l * C, p->ln2b + l * C,
-                      p->fcb + l * 4 * C,  p->fcprojb + l * C};
+    layer_params q = {p->ln1w + l * C, p->ln1b + l * C, p->qkvb + l * 3 * C, p->attprojb + l * C,
+                      p->ln2w + l * C, p->ln2b + l * C, p->fcb + l * 4 * C,  p->fcprojb + l * C};
     return q;
 }
 
@@ -356,8 +365,8 @@ static void block_backward(const gpt2_weights* w, const layer_acts* a, shared_ac
                           batch->sequences, heads, product);
     b->matmul_backward_weight(b, g->qkvw + l * 3 * C * C, dp.qkvb, dqkv, norm1, w->qkv[l]);
     b->matmul_backward_input(b, dnorm, dqkv, w->qkv[l]);
-    b->norm_backward(b, dresidual, dp.ln1w, dp.ln1b, dnorm, matrix(a->residual, N, C, f),
-                     a->stats1, p.ln1w);
+    b->norm_backward(b, dresidual, dp.ln1w, dp.ln1b, dnorm, matrix(a->residual, N, C, f), a->stats1,
+                     p.ln1w);
 }
 
 void gpt2_backward(const gpt2_weights* w, gpt2_acts* acts, const gpt2_batch* batch,

@@ -1,9 +1,10 @@
 // gpt2: the model: configuration, parameters, forward, backward; device-neutral. (GPT-2: Radford et
 // al. 2019; pre-norm transformer, learned positions, tanh-GELU, head tied to the embedding.)
 //
-// The parameters are fp32 (or rounded, without master weights). What products read is a gpt2_weights:
-// the parameters rounded and packed for one precision. The trainer has one, the sampler another, a
-// reference model a third; equal precisions made from equal parameters give equal bits.
+// The parameters are fp32 (or rounded, without master weights). What products read is a
+// gpt2_weights: the parameters rounded and packed for one precision. The trainer has one, the
+// sampler another, a reference model a third; equal precisions made from equal parameters give
+// equal bits.
 #ifndef LLMC_GPT2_H
 #define LLMC_GPT2_H
 
@@ -25,8 +26,8 @@ typedef struct precision {
 precision precision_of(const format* dtype, const format* logits);
 
 typedef struct gpt2_config {
-    int context;   // longest sequence
-    int vocab;     // tokens
+    int context;  // longest sequence
+    int vocab;    // tokens
     int layers, heads, channels;
 } gpt2_config;
 
@@ -74,8 +75,8 @@ typedef struct gpt2_weights {
     backend* b;
     gpt2_config config;
     precision precision;
-    gpt2_params p;      // embeddings, norms, biases, rounded to precision.store (matrices NULL)
-    float* rounded;     // the memory behind p
+    gpt2_params p;   // embeddings, norms, biases, rounded to precision.store (matrices NULL)
+    float* rounded;  // the memory behind p
     size_t rounded_bytes;
     prepared **qkv, **attproj, **fc, **fcproj;  // (L) each
     prepared* head;

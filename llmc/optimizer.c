@@ -1,6 +1,6 @@
 // AdamW: Loshchilov and Hutter, arXiv 1711.05101; weight decay on matrices alone. Loss scaling:
-// Micikevicius et al., arXiv 1710.03740: the scale halves after a non-finite gradient and doubles after
-// SCALE_INTERVAL clean steps.
+// Micikevicius et al., arXiv 1710.03740: the scale halves after a non-finite gradient and doubles
+// after SCALE_INTERVAL clean steps.
 #include "optimizer.h"
 
 #include <math.h>  // sqrt, INFINITY
@@ -82,18 +82,24 @@ optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
     update_scale(o, finite);
     if (!finite) {
         if (s->skipped_in_row >= OPTIMIZER_PATIENCE)
-            fatal("the gradient was not finite %d steps in a row: the run has diverged; lower --lr "
-                  "or choose a wider --train-dtype", s->skipped_in_row);
+            fatal(
+                "the gradient was not finite %d steps in a row: the run has diverged; lower --lr "
+                "or choose a wider --train-dtype",
+                s->skipped_in_row);
         return (optimizer_result){INFINITY, 1};
     }
     s->updates++;
-    adamw_step how = {.lr = (float)lr, .beta1 = (float)o->config.beta1,
-                      .beta2 = (float)o->config.beta2, .eps = (float)o->config.eps,
-                      .correction1 = (float)(1 - num_powi(o->config.beta1, s->updates)),
-                      .correction2 = (float)(1 - num_powi(o->config.beta2, s->updates)),
-                      .gradient_scale = (float)((norm > o->config.clip ? o->config.clip / norm : 1) / scale),
-                      .format = o->config.format, .seed = o->config.seed,
-                      .step = (uint32_t)s->attempts};
+    adamw_step how = {
+        .lr = (float)lr,
+        .beta1 = (float)o->config.beta1,
+        .beta2 = (float)o->config.beta2,
+        .eps = (float)o->config.eps,
+        .correction1 = (float)(1 - num_powi(o->config.beta1, s->updates)),
+        .correction2 = (float)(1 - num_powi(o->config.beta2, s->updates)),
+        .gradient_scale = (float)((norm > o->config.clip ? o->config.clip / norm : 1) / scale),
+        .format = o->config.format,
+        .seed = o->config.seed,
+        .step = (uint32_t)s->attempts};
     for (int i = 0; i < GPT2_TENSORS; i++) {
         size_t at = table[i].offset;
         how.weight_decay = table[i].matrix ? (float)o->config.weight_decay : 0;

@@ -9,8 +9,8 @@ LLMC_BEGIN
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE } schedule_kind;
 extern const char* const SCHEDULE_NAMES[];
 
-// Learning rate of step `step` (from 0) of `total`: rises linearly over `warmup` steps, then stays, or
-// falls to 0 linearly or along a half cosine.
+// Learning rate of step `step` (from 0) of `total`: rises linearly over `warmup` steps, then stays,
+// or falls to 0 linearly or along a half cosine.
 double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total);
 
 typedef struct optimizer_config {
@@ -35,10 +35,10 @@ typedef struct optimizer {
     gpt2_config model;
     optimizer_config config;
     optimizer_state state;
-    size_t count;         // parameters
-    float *m, *v;         // moments (count)
+    size_t count;  // parameters
+    float *m, *v;  // moments (count)
     gpt2_gradients gradients;
-    size_t bytes;         // device memory held
+    size_t bytes;  // device memory held
 } optimizer;
 
 optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimizer_config* config);

@@ -1,12 +1,12 @@
-// The sampler's loop. Device state: for each slot its next input token, its position, its sequence and
-// how many tokens it may still sample; backend.sample advances it. The host looks in every few steps:
-// it frees the pages of finished sequences, closes the gaps so that the busy slots are the first ones,
-// and starts the next sequences.
+// The sampler's loop. Device state: for each slot its next input token, its position, its sequence
+// and how many tokens it may still sample; backend.sample advances it. The host looks in every few
+// steps: it frees the pages of finished sequences, closes the gaps so that the busy slots are the
+// first ones, and starts the next sequences.
 //
-// Pages: a prompt is prefilled once. Its full pages are shared by the sequences of its group, its last,
-// partly filled page is copied for each of them, and the model's output at its last token is kept: from
-// it each sequence draws its first token. Every sequence gets all the pages it can need at its start, so
-// that no step needs the host.
+// Pages: a prompt is prefilled once. Its full pages are shared by the sequences of its group, its
+// last, partly filled page is copied for each of them, and the model's output at its last token is
+// kept: from it each sequence draws its first token. Every sequence gets all the pages it can need
+// at its start, so that no step needs the host.
 #include "rollout.h"
 
 #include <stdlib.h>
@@ -66,12 +66,12 @@ struct rollout {
 
     // device
     slot_state slot;
-    int *identity;                                  // (rows) 0, 1, 2, ...
-    int *row_token, *row_slot, *row_position;       // (rows) of a prefill
-    float* prompt_output;                           // (capacity, C) at each prompt's last token
-    float* first_rows;                              // (slots, C) of these, for new sequences
-    int* page_table;                                // (slots + capacity, pages_per_slot)
-    size_t ints, floats, keep_bytes, table_ints;    // sizes of the arrays above
+    int* identity;                                // (rows) 0, 1, 2, ...
+    int *row_token, *row_slot, *row_position;     // (rows) of a prefill
+    float* prompt_output;                         // (capacity, C) at each prompt's last token
+    float* first_rows;                            // (slots, C) of these, for new sequences
+    int* page_table;                              // (slots + capacity, pages_per_slot)
+    size_t ints, floats, keep_bytes, table_ints;  // sizes of the arrays above
 
     // host
     int *token, *position, *sequence, *left;  // (slots) mirrors
@@ -194,7 +194,9 @@ static void page_drop(rollout* r, int page) {
     if (--r->references[page] == 0) r->free_page[r->free_pages++] = page;
 }
 
-static int* slot_pages(rollout* r, int slot) { return r->table + (size_t)slot * r->kv.pages_per_slot; }
+static int* slot_pages(rollout* r, int slot) {
+    return r->table + (size_t)slot * r->kv.pages_per_slot;
+}
 static int* prompt_pages(rollout* r, int prompt) { return slot_pages(r, r->slot_count + prompt); }
 
 static void sequence_pages(rollout* r, int slot, int prompt) {
@@ -257,8 +259,8 @@ static void prefill(rollout* r, int last) {
         }
         b->upload(b, r->page_table, r->table, r->table_ints * sizeof(int));
         b->upload(b, r->row_token, token, 3 * (size_t)r->rows * sizeof(int));
-        tensor x = gpt2_forward_cached(r->weights, r->acts, &r->kv, rows, r->row_token,
-                                       r->row_slot, r->row_position);
+        tensor x = gpt2_forward_cached(r->weights, r->acts, &r->kv, rows, r->row_token, r->row_slot,
+                                       r->row_position);
         for (int p = first, row = -1; p < r->prefilled; p++) {
             row += r->d->prompt_length[p];
             b->copy(b, r->prompt_output + p * C, (float*)x.data + row * x.stride,

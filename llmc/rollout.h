@@ -12,28 +12,28 @@ LLMC_BEGIN
 // Sequence s is number s % group of prompt s / group. Token arrays hold max_new places a sequence,
 // of which length[s] are used.
 typedef struct batch {
-    int capacity;              // sequences that fit
-    int prompts, group;        // set by the user: prompts * group sequences
-    int sequences;             // = prompts * group
+    int capacity;        // sequences that fit
+    int prompts, group;  // set by the user: prompts * group sequences
+    int sequences;       // = prompts * group
     int max_prompt, max_new;
-    int* prompt;               // (prompts, max_prompt) tokens
-    int* prompt_length;        // (prompts)
-    int* token;                // (sequences, max_new) response tokens, the end token included
-    int* length;               // (sequences) response tokens
-    float* log_mu;             // (sequences, max_new) what the sampler gave the token
-    float* entropy;            // (sequences, max_new) of the sampler's distribution, nats
-    float* log_pi;             // (sequences, max_new) what the trainer gives it now
-    float* anchor;             // (sequences, max_new) what objectives take for log mu
-    float* log_ref;            // (sequences, max_new) what the reference model gives it
-    uint32_t* keep;            // (sequences, max_new, keep_words): top-k / top-p sets, or NULL
+    int* prompt;         // (prompts, max_prompt) tokens
+    int* prompt_length;  // (prompts)
+    int* token;          // (sequences, max_new) response tokens, the end token included
+    int* length;         // (sequences) response tokens
+    float* log_mu;       // (sequences, max_new) what the sampler gave the token
+    float* entropy;      // (sequences, max_new) of the sampler's distribution, nats
+    float* log_pi;       // (sequences, max_new) what the trainer gives it now
+    float* anchor;       // (sequences, max_new) what objectives take for log mu
+    float* log_ref;      // (sequences, max_new) what the reference model gives it
+    uint32_t* keep;      // (sequences, max_new, keep_words): top-k / top-p sets, or NULL
     int keep_words;
-    float *reward, *advantage; // (sequences)
+    float *reward, *advantage;  // (sequences)
 } batch;
 
 batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words);
 void batch_free(batch* d);
-// Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1, one
-// sequence after another into `to`; returns how many.
+// Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
+// one sequence after another into `to`; returns how many.
 int batch_flatten(const batch* d, const float* from, int first, int count, float* to);
 
 typedef struct rollout_stats {
@@ -45,8 +45,8 @@ typedef struct rollout_stats {
 
 typedef struct rollout rollout;
 
-// kv: format of cached keys and values. slots: sequences at a time. Sequences of at most max_prompt +
-// max_new tokens, at most `capacity` of them in one run.
+// kv: format of cached keys and values. slots: sequences at a time. Sequences of at most max_prompt
+// + max_new tokens, at most `capacity` of them in one run.
 rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const format* kv, int slots,
                         int max_prompt, int max_new, int capacity, int keep_words, int end_token);
 void rollout_free(rollout* r);

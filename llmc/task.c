@@ -74,7 +74,8 @@ static const char* read_option(const task_kind* kind, const char* text, task* t,
     int malformed = end == value || end != text + length || !strchr("-0123456789", *value);
     if (malformed || errno || number < o->min || number > o->max)
         fatal("--task %s: %s is refused; %s takes a whole number from %d to %d, as in %s=%d",
-              kind->name, shown(text, (size_t)length), o->name, o->min, o->max, o->name, o->initial);
+              kind->name, shown(text, (size_t)length), o->name, o->min, o->max, o->name,
+              o->initial);
     t->option[k] = (int)number;
     return text + length;
 }

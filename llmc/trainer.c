@@ -1,5 +1,5 @@
-// Packing: a sequence's tokens but its last are inputs; the rows from the prompt's last token on are
-// asked for the token that follows.
+// Packing: a sequence's tokens but its last are inputs; the rows from the prompt's last token on
+// are asked for the token that follows.
 #include "trainer.h"
 
 #include <math.h>  // isfinite
@@ -7,7 +7,7 @@
 
 typedef struct trainer_buffers {
     int max_length, keep_words, capacity;  // capacity: tokens of a micro-batch
-    int* host;                     // (4 * capacity + micro_batch + 1) in the order of `device`
+    int* host;  // (4 * capacity + micro_batch + 1) in the order of `device`
     int* device;
     float *host_logp, *host_coef;  // (capacity)
     float *logp, *coef;            // device (capacity)
@@ -95,8 +95,8 @@ static gpt2_batch pack(trainer* t, const batch* d, int first, int count) {
     int* start = target + n;
     for (int s = first; s < first + count; s++) {
         int p = s / d->group, prompt = d->prompt_length[p], length = d->length[s];
-        const int *in = d->prompt + (size_t)p * d->max_prompt;
-        const int *out = d->token + (size_t)s * d->max_new;
+        const int* in = d->prompt + (size_t)p * d->max_prompt;
+        const int* out = d->token + (size_t)s * d->max_new;
         start[s - first] = tokens;
         for (int i = 0; i < prompt + length - 1; i++, tokens++) {
             token[tokens] = i < prompt ? in[i] : out[i - prompt];
@@ -147,8 +147,8 @@ static void coefficients(trainer* t, const batch* d, int first, int count, const
     for (int s = first; s < first + count; s++) {
         for (int i = 0; i < d->length[s]; i++) {
             size_t at = (size_t)s * d->max_new + i;
-            coefficient c = objective_token(o, d->advantage[s], d->log_pi[at], d->anchor[at],
-                                            d->log_ref[at]);
+            coefficient c =
+                objective_token(o, d->advantage[s], d->log_pi[at], d->anchor[at], d->log_ref[at]);
             *coef++ = (float)(c.c * weight[s - first] * loss_scale);
             sum->loss += c.loss * weight[s - first];
             sum->masked += c.masked;
@@ -157,9 +157,9 @@ static void coefficients(trainer* t, const batch* d, int first, int count, const
     }
 }
 
-trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
-                                     const objective* o, aggregate_kind aggregate,
-                                     float inverse_temperature, double lr) {
+trainer_update_result trainer_update(trainer* t, batch* d, int first, int count, const objective* o,
+                                     aggregate_kind aggregate, float inverse_temperature,
+                                     double lr) {
     trainer_buffers* u = t->buffers;
     trainer_update_result r = {0};
     int64_t targets = 0;

@@ -1,6 +1,6 @@
-// trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward, asks
-// the objective for one coefficient a token, runs them backward, and steps the optimizer. How sequences
-// are cut into micro-batches leaves no trace in any bit.
+// trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward,
+// asks the objective for one coefficient a token, runs them backward, and steps the optimizer. How
+// sequences are cut into micro-batches leaves no trace in any bit.
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
@@ -14,12 +14,12 @@ LLMC_BEGIN
 typedef struct trainer {
     backend* b;
     gpt2_config model;
-    float* parameters;      // device, fp32 (rounded to the store format without master weights)
+    float* parameters;  // device, fp32 (rounded to the store format without master weights)
     size_t count;
     gpt2_weights* weights;  // the parameters in the trainer's precision
     gpt2_acts* acts;
     optimizer* optimizer;
-    int micro_batch;        // sequences
+    int micro_batch;  // sequences
     struct trainer_buffers* buffers;
 } trainer;
 
@@ -32,24 +32,24 @@ void trainer_free(trainer* t);
 void trainer_load(trainer* t, const float* parameters);
 void trainer_save(const trainer* t, float* parameters);
 
-// log-probability of every response token of sequences first .. first+count-1 of `d` under weights `w`
-// (the trainer's own, or a reference model's), into `out` (sequences, max_new).
+// log-probability of every response token of sequences first .. first+count-1 of `d` under weights
+// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new).
 void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int first, int count,
                       float inverse_temperature, float* out);
 
 typedef struct trainer_update_result {
-    double loss;        // the objective's loss form, aggregated like its gradient
+    double loss;  // the objective's loss form, aggregated like its gradient
     double grad_norm;
     int skipped;
     double masked, corrective;  // fractions of response tokens
-    int64_t tokens;     // tokens run through the model
+    int64_t tokens;             // tokens run through the model
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1: reads token, anchor, log_ref, advantage,
 // keep; writes log_pi.
-trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
-                                     const objective* o, aggregate_kind aggregate,
-                                     float inverse_temperature, double lr);
+trainer_update_result trainer_update(trainer* t, batch* d, int first, int count, const objective* o,
+                                     aggregate_kind aggregate, float inverse_temperature,
+                                     double lr);
 
 // Metrics of log_pi against log_mu over sequences first .. first+count-1.
 mismatch trainer_mismatch(const batch* d, int first, int count, double delta);

@@ -10,28 +10,28 @@
 
 static int test_passed, test_failed;
 
-#define CHECK(condition, ...)                                                     \
-    do {                                                                          \
-        if (condition) {                                                          \
-            test_passed++;                                                        \
-        } else if (test_failed++ < 20) {                                          \
-            printf("%s:%d: not %s: ", __FILE__, __LINE__, #condition);            \
-            printf(__VA_ARGS__);                                                  \
-            printf("\n");                                                         \
-        }                                                                         \
+#define CHECK(condition, ...)                                          \
+    do {                                                               \
+        if (condition) {                                               \
+            test_passed++;                                             \
+        } else if (test_failed++ < 20) {                               \
+            printf("%s:%d: not %s: ", __FILE__, __LINE__, #condition); \
+            printf(__VA_ARGS__);                                       \
+            printf("\n");                                              \
+        }                                                              \
     } while (0)
 
 // Equal bits, NaN included.
-#define CHECK_SAME(actual, expected, what)                                                    \
-    do {                                                                                      \
-        float a_ = (actual), e_ = (expected);                                                 \
+#define CHECK_SAME(actual, expected, what)                                                      \
+    do {                                                                                        \
+        float a_ = (actual), e_ = (expected);                                                   \
         CHECK(!memcmp(&a_, &e_, 4), "%s is %.9g, expected %.9g", what, (double)a_, (double)e_); \
     } while (0)
 
 // |actual - expected| <= tolerance; say at the call where the tolerance comes from.
-#define CHECK_NEAR(actual, expected, tolerance, what)                                     \
-    do {                                                                                  \
-        double a_ = (actual), e_ = (expected), t_ = (tolerance);                          \
+#define CHECK_NEAR(actual, expected, tolerance, what)                                          \
+    do {                                                                                       \
+        double a_ = (actual), e_ = (expected), t_ = (tolerance);                               \
         CHECK(fabs(a_ - e_) <= t_, "%s is %.17g, expected %.17g within %g", what, a_, e_, t_); \
     } while (0)
 

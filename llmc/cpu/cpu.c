@@ -71,7 +71,7 @@ typedef struct instruction_set {
 } instruction_set;
 
 static const instruction_set SETS[] = {
-    // best first
+// best first
 #ifdef HAVE_avx512
     {"avx512", cpu_ops_avx512},
 #endif

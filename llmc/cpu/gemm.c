@@ -46,7 +46,9 @@ INLINE void tile(const int mr, const int transposed, int kc, const float* restri
 typedef void (*tile_function)(int, int, const float*, int64_t, const float*, float*, int64_t,
                               tile_mode);
 TILE(1)
-TILE(2) TILE(3) TILE(4)
+TILE(2)
+TILE(3)
+TILE(4)
 #if defined(ISA_avx2) || defined(ISA_avx512)
     TILE(5) TILE(6)
 #endif

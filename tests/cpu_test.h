@@ -1,0 +1,404 @@
+// What the tests of the CPU device share: the devices under test, guarded arrays, exact comparison,
+// the contract's orders in their plainest form, PyTorch's results, finite differences.
+//
+// The method: each op has a naive version in its test, which computes every element by itself, in the
+// order that backend.h states, with formats given point by point. Every device must give the same
+// bits. Equality for all shapes is then also independence of other rows, of a row's place, of tiles,
+// threads and vector width; and a naive version with one rounding point left out must differ.
+#ifndef CPU_TEST_H
+#define CPU_TEST_H
+
+#include <stdarg.h>
+
+#include "backend.h"
+#include "test.h"
+
+// ------------------------------------------------------------------------------------------------
+// Devices: every instruction set of this machine and build, with several numbers of threads.
+
+enum { DEVICES_MAX = 12 };
+static backend* devices[DEVICES_MAX];
+static int device_count, device_step;  // devices of one instruction set lie together, device_step each
+
+static inline int isa_here(const char* isa) {
+#ifdef HAVE_avx512
+    if (!strcmp(isa, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+#ifdef HAVE_avx2
+    if (!strcmp(isa, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return !strcmp(isa, "c");
+}
+
+static inline void devices_open(void) {
+    static const char* const isas[] = {"c", "avx2", "avx512"};
+    static const int threads[] = {1, 2, 3, 5};
+#ifdef _OPENMP
+    device_step = 4;
+#else
+    device_step = 1;
+#endif
+    for (int i = 0; i < 3; i++)
+        for (int t = 0; isa_here(isas[i]) && t < device_step; t++)
+            devices[device_count++] = cpu_open(threads[t], isas[i]);
+}
+
+static inline void devices_close(void) {
+    for (int i = 0; i < device_count; i++) cpu_close(devices[i]);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Arrays lie between guard bands, and the rows of matrices apart; all of it is filled with POISON
+// (a NaN), so that an element left unwritten shows, and arrays_free sees a write outside.
+
+#define POISON 0x7fa5a5a5u
+enum { GUARD = 32, ROW_GAP = 3, ARRAYS_MAX = 256 };
+
+static tensor arrays[ARRAYS_MAX];
+static int array_count;
+
+static inline float* row_at(tensor t, int r) { return (float*)t.data + r * t.stride; }
+
+static inline tensor array_new(int rows, int cols, int gap, const format* f) {
+    int64_t stride = cols + gap;
+    size_t n = (size_t)rows * stride + 2 * GUARD;
+    float* memory = xalloc(n, sizeof(float), "a test's array");
+    for (size_t i = 0; i < n; i++) memory[i] = float_from_bits(POISON);
+    tensor t = {memory + GUARD, rows, cols, stride, f};
+    if (array_count == ARRAYS_MAX) fatal("a test needs more than %d arrays", ARRAYS_MAX);
+    return arrays[array_count++] = t;
+}
+
+static inline tensor matrix_new(int rows, int cols, const format* f) {
+    return array_new(rows, cols, ROW_GAP, f);
+}
+
+// n numbers without gaps, and the same as a matrix of one row.
+static inline tensor vector_new(int n) { return array_new(1, n, 0, &FORMAT_FP32); }
+static inline float* floats_new(int n) { return vector_new(n).data; }
+
+static inline void poison(tensor t) {
+    for (int r = 0; r < t.rows; r++)
+        for (int c = 0; c < t.cols; c++) row_at(t, r)[c] = float_from_bits(POISON);
+}
+
+static inline int poisoned(const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (float_bits(x[i]) != POISON) return 0;
+    return 1;
+}
+
+// Frees the arrays made since there were `count` of them. `what`: who may have written outside.
+static inline void arrays_free(int count, const char* what) {
+    int intact = 1;
+    while (array_count > count) {
+        tensor t = arrays[--array_count];
+        float* memory = (float*)t.data - GUARD;
+        intact &= poisoned(memory, GUARD) && poisoned(row_at(t, t.rows), GUARD);
+        for (int r = 0; r < t.rows; r++)
+            intact &= poisoned(row_at(t, r) + t.cols, t.stride - t.cols);
+        free(memory);
+    }
+    CHECK(intact, "%s: wrote outside its arrays", what);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Values
+
+static rng random_values;
+
+// Uniform in [-2, 2) with full mantissas.
+static inline float random_float(void) {
+    return (float)(int32_t)rng_u32(&random_values) * 0x1p-30f;
+}
+
+static inline int random_below(int n) { return (int)rng_below(&random_values, (uint32_t)n); }
+static inline int random_between(int low, int high) { return low + random_below(high - low + 1); }
+
+// Random values of t's format; rows differ in magnitude by up to 2^6, so that scales do.
+static inline void fill(tensor t) {
+    for (int r = 0; r < t.rows; r++) {
+        float magnitude = t.rows > 1 ? (float)(1 << random_below(7)) * 0.125f : 1;
+        for (int c = 0; c < t.cols; c++)
+            row_at(t, r)[c] = format_round(random_float() * magnitude, t.format);
+    }
+}
+
+static inline tensor matrix_random(int rows, int cols, const format* f) {
+    tensor t = matrix_new(rows, cols, f);
+    fill(t);
+    return t;
+}
+
+static inline tensor vector_random(int n) {
+    tensor t = vector_new(n);
+    fill(t);
+    return t;
+}
+
+static inline float* floats_random(int n) { return vector_random(n).data; }
+
+// A weight as ops take it: rows without gaps.
+static inline tensor weight_random(int outputs, int inputs) {
+    tensor t = array_new(outputs, inputs, 0, &FORMAT_FP32);
+    fill(t);
+    return t;
+}
+
+static inline void copy_values(tensor to, tensor from) {
+    for (int r = 0; r < to.rows; r++)
+        memcpy(row_at(to, r), row_at(from, r), to.cols * sizeof(float));
+}
+
+static inline tensor matrix_copy(tensor from) {
+    tensor t = array_new(from.rows, from.cols, (int)from.stride - from.cols, from.format);
+    copy_values(t, from);
+    return t;
+}
+
+// Rows first .. first+n-1.
+static inline tensor rows_of(tensor t, int first, int n) {
+    tensor part = {row_at(t, first), n, t.cols, t.stride, t.format};
+    return part;
+}
+
+// Columns first .. first+n-1.
+static inline tensor columns_of(tensor t, int first, int n) {
+    tensor part = {(float*)t.data + first, t.rows, n, t.stride, t.format};
+    return part;
+}
+
+// n numbers at x as a matrix of one row.
+static inline tensor as_vector(float* x, int n) {
+    tensor t = {x, 1, n, n, &FORMAT_FP32};
+    return t;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Checks
+
+// Text for a failure; four live at a time.
+__attribute__((format(printf, 1, 2))) static inline const char* text(const char* how, ...) {
+    static char ring[4][256];
+    static int next;
+    char* to = ring[next++ % 4];
+    va_list arguments;
+    va_start(arguments, how);
+    vsnprintf(to, sizeof ring[0], how, arguments);
+    va_end(arguments);
+    return to;
+}
+
+static inline int same_bits(float a, float b) { return float_bits(a) == float_bits(b); }
+
+// The place of the first element whose bits differ, or -1.
+static inline int64_t first_difference(tensor a, tensor b) {
+    for (int r = 0; r < a.rows; r++)
+        for (int c = 0; c < a.cols; c++)
+            if (!same_bits(row_at(a, r)[c], row_at(b, r)[c])) return (int64_t)r * a.cols + c;
+    return -1;
+}
+
+// One check: equal bits everywhere, and the values are of the format that they are said to be.
+static inline void check_same(tensor actual, tensor expected, const char* name, const char* what,
+                              const backend* b) {
+    int64_t at = first_difference(actual, expected);
+    int r = at < 0 ? 0 : (int)(at / actual.cols), c = at < 0 ? 0 : (int)(at % actual.cols);
+    CHECK(at < 0, "%s: %s[%d][%d] is %.9g, expected %.9g (%s)", what, name, r, c,
+          (double)row_at(actual, r)[c], (double)row_at(expected, r)[c], b->name);
+    int fits = 1;
+    for (r = 0; r < actual.rows; r++)
+        for (c = 0; c < actual.cols; c++)
+            fits &= same_bits(row_at(actual, r)[c],
+                              format_round(row_at(actual, r)[c], actual.format));
+    CHECK(fits, "%s: %s is not in %s (%s)", what, name, actual.format->name, b->name);
+}
+
+// ------------------------------------------------------------------------------------------------
+// The contract in its plainest form
+
+// The fixed tree: lane l takes x[l], x[l + 16], ... in order; then halves are added.
+static inline float tree_sum(const float* x, int n) {
+    float lane[16] = {0};
+    for (int i = 0; i < n; i++) lane[i % 16] += x[i];
+    for (int half = 8; half; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    return lane[0];
+}
+
+// sum + a_0 b_0 + a_1 b_1 + ..., one FMA after another; a and b have steps between their elements.
+static inline float chain(float sum, const float* a, int64_t a_step, const float* b, int64_t b_step,
+                          int n) {
+    for (int i = 0; i < n; i++) sum = num_fma(a[i * a_step], b[i * b_step], sum);
+    return sum;
+}
+
+// One element of a product: chains of 256, whose sums are added in order.
+static inline float block_chain(const float* a, int64_t a_step, const float* b, int64_t b_step,
+                                int n) {
+    float sum = 0;
+    for (int i = 0; i < n; i += 256) {
+        int block = n - i < 256 ? n - i : 256;
+        float part = chain(0, a + i * a_step, a_step, b + i * b_step, b_step, block);
+        sum = i ? sum + part : part;
+    }
+    return sum;
+}
+
+// Values of `from` as operands of a product; fp8 has a power-of-two scale a row.
+static inline tensor operands_of(tensor from, const format* f) {
+    tensor to = matrix_new(from.rows, from.cols, f->scaled ? &FORMAT_FP32 : f);
+    for (int r = 0; r < from.rows; r++) {
+        float amax = 0;
+        for (int c = 0; c < from.cols; c++) amax = fmaxf(amax, fabsf(row_at(from, r)[c]));
+        float scale = format_scale(amax, f);
+        for (int c = 0; c < from.cols; c++)
+            row_at(to, r)[c] = format_round(row_at(from, r)[c] / scale, f) * scale;
+    }
+    return to;
+}
+
+// ------------------------------------------------------------------------------------------------
+// PyTorch's results: tests/fixtures/ops.bin, whose layout dev/reference.py describes.
+
+typedef struct fixture {
+    char name[24];
+    int32_t type, count;  // 0 int32, 1 float32, 2 float64
+    double error;         // root mean square error of PyTorch's float32
+    const void* data;
+} fixture;
+
+static char* fixture_file;  // all of it
+
+// The array "op.name".
+static inline fixture fixture_find(const char* op, const char* name) {
+    static const char path[] = "tests/fixtures/ops.bin";
+    static const int width[] = {4, 4, 8};
+    int64_t size = file_size(path);
+    if (!fixture_file) {
+        FILE* f = file_open(path, "rb");
+        fixture_file = xalloc((size_t)size, 1, "the fixtures");
+        file_read(f, fixture_file, (size_t)size, path);
+        file_close(f, path);
+    }
+    const char* wanted = text("%s.%s", op, name);
+    fixture x;
+    for (int64_t at = 0; at < size; at += 40 + (int64_t)x.count * width[x.type]) {
+        memcpy(&x, fixture_file + at, 40);
+        x.data = fixture_file + at + 40;
+        if (!strcmp(x.name, wanted)) return x;
+    }
+    fatal("%s: no array %s; run python3 dev/reference.py", path, wanted);
+}
+
+static inline void fixtures_close(void) { free(fixture_file); }
+
+static inline tensor fixture_matrix(const char* op, const char* name, int rows, int gap) {
+    fixture x = fixture_find(op, name);
+    tensor t = array_new(rows, x.count / rows, gap, &FORMAT_FP32);
+    for (int r = 0; r < rows; r++)
+        memcpy(row_at(t, r), (const char*)x.data + (size_t)r * t.cols * 4, t.cols * 4);
+    return t;
+}
+
+static inline float* fixture_floats(const char* op, const char* name) {
+    return fixture_matrix(op, name, 1, 0).data;
+}
+
+static inline int* fixture_ints(const char* op, const char* name) {
+    return fixture_matrix(op, name, 1, 0).data;
+}
+
+// Against float64: the root mean square error may be at most twice that of PyTorch's float32, which
+// is what ordinary fp32 arithmetic gives. Twice, because the contract's chains are longer than the
+// partial sums of PyTorch's kernels, and because for few elements the figure is itself uncertain.
+static inline void check_fixture(tensor actual, const char* op, const char* name,
+                                 const backend* b) {
+    fixture x = fixture_find(op, name);
+    const double* expected = x.data;
+    double square = 0;
+    CHECK(x.count == actual.rows * actual.cols, "%s.%s has %d elements", op, name, x.count);
+    for (int i = 0; i < x.count; i++) {
+        double error = row_at(actual, i / actual.cols)[i % actual.cols] - expected[i];
+        square += error * error;
+    }
+    double error = sqrt(square / x.count);
+    CHECK(error <= 2 * x.error, "%s.%s: error %.3g, that of ordinary fp32 %.3g (%s)", op, name,
+          error, x.error, b->name);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Finite differences. A loss is sum_i weight_i out_i of an op's outputs; with the weights as the
+// outputs' gradients, the op's backward gives its slopes.
+
+// Returns the loss and adds up the magnitudes of its terms in *size.
+typedef double loss_function(const void* context, double* size);
+
+static inline double weighted_sum(tensor out, tensor weight, double* size) {
+    double sum = 0;
+    for (int r = 0; r < out.rows; r++)
+        for (int c = 0; c < out.cols; c++) {
+            double term = (double)row_at(out, r)[c] * row_at(weight, r)[c];
+            sum += term;
+            *size += fabs(term);
+        }
+    return sum;
+}
+
+// Values on a grid of 2^-10, so that a step of DIFFERENCE_STEP is exact.
+static inline void fill_grid(tensor t) {
+    for (int r = 0; r < t.rows; r++)
+        for (int c = 0; c < t.cols; c++)
+            row_at(t, r)[c] = (float)random_between(-1023, 1023) * 0x1p-10f;
+}
+
+static inline tensor matrix_grid(int rows, int cols) {
+    tensor t = matrix_new(rows, cols, &FORMAT_FP32);
+    fill_grid(t);
+    return t;
+}
+
+static inline tensor weight_grid(int rows, int cols) {
+    tensor t = array_new(rows, cols, 0, &FORMAT_FP32);
+    fill_grid(t);
+    return t;
+}
+
+enum { DIFFERENCE_DIRECTIONS = 12, DIFFERENCE_COORDINATES = 4 };
+#define DIFFERENCE_STEP 0x1p-6f
+
+// Compares the gradient of the loss by x with central differences of fourth order, in directions that
+// move a few elements by one step h each way. The differences err by h^4 / 30 times a fifth
+// derivative, below 1e-8 of it; and by the rounding of the outputs: `roundings` of 2^-24 of the terms'
+// size, times 1.5 / h for the formula.
+static inline void check_slopes(tensor x, tensor gradient, loss_function* loss, const void* context,
+                                double roundings, const char* what) {
+    static const int steps[] = {1, -1, 2, -2};
+    static const double factors[] = {8, -8, -1, 1};
+    double h = DIFFERENCE_STEP;
+    for (int d = 0; d < DIFFERENCE_DIRECTIONS; d++) {
+        float* at[DIFFERENCE_COORDINATES];
+        float saved[DIFFERENCE_COORDINATES], sign[DIFFERENCE_COORDINATES];
+        int n = d % DIFFERENCE_COORDINATES + 1;
+        double slope = 0, expected = 0, size = 0;
+        for (int i = 0; i < n; i++) {
+            int r = random_below(x.rows), c = random_below(x.cols);
+            at[i] = row_at(x, r) + c;
+            saved[i] = *at[i];
+            sign[i] = random_below(2) ? 1.0f : -1.0f;
+            expected += (double)sign[i] * row_at(gradient, r)[c];
+        }
+        for (int k = 0; k < 4; k++) {
+            for (int i = 0; i < n; i++) *at[i] += (float)steps[k] * DIFFERENCE_STEP * sign[i];
+            size = 0;
+            slope += factors[k] * loss(context, &size) / (12 * h);
+            for (int i = n - 1; i >= 0; i--) *at[i] = saved[i];
+        }
+        CHECK_NEAR(expected, slope, roundings * 0x1p-24 * size * 1.5 / h, what);
+    }
+}
+
+#endif

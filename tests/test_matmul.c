@@ -1,0 +1,310 @@
+// Products with a weight: forward, and backward to the input and to the weight. See cpu_test.h for
+// the method.
+#include "cpu_test.h"
+
+typedef struct shape {
+    int m, n, k;  // rows, outputs, inputs
+} shape;
+
+// What is rounded where. `in` is the format of the input as the op before wrote it.
+typedef struct formats {
+    const format *in, *operand, *backward, *out;
+} formats;
+
+static const formats FORMAT_ROWS[] = {
+    {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32},
+    {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_TF32, &FORMAT_FP32},
+    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16},
+    {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16},
+    {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_BF16},
+    {&FORMAT_BF16, &FORMAT_E5M2, &FORMAT_BF16, &FORMAT_BF16},
+    // Not rows of the contract's table: every rounding point has work to do.
+    {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32},
+    {&FORMAT_FP32, &FORMAT_E4M3, &FORMAT_TF32, &FORMAT_FP16},
+};
+enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
+
+// ------------------------------------------------------------------------------------------------
+// Naive versions; f[] names the format of each rounding point.
+
+enum { IN, WEIGHT, OUT, POINTS };
+
+static void naive_forward(tensor out, tensor in, tensor w, const float* bias,
+                          const format* const f[POINTS]) {
+    tensor a = operands_of(in, f[IN]), b = operands_of(w, f[WEIGHT]);
+    for (int i = 0; i < out.rows; i++)
+        for (int j = 0; j < out.cols; j++) {
+            float sum = block_chain(row_at(a, i), 1, row_at(b, j), 1, in.cols);
+            row_at(out, i)[j] = format_round(bias ? sum + bias[j] : sum, f[OUT]);
+        }
+}
+
+static void naive_backward_input(tensor din, tensor dout, tensor w,
+                                 const format* const f[POINTS]) {
+    tensor a = operands_of(dout, f[IN]), b = operands_of(w, f[WEIGHT]);
+    for (int i = 0; i < din.rows; i++)
+        for (int j = 0; j < din.cols; j++) {
+            float sum = block_chain(row_at(a, i), 1, (float*)b.data + j, b.stride, dout.cols);
+            row_at(din, i)[j] = format_round(sum, f[OUT]);
+        }
+}
+
+// Without k-blocks: the chains go on from what dw and dbias hold. OUT has no part in it.
+static void naive_backward_weight(tensor dw, tensor dbias, tensor dout, tensor in,
+                                  const format* const f[POINTS]) {
+    tensor a = operands_of(dout, f[IN]), b = operands_of(in, f[WEIGHT]);
+    for (int i = 0; i < dw.rows; i++)
+        for (int j = 0; j < dw.cols; j++)
+            row_at(dw, i)[j] = chain(row_at(dw, i)[j], (float*)a.data + i, a.stride,
+                                     (float*)b.data + j, b.stride, dout.rows);
+    for (int r = 0; r < dout.rows; r++)
+        for (int j = 0; j < dout.cols; j++) row_at(dbias, 0)[j] += row_at(dout, r)[j];
+}
+
+// ------------------------------------------------------------------------------------------------
+// One shape in one row of formats
+
+typedef struct product_case {
+    formats f;
+    shape s;
+    tensor in, w, bias, dout, out, din, dw, dbias;
+} product_case;
+
+static product_case case_new(shape s, formats f) {
+    product_case p = {.f = f, .s = s};
+    p.in = matrix_random(s.m, s.k, f.in);
+    p.w = weight_random(s.n, s.k);
+    p.bias = vector_random(s.n);
+    p.dout = matrix_random(s.m, s.n, f.out);
+    p.out = matrix_new(s.m, s.n, f.out);
+    p.din = matrix_new(s.m, s.k, f.out);
+    p.dw = weight_random(s.n, s.k);
+    p.dbias = vector_random(s.n);
+    return p;
+}
+
+static void check_case(shape s, formats f, int first_device, int step) {
+    int mark = array_count;
+    const char* what = text("matmul m %d n %d k %d, %s in %s, out %s", s.m, s.n, s.k,
+                            f.operand->name, f.in->name, f.out->name);
+    product_case p = case_new(s, f);
+    tensor out = matrix_copy(p.out), plain = matrix_copy(p.out), din = matrix_copy(p.din);
+    tensor dw = matrix_copy(p.dw), dbias = matrix_copy(p.dbias);
+    const format* const forward[POINTS] = {f.operand, f.operand, f.out};
+    const format* const backward[POINTS] = {f.backward, f.backward, f.out};
+    naive_forward(out, p.in, p.w, p.bias.data, forward);
+    naive_forward(plain, p.in, p.w, NULL, forward);
+    naive_backward_input(din, p.dout, p.w, backward);
+    naive_backward_weight(dw, dbias, p.dout, p.in, backward);
+    for (int d = first_device; d < device_count; d += step) {
+        backend* b = devices[d];
+        int inner = array_count;
+        tensor got_out = matrix_new(s.m, s.n, f.out), got_plain = matrix_new(s.m, s.n, f.out);
+        tensor got_din = matrix_new(s.m, s.k, f.out);
+        tensor got_dw = matrix_copy(p.dw), got_dbias = matrix_copy(p.dbias);
+        prepared* w = b->weight_prepare(b, NULL, p.w.data, s.n, s.k, f.operand, f.backward);
+        b->matmul_forward(b, got_out, p.in, w, p.bias.data);
+        b->matmul_forward(b, got_plain, p.in, w, NULL);
+        b->matmul_backward_input(b, got_din, p.dout, w);
+        b->matmul_backward_weight(b, got_dw.data, got_dbias.data, p.dout, p.in, w);
+        b->weight_release(b, w);
+        check_same(got_out, out, "out", what, b);
+        check_same(got_plain, plain, "out without bias", what, b);
+        check_same(got_din, din, "din", what, b);
+        check_same(got_dw, dw, "dw", what, b);
+        check_same(got_dbias, dbias, "dbias", what, b);
+        arrays_free(inner, what);
+    }
+    arrays_free(mark, what);
+}
+
+// Tile heights, panels, k-blocks: every number of rows up to 40 at random widths, then edges.
+static void check_shapes(void) {
+    static const shape edges[] = {{1, 1, 1},     {1, 64, 600},  {2, 15, 255},  {3, 16, 256},
+                                  {5, 17, 257},  {13, 31, 511}, {14, 32, 512}, {15, 33, 513},
+                                  {29, 96, 40},  {7, 600, 3},   {41, 97, 300}, {100, 257, 20},
+                                  {169, 65, 33}, {337, 20, 17}, {300, 5, 270}, {600, 3, 9}};
+    for (int m = 1; m <= 40; m++) {
+        shape s = {m, random_between(1, 70), random_between(1, m % 4 ? 120 : 600)};
+        check_case(s, FORMAT_ROWS[0], m % device_step, device_step);
+    }
+    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
+        check_case(edges[i], FORMAT_ROWS[0], 0, 1);
+}
+
+static void check_formats(void) {
+    for (int f = 1; f < FORMAT_ROW_COUNT; f++) {
+        check_case((shape){17, 35, 270}, FORMAT_ROWS[f], 0, 1);
+        check_case((shape){1, 16, 5}, FORMAT_ROWS[f], 0, device_step);
+    }
+}
+
+// Leaving out one rounding point changes bits, so the equalities above see each of them.
+static void check_rounding_points(void) {
+    int mark = array_count;
+    for (int i = FORMAT_ROW_COUNT - 2; i < FORMAT_ROW_COUNT; i++) {
+        product_case p = case_new((shape){6, 7, 30}, FORMAT_ROWS[i]);
+        for (int off = 0; off < POINTS; off++) {
+            const format* f[POINTS] = {p.f.operand, p.f.operand, p.f.out};
+            const format* g[POINTS] = {p.f.backward, p.f.backward, p.f.out};
+            tensor out = matrix_copy(p.out), din = matrix_copy(p.din);
+            tensor dw = matrix_copy(p.dw), dbias = matrix_copy(p.dbias), dw_start = p.dw;
+            naive_forward(p.out, p.in, p.w, p.bias.data, f);
+            naive_backward_input(p.din, p.dout, p.w, g);
+            f[off] = g[off] = &FORMAT_FP32;
+            naive_forward(out, p.in, p.w, p.bias.data, f);
+            naive_backward_input(din, p.dout, p.w, g);
+            CHECK(first_difference(out, p.out) >= 0, "matmul forward, point %d", off);
+            CHECK(first_difference(din, p.din) >= 0, "matmul backward to input, point %d", off);
+            if (off == OUT) continue;
+            naive_backward_weight(dw, dbias, p.dout, p.in, g);
+            g[off] = p.f.backward;
+            tensor full = matrix_copy(dw_start);
+            naive_backward_weight(full, dbias, p.dout, p.in, g);
+            CHECK(first_difference(dw, full) >= 0, "matmul backward to weight, point %d", off);
+        }
+    }
+    arrays_free(mark, "rounding points of matmul");
+}
+
+// Micro-batches leave no trace in a weight's gradient (N5).
+static void check_splits(void) {
+    int mark = array_count;
+    product_case p = case_new((shape){300, 21, 37}, FORMAT_ROWS[0]);
+    const format* const f[POINTS] = {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32};
+    tensor dw = matrix_copy(p.dw), dbias = matrix_copy(p.dbias);
+    naive_backward_weight(dw, dbias, p.dout, p.in, f);
+    for (int d = 0; d < device_count; d++) {
+        backend* b = devices[d];
+        prepared* w = b->weight_prepare(b, NULL, p.w.data, 21, 37, &FORMAT_FP32, &FORMAT_FP32);
+        tensor got_dw = matrix_copy(p.dw), got_dbias = matrix_copy(p.dbias);
+        for (int first = 0, n; first < p.s.m; first += n) {
+            n = random_between(1, d % 2 ? 7 : 120);
+            if (n > p.s.m - first) n = p.s.m - first;
+            b->matmul_backward_weight(b, got_dw.data, got_dbias.data, rows_of(p.dout, first, n),
+                                      rows_of(p.in, first, n), w);
+        }
+        b->weight_release(b, w);
+        check_same(got_dw, dw, "dw", "matmul in micro-batches", b);
+        check_same(got_dbias, dbias, "dbias", "matmul in micro-batches", b);
+    }
+    arrays_free(mark, "matmul in micro-batches");
+}
+
+// Preparing again takes the weight's new values; release gives back all memory.
+static void check_prepare_again(void) {
+    int mark = array_count;
+    for (int d = 0; d < device_count; d += device_step) {
+        backend* b = devices[d];
+        product_case p = case_new((shape){3, 19, 40}, FORMAT_ROWS[6]);
+        size_t before = b->allocated;
+        const format* const f[POINTS] = {p.f.operand, p.f.operand, p.f.out};
+        prepared* w = b->weight_prepare(b, NULL, p.w.data, 19, 40, p.f.operand, p.f.backward);
+        fill(p.w);
+        prepared* again = b->weight_prepare(b, w, p.w.data, 19, 40, p.f.operand, p.f.backward);
+        CHECK(again == w, "a second weight (%s)", b->name);
+        tensor expected = matrix_copy(p.out);
+        naive_forward(expected, p.in, p.w, p.bias.data, f);
+        b->matmul_forward(b, p.out, p.in, again, p.bias.data);
+        check_same(p.out, expected, "out", "a weight prepared again", b);
+        size_t held = b->allocated;
+        b->weight_release(b, again);
+        CHECK(b->allocated < held && b->allocated >= before, "%zu, %zu, %zu bytes (%s)", before,
+              held, b->allocated, b->name);
+    }
+    arrays_free(mark, "a weight prepared again");
+}
+
+// A row alone, then among others: the contract's N1 said directly.
+static void check_rows_alone(void) {
+    int mark = array_count;
+    for (int d = 0; d < device_count; d++) {
+        backend* b = devices[d];
+        formats f = FORMAT_ROWS[d % FORMAT_ROW_COUNT];
+        product_case p = case_new((shape){37, 40, 260}, f);
+        tensor one = matrix_new(1, 40, f.out);
+        prepared* w = b->weight_prepare(b, NULL, p.w.data, 40, 260, f.operand, f.backward);
+        b->matmul_forward(b, p.out, p.in, w, p.bias.data);
+        for (int r = 0; r < 37; r += 4) {
+            b->matmul_forward(b, one, rows_of(p.in, r, 1), w, p.bias.data);
+            check_same(one, rows_of(p.out, r, 1), "out", text("row %d alone", r), b);
+        }
+        b->weight_release(b, w);
+    }
+    arrays_free(mark, "a row alone");
+}
+
+// ------------------------------------------------------------------------------------------------
+// Against float64, and finite differences
+
+static void check_float64(void) {
+    int mark = array_count;
+    for (int d = 0; d < device_count; d += device_step) {
+        backend* b = devices[d];
+        tensor in = fixture_matrix("linear", "in", 5, 3), dout = fixture_matrix("linear", "dout", 5, 3);
+        tensor w = fixture_matrix("linear", "w", 7, 0);
+        tensor out = matrix_new(5, 7, &FORMAT_FP32), din = matrix_new(5, 270, &FORMAT_FP32);
+        tensor dw = array_new(7, 270, 0, &FORMAT_FP32), dbias = vector_new(7);
+        memset(dw.data, 0, 7 * 270 * sizeof(float));
+        memset(dbias.data, 0, 7 * sizeof(float));
+        prepared* p = b->weight_prepare(b, NULL, w.data, 7, 270, &FORMAT_FP32, &FORMAT_FP32);
+        b->matmul_forward(b, out, in, p, fixture_floats("linear", "bias"));
+        b->matmul_backward_input(b, din, dout, p);
+        b->matmul_backward_weight(b, dw.data, dbias.data, dout, in, p);
+        b->weight_release(b, p);
+        check_fixture(out, "linear", "out", b);
+        check_fixture(din, "linear", "din", b);
+        check_fixture(dw, "linear", "dw", b);
+        check_fixture(dbias, "linear", "dbias", b);
+    }
+    arrays_free(mark, "matmul against float64");
+}
+
+typedef struct slope_case {
+    backend* b;
+    tensor in, w, bias, weight, out;
+} slope_case;
+
+static double forward_loss(const void* context, double* size) {
+    const slope_case* s = context;
+    prepared* p = s->b->weight_prepare(s->b, NULL, s->w.data, s->w.rows, s->w.cols, &FORMAT_FP32,
+                                       &FORMAT_FP32);
+    s->b->matmul_forward(s->b, s->out, s->in, p, s->bias.data);
+    s->b->weight_release(s->b, p);
+    return weighted_sum(s->out, s->weight, size);
+}
+
+static void check_differences(void) {
+    int mark = array_count, m = 5, n = 9, k = 21;
+    backend* b = devices[0];
+    slope_case s = {b, matrix_grid(m, k), weight_grid(n, k), weight_grid(1, n), matrix_grid(m, n),
+                    matrix_new(m, n, &FORMAT_FP32)};
+    tensor din = matrix_new(m, k, &FORMAT_FP32), dw = array_new(n, k, 0, &FORMAT_FP32);
+    tensor dbias = vector_new(n);
+    memset(dw.data, 0, n * k * sizeof(float));
+    memset(dbias.data, 0, n * sizeof(float));
+    prepared* p = b->weight_prepare(b, NULL, s.w.data, n, k, &FORMAT_FP32, &FORMAT_FP32);
+    b->matmul_backward_input(b, din, s.weight, p);
+    b->matmul_backward_weight(b, dw.data, dbias.data, s.weight, s.in, p);
+    b->weight_release(b, p);
+    double roundings = k + 1;  // of one output
+    check_slopes(s.in, din, forward_loss, &s, roundings, "slope of matmul by its input");
+    check_slopes(s.w, dw, forward_loss, &s, roundings, "slope of matmul by its weight");
+    check_slopes(s.bias, dbias, forward_loss, &s, roundings, "slope of matmul by its bias");
+    arrays_free(mark, "differences of matmul");
+}
+
+int main(void) {
+    devices_open();
+    check_shapes();
+    check_formats();
+    check_rounding_points();
+    check_splits();
+    check_prepare_again();
+    check_rows_alone();
+    check_float64();
+    check_differences();
+    fixtures_close();
+    devices_close();
+    return test_report();
+}
