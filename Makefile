@@ -19,7 +19,8 @@ comma := ,
 OPT := $(if $(SANITIZE),-O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3)
 
 has = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo yes)
-OPENMP := $(if $(NO_OPENMP),,$(if $(call has,-fopenmp),-fopenmp))
+THREADS := $(if $(NO_OPENMP),,$(if $(call has,-fopenmp),-fopenmp))
+OPENMP := $(or $(THREADS),$(if $(call has,-fopenmp-simd),-fopenmp-simd))
 ISAS := c $(if $(call has,-mavx2 -mfma),avx2) $(if $(call has,-mavx512f),avx512)
 ISA_FLAGS_avx2 := -mavx2 -mfma
 ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
@@ -39,7 +40,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 all: $(PROGRAM)
 
 ifeq ($(filter clean,$(MAKECMDGOALS)),)
-$(info $(CC): OpenMP $(if $(OPENMP),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗))
+$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗))
 endif
 
 $(PROGRAM): $(BUILD)/train_gpt2_rl.o $(LIB_OBJ)

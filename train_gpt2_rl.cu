@@ -202,6 +202,8 @@ typedef struct run {
     run_state state;
     double seconds[3];       // spent sampling, updating, evaluating
     int64_t tokens[3];
+    double rl_start;         // clock_seconds() at the first step of this part of the run
+    int first_step;
 } run;
 enum { SAMPLING, UPDATING, EVALUATING };
 
@@ -309,7 +311,8 @@ static void warmup_train(run* r) {
         }
         stop_if_interrupted(r);
     }
-    log_print(r->log, "warm-up took %.1f s", clock_seconds() - start);
+    log_print(r->log, "warm-up took %.1f s, %.0f tokens/s", clock_seconds() - start,
+              tokens / (clock_seconds() - start));
     batch_free(d);
 }
 
@@ -435,6 +438,13 @@ static void evaluate(run* r) {
 // ---------------------------------------------------------------------------------------------
 // The step
 
+// Seconds that the remaining steps will take, from those done; NAN before there is one.
+static double seconds_left(const run* r) {
+    int done = r->state.step - r->first_step;
+    if (done == 0) return NAN;
+    return (clock_seconds() - r->rl_start) / done * (S.steps - r->state.step);
+}
+
 // Sample: group completions of each prompt, with the sampler's own copy of the weights.
 static rollout_stats sample(run* r, double* seconds) {
     batch* d = r->data;
@@ -447,7 +457,8 @@ static rollout_stats sample(run* r, double* seconds) {
     evaluate_training_prompts(d, &r->task, S.seed, r->state.step);
     rollout_begin(r->sampler, d, &how);
     for (int left; (left = rollout_step(r->sampler)) > 0;)
-        log_progress(r->log, "rollout", 1 - (double)left / d->sequences, NAN, NAN);
+        log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
+                     (double)r->tokens[SAMPLING] / r->seconds[SAMPLING], seconds_left(r));
     rollout_stats stats = rollout_end(r->sampler);
     *seconds = clock_seconds() - start;
     r->seconds[SAMPLING] += *seconds;
@@ -536,7 +547,7 @@ static trainer_update_result update(run* r, double lr, double* seconds) {
             log_print(r->log, "step %d, update %d: the gradient was not finite; skipped",
                       r->state.step, i);
         log_progress(r->log, "update", (double)(i + 1) / (S.updates * S.epochs),
-                     (double)tokens / (clock_seconds() - start), NAN);
+                     (double)tokens / (clock_seconds() - start), seconds_left(r));
     }
     *seconds = clock_seconds() - start;
     r->seconds[UPDATING] += *seconds;
@@ -790,6 +801,8 @@ int main(int argc, char** argv) {
         evaluate(&r);
         show_samples(&r, "before RL");
     }
+    r.rl_start = clock_seconds();
+    r.first_step = r.state.step;
     while (r.state.step < S.steps) {
         step(&r);
         int last = r.state.step == S.steps;

@@ -2,8 +2,9 @@
 gradients from its autograd. The tests of the CPU device read it (tests/cpu_test.h).
 
 Every function below computes one op from a dict of tensors, in the dtype that they have. It runs
-twice: in float64 for the expected values, and in float32 to see how large the errors of ordinary
-float32 arithmetic are. The root of their mean square goes into the file, for a tolerance.
+twice: in float64 for the expected values, and in float32, with products as plain loops, to see how
+large the errors of ordinary float32 arithmetic are. The root of their mean square goes into the
+file, for a tolerance.
 
     python3 dev/reference.py
 
@@ -16,6 +17,7 @@ The file is a sequence of arrays, little-endian:
         32     8  float64: root mean square error of float32 arithmetic (results), 0 (inputs)
         40     -  elements
 """
+import functools
 import math
 import struct
 
@@ -55,9 +57,14 @@ def norm(a):
     return {"total": total, "out": out, **gradients(loss, named)}
 
 
+def product(x, w):
+    """x w^T, one term after another."""
+    return functools.reduce(torch.add, (x[:, k:k + 1] * w[:, k] for k in range(x.shape[1])))
+
+
 def linear(a):
     x, w, bias = (a[name].requires_grad_() for name in ("in", "w", "bias"))
-    out = F.linear(x, w, bias)
+    out = product(x, w) + bias
     return {"out": out, **gradients((out * a["dout"]).sum(), {"din": x, "dw": w, "dbias": bias})}
 
 
@@ -95,7 +102,7 @@ def head(a):
     x, w = a["x"].requires_grad_(), a["w"].requires_grad_()
     words = a["keep"].view(len(x), -1, 1)
     keep = (words >> torch.arange(32) & 1).flatten(1)[:, :len(w)] == 1
-    every = log_softmax(x @ w.T * a["inverse_temperature"], keep)
+    every = log_softmax(product(x, w) * a["inverse_temperature"], keep)
     entropy = -(every.exp() * every.masked_fill(~keep, 0)).sum(-1)
     logp = every[torch.arange(len(x)), a["target"]]
     loss = (a["coef"] * -logp).sum()

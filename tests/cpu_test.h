@@ -267,7 +267,7 @@ static inline tensor operands_of(tensor from, const format* f) {
 typedef struct fixture {
     char name[24];
     int32_t type, count;  // 0 int32, 1 float32, 2 float64
-    double error;         // root mean square error of PyTorch's float32
+    double error;         // root mean square error of float32 arithmetic
     const void* data;
 } fixture;
 
@@ -312,9 +312,9 @@ static inline int* fixture_ints(const char* op, const char* name) {
     return fixture_matrix(op, name, 1, 0).data;
 }
 
-// Against float64: the root mean square error may be at most twice that of PyTorch's float32, which
-// is what ordinary fp32 arithmetic gives. Twice, because the contract's chains are longer than the
-// partial sums of PyTorch's kernels, and because for few elements the figure is itself uncertain.
+// Against float64: the root mean square error may be at most twice that of ordinary fp32 arithmetic,
+// measured on the same values by PyTorch in float32. Equal would be right on average; twice, because
+// the error of few elements is itself a matter of chance.
 static inline void check_fixture(tensor actual, const char* op, const char* name,
                                  const backend* b) {
     fixture x = fixture_find(op, name);

@@ -6,7 +6,7 @@ typedef struct shape {
     int m, n, k;  // rows, outputs, inputs
 } shape;
 
-// What is rounded where. `in` is the format of the input as the op before wrote it.
+// What is rounded where. `in` is the format that input and gradient have when they come.
 typedef struct formats {
     const format *in, *operand, *backward, *out;
 } formats;
@@ -75,7 +75,7 @@ static product_case case_new(shape s, formats f) {
     p.in = matrix_random(s.m, s.k, f.in);
     p.w = weight_random(s.n, s.k);
     p.bias = vector_random(s.n);
-    p.dout = matrix_random(s.m, s.n, f.out);
+    p.dout = matrix_random(s.m, s.n, f.in);
     p.out = matrix_new(s.m, s.n, f.out);
     p.din = matrix_new(s.m, s.k, f.out);
     p.dw = weight_random(s.n, s.k);

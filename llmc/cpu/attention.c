@@ -18,13 +18,16 @@ INLINE void scores(float* score, const float* q, const float* const* keys, int n
     for (int j0 = 0; j0 < n; j0 += KV_PAGE) {
         const float* k = keys[j0 / KV_PAGE];
         vf sum[16 / VL];
-        UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
-        for (int d = 0; d < head_dim; d++)
-            UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] =
-                vf_fma(vf_set(q[d]), vf_load(k + d * KV_PAGE + v * VL), sum[v]);
-        UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(score + j0 + v * VL, sum[v]);
+        UNROLL
+        for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
+        for (int d = 0; d < head_dim; d++) UNROLL
+        for (int v = 0; v < 16 / VL; v++)
+            sum[v] = vf_fma(vf_set(q[d]), vf_load(k + d * KV_PAGE + v * VL), sum[v]);
+        UNROLL
+        for (int v = 0; v < 16 / VL; v++) vf_store(score + j0 + v * VL, sum[v]);
     }
-    SIMD for (int j = 0; j < n; j++) score[j] *= scale;
+    SIMD
+    for (int j = 0; j < n; j++) score[j] *= scale;
 }
 
 // out[d] = sum_j p_j v_j[d] for the 16 * w columns from d on.
@@ -33,14 +36,17 @@ INLINE void weighted_values(const int w, float* out, const float* p, const float
     for (int j0 = 0; j0 < n; j0 += KEY_BLOCK) {
         int j1 = j0 + KEY_BLOCK < n ? j0 + KEY_BLOCK : n;
         vf sum[4 * 16 / VL];
-        UNROLL for (int v = 0; v < w * 16 / VL; v++) sum[v] = vf_set(0);
+        UNROLL
+        for (int v = 0; v < w * 16 / VL; v++) sum[v] = vf_set(0);
         for (int j = j0; j < j1; j++) {
             const float* row = values[j / KV_PAGE] + (j % KV_PAGE) * padded + d;
             vf pj = vf_set(p[j]);
-            UNROLL for (int v = 0; v < w * 16 / VL; v++) sum[v] =
-                vf_fma(pj, vf_load(row + v * VL), sum[v]);
+            UNROLL
+            for (int v = 0; v < w * 16 / VL; v++)
+                sum[v] = vf_fma(pj, vf_load(row + v * VL), sum[v]);
         }
-        UNROLL for (int v = 0; v < w * 16 / VL; v++) {
+        UNROLL
+        for (int v = 0; v < w * 16 / VL; v++) {
             float* to = out + d + v * VL;
             vf_store(to, j0 ? vf_add(vf_load(to), sum[v]) : sum[v]);
         }
@@ -82,7 +88,8 @@ static void attend(float* out, float* stats, query* w, int n, int head_dim, cons
     float* p = w->score;
     scores(p, w->q, w->keys, n, head_dim, 1.0f / __builtin_sqrtf((float)head_dim));
     float max = row_max(p, n);
-    SIMD for (int j = 0; j < n; j++) p[j] = num_expf(p[j] - max);
+    SIMD
+    for (int j = 0; j < n; j++) p[j] = num_expf(p[j] - max);
     float total = row_sum(p, n);
     row_round(p, n, operand);
     weighted_rows(w->sum, p, w->values, n, padded_dim(head_dim));
@@ -97,7 +104,8 @@ static void attend(float* out, float* stats, query* w, int n, int head_dim, cons
 // A head's row as operands, padded with zeros.
 INLINE void put_row(float* to, const float* from, int head_dim, const format* operand) {
     const format f = *operand;
-    SIMD for (int d = 0; d < head_dim; d++) to[d] = format_round(from[d], &f);
+    SIMD
+    for (int d = 0; d < head_dim; d++) to[d] = format_round(from[d], &f);
     for (int d = head_dim; d < padded_dim(head_dim); d++) to[d] = 0;
 }
 
@@ -218,7 +226,8 @@ static void backward_scores(const backward_head* w, float* p, float* ds, int i, 
     float max = stats[0], total = stats[1];
     scores(p, w->q + (size_t)i * w->padded, w->k_block, i + 1, w->head_dim, scale);
     scores(ds, w->dout + (size_t)i * w->padded, w->v_block, i + 1, w->head_dim, 1.0f);
-    SIMD for (int j = 0; j <= i; j++) {
+    SIMD
+    for (int j = 0; j <= i; j++) {
         float share = num_expf(p[j] - max) / total;
         ds[j] = format_round(share * (ds[j] - delta), &f);
         p[j] = format_round(share, &f);
@@ -229,13 +238,16 @@ static void backward_scores(const backward_head* w, float* p, float* ds, int i, 
 INLINE void carry_rows(float* sum, const float* x, int x_stride, const float* rows, int padded,
                        int count) {
     vf chain[16 / VL];
-    UNROLL for (int v = 0; v < 16 / VL; v++) chain[v] = vf_load(sum + v * VL);
+    UNROLL
+    for (int v = 0; v < 16 / VL; v++) chain[v] = vf_load(sum + v * VL);
     for (int i = 0; i < count; i++) {
         vf xi = vf_set(x[(size_t)i * x_stride]);
-        UNROLL for (int v = 0; v < 16 / VL; v++) chain[v] =
-            vf_fma(xi, vf_load(rows + (size_t)i * padded + v * VL), chain[v]);
+        UNROLL
+        for (int v = 0; v < 16 / VL; v++)
+            chain[v] = vf_fma(xi, vf_load(rows + (size_t)i * padded + v * VL), chain[v]);
     }
-    UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(sum + v * VL, chain[v]);
+    UNROLL
+    for (int v = 0; v < 16 / VL; v++) vf_store(sum + v * VL, chain[v]);
 }
 
 // Queries i0 .. i1 into dk and dv of every key they see.

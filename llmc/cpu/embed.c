@@ -13,7 +13,8 @@ void ISA(embed_forward)(backend* b, tensor out, const float* wte, const float* w
         }
         const float* t = wte + (int64_t)token[r] * out.cols;
         const float* p = wpe + (int64_t)position[r] * out.cols;
-        SIMD for (int i = 0; i < out.cols; i++) o[i] = format_round(t[i] + p[i], &f);
+        SIMD
+        for (int i = 0; i < out.cols; i++) o[i] = format_round(t[i] + p[i], &f);
     }
 }
 
@@ -28,8 +29,10 @@ void ISA(embed_backward)(backend* b, float* dwte, float* dwpe, tensor dout, cons
             const float* d = row_of(dout, r) + j0;
             float* t = dwte + (int64_t)token[r] * dout.cols + j0;
             float* p = dwpe + (int64_t)position[r] * dout.cols + j0;
-            SIMD for (int j = 0; j < cols; j++) t[j] += d[j];
-            SIMD for (int j = 0; j < cols; j++) p[j] += d[j];
+            SIMD
+            for (int j = 0; j < cols; j++) t[j] += d[j];
+            SIMD
+            for (int j = 0; j < cols; j++) p[j] += d[j];
         }
     }
 }

@@ -10,7 +10,8 @@ void ISA(gelu_forward)(backend* b, tensor out, tensor pre) {
     for (int r = 0; r < out.rows; r++) {
         float* o = row_of(out, r);
         const float* x = row_of(pre, r);
-        SIMD for (int i = 0; i < out.cols; i++) {
+        SIMD
+        for (int i = 0; i < out.cols; i++) {
             float t = num_tanhf(SQRT_2_OVER_PI * num_fma(CUBIC * x[i] * x[i], x[i], x[i]));
             o[i] = format_round(0.5f * x[i] * (1.0f + t), &round);
         }
@@ -23,7 +24,8 @@ void ISA(gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre) {
     for (int r = 0; r < dpre.rows; r++) {
         float* dx = row_of(dpre, r);
         const float *x = row_of(pre, r), *d = row_of(dout, r);
-        SIMD for (int i = 0; i < dpre.cols; i++) {
+        SIMD
+        for (int i = 0; i < dpre.cols; i++) {
             float square = x[i] * x[i];
             float t = num_tanhf(SQRT_2_OVER_PI * num_fma(CUBIC * square, x[i], x[i]));
             float slope = SQRT_2_OVER_PI * num_fma(3.0f * CUBIC, square, 1.0f);

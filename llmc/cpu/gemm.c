@@ -16,24 +16,35 @@ INLINE void tile(const int mr, const int transposed, int kc, const float* restri
                  int64_t a_stride, const float* restrict b, float* restrict c, int64_t c_stride,
                  tile_mode mode) {
     vf acc[GEMM_MR][NV];
-    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] =
-        mode == CARRY ? vf_load(c + i * c_stride + j * VL) : vf_set(0);
+    UNROLL
+    for (int i = 0; i < mr; i++) {
+        float* row = c + i * c_stride;
+        UNROLL
+        for (int j = 0; j < NV; j++) acc[i][j] = mode == CARRY ? vf_load(row + j * VL) : vf_set(0);
+    }
     for (int k = 0; k < kc; k++) {
         vf bv[NV];
-        UNROLL for (int j = 0; j < NV; j++) bv[j] = vf_load(b + (int64_t)k * GEMM_NR + j * VL);
-        UNROLL for (int i = 0; i < mr; i++) {
+        UNROLL
+        for (int j = 0; j < NV; j++) bv[j] = vf_load(b + (int64_t)k * GEMM_NR + j * VL);
+        UNROLL
+        for (int i = 0; i < mr; i++) {
             vf ai = vf_set(transposed ? a[k * a_stride + i] : a[i * a_stride + k]);
-            UNROLL for (int j = 0; j < NV; j++) acc[i][j] = vf_fma(ai, bv[j], acc[i][j]);
+            UNROLL
+            for (int j = 0; j < NV; j++) acc[i][j] = vf_fma(ai, bv[j], acc[i][j]);
         }
     }
-    if (mode == ADD)
-        UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] =
-            vf_add(vf_load(c + i * c_stride + j * VL), acc[i][j]);
-    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < NV; j++)
-        vf_store(c + i * c_stride + j * VL, acc[i][j]);
+    UNROLL
+    for (int i = 0; i < mr; i++) {
+        float* row = c + i * c_stride;
+        UNROLL
+        for (int j = 0; j < NV; j++)
+            vf_store(row + j * VL,
+                     mode == ADD ? vf_add(vf_load(row + j * VL), acc[i][j]) : acc[i][j]);
+    }
 }
 
 // One compiled kernel a tile height.
+// clang-format off
 #define TILE(mr)                                                                            \
     static __attribute__((noinline)) void tile_##mr(int transposed, int kc, const float* a, \
                                                     int64_t as, const float* b, float* c,   \
@@ -45,26 +56,23 @@ INLINE void tile(const int mr, const int transposed, int kc, const float* restri
     }
 typedef void (*tile_function)(int, int, const float*, int64_t, const float*, float*, int64_t,
                               tile_mode);
-TILE(1)
-TILE(2)
-TILE(3)
-TILE(4)
+TILE(1) TILE(2) TILE(3) TILE(4)
 #if defined(ISA_avx2) || defined(ISA_avx512)
-    TILE(5) TILE(6)
+TILE(5) TILE(6)
 #endif
 #if defined(ISA_avx512)
-        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 #endif
-            static const tile_function TILES[GEMM_MR + 1] = {
-                NULL,    tile_1,  tile_2, tile_3,  tile_4,
+static const tile_function TILES[GEMM_MR + 1] = {
+    NULL, tile_1, tile_2, tile_3, tile_4,
 #if defined(ISA_avx2) || defined(ISA_avx512)
-                tile_5,  tile_6,
+    tile_5, tile_6,
 #endif
 #if defined(ISA_avx512)
-                tile_7,  tile_8,  tile_9, tile_10, tile_11,
-                tile_12, tile_13, tile_14
+    tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
 #endif
 };
+// clang-format on
 
 // B rows k0 .. k0+kc, columns j0 .. j0+cols into one panel.
 static void pack_rows(float* restrict panel, const gemm* g, int k0, int kc, int j0, int cols) {
@@ -72,7 +80,8 @@ static void pack_rows(float* restrict panel, const gemm* g, int k0, int kc, int 
         const float* from = g->b + (k0 + k) * g->b_stride + j0;
         float* to = panel + k * GEMM_NR;
         if (cols == GEMM_NR) {
-            UNROLL for (int v = 0; v < NV; v++) vf_store(to + v * VL, vf_load(from + v * VL));
+            UNROLL
+            for (int v = 0; v < NV; v++) vf_store(to + v * VL, vf_load(from + v * VL));
         } else {
             for (int j = 0; j < GEMM_NR; j++) to[j] = j < cols ? from[j] : 0;
         }
@@ -99,7 +108,8 @@ static void tile_run(const gemm* g, int mr, int kc, const float* a, int64_t a_st
 static void finish(const gemm* g, float* c, int mr, int j0, int cols) {
     for (int i = 0; i < mr; i++) {
         float* row = c + i * g->c_stride;
-        if (g->bias) SIMD for (int j = 0; j < cols; j++) row[j] += g->bias[j0 + j];
+        if (g->bias) SIMD
+        for (int j = 0; j < cols; j++) row[j] += g->bias[j0 + j];
         row_round(row, cols, g->round);
     }
 }

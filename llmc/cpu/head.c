@@ -12,7 +12,8 @@ typedef struct row_softmax {
 INLINE int kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] >> (i % 32) & 1); }
 
 static void row_scale(float* l, int n, float inverse_temperature) {
-    if (inverse_temperature != 1.0f) SIMD for (int i = 0; i < n; i++) l[i] *= inverse_temperature;
+    if (inverse_temperature != 1.0f) SIMD
+    for (int i = 0; i < n; i++) l[i] *= inverse_temperature;
 }
 
 // From scaled logits l to e = exp(l - max); l and e may not overlap.
@@ -26,7 +27,8 @@ static row_softmax softmax(float* restrict e, const float* restrict l, int n,
     } else {
         s.max = row_max(l, n);
     }
-    SIMD for (int i = 0; i < n; i++) e[i] = num_expf(l[i] - s.max);
+    SIMD
+    for (int i = 0; i < n; i++) e[i] = num_expf(l[i] - s.max);
     if (keep)
         for (int i = 0; i < n; i++)
             if (!kept(keep, i)) e[i] = 0;
@@ -42,7 +44,8 @@ INLINE float log_probability(const row_softmax* s, float logit) {
 // H = log sum - (sum of e (l - max)) / sum; overwrites l.
 static float entropy_of(const row_softmax* s, const float* restrict e, float* restrict l, int n) {
     const float max = s->max;
-    SIMD for (int i = 0; i < n; i++) l[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
+    SIMD
+    for (int i = 0; i < n; i++) l[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
     return s->log_sum - row_sum(l, n) / s->sum;
 }
 
@@ -129,7 +132,8 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
             row_scale(l, v, inverse_temperature);
             row_softmax s = softmax(e, l, v, keep_row(keep, first + i, v));
             float scale = coef[first + i] * inverse_temperature, sum = s.sum;
-            SIMD for (int j = 0; j < v; j++) l[j] = scale * (e[j] / sum);
+            SIMD
+            for (int j = 0; j < v; j++) l[j] = scale * (e[j] / sum);
             int y = target[first + i];
             l[y] = scale * (e[y] / sum - 1.0f);
             row_round(l, v, logits);

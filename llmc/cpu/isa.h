@@ -62,11 +62,13 @@ INLINE float* row_of(tensor t, int64_t r) { return (float*)t.data + r * t.stride
 INLINE float row_sum(const float* x, int n) {
     vf sum[16 / VL];
     int i = 0;
-    UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
-    for (; i + 16 <= n; i += 16)
-        UNROLL for (int v = 0; v < 16 / VL; v++) sum[v] = vf_add(sum[v], vf_load(x + i + v * VL));
+    UNROLL
+    for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
+    for (; i + 16 <= n; i += 16) UNROLL
+    for (int v = 0; v < 16 / VL; v++) sum[v] = vf_add(sum[v], vf_load(x + i + v * VL));
     float lane[16];
-    UNROLL for (int v = 0; v < 16 / VL; v++) vf_store(lane + v * VL, sum[v]);
+    UNROLL
+    for (int v = 0; v < 16 / VL; v++) vf_store(lane + v * VL, sum[v]);
     for (int l = 0; i + l < n; l++) lane[l] += x[i + l];
     for (int half = 8; half; half /= 2)
         for (int l = 0; l < half; l++) lane[l] += lane[l + half];
@@ -83,7 +85,8 @@ INLINE float row_max(const float* x, int n) {
 INLINE void row_round(float* x, int n, const format* how) {
     if (how->drop == 0) return;
     const format f = *how;
-    SIMD for (int i = 0; i < n; i++) x[i] = format_round(x[i], &f);
+    SIMD
+    for (int i = 0; i < n; i++) x[i] = format_round(x[i], &f);
 }
 
 // Whether values of `from` are unchanged by rounding to `to`.
@@ -105,7 +108,8 @@ INLINE void operand_round(float* to, const float* from, int n, const format* how
         scale = format_scale(amax, how);
         inverse = 1 / scale;
     }
-    SIMD for (int i = 0; i < n; i++) to[i] = format_round(from[i] * inverse, &f) * scale;
+    SIMD
+    for (int i = 0; i < n; i++) to[i] = format_round(from[i] * inverse, &f) * scale;
 }
 
 #endif

@@ -92,7 +92,8 @@ void ISA(matmul_backward_weight)(backend* b, float* dw, float* dbias, tensor dou
         memcpy(sum, dbias + j0, cols * sizeof(float));
         for (int r = 0; r < dout.rows; r++) {
             const float* d = row_of(dout, r) + j0;
-            SIMD for (int j = 0; j < cols; j++) sum[j] += d[j];
+            SIMD
+            for (int j = 0; j < cols; j++) sum[j] += d[j];
         }
         memcpy(dbias + j0, sum, cols * sizeof(float));
     }

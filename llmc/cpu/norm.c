@@ -12,13 +12,16 @@ void ISA(norm_forward)(backend* b, tensor out, tensor residual_out, float* stats
         float* square = squares + (size_t)cpu_thread() * n;
         if (add.data) {
             const float *from = row_of(residual, r), *plus = row_of(add, r);
-            SIMD for (int i = 0; i < n; i++) x[i] = format_round(from[i] + plus[i], &store);
+            SIMD
+            for (int i = 0; i < n; i++) x[i] = format_round(from[i] + plus[i], &store);
         }
         float mean = row_sum(x, n) / n;
-        SIMD for (int i = 0; i < n; i++) square[i] = (x[i] - mean) * (x[i] - mean);
+        SIMD
+        for (int i = 0; i < n; i++) square[i] = (x[i] - mean) * (x[i] - mean);
         float rstd = 1.0f / __builtin_sqrtf(row_sum(square, n) / n + 1e-5f);
-        SIMD for (int i = 0; i < n; i++) o[i] =
-            format_round(num_fma((x[i] - mean) * rstd, gain[i], bias[i]), &round);
+        SIMD
+        for (int i = 0; i < n; i++)
+            o[i] = format_round(num_fma((x[i] - mean) * rstd, gain[i], bias[i]), &round);
         stats[2 * r] = mean;
         stats[2 * r + 1] = rstd;
     }
@@ -36,12 +39,14 @@ void ISA(norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias
         float* dx = row_of(dresidual, r);
         float mean = stats[2 * r], rstd = stats[2 * r + 1];
         float *dn = scratch + (size_t)cpu_thread() * 2 * n, *product = dn + n;
-        SIMD for (int i = 0; i < n; i++) {
+        SIMD
+        for (int i = 0; i < n; i++) {
             dn[i] = d[i] * gain[i];
             product[i] = dn[i] * ((x[i] - mean) * rstd);
         }
         float mean_d = row_sum(dn, n) / n, mean_product = row_sum(product, n) / n;
-        SIMD for (int i = 0; i < n; i++) {
+        SIMD
+        for (int i = 0; i < n; i++) {
             float h = (x[i] - mean) * rstd;
             float change = num_fma(-h, mean_product, dn[i] - mean_d) * rstd;
             dx[i] = format_round(dx[i] + change, &round);
@@ -54,7 +59,8 @@ void ISA(norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias
         for (int r = 0; r < dout.rows; r++) {
             const float *d = row_of(dout, r), *x = row_of(residual, r);
             float mean = stats[2 * r], rstd = stats[2 * r + 1];
-            SIMD for (int j = j0; j < j1; j++) {
+            SIMD
+            for (int j = j0; j < j1; j++) {
                 dgain[j] = num_fma(d[j], (x[j] - mean) * rstd, dgain[j]);
                 dbias[j] += d[j];
             }

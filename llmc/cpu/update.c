@@ -21,8 +21,8 @@ double ISA(sum_squares)(backend* b, const float* x, size_t n) {
     for (size_t c = 0; c < chunks; c++) {
         size_t i = c * CHUNK, end = i + CHUNK < n ? i + CHUNK : n;
         double lane[LANES] = {0};
-        for (; i + LANES <= end; i += LANES)
-            SIMD for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * x[i + l];
+        for (; i + LANES <= end; i += LANES) SIMD
+        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * x[i + l];
         for (int l = 0; i + l < end; l++) lane[l] += (double)x[i + l] * x[i + l];
         for (int half = LANES / 2; half; half /= 2)
             for (int l = 0; l < half; l++) lane[l] += lane[l + half];
