@@ -76,9 +76,11 @@ static inline tensor matrix_new(int rows, int cols, const format* f) {
     return array_new(rows, cols, ROW_GAP, f);
 }
 
-// n numbers without gaps, and the same as a matrix of one row.
+// n numbers without gaps: as a matrix of one row, or bare.
 static inline tensor vector_new(int n) { return array_new(1, n, 0, &FORMAT_FP32); }
 static inline float* floats_new(int n) { return vector_new(n).data; }
+
+static inline int* ints_new(int n) { return vector_new(n).data; }
 
 static inline void poison(tensor t) {
     for (int r = 0; r < t.rows; r++)
@@ -91,8 +93,8 @@ static inline int poisoned(const float* x, int64_t n) {
     return 1;
 }
 
-// Frees the arrays made since there were `count` of them. `what`: who may have written outside.
-static inline void arrays_free(int count, const char* what) {
+// Frees the arrays made since there were `count` of them; whether the poison around them is intact.
+static inline int arrays_drop(int count) {
     int intact = 1;
     while (array_count > count) {
         tensor t = arrays[--array_count];
@@ -102,6 +104,12 @@ static inline void arrays_free(int count, const char* what) {
             intact &= poisoned(row_at(t, r) + t.cols, t.stride - t.cols);
         free(memory);
     }
+    return intact;
+}
+
+// The same as a check. `what`: who may have written outside.
+static inline void arrays_free(int count, const char* what) {
+    int intact = arrays_drop(count);
     CHECK(intact, "%s: wrote outside its arrays", what);
 }
 

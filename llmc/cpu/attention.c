@@ -129,28 +129,28 @@ void ISA(attention_forward)(backend* b, tensor out, float* stats, tensor qkv, co
     int64_t stride = block_floats(head_dim);
     size_t each = (2 * blocks * stride + query_floats(blocks, padded)) / 16 * 16 + 16;
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
-    PRAGMA(omp parallel for schedule(dynamic) collapse(2) num_threads(cpu_threads(b)))
-    for (int s = 0; s < sequences; s++)
-        for (int h = 0; h < heads; h++) {
-            float* keys = memory + cpu_thread() * each;
-            float* values = keys + blocks * stride;
-            query w = query_at(values + blocks * stride, blocks, padded);
-            for (int i = 0; i < blocks; i++) {
-                w.keys[i] = keys + i * stride;
-                w.values[i] = values + i * stride;
-            }
-            int start = seq_start[s], n = seq_start[s + 1] - start;
-            for (int i = 0; i < n; i++) {
-                const float* q = row_of(qkv, start + i) + h * head_dim;
-                put_row(w.q, q + out.cols, head_dim, operand);
-                put_transposed(keys, w.q, i, head_dim);
-                put_row(values + (size_t)i * padded, q + 2 * out.cols, head_dim, operand);
-                put_row(w.q, q, head_dim, operand);
-                attend(row_of(out, start + i) + h * head_dim,
-                       stats + ((int64_t)(start + i) * heads + h) * 2, &w, i + 1, head_dim, operand,
-                       out.format);
-            }
+    PARALLEL_DYNAMIC(b)
+    for (int t = 0; t < sequences * heads; t++) {
+        int s = t / heads, h = t % heads;
+        float* keys = memory + cpu_thread() * each;
+        float* values = keys + blocks * stride;
+        query w = query_at(values + blocks * stride, blocks, padded);
+        for (int i = 0; i < blocks; i++) {
+            w.keys[i] = keys + i * stride;
+            w.values[i] = values + i * stride;
         }
+        int start = seq_start[s], n = seq_start[s + 1] - start;
+        for (int i = 0; i < n; i++) {
+            const float* q = row_of(qkv, start + i) + h * head_dim;
+            put_row(w.q, q + out.cols, head_dim, operand);
+            put_transposed(keys, w.q, i, head_dim);
+            put_row(values + (size_t)i * padded, q + 2 * out.cols, head_dim, operand);
+            put_row(w.q, q, head_dim, operand);
+            attend(row_of(out, start + i) + h * head_dim,
+                   stats + ((int64_t)(start + i) * heads + h) * 2, &w, i + 1, head_dim, operand,
+                   out.format);
+        }
+    }
 }
 
 // Backward, for one head of one sequence, with p = exp(s - max) / sum and D_i = dout_i . out_i:
@@ -305,13 +305,13 @@ void ISA(attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, t
         blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
     size_t each = backward_floats(blocks * KV_PAGE, blocks, padded_dim(head_dim));
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
-    PRAGMA(omp parallel for schedule(dynamic) collapse(2) num_threads(cpu_threads(b)))
-    for (int s = 0; s < sequences; s++)
-        for (int h = 0; h < heads; h++) {
-            int start = seq_start[s], n = seq_start[s + 1] - start;
-            backward_head w = backward_at(memory + cpu_thread() * each, n, blocks, head_dim);
-            backward_one(&w, dqkv, dout, qkv, out, stats, start, heads, h, operand);
-        }
+    PARALLEL_DYNAMIC(b)
+    for (int t = 0; t < sequences * heads; t++) {
+        int s = t / heads, h = t % heads;
+        int start = seq_start[s], n = seq_start[s + 1] - start;
+        backward_head w = backward_at(memory + cpu_thread() * each, n, blocks, head_dim);
+        backward_one(&w, dqkv, dout, qkv, out, stats, start, heads, h, operand);
+    }
 }
 
 void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,

@@ -163,7 +163,7 @@ void ISA(gemm_run)(backend* b, const gemm* g) {
     }
     int blocks = row_blocks * panel_blocks;
     if (g->k == 0) return;
-    PRAGMA(omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && blocks > 1))
+    PARALLEL_DYNAMIC(b)
     for (int t = 0; t < blocks; t++) {
         int r = t / panel_blocks, p = t % panel_blocks;
         block(g, (int)((int64_t)g->m * r / row_blocks), (int)((int64_t)g->m * (r + 1) / row_blocks),

@@ -18,7 +18,18 @@
 #define PRAGMA(x) _Pragma(#x)
 #define UNROLL PRAGMA(GCC unroll 16)
 #define SIMD PRAGMA(omp simd)
+// The loop that follows, shared by the device's threads: equal pieces, or piece by piece.
+#ifdef _OPENMP
 #define PARALLEL_FOR(b) PRAGMA(omp parallel for schedule(static) num_threads(cpu_threads(b)))
+#define PARALLEL_DYNAMIC(b) PRAGMA(omp parallel for schedule(dynamic) num_threads(cpu_threads(b)))
+#define PARALLEL_SIMD(b) PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+#else
+#define PARALLEL_FOR(b) (void)(b);
+#define PARALLEL_DYNAMIC(b) (void)(b);
+#define PARALLEL_SIMD(b) \
+    (void)(b);           \
+    SIMD
+#endif
 
 #if defined(ISA_avx512)
 #define ISA(name) name##_avx512

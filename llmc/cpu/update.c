@@ -3,12 +3,12 @@
 
 void ISA(cast)(backend* b, float* to, const float* from, size_t n, const format* how) {
     const format f = *how;
-    PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+    PARALLEL_SIMD(b)
     for (size_t i = 0; i < n; i++) to[i] = format_round(from[i], &f);
 }
 
 void ISA(add)(backend* b, float* to, const float* from, size_t n) {
-    PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+    PARALLEL_SIMD(b)
     for (size_t i = 0; i < n; i++) to[i] += from[i];
 }
 
@@ -37,7 +37,7 @@ void ISA(adamw)(backend* b, float* w, float* m, float* v, const float* g, size_t
                 const adamw_step* how) {
     const adamw_step h = *how;
     const float keep1 = 1.0f - h.beta1, keep2 = 1.0f - h.beta2;
-    PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+    PARALLEL_SIMD(b)
     for (size_t i = 0; i < n; i++) {
         float d = g[i] * h.gradient_scale;
         m[i] = num_fma(h.beta1, m[i], keep1 * d);

@@ -1,0 +1,776 @@
+// bench: how fast this machine runs the trainer, as shares of what the machine can do and beside
+// the programs that others would use. It measures the limits first (FMA peak, read bandwidth), then
+// matrix products, a training step, sampling, decoding, an update, memory, and the smaller kernels.
+// How it measures: bench.h. How to read it: dev/README.md.
+//     build/dev/bench [--quick] [--only SECTION] [--json FILE]       from the root of the tree
+// Peers: OpenBLAS and oneDNN (opened when they are installed), PyTorch and transformers (bench.py).
+// It is no test: a missed goal is printed, and the exit status stays 0.
+#define _GNU_SOURCE
+#include "bench.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <signal.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include "backend.h"
+#include "options.h"
+#include "trainer.h"
+
+static int quick, only, isa, threads_wanted;
+static const char *json_option = "", *peers_option = "python3 dev/bench.py";
+static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
+enum { ALL, PRODUCTS, STEP, SAMPLING, DECODING, UPDATE, MEMORY, KERNELS };
+static const char* const SECTIONS[] = {"all",    "products", "step",    "sampling", "decoding",
+                                       "update", "memory",   "kernels", NULL};
+
+static option OPTIONS[] = {
+    {.kind = OPTION_GROUP, .help = "Options"},
+    {"quick", OPTION_SWITCH, &quick, "a smoke test: few rounds, small models, no Python peers", 0,
+     1, NULL, 0, 0, 0, NULL},
+    {"only", OPTION_CHOICE, &only, "one section of the benchmark", 0, 0, SECTIONS, 0, 0, 0, NULL},
+    {"threads", OPTION_INT, &threads_wanted, "threads to compare with one; 0 = two, if there are",
+     0, 1024, NULL, 0, 0, 0, NULL},
+    {"isa", OPTION_CHOICE, &isa, "the CPU's instruction set", 0, 0, ISAS, 0, 0, 0, NULL},
+    {"json", OPTION_TEXT, &json_option, "also write the results to this file", 0, 0, NULL, 0, 0, 0,
+     NULL},
+    {"peers", OPTION_TEXT, &peers_option, "command that runs the Python peers; see dev/bench.py", 0,
+     0, NULL, 0, 0, 0, NULL},
+    {.kind = OPTION_GROUP},
+};
+
+// The devices under test, with one thread and with all of them (the same if there is one), and the
+// limits measured for each.
+enum { ONE, FULL, DEVICES };
+static backend* device[DEVICES];
+static int threads[DEVICES] = {1, 1};
+static double bandwidth[DEVICES];  // bytes a second
+
+static const char* device_isa(void) {
+    return strstr(device[ONE]->name, "avx512") ? "avx512"
+           : strstr(device[ONE]->name, "avx2") ? "avx2"
+                                               : "c";
+}
+
+// ---------------------------------------------------------------------------------------------
+// Limits. The FMA peak comes from chains that live in registers, enough of them to hide an FMA's
+// latency; the bandwidth from reading more memory than a cache holds.
+
+enum { CHAINS = 12, PEAK_STEPS = 200000 };
+
+#ifdef HAVE_avx512
+__attribute__((target("avx512f"))) static float fma_avx512(float start, float x, float y) {
+    __m512 acc[CHAINS];
+    for (int i = 0; i < CHAINS; i++) acc[i] = _mm512_set1_ps(start + (float)i);
+    for (int k = 0; k < PEAK_STEPS; k++)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++)
+            acc[i] = _mm512_fmadd_ps(acc[i], _mm512_set1_ps(x), _mm512_set1_ps(y));
+    for (int i = 1; i < CHAINS; i++) acc[0] = _mm512_add_ps(acc[0], acc[i]);
+    return _mm512_cvtss_f32(acc[0]);
+}
+#endif
+#ifdef HAVE_avx2
+__attribute__((target("avx2,fma"))) static float fma_avx2(float start, float x, float y) {
+    __m256 acc[CHAINS];
+    for (int i = 0; i < CHAINS; i++) acc[i] = _mm256_set1_ps(start + (float)i);
+    for (int k = 0; k < PEAK_STEPS; k++)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++)
+            acc[i] = _mm256_fmadd_ps(acc[i], _mm256_set1_ps(x), _mm256_set1_ps(y));
+    for (int i = 1; i < CHAINS; i++) acc[0] = _mm256_add_ps(acc[0], acc[i]);
+    return _mm256_cvtss_f32(acc[0]);
+}
+#endif
+// Without vector instructions; where there is no FMA instruction either, this is its emulation.
+static float fma_c(float start, float x, float y) {
+    float acc[CHAINS];
+    for (int i = 0; i < CHAINS; i++) acc[i] = start + (float)i;
+    for (int k = 0; k < PEAK_STEPS / 20; k++)
+        for (int i = 0; i < CHAINS; i++) acc[i] = num_fma(acc[i], x, y);
+    for (int i = 1; i < CHAINS; i++) acc[0] += acc[i];
+    return acc[0];
+}
+
+// Floating-point operations of one call of `fma_work`, an FMA counted as two.
+static double peak_flops(void) {
+    if (!strcmp(device_isa(), "avx512")) return 2.0 * 16 * CHAINS * PEAK_STEPS;
+    if (!strcmp(device_isa(), "avx2")) return 2.0 * 8 * CHAINS * PEAK_STEPS;
+    return 2.0 * CHAINS * (PEAK_STEPS / 20);
+}
+
+static volatile float sink;
+static void fma_work(void) {
+    float x = 0.999f, y = 0.5f;  // the chains tend to 500: no subnormals, no infinities
+#ifdef HAVE_avx512
+    if (!strcmp(device_isa(), "avx512")) {
+        sink = fma_avx512(sink, x, y);
+        return;
+    }
+#endif
+#ifdef HAVE_avx2
+    if (!strcmp(device_isa(), "avx2")) {
+        sink = fma_avx2(sink, x, y);
+        return;
+    }
+#endif
+    sink = fma_c(sink, x, y);
+}
+
+// Seconds that a thread takes for peak_flops(), with as many threads as arg says (an int) at it.
+static double peak_run(void* arg) {
+    int n = *(int*)arg;
+    double start = n == 1 ? thread_seconds() : clock_seconds();
+    if (n == 1) {
+        fma_work();
+        return thread_seconds() - start;
+    }
+#pragma omp parallel num_threads(n)
+    fma_work();
+    return clock_seconds() - start;
+}
+
+// A contender's speed as a share of the peak that ran beside it, from its FLOPs.
+static double peak_share(const contender* c, double flops, const contender* peak, int n) {
+    return speed_ratio(c, peak) * flops / (peak_flops() * n);
+}
+
+typedef struct reader {
+    const uint64_t* memory;
+    int64_t words;
+    int threads;
+} reader;
+
+static double read_run(void* arg) {
+    const reader* r = arg;
+    const uint64_t* p = r->memory;
+    uint64_t all = 0;
+    double start = clock_seconds();
+#pragma omp parallel for simd schedule(static) num_threads(r->threads) reduction(^ : all)
+    for (int64_t i = 0; i < r->words; i++) all ^= p[i];
+    sink = (float)(all & 1);
+    return clock_seconds() - start;
+}
+
+static void limits(void) {
+    contender c[] = {{.run = peak_run, .arg = &threads[ONE]},
+                     {.run = peak_run, .arg = &threads[FULL]},
+                     {.run = read_run},
+                     {.run = read_run}};
+    size_t bytes = (size_t)(quick ? 128 : 512) << 20;
+    uint64_t* memory = xalloc(bytes, 1, "the bandwidth measurement");
+    memset(memory, 1, bytes);
+    reader r[DEVICES];
+    for (int d = 0; d < DEVICES; d++) {
+        r[d] = (reader){memory, (int64_t)(bytes / 8), threads[d]};
+        c[2 + d].arg = &r[d];
+    }
+    compete(c, 4, quick ? 4 : 12, 10);
+    free(memory);
+    printf("\n%-34s %10s %10s\n", "limits (best)", "1 thread", xprintf("%d threads", threads[FULL]));
+    double peak[DEVICES];
+    for (int d = 0; d < DEVICES; d++) {
+        peak[d] = peak_flops() * threads[d] / best_seconds(&c[d]);
+        bandwidth[d] = (double)bytes / best_seconds(&c[2 + d]);
+        record(peak[d] / 1e9, "limits: FMA peak, %d threads, GFLOP/s", threads[d]);
+        record(bandwidth[d] / 1e9, "limits: read bandwidth, %d threads, GB/s", threads[d]);
+    }
+    printf("  %-32s %10.1f %10.1f\n", "FMA peak, GFLOP/s", peak[ONE] / 1e9, peak[FULL] / 1e9);
+    printf("  %-32s %10.1f %10.1f\n", "memory read bandwidth, GB/s", bandwidth[ONE] / 1e9,
+           bandwidth[FULL] / 1e9);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Matrix products at GPT-2 124M's shapes, one thread, with the operands wherever the caches have
+// them, as for every peer.
+
+typedef enum { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT } product_op;
+
+typedef struct product {
+    int rows, inputs, outputs;
+    product_op op;
+    float *in, *out;         // (rows, inputs), (rows, outputs): activations or their gradients
+    float *w, *dw, *dbias;   // (outputs, inputs) twice, (outputs)
+    prepared* weight;
+    int repeats;             // calls a run
+} product;
+
+static void (*blas_sgemm)(int, int, int, int, int, int, float, const float*, int, const float*, int,
+                          float, float*, int);
+static int (*dnn_sgemm)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t,
+                        const float*, int64_t, float, float*, int64_t);
+
+static void* library_function(const char* const* names, const char* function, void** library) {
+    *library = NULL;
+    for (; *names && !*library; names++) *library = dlopen(*names, RTLD_NOW | RTLD_LOCAL);
+    return *library ? dlsym(*library, function) : NULL;
+}
+
+static void open_libraries(void) {
+    static const char* const BLAS[] = {"libopenblas.so.0", "libopenblas.so", NULL};
+    static const char* const DNN[] = {"libdnnl.so.3", "libdnnl.so.2", "libdnnl.so", NULL};
+    void *library, *function = library_function(BLAS, "cblas_sgemm", &library);
+    memcpy(&blas_sgemm, &function, sizeof function);
+    if (library) {
+        void (*set_threads)(int);
+        function = dlsym(library, "openblas_set_num_threads");
+        memcpy(&set_threads, &function, sizeof function);
+        if (set_threads) set_threads(1);
+    }
+    setenv("OMP_NUM_THREADS", "1", 1);  // oneDNN; the project's own products name their threads
+#ifdef _OPENMP
+    omp_set_num_threads(1);
+#endif
+    function = library_function(DNN, "dnnl_sgemm", &library);
+    memcpy(&dnn_sgemm, &function, sizeof function);
+    printf("  OpenBLAS %s, oneDNN %s\n", blas_sgemm ? "installed" : "not installed",
+           dnn_sgemm ? "installed" : "not installed");
+}
+
+static void product_ours(const product* p) {
+    backend* b = device[ONE];
+    tensor in = {p->in, p->rows, p->inputs, p->inputs, &FORMAT_FP32};
+    tensor out = {p->out, p->rows, p->outputs, p->outputs, &FORMAT_FP32};
+    if (p->op == FORWARD) b->matmul_forward(b, out, in, p->weight, NULL);
+    if (p->op == INPUT_GRADIENT) b->matmul_backward_input(b, in, out, p->weight);
+    if (p->op == WEIGHT_GRADIENT) b->matmul_backward_weight(b, p->dw, p->dbias, out, in, p->weight);
+}
+
+static void product_blas(const product* p) {
+    enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
+    int m = p->rows, k = p->inputs, n = p->outputs;
+    if (p->op == FORWARD)
+        blas_sgemm(ROW_MAJOR, PLAIN, TRANSPOSED, m, n, k, 1, p->in, k, p->w, k, 0, p->out, n);
+    if (p->op == INPUT_GRADIENT)
+        blas_sgemm(ROW_MAJOR, PLAIN, PLAIN, m, k, n, 1, p->out, n, p->w, k, 0, p->in, k);
+    if (p->op == WEIGHT_GRADIENT)
+        blas_sgemm(ROW_MAJOR, TRANSPOSED, PLAIN, n, k, m, 1, p->out, n, p->in, k, 1, p->dw, k);
+}
+
+static void product_dnn(const product* p) {
+    int m = p->rows, k = p->inputs, n = p->outputs;
+    if (p->op == FORWARD) dnn_sgemm('N', 'T', m, n, k, 1, p->in, k, p->w, k, 0, p->out, n);
+    if (p->op == INPUT_GRADIENT) dnn_sgemm('N', 'N', m, k, n, 1, p->out, n, p->w, k, 0, p->in, k);
+    if (p->op == WEIGHT_GRADIENT) dnn_sgemm('T', 'N', n, k, m, 1, p->out, n, p->in, k, 1, p->dw, k);
+}
+
+static double ours_run(void* arg) {
+    const product* p = arg;
+    double start = thread_seconds();
+    for (int i = 0; i < p->repeats; i++) product_ours(p);
+    return (thread_seconds() - start) / p->repeats;
+}
+
+static double blas_run(void* arg) {
+    const product* p = arg;
+    double start = thread_seconds();
+    for (int i = 0; i < p->repeats; i++) product_blas(p);
+    return (thread_seconds() - start) / p->repeats;
+}
+
+static double dnn_run(void* arg) {
+    const product* p = arg;
+    double start = thread_seconds();
+    for (int i = 0; i < p->repeats; i++) product_dnn(p);
+    return (thread_seconds() - start) / p->repeats;
+}
+
+static void fill(float* x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = (float)((uint32_t)i * 2654435761u >> 8) * 0x1p-23f - 1;
+}
+
+static product product_create(int rows, int inputs, int outputs) {
+    backend* b = device[ONE];
+    size_t weights = (size_t)inputs * outputs;
+    product p = {.rows = rows, .inputs = inputs, .outputs = outputs};
+    p.in = xalloc((size_t)rows * inputs, sizeof(float), "a product");
+    p.out = xalloc((size_t)rows * outputs, sizeof(float), "a product");
+    p.w = xalloc(2 * weights + outputs, sizeof(float), "a product");
+    p.dw = p.w + weights;
+    p.dbias = p.dw + weights;
+    fill(p.w, weights);
+    p.weight = b->weight_prepare(b, NULL, p.w, outputs, inputs, &FORMAT_FP32, &FORMAT_FP32);
+    return p;
+}
+
+static void product_free(product* p) {
+    device[ONE]->weight_release(device[ONE], p->weight);
+    free(p->in);
+    free(p->out);
+    free(p->w);
+}
+
+// A peer that computes something else must not be compared with.
+static void product_check(product* p, void (*peer)(const product*), const char* name) {
+    float* result = p->op == FORWARD ? p->out : p->op == INPUT_GRADIENT ? p->in : p->dw;
+    int n = p->op == FORWARD ? p->outputs : p->inputs;
+    float ours[64];
+    if (p->op == WEIGHT_GRADIENT) memset(p->dw, 0, (size_t)p->outputs * p->inputs * sizeof(float));
+    product_ours(p);
+    for (int i = 0; i < 64; i++) ours[i] = result[n + i * 11];  // of the second row
+    if (p->op == WEIGHT_GRADIENT) memset(p->dw, 0, (size_t)p->outputs * p->inputs * sizeof(float));
+    peer(p);
+    for (int i = 0; i < 64; i++)
+        if (fabsf(ours[i] - result[n + i * 11]) > 1e-3f * (1 + fabsf(ours[i])))
+            fatal("%s gives %g where we give %g: it computes another product", name,
+                  result[n + i * 11], ours[i]);
+}
+
+typedef struct product_result {
+    double gflops, share, over_blas, over_dnn;
+} product_result;
+
+static product_result product_measure(product* p) {
+    double flops = 2.0 * p->rows * p->inputs * p->outputs;
+    fill(p->in, (size_t)p->rows * p->inputs);
+    fill(p->out, (size_t)p->rows * p->outputs);
+    if (blas_sgemm) product_check(p, product_blas, "OpenBLAS");
+    if (dnn_sgemm) product_check(p, product_dnn, "oneDNN");
+    p->repeats = 1 + (int)(2e8 / flops);  // some milliseconds a run
+    int peak_threads = 1;
+    contender c[] = {{.run = peak_run, .arg = &peak_threads},
+                     {.run = ours_run, .arg = p},
+                     {.run = blas_sgemm ? blas_run : NULL, .arg = p},
+                     {.run = dnn_sgemm ? dnn_run : NULL, .arg = p}};
+    compete(c, 4, quick ? 3 : 15, quick ? 0.1 : 1.2);
+    return (product_result){flops / median_seconds(&c[1]) / 1e9, peak_share(&c[1], flops, &c[0], 1),
+                            speed_ratio(&c[1], &c[2]), speed_ratio(&c[1], &c[3])};
+}
+
+typedef struct shape {
+    const char* name;
+    int inputs, outputs;
+} shape;
+static const shape SHAPES[] = {{"qkv", 768, 2304},    {"attproj", 768, 768}, {"fc", 768, 3072},
+                               {"fcproj", 3072, 768}, {"head", 768, 50257}};
+enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
+
+// Three columns of results for each shape: the three ops at 256 rows, or forward at 8, 16, 32.
+static void products_table(const char* title, const char* const column[3], const int rows[3],
+                           int backward, double share[], double over_blas[]) {
+    printf("\n%-22s", title);
+    for (int i = 0; i < 3; i++) printf(" | %-23s", column[i]);
+    printf("\n%-22s", "GFLOP/s, % of peak");
+    for (int i = 0; i < 3; i++) printf(" | GFLOP/s peak  OBLAS 1DNN");
+    printf("\n");
+    for (int s = 0; s < SHAPE_COUNT - (quick ? 1 : 0); s++) {
+        const shape* f = &SHAPES[s];
+        printf("  %-8s%5d -> %-5d", f->name, f->inputs, f->outputs);
+        for (int i = 0; i < 3; i++) {
+            product p = product_create(rows[i], f->inputs, f->outputs);
+            p.op = backward ? (product_op)i : FORWARD;
+            product_result r = product_measure(&p);
+            product_free(&p);
+            printf(" | %s %s %s %s", cell(r.gflops, 6, 1, ""), cell(100 * r.share, 5, 0, "%"),
+                   cell(r.over_blas, 5, 2, "x"), cell(r.over_dnn, 5, 2, "x"));
+            fflush(stdout);
+            share[3 * s + i] = 100 * r.share;
+            over_blas[3 * s + i] = r.over_blas;
+            record(r.gflops, "products: %s, %s, GFLOP/s", f->name, column[i]);
+            record(r.share, "products: %s, %s, share of peak", f->name, column[i]);
+            record(r.over_blas, "products: %s, %s, over OpenBLAS", f->name, column[i]);
+            record(r.over_dnn, "products: %s, %s, over oneDNN", f->name, column[i]);
+        }
+        printf("\n");
+    }
+}
+
+static void products(void) {
+    static const char* const OPS[] = {"forward", "input gradient", "weight gradient"};
+    static const char* const FEW[] = {"8 rows", "16 rows", "32 rows"};
+    static const int MANY_ROWS[] = {256, 256, 256}, FEW_ROWS[] = {8, 16, 32};
+    int n = 3 * (SHAPE_COUNT - (quick ? 1 : 0));
+    double share[3 * SHAPE_COUNT], over_blas[3 * SHAPE_COUNT];
+    printf("\nMatrix products of GPT-2 124M, one thread (CPU time); ratios: how many times as fast\n");
+    open_libraries();
+    products_table("256 rows", OPS, MANY_ROWS, 1, share, over_blas);
+    goal_add("products, 256 rows: median share of the FMA peak", median(share, n), 85, 0, "%");
+    goal_add("products, 256 rows: median over OpenBLAS", median(over_blas, n), 1, 2, "x");
+    products_table("forward", FEW, FEW_ROWS, 0, share, over_blas);
+    goal_add("products, 8 to 32 rows: median share of the FMA peak", median(share, n), 75, 0, "%");
+    goal_add("products, 8 to 32 rows: median over OpenBLAS", median(over_blas, n), 1.8, 2, "x");
+}
+
+// ---------------------------------------------------------------------------------------------
+// The Python peers: a process that answers a line with a line; see bench.py.
+
+static FILE *peer_in, *peer_out;
+static int peer_started;
+
+// Starts the peers when they are first needed; they are left alone if they do not start.
+static void peer_start(void) {
+    int to[2], from[2];
+    char line[256];
+    if (peer_started || quick || !*peers_option) return;
+    peer_started = 1;
+    signal(SIGPIPE, SIG_IGN);  // a peer that died is a peer that answers nothing
+    if (pipe(to) || pipe(from)) fatal("cannot make a pipe to the Python peers; try --peers=");
+    pid_t child = fork();
+    if (child < 0) fatal("cannot start the Python peers; try --peers=");
+    if (child == 0) {
+        dup2(to[0], 0);
+        dup2(from[1], 1);
+        close(to[1]);
+        close(from[0]);
+        execl("/bin/sh", "sh", "-c", peers_option, (char*)NULL);
+        _exit(127);
+    }
+    close(to[0]);
+    close(from[1]);
+    peer_in = fdopen(to[1], "w");
+    peer_out = fdopen(from[0], "r");
+    if (!fgets(line, sizeof line, peer_out)) strcpy(line, "Python peers: not installed\n");
+    printf("  peers: %s", line);
+}
+
+typedef struct peer_request {
+    const char* verb;
+    int threads, size;
+} peer_request;
+
+static double peer_run(void* arg) {
+    const peer_request* r = arg;
+    char line[64];
+    if (!peer_in) return NAN;
+    fprintf(peer_in, "%s %d %d\n", r->verb, r->threads, r->size);
+    fflush(peer_in);
+    return fgets(line, sizeof line, peer_out) ? strtod(line, NULL) : NAN;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The models, and batches of random tokens for them
+
+static gpt2_config gpt2_124m(void) {
+    gpt2_config c = {1024, 50257, quick ? 2 : 12, 12, 768};
+    return c;
+}
+
+static gpt2_config default_model(void) {
+    gpt2_config c = {64, 24, 3, 4, 64};
+    return c;
+}
+
+static const char* gpt2_name(void) { return quick ? "GPT-2 cut to 2 layers" : "GPT-2 124M"; }
+
+static float* initial_parameters(const gpt2_config* c) {
+    gpt2_tensor table[GPT2_TENSORS];
+    float* parameters = xalloc(gpt2_tensors(c, table), sizeof(float), "parameters");
+    gpt2_init(c, parameters, 1);
+    return parameters;
+}
+
+// `prompts` prompts, one sequence each, with full responses.
+static batch* random_batch(const gpt2_config* c, int prompts, int prompt, int response) {
+    batch* d = batch_create(prompts, prompt, response, 0);
+    rng r = rng_at(1, STREAM_SAMPLE, 0, 0);
+    d->prompts = d->sequences = prompts;
+    d->group = 1;
+    for (int s = 0; s < prompts; s++) {
+        d->prompt_length[s] = prompt;
+        d->length[s] = response;
+        d->advantage[s] = s % 2 ? 1 : -1;
+        for (int i = 0; i < prompt; i++) d->prompt[s * prompt + i] = (int)rng_below(&r, c->vocab);
+        for (int i = 0; i < response; i++)
+            d->token[s * response + i] = (int)rng_below(&r, c->vocab);
+    }
+    return d;
+}
+
+static optimizer_config adamw_config(void) {
+    optimizer_config c = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.01,
+                          .clip = 1, .format = &FORMAT_FP32, .seed = 1};
+    return c;
+}
+
+static precision fp32(void) { return precision_of(&FORMAT_FP32, &FORMAT_FP32); }
+
+static const sampling PLAIN_SAMPLING = {.inverse_temperature = 1, .top_p = 1, .seed = 1,
+                                        .stream = STREAM_SAMPLE};
+
+typedef struct training {
+    trainer* t;
+    batch* d;
+    objective objective;
+    int64_t tokens;  // of the last run
+} training;
+
+static double training_run(void* arg) {
+    training* w = arg;
+    double start = clock_seconds();
+    w->tokens = trainer_update(w->t, w->d, 0, w->d->sequences, &w->objective,
+                               AGGREGATE_TOKEN_MEAN, 1, 1e-4).tokens;
+    return clock_seconds() - start;
+}
+
+// ---------------------------------------------------------------------------------------------
+// A training step of GPT-2 124M: 4 sequences of 64 tokens, fp32, everything from the tokens to
+// the weights ready for the next step.
+
+enum { STEP_SEQUENCES = 4, STEP_TOKENS = 64 };
+
+// Useful FLOPs: 6 a token and matrix parameter (forward 2, backward 4), and causal attention's
+// 4 C a pair of query and key, three times. What is recomputed does not count.
+static double step_flops(const gpt2_config* c) {
+    double L = c->layers, C = c->channels, T = STEP_TOKENS;
+    double matrices = 12 * L * C * C + (double)c->vocab * C;
+    return STEP_SEQUENCES * (6 * matrices * T + 3 * L * 4 * C * T * (T + 1) / 2);
+}
+
+static void training_step(void) {
+    gpt2_config model = gpt2_124m();
+    optimizer_config config = adamw_config();
+    float* parameters = initial_parameters(&model);
+    training work[DEVICES];
+    peer_request torch[DEVICES];
+    contender c[3 * DEVICES] = {{0}};
+    printf("\nTraining step of %s, %d x %d tokens\n", gpt2_name(), STEP_SEQUENCES, STEP_TOKENS);
+    peer_start();
+    for (int d = 0; d < DEVICES; d++) {
+        work[d].t = trainer_create(device[d], &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS);
+        trainer_load(work[d].t, parameters);
+        work[d].d = random_batch(&model, STEP_SEQUENCES, 1, STEP_TOKENS);
+        work[d].objective = objective_defaults(OBJECTIVE_SFT);
+        torch[d] = (peer_request){"train", threads[d], model.layers};
+        c[d] = (contender){.run = training_run, .arg = &work[d]};
+        c[DEVICES + d] = (contender){.run = peer_run, .arg = &torch[d]};
+        c[2 * DEVICES + d] = (contender){.run = peak_run, .arg = &threads[d]};
+    }
+    free(parameters);
+    compete(c, 3 * DEVICES, quick ? 1 : 7, quick ? 0 : 50);
+    double tokens = (double)work[0].tokens, flops = step_flops(&model);
+    printf("  %-10s %10s %10s %10s %10s %12s\n", "", "tokens/s", "best", "% of peak", "PyTorch",
+           "over PyTorch");
+    for (int d = 0; d < DEVICES; d++) {
+        const contender *ours = &c[d], *peer = &c[DEVICES + d];
+        double share = peak_share(ours, flops, &c[2 * DEVICES + d], threads[d]);
+        double ratio = speed_ratio(ours, peer);
+        printf("  %2d thread%c %s %s %s %s %s\n", threads[d], threads[d] > 1 ? 's' : ' ',
+               cell(tokens / median_seconds(ours), 10, 1, ""),
+               cell(tokens / best_seconds(ours), 10, 1, ""), cell(100 * share, 10, 0, "%"),
+               cell(tokens / median_seconds(peer), 10, 1, ""), cell(ratio, 12, 2, "x"));
+        record(tokens / median_seconds(ours), "step: %d threads, tokens/s", threads[d]);
+        record(share, "step: %d threads, share of peak", threads[d]);
+        goal_add(d ? "training step, all threads: over PyTorch" :
+                     "training step, one thread: over PyTorch", ratio, 1.2, 2, "x");
+        trainer_free(work[d].t);
+        batch_free(work[d].d);
+    }
+    double speed_up = speed_ratio(&c[FULL], &c[ONE]);
+    printf("  %d threads over one: %.2fx; %.1f GFLOP a step = %d (6 (12 L C^2 + V C) T + "
+           "6 L C T (T + 1))\n", threads[FULL], speed_up, flops / 1e9, STEP_SEQUENCES);
+    goal_add("training step: all threads over one", speed_up, 0.9 * threads[FULL], 2, "x");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sampling with the default model. No token ends a sequence, neither here nor in the peer, so all
+// have 24 new tokens. Ours also records log mu and entropy of each; the prefill counts in both.
+
+enum { PROMPT = 10, NEW = 24 };
+
+typedef struct sampling_work {
+    rollout* r;
+    batch* d;
+    int repeats;
+} sampling_work;
+
+static double sampling_run(void* arg) {
+    sampling_work* w = arg;
+    double start = clock_seconds();
+    for (int i = 0; i < w->repeats; i++) {
+        rollout_begin(w->r, w->d, &PLAIN_SAMPLING);
+        while (rollout_step(w->r)) {}
+        rollout_end(w->r);
+    }
+    return (clock_seconds() - start) / w->repeats;
+}
+
+static sampling_work sampling_create(backend* b, const gpt2_config* model, float* parameters,
+                                     int sequences) {
+    sampling_work w = {.d = random_batch(model, sequences, PROMPT, NEW)};
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t bytes = gpt2_tensors(model, table) * sizeof(float);
+    w.r = rollout_create(b, model, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0, -1);
+    float* on_device = b->alloc(b, bytes, "parameters");
+    b->upload(b, on_device, parameters, bytes);
+    rollout_sync(w.r, on_device);
+    b->release(b, on_device, bytes);
+    w.repeats = 1 + 512 / sequences;
+    return w;
+}
+
+static void sampling_row(const gpt2_config* model, float* parameters, int sequences, int d) {
+    sampling_work w = sampling_create(device[d], model, parameters, sequences);
+    peer_request generate = {"sample", threads[d], sequences};
+    contender c[] = {{.run = sampling_run, .arg = &w}, {.run = peer_run, .arg = &generate}};
+    compete(c, 2, quick ? 3 : 11, quick ? 1 : 8);
+    double tokens = (double)sequences * NEW, ratio = speed_ratio(&c[0], &c[1]);
+    double per_second = tokens / median_seconds(&c[0]);
+    printf("  %9d %9d %s %s %s %s\n", sequences, threads[d], cell(per_second, 12, 0, ""),
+           cell(tokens / best_seconds(&c[0]), 12, 0, ""),
+           cell(tokens / median_seconds(&c[1]), 12, 0, ""), cell(ratio, 15, 1, "x"));
+    record(per_second, "sampling: %d sequences, %d threads, tokens/s", sequences, threads[d]);
+    record(ratio, "sampling: %d sequences, %d threads, over generate", sequences, threads[d]);
+    if (d == FULL && sequences > 8) {
+        goal_add("sampling, default model, 256 slots, all threads: tokens/s", per_second, 100000, 0,
+                 "");
+        goal_add("sampling, 256 sequences, all threads: over generate", ratio, 3, 1, "x");
+    } else if (d == FULL) {
+        goal_add("sampling, 8 sequences, all threads: over generate", ratio, 15, 1, "x");
+    }
+    rollout_free(w.r);
+    batch_free(w.d);
+}
+
+static void sampling_section(void) {
+    gpt2_config model = default_model();
+    float* parameters = initial_parameters(&model);
+    printf("\nSampling, default model (3 layers, 64 channels), prompts of %d, %d new tokens each\n",
+           PROMPT, NEW);
+    peer_start();
+    printf("  %9s %9s %12s %12s %12s %15s\n", "sequences", "threads", "tokens/s", "best", "generate",
+           "over generate");
+    for (int d = 0; d < DEVICES; d++) sampling_row(&model, parameters, 256, d);
+    for (int d = 0; d < DEVICES; d++) sampling_row(&model, parameters, 8, d);
+    free(parameters);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Decoding with GPT-2 124M: every step reads every weight, so with few slots memory is the limit.
+
+enum { DECODE_STEPS = 16 };
+
+static double decode_run(void* arg) {
+    sampling_work* w = arg;
+    rollout_begin(w->r, w->d, &PLAIN_SAMPLING);  // the prefill and each first token
+    double start = clock_seconds();
+    while (rollout_step(w->r)) {}
+    double seconds = clock_seconds() - start;
+    rollout_end(w->r);
+    return seconds;
+}
+
+static void decoding(void) {
+    static const int SLOTS[] = {1, 8, 32};
+    gpt2_config model = gpt2_124m();
+    backend* b = device[FULL];
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t bytes = gpt2_tensors(&model, table) * sizeof(float);
+    double C = model.channels, weights = 12 * model.layers * C * C + model.vocab * C;
+    float* parameters = b->alloc(b, bytes, "parameters");
+    gpt2_init(&model, parameters, 1);
+    rollout* r = rollout_create(b, &model, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
+    rollout_sync(r, parameters);
+    b->release(b, parameters, bytes);
+    printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights\n", gpt2_name(),
+           threads[FULL], weights * 4e-6);
+    printf("  %9s %10s %10s %12s %10s\n", "slots", "tokens/s", "GB/s", "% bandwidth", "% of peak");
+    for (int i = 0; i < 3; i++) {
+        sampling_work w = {.r = r, .d = random_batch(&model, SLOTS[i], 1, DECODE_STEPS + 1)};
+        contender c[] = {{.run = decode_run, .arg = &w},
+                         {.run = peak_run, .arg = &threads[FULL]}};
+        compete(c, 2, quick ? 1 : 5, quick ? 0 : 5);
+        double seconds = median_seconds(&c[0]), tokens = (double)SLOTS[i] * DECODE_STEPS;
+        double rate = weights * 4 * DECODE_STEPS / seconds;
+        double share = peak_share(&c[0], 2 * weights * tokens, &c[1], threads[FULL]);
+        printf("  %9d %10.1f %10.1f %11.0f%% %9.0f%%\n", SLOTS[i], tokens / seconds, rate / 1e9,
+               100 * rate / bandwidth[FULL], 100 * share);
+        record(tokens / seconds, "decoding: %d slots, tokens/s", SLOTS[i]);
+        record(rate / bandwidth[FULL], "decoding: %d slots, share of bandwidth", SLOTS[i]);
+        record(share, "decoding: %d slots, share of peak", SLOTS[i]);
+        batch_free(w.d);
+    }
+    rollout_free(r);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The default run's update: 128 sequences of 10 + 24 tokens, micro-batches of 32, DRPO.
+
+enum { UPDATE_SEQUENCES = 128, UPDATE_MICRO_BATCH = 32 };
+
+static void update(void) {
+    gpt2_config model = default_model();
+    optimizer_config config = adamw_config();
+    float* parameters = initial_parameters(&model);
+    training work[DEVICES];
+    contender c[DEVICES] = {{0}};
+    printf("\nUpdate, default model, %d sequences of %d + %d tokens, DRPO\n", UPDATE_SEQUENCES,
+           PROMPT, NEW);
+    for (int d = 0; d < DEVICES; d++) {
+        work[d].t = trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH,
+                                   PROMPT + NEW);
+        trainer_load(work[d].t, parameters);
+        work[d].d = random_batch(&model, UPDATE_SEQUENCES, PROMPT, NEW);
+        work[d].objective = objective_defaults(OBJECTIVE_DRPO);
+        trainer_logprobs(work[d].t, work[d].t->weights, work[d].d, 0, UPDATE_SEQUENCES, 1,
+                         work[d].d->anchor);
+        c[d] = (contender){.run = training_run, .arg = &work[d]};
+    }
+    compete(c, DEVICES, quick ? 3 : 15, quick ? 1 : 6);
+    for (int d = 0; d < DEVICES; d++) {
+        double tokens = (double)work[d].tokens;
+        printf("  %2d thread%c %12.0f tokens/s, best %.0f\n", threads[d], threads[d] > 1 ? 's' : ' ',
+               tokens / median_seconds(&c[d]), tokens / best_seconds(&c[d]));
+        record(tokens / median_seconds(&c[d]), "update: %d threads, tokens/s", threads[d]);
+        trainer_free(work[d].t);
+        batch_free(work[d].d);
+    }
+    free(parameters);
+    printf("  %d threads over one: %.2fx\n", threads[FULL], speed_ratio(&c[FULL], &c[ONE]));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Memory of a training run of GPT-2 124M in fp32: what the device gives out around each creation.
+
+static size_t memory_line(const char* what, size_t bytes, size_t parameters) {
+    printf("  %-44s %10.1f MB %8.2f\n", what, (double)bytes / 1e6,
+           (double)bytes / (double)parameters);
+    record((double)bytes / (double)parameters, "memory: %s, bytes a parameter", what);
+    return bytes;
+}
+
+static void memory(void) {
+    gpt2_config model = gpt2_124m();
+    gpt2_tensor table[GPT2_TENSORS];
+    optimizer_config config = adamw_config();
+    backend* b = device[FULL];
+    size_t n = gpt2_tensors(&model, table), each = n * sizeof(float), before = b->allocated;
+    printf("\nMemory, %s in fp32, %zu parameters %29s\n", gpt2_name(), n, "bytes a parameter");
+    float* parameters = xalloc(n, sizeof(float), "parameters");
+    training w = {.objective = objective_defaults(OBJECTIVE_SFT)};
+    w.t = trainer_create(b, &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS);
+    trainer_load(w.t, parameters);
+    free(parameters);
+    w.d = random_batch(&model, STEP_SEQUENCES, 1, STEP_TOKENS);
+    size_t trainer_only = b->allocated - before;
+    training_run(&w);
+    size_t scratch = b->allocated - before - trainer_only, at = b->allocated;
+    rollout* r = rollout_create(b, &model, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, -1);
+    rollout_sync(r, w.t->parameters);
+    size_t sampler = b->allocated - at;
+    size_t gradients = w.t->optimizer->bytes - 2 * each, lookup = table[0].count * sizeof(float);
+
+    size_t sum = memory_line("parameters", each, n);
+    sum += memory_line("gradients", gradients - lookup, n);
+    sum += memory_line("AdamW's moments", 2 * each, n);
+    goal_add("memory: parameters, gradients, moments within 16 bytes each", 16 - (double)sum / n, 0,
+             2, "");
+    sum += memory_line("gradient of the embedding as a lookup", lookup, n);
+    sum += memory_line("trainer: packed weights, rounded others", w.t->weights->bytes, n);
+    sum += memory_line("trainer: activations of 256 tokens", w.t->acts->bytes, n);
+    memory_line("trainer: packed batch, log-probabilities", trainer_only - sum, n);
+    memory_line("scratch memory of the device", scratch, n);
+    memory_line("sampler: packed weights, rounded others", rollout_weights(r)->bytes, n);
+    memory_line("sampler: KV cache, 32 slots of 34 tokens", rollout_cache_bytes(r), n);
+    memory_line("sampler: activations, slots", sampler - rollout_weights(r)->bytes -
+                rollout_cache_bytes(r), n);
+    memory_line("all", b->allocated - before, n);
+    rollout_free(r);
+    trainer_free(w.t);
+    batch_free(w.d);
+}

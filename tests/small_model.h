@@ -1,0 +1,88 @@
+// What the tests of the model, the sampler and the trainer share: the devices at hand, and models
+// small enough to run thousands of times but without symmetries (no weight is 0, no gain is 1).
+#ifndef SMALL_MODEL_H
+#define SMALL_MODEL_H
+
+#include "gpt2.h"
+#include "test.h"
+
+// A run of a test program is "quick" under the sanitizers, which are an order of magnitude slower:
+// the first argument is `quick`, or TEST_QUICK is set.
+static int test_quick(int argc, char** argv) {
+    return getenv("TEST_QUICK") != NULL || (argc > 1 && !strcmp(argv[1], "quick"));
+}
+
+static int machine_has(const char* isa) {
+#ifdef HAVE_avx512
+    if (!strcmp(isa, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+#ifdef HAVE_avx2
+    if (!strcmp(isa, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return !strcmp(isa, "c");
+}
+
+// Devices that must all give the same bits: every instruction set that is there, and more threads
+// than most work divides by. Returns how many; close each with cpu_close.
+enum { DEVICES_MAX = 4 };
+static int open_devices(backend* device[DEVICES_MAX]) {
+    static const struct {
+        const char* isa;
+        int threads;
+    } kinds[DEVICES_MAX] = {{"c", 1}, {"avx2", 1}, {"avx512", 1}, {"auto", 3}};
+    int n = 0, threads_max = 1;
+#ifdef _OPENMP
+    threads_max = 3;
+#endif
+    for (int i = 0; i < DEVICES_MAX; i++) {
+        int there = !strcmp(kinds[i].isa, "auto") || machine_has(kinds[i].isa);
+        if (there && kinds[i].threads <= threads_max)
+            device[n++] = cpu_open(kinds[i].threads, kinds[i].isa);
+    }
+    return n;
+}
+
+// The number formats, in the order of their unit roundoff.
+enum { DTYPES = 6 };
+static const format* const DTYPE[DTYPES] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP16,
+                                            &FORMAT_BF16, &FORMAT_E4M3, &FORMAT_E5M2};
+
+// All parameters in host memory: matrices normal with deviation `spread`, biases 0.1, gains around
+// 1. Free with free().
+static float* random_parameters(const gpt2_config* c, uint64_t seed, double spread) {
+    gpt2_tensor table[GPT2_TENSORS];
+    float* p = xalloc(gpt2_tensors(c, table), sizeof *p, "test parameters");
+    for (int i = 0; i < GPT2_TENSORS; i++) {
+        const gpt2_tensor* t = &table[i];
+        int gain = !t->matrix && t->name[strlen(t->name) - 1] == 'w';
+        rng r = rng_at(seed, STREAM_INIT, 1, (uint32_t)i);
+        for (size_t j = 0; j < t->count; j++)
+            p[t->offset + j] = (float)(gain + (t->matrix ? spread : 0.1) * rng_normal(&r));
+    }
+    return p;
+}
+
+static size_t parameter_count(const gpt2_config* c) {
+    gpt2_tensor table[GPT2_TENSORS];
+    return gpt2_tensors(c, table);
+}
+
+static size_t tensor_offset(const gpt2_config* c, const char* name) {
+    gpt2_tensor table[GPT2_TENSORS];
+    gpt2_tensors(c, table);
+    for (int i = 0; i < GPT2_TENSORS; i++)
+        if (!strcmp(table[i].name, name)) return table[i].offset;
+    fatal("there is no tensor %s", name);
+}
+
+// A copy of host memory on the device.
+static void* to_device(backend* b, const void* host, size_t bytes) {
+    void* p = b->alloc(b, bytes, "a test");
+    b->upload(b, p, host, bytes);
+    return p;
+}
+
+#endif
