@@ -794,6 +794,7 @@ int main(int argc, char** argv) {
     r.device = cpu_open(S.threads, ISAS[S.isa]);
     create(&r);
     signal(SIGINT, on_interrupt);
+    signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence
 
     begin(&r);
     if (r.state.step >= S.steps && S.resume) log_print(r.log, "the run is complete");

@@ -173,7 +173,8 @@ static void limits(void) {
     }
     compete(c, 4, quick ? 4 : 12, 10);
     free(memory);
-    printf("\n%-34s %10s %10s\n", "limits (best)", "1 thread", xprintf("%d threads", threads[FULL]));
+    printf("\n%-34s %10s %10s\n", "limits (best)", "1 thread",
+           xprintf("%d threads", threads[FULL]));
     double peak[DEVICES];
     for (int d = 0; d < DEVICES; d++) {
         peak[d] = peak_flops() * threads[d] / best_seconds(&c[d]);
@@ -195,10 +196,10 @@ typedef enum { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT } product_op;
 typedef struct product {
     int rows, inputs, outputs;
     product_op op;
-    float *in, *out;         // (rows, inputs), (rows, outputs): activations or their gradients
-    float *w, *dw, *dbias;   // (outputs, inputs) twice, (outputs)
+    float *in, *out;        // (rows, inputs), (rows, outputs): activations or their gradients
+    float *w, *dw, *dbias;  // (outputs, inputs) twice, (outputs)
     prepared* weight;
-    int repeats;             // calls a run
+    int repeats;  // calls a run
 } product;
 
 static void (*blas_sgemm)(int, int, int, int, int, int, float, const float*, int, const float*, int,
@@ -347,8 +348,11 @@ typedef struct shape {
     const char* name;
     int inputs, outputs;
 } shape;
-static const shape SHAPES[] = {{"qkv", 768, 2304},    {"attproj", 768, 768}, {"fc", 768, 3072},
-                               {"fcproj", 3072, 768}, {"head", 768, 50257}};
+static const shape SHAPES[] = {{"qkv", 768, 2304},
+                               {"attproj", 768, 768},
+                               {"fc", 768, 3072},
+                               {"fcproj", 3072, 768},
+                               {"head", 768, 50257}};
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
 
 // Three columns of results for each shape: the three ops at 256 rows, or forward at 8, 16, 32.
@@ -387,14 +391,18 @@ static void products(void) {
     static const int MANY_ROWS[] = {256, 256, 256}, FEW_ROWS[] = {8, 16, 32};
     int n = 3 * (SHAPE_COUNT - (quick ? 1 : 0));
     double share[3 * SHAPE_COUNT], over_blas[3 * SHAPE_COUNT];
-    printf("\nMatrix products of GPT-2 124M, one thread (CPU time); ratios: how many times as fast\n");
+    printf(
+        "\nMatrix products of GPT-2 124M, one thread (CPU time); ratios: how many times as fast\n");
     open_libraries();
     products_table("256 rows", OPS, MANY_ROWS, 1, share, over_blas);
-    goal_add("products, 256 rows: median share of the FMA peak", median(share, n), 85, 0, "%");
-    goal_add("products, 256 rows: median over OpenBLAS", median(over_blas, n), 1, 2, "x");
+    goal_add("products, 256 rows: median share of the FMA peak", median(share, n), AT_LEAST, 85, 0,
+             "%");
+    goal_add("products, 256 rows: median over OpenBLAS", median(over_blas, n), AT_LEAST, 1, 2, "x");
     products_table("forward", FEW, FEW_ROWS, 0, share, over_blas);
-    goal_add("products, 8 to 32 rows: median share of the FMA peak", median(share, n), 75, 0, "%");
-    goal_add("products, 8 to 32 rows: median over OpenBLAS", median(over_blas, n), 1.8, 2, "x");
+    goal_add("products, 8 to 32 rows: median share of the FMA peak", median(share, n), AT_LEAST, 75,
+             0, "%");
+    goal_add("products, 8 to 32 rows: median over OpenBLAS", median(over_blas, n), AT_LEAST, 1.8, 2,
+             "x");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -483,15 +491,20 @@ static batch* random_batch(const gpt2_config* c, int prompts, int prompt, int re
 }
 
 static optimizer_config adamw_config(void) {
-    optimizer_config c = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.01,
-                          .clip = 1, .format = &FORMAT_FP32, .seed = 1};
+    optimizer_config c = {.beta1 = 0.9,
+                          .beta2 = 0.95,
+                          .eps = 1e-8,
+                          .weight_decay = 0.01,
+                          .clip = 1,
+                          .format = &FORMAT_FP32,
+                          .seed = 1};
     return c;
 }
 
 static precision fp32(void) { return precision_of(&FORMAT_FP32, &FORMAT_FP32); }
 
-static const sampling PLAIN_SAMPLING = {.inverse_temperature = 1, .top_p = 1, .seed = 1,
-                                        .stream = STREAM_SAMPLE};
+static const sampling PLAIN_SAMPLING = {
+    .inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE};
 
 typedef struct training {
     trainer* t;
@@ -503,8 +516,9 @@ typedef struct training {
 static double training_run(void* arg) {
     training* w = arg;
     double start = clock_seconds();
-    w->tokens = trainer_update(w->t, w->d, 0, w->d->sequences, &w->objective,
-                               AGGREGATE_TOKEN_MEAN, 1, 1e-4).tokens;
+    w->tokens =
+        trainer_update(w->t, w->d, 0, w->d->sequences, &w->objective, AGGREGATE_TOKEN_MEAN, 1, 1e-4)
+            .tokens;
     return clock_seconds() - start;
 }
 
@@ -556,15 +570,19 @@ static void training_step(void) {
                cell(tokens / median_seconds(peer), 10, 1, ""), cell(ratio, 12, 2, "x"));
         record(tokens / median_seconds(ours), "step: %d threads, tokens/s", threads[d]);
         record(share, "step: %d threads, share of peak", threads[d]);
-        goal_add(d ? "training step, all threads: over PyTorch" :
-                     "training step, one thread: over PyTorch", ratio, 1.2, 2, "x");
+        goal_add(d ? "training step, all threads: over PyTorch"
+                   : "training step, one thread: over PyTorch",
+                 ratio, AT_LEAST, 1.2, 2, "x");
         trainer_free(work[d].t);
         batch_free(work[d].d);
     }
     double speed_up = speed_ratio(&c[FULL], &c[ONE]);
-    printf("  %d threads over one: %.2fx; %.1f GFLOP a step = %d (6 (12 L C^2 + V C) T + "
-           "6 L C T (T + 1))\n", threads[FULL], speed_up, flops / 1e9, STEP_SEQUENCES);
-    goal_add("training step: all threads over one", speed_up, 0.9 * threads[FULL], 2, "x");
+    printf(
+        "  %d threads over one: %.2fx; %.1f GFLOP a step = %d (6 (12 L C^2 + V C) T + "
+        "6 L C T (T + 1))\n",
+        threads[FULL], speed_up, flops / 1e9, STEP_SEQUENCES);
+    goal_add("training step: all threads over one", speed_up, AT_LEAST, 0.9 * threads[FULL], 2,
+             "x");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -584,7 +602,8 @@ static double sampling_run(void* arg) {
     double start = clock_seconds();
     for (int i = 0; i < w->repeats; i++) {
         rollout_begin(w->r, w->d, &PLAIN_SAMPLING);
-        while (rollout_step(w->r)) {}
+        while (rollout_step(w->r)) {
+        }
         rollout_end(w->r);
     }
     return (clock_seconds() - start) / w->repeats;
@@ -617,11 +636,11 @@ static void sampling_row(const gpt2_config* model, float* parameters, int sequen
     record(per_second, "sampling: %d sequences, %d threads, tokens/s", sequences, threads[d]);
     record(ratio, "sampling: %d sequences, %d threads, over generate", sequences, threads[d]);
     if (d == FULL && sequences > 8) {
-        goal_add("sampling, default model, 256 slots, all threads: tokens/s", per_second, 100000, 0,
-                 "");
-        goal_add("sampling, 256 sequences, all threads: over generate", ratio, 3, 1, "x");
+        goal_add("sampling, default model, 256 slots, all threads: tokens/s", per_second, AT_LEAST,
+                 100000, 0, "");
+        goal_add("sampling, 256 sequences, all threads: over generate", ratio, AT_LEAST, 3, 1, "x");
     } else if (d == FULL) {
-        goal_add("sampling, 8 sequences, all threads: over generate", ratio, 15, 1, "x");
+        goal_add("sampling, 8 sequences, all threads: over generate", ratio, AT_LEAST, 15, 1, "x");
     }
     rollout_free(w.r);
     batch_free(w.d);
@@ -633,8 +652,8 @@ static void sampling_section(void) {
     printf("\nSampling, default model (3 layers, 64 channels), prompts of %d, %d new tokens each\n",
            PROMPT, NEW);
     peer_start();
-    printf("  %9s %9s %12s %12s %12s %15s\n", "sequences", "threads", "tokens/s", "best", "generate",
-           "over generate");
+    printf("  %9s %9s %12s %12s %12s %15s\n", "sequences", "threads", "tokens/s", "best",
+           "generate", "over generate");
     for (int d = 0; d < DEVICES; d++) sampling_row(&model, parameters, 256, d);
     for (int d = 0; d < DEVICES; d++) sampling_row(&model, parameters, 8, d);
     free(parameters);
@@ -649,7 +668,8 @@ static double decode_run(void* arg) {
     sampling_work* w = arg;
     rollout_begin(w->r, w->d, &PLAIN_SAMPLING);  // the prefill and each first token
     double start = clock_seconds();
-    while (rollout_step(w->r)) {}
+    while (rollout_step(w->r)) {
+    }
     double seconds = clock_seconds() - start;
     rollout_end(w->r);
     return seconds;
@@ -664,7 +684,8 @@ static void decoding(void) {
     double C = model.channels, weights = 12 * model.layers * C * C + model.vocab * C;
     float* parameters = b->alloc(b, bytes, "parameters");
     gpt2_init(&model, parameters, 1);
-    rollout* r = rollout_create(b, &model, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
+    rollout* r =
+        rollout_create(b, &model, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
     rollout_sync(r, parameters);
     b->release(b, parameters, bytes);
     printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights\n", gpt2_name(),
@@ -672,8 +693,7 @@ static void decoding(void) {
     printf("  %9s %10s %10s %12s %10s\n", "slots", "tokens/s", "GB/s", "% bandwidth", "% of peak");
     for (int i = 0; i < 3; i++) {
         sampling_work w = {.r = r, .d = random_batch(&model, SLOTS[i], 1, DECODE_STEPS + 1)};
-        contender c[] = {{.run = decode_run, .arg = &w},
-                         {.run = peak_run, .arg = &threads[FULL]}};
+        contender c[] = {{.run = decode_run, .arg = &w}, {.run = peak_run, .arg = &threads[FULL]}};
         compete(c, 2, quick ? 1 : 5, quick ? 0 : 5);
         double seconds = median_seconds(&c[0]), tokens = (double)SLOTS[i] * DECODE_STEPS;
         double rate = weights * 4 * DECODE_STEPS / seconds;
@@ -702,8 +722,8 @@ static void update(void) {
     printf("\nUpdate, default model, %d sequences of %d + %d tokens, DRPO\n", UPDATE_SEQUENCES,
            PROMPT, NEW);
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t = trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH,
-                                   PROMPT + NEW);
+        work[d].t =
+            trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH, PROMPT + NEW);
         trainer_load(work[d].t, parameters);
         work[d].d = random_batch(&model, UPDATE_SEQUENCES, PROMPT, NEW);
         work[d].objective = objective_defaults(OBJECTIVE_DRPO);
@@ -714,8 +734,9 @@ static void update(void) {
     compete(c, DEVICES, quick ? 3 : 15, quick ? 1 : 6);
     for (int d = 0; d < DEVICES; d++) {
         double tokens = (double)work[d].tokens;
-        printf("  %2d thread%c %12.0f tokens/s, best %.0f\n", threads[d], threads[d] > 1 ? 's' : ' ',
-               tokens / median_seconds(&c[d]), tokens / best_seconds(&c[d]));
+        printf("  %2d thread%c %12.0f tokens/s, best %.0f\n", threads[d],
+               threads[d] > 1 ? 's' : ' ', tokens / median_seconds(&c[d]),
+               tokens / best_seconds(&c[d]));
         record(tokens / median_seconds(&c[d]), "update: %d threads, tokens/s", threads[d]);
         trainer_free(work[d].t);
         batch_free(work[d].d);
@@ -758,8 +779,8 @@ static void memory(void) {
     size_t sum = memory_line("parameters", each, n);
     sum += memory_line("gradients", gradients - lookup, n);
     sum += memory_line("AdamW's moments", 2 * each, n);
-    goal_add("memory: parameters, gradients, moments within 16 bytes each", 16 - (double)sum / n, 0,
-             2, "");
+    goal_add("memory: parameters, gradients and moments, bytes a parameter",
+             (double)sum / (double)n, AT_MOST, 16, 2, "");
     sum += memory_line("gradient of the embedding as a lookup", lookup, n);
     sum += memory_line("trainer: packed weights, rounded others", w.t->weights->bytes, n);
     sum += memory_line("trainer: activations of 256 tokens", w.t->acts->bytes, n);
@@ -767,10 +788,247 @@ static void memory(void) {
     memory_line("scratch memory of the device", scratch, n);
     memory_line("sampler: packed weights, rounded others", rollout_weights(r)->bytes, n);
     memory_line("sampler: KV cache, 32 slots of 34 tokens", rollout_cache_bytes(r), n);
-    memory_line("sampler: activations, slots", sampler - rollout_weights(r)->bytes -
-                rollout_cache_bytes(r), n);
+    memory_line("sampler: activations, slots",
+                sampler - rollout_weights(r)->bytes - rollout_cache_bytes(r), n);
     memory_line("all", b->allocated - before, n);
     rollout_free(r);
     trainer_free(w.t);
     batch_free(w.d);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The other kernels, on arrays larger than most caches, and attention. Bytes are those that must
+// move: each array read once, written once.
+
+typedef struct kernel_memory {
+    backend* b;
+    float *x, *y, *z, *w;  // (KERNEL_ELEMENTS) each
+    float *stats, *logp;
+    int *row, *target, *start;
+    prepared *matrix, *column;
+} kernel_memory;
+
+enum { KERNEL_ELEMENTS = 16384 * 768, WIDE = 3072, CHANNELS = 768, HEADS = 12, VOCABULARY = 50257 };
+enum { HEAD_ROWS = 64, LONG = 1024 };
+
+static tensor matrix_of(float* data, int rows, int cols) {
+    return (tensor){data, rows, cols, cols, &FORMAT_FP32};
+}
+
+static tensor wide(float* data) { return matrix_of(data, KERNEL_ELEMENTS / WIDE, WIDE); }
+static tensor narrow(float* data) { return matrix_of(data, KERNEL_ELEMENTS / CHANNELS, CHANNELS); }
+
+static void do_gelu(kernel_memory* m) { m->b->gelu_forward(m->b, wide(m->y), wide(m->x)); }
+static void do_gelu_backward(kernel_memory* m) {
+    m->b->gelu_backward(m->b, wide(m->z), wide(m->y), wide(m->x));
+}
+static void do_norm(kernel_memory* m) {
+    m->b->norm_forward(m->b, narrow(m->w), narrow(m->z), m->stats, narrow(m->x), narrow(m->y), m->x,
+                       m->y);
+}
+static void do_norm_backward(kernel_memory* m) {
+    m->b->norm_backward(m->b, narrow(m->z), m->w, m->w + CHANNELS, narrow(m->y), narrow(m->x),
+                        m->stats, m->x);
+}
+static void do_softmax(kernel_memory* m) {
+    m->b->head_forward(m->b, m->logp, m->logp + HEAD_ROWS, matrix_of(m->x, HEAD_ROWS, 1), m->row,
+                       m->target, HEAD_ROWS, m->column, &FORMAT_FP32, 1, NULL);
+}
+static void do_prepare(kernel_memory* m) {
+    m->b->weight_prepare(m->b, m->matrix, m->x, KERNEL_ELEMENTS / CHANNELS, CHANNELS, &FORMAT_FP32,
+                         &FORMAT_FP32);
+}
+static void do_sum_squares(kernel_memory* m) {
+    sink = (float)m->b->sum_squares(m->b, m->x, KERNEL_ELEMENTS);
+}
+static void do_adamw(kernel_memory* m) {
+    static const adamw_step HOW = {.lr = 1e-4f,
+                                   .beta1 = 0.9f,
+                                   .beta2 = 0.95f,
+                                   .eps = 1e-8f,
+                                   .correction1 = 1,
+                                   .correction2 = 1,
+                                   .gradient_scale = 1,
+                                   .format = &FORMAT_FP32};
+    m->b->adamw(m->b, m->y, m->z, m->w, m->x, KERNEL_ELEMENTS, 0, &HOW);
+}
+
+// Attention over `sequences` sequences of `length` tokens, GPT-2 124M's heads.
+static void attend(kernel_memory* m, int sequences, int length, int backward) {
+    int n = sequences * length;
+    tensor qkv = matrix_of(m->x, n, 3 * CHANNELS), out = matrix_of(m->y, n, CHANNELS);
+    for (int s = 0; s <= sequences; s++) m->start[s] = s * length;
+    if (!backward)
+        m->b->attention_forward(m->b, out, m->stats, qkv, m->start, sequences, HEADS, &FORMAT_FP32);
+    else
+        m->b->attention_backward(m->b, matrix_of(m->z, n, 3 * CHANNELS),
+                                 matrix_of(m->w, n, CHANNELS), qkv, out, m->stats, m->start,
+                                 sequences, HEADS, &FORMAT_FP32);
+}
+static void do_attention(kernel_memory* m) { attend(m, 4, 64, 0); }
+static void do_attention_backward(kernel_memory* m) { attend(m, 4, 64, 1); }
+static void do_long_attention(kernel_memory* m) { attend(m, 1, LONG, 0); }
+static void do_long_attention_backward(kernel_memory* m) { attend(m, 1, LONG, 1); }
+
+typedef struct kernel {
+    const char* name;
+    void (*work)(kernel_memory* m);
+    double elements, bytes, flops;  // bytes and flops of an element; 0 = not of interest
+} kernel;
+
+// Attention's element is a pair of query and key of one head: 4 (forward) or 10 FLOPs a channel,
+// where backward's products are scores, d(probability), dq, dk and dv.
+#define PAIRS(n) (HEADS * (n) * ((n) + 1.0) / 2)
+static const kernel KERNEL[] = {
+    {"gelu forward", do_gelu, KERNEL_ELEMENTS, 8, 0},
+    {"gelu backward", do_gelu_backward, KERNEL_ELEMENTS, 12, 0},
+    {"norm forward with residual sum", do_norm, KERNEL_ELEMENTS, 16, 0},
+    {"norm backward", do_norm_backward, KERNEL_ELEMENTS, 16, 0},
+    {"head: log-probability, entropy", do_softmax, HEAD_ROWS*(double)VOCABULARY, 0, 0},
+    {"weight preparation", do_prepare, KERNEL_ELEMENTS, 8, 0},
+    {"sum of squares", do_sum_squares, KERNEL_ELEMENTS, 4, 0},
+    {"AdamW", do_adamw, KERNEL_ELEMENTS, 28, 0},
+    {"attention forward, 4 x 64", do_attention, 4 * PAIRS(64), 0, 4 * CHANNELS / HEADS},
+    {"attention backward, 4 x 64", do_attention_backward, 4 * PAIRS(64), 0, 10 * CHANNELS / HEADS},
+    {"attention forward, 1 x 1024", do_long_attention, PAIRS(LONG), 0, 4 * CHANNELS / HEADS},
+    {"attention backward, 1 x 1024", do_long_attention_backward, PAIRS(LONG), 0,
+     10 * CHANNELS / HEADS},
+};
+
+typedef struct kernel_work {
+    const kernel* k;
+    kernel_memory m;
+} kernel_work;
+
+static double kernel_run(void* arg) {
+    kernel_work* w = arg;
+    double start = clock_seconds();
+    w->k->work(&w->m);
+    return clock_seconds() - start;
+}
+
+static kernel_memory kernel_memory_create(void) {
+    kernel_memory m = {0};
+    size_t n = KERNEL_ELEMENTS;
+    m.x = xalloc(4 * n, sizeof(float), "kernels");
+    m.y = m.x + n;
+    m.z = m.y + n;
+    m.w = m.z + n;
+    fill(m.x, 2 * n);
+    m.stats = xalloc(2 * (size_t)(KERNEL_ELEMENTS / CHANNELS) * HEADS, sizeof(float), "kernels");
+    m.logp = xalloc(2 * HEAD_ROWS, sizeof(float), "kernels");
+    m.row = xalloc(3 * HEAD_ROWS, sizeof(int), "kernels");
+    m.target = m.row + HEAD_ROWS;
+    m.start = m.target + HEAD_ROWS;
+    for (int i = 0; i < HEAD_ROWS; i++) m.row[i] = i;
+    backend* b = device[FULL];
+    m.matrix = b->weight_prepare(b, NULL, m.x, KERNEL_ELEMENTS / CHANNELS, CHANNELS, &FORMAT_FP32,
+                                 &FORMAT_FP32);
+    m.column = b->weight_prepare(b, NULL, m.x, VOCABULARY, 1, &FORMAT_FP32, &FORMAT_FP32);
+    return m;
+}
+
+static void kernel_row(const kernel* k, kernel_memory m) {
+    kernel_work work[DEVICES] = {{k, m}, {k, m}};
+    contender c[2 * DEVICES] = {{0}};
+    double ns[DEVICES];
+    for (int d = 0; d < DEVICES; d++) {
+        work[d].m.b = device[d];
+        c[d] = (contender){.run = kernel_run, .arg = &work[d]};
+        c[DEVICES + d] = (contender){.run = peak_run, .arg = &threads[d]};
+    }
+    compete(c, 2 * DEVICES, quick ? 3 : 9, quick ? 0.1 : 1);
+    for (int d = 0; d < DEVICES; d++) {
+        ns[d] = median_seconds(&c[d]) / k->elements * 1e9;
+        record(ns[d], "kernels: %s, %d threads, ns an element", k->name, threads[d]);
+    }
+    double rate = k->bytes ? k->bytes / ns[FULL] : NAN;
+    double share =
+        k->flops ? peak_share(&c[FULL], k->flops * k->elements, &c[DEVICES + FULL], threads[FULL])
+                 : NAN;
+    printf("  %-32s %s %s %s %s %s\n", k->name, cell(ns[ONE], 10, 3, ""), cell(ns[FULL], 10, 3, ""),
+           cell(rate, 9, 1, ""), cell(100 * rate * 1e9 / bandwidth[FULL], 11, 0, "%"),
+           cell(100 * share, 9, 0, "%"));
+}
+
+static void kernels(void) {
+    kernel_memory m = kernel_memory_create();
+    printf("\n%-34s %10s %10s %9s %11s %9s\n", "Kernels, ns an element", "1 thread",
+           xprintf("%d threads", threads[FULL]), "GB/s", "% bandwidth", "% of peak");
+    for (size_t i = 0; i < sizeof KERNEL / sizeof *KERNEL; i++) kernel_row(&KERNEL[i], m);
+    device[FULL]->weight_release(device[FULL], m.matrix);
+    device[FULL]->weight_release(device[FULL], m.column);
+    free(m.x);
+    free(m.stats);
+    free(m.logp);
+    free(m.row);
+}
+
+// ---------------------------------------------------------------------------------------------
+
+static const char* machine_name(char* line, size_t size) {
+    FILE* f = fopen("/proc/cpuinfo", "r");
+    char* name = NULL;
+    while (f && !name && fgets(line, (int)size, f))
+        if (!strncmp(line, "model name", 10) && (name = strchr(line, ':'))) name += 2;
+    if (f) fclose(f);
+    if (!name) return "unknown processor";
+    name[strcspn(name, "\n")] = 0;
+    return name;
+}
+
+static void open_devices(void) {
+    device[ONE] = cpu_open(1, ISAS[isa]);
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int n = threads_wanted ? threads_wanted : cores > 1 ? 2 : 1;
+#ifndef _OPENMP
+    n = 1;
+#endif
+    threads[FULL] = n;
+    device[FULL] = cpu_open(n, ISAS[isa]);
+}
+
+static void heading(void) {
+    char line[256], date[32];
+    time_t now = time(NULL);
+#ifdef __clang__
+    const char* compiler = "clang " __clang_version__;
+#else
+    const char* compiler = "gcc " __VERSION__;
+#endif
+    const char* machine = machine_name(line, sizeof line);
+    strftime(date, sizeof date, "%Y-%m-%d %H:%M", localtime(&now));
+    printf("%s, %ld cores; %s, %d and %d threads; %s; %s\n", machine, sysconf(_SC_NPROCESSORS_ONLN),
+           device_isa(), threads[ONE], threads[FULL], compiler, date);
+    if (!*json_option) return;
+    json_path = json_option;
+    json = file_open(json_path, "w");
+    fprintf(json,
+            "{\n  \"machine\": \"%s\",\n  \"isa\": \"%s\",\n  \"compiler\": \"%s\",\n"
+            "  \"date\": \"%s\"",
+            machine, device_isa(), compiler, date);
+}
+
+int main(int argc, char** argv) {
+    static void (*const SECTION[])(void) = {NULL,     products, training_step, sampling_section,
+                                            decoding, update,   memory,        kernels};
+    options_parse(OPTIONS, argc, argv,
+                  "bench: the trainer's speed on this machine; see dev/README.md");
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    double start = clock_seconds();
+    open_devices();
+    heading();
+    limits();
+    for (int i = PRODUCTS; i <= KERNELS; i++)
+        if (only == ALL || only == i) SECTION[i]();
+    goals_print();
+    printf("\n%.0f s\n", clock_seconds() - start);
+    if (json) {
+        fprintf(json, "\n}\n");
+        file_close(json, json_path);
+    }
+    if (peer_in) fclose(peer_in);
+    cpu_close(device[ONE]);
+    cpu_close(device[FULL]);
+    return 0;
 }

@@ -107,29 +107,29 @@ __attribute__((format(printf, 2, 3))) static void record(double value, const cha
     fprintf(json, ",\n  \"%s\": %s", key, isfinite(value) ? text : "null");
 }
 
+typedef enum { AT_LEAST, AT_MOST } goal_kind;
 typedef struct goal {
     const char* what;
-    double target, measured;
+    goal_kind kind;
+    double target, measured;  // NAN = not measured
     int decimals;
     const char* unit;
 } goal;
 static goal goals[32];
 static int goal_count;
 
-// A goal is met at `target` or above; NAN = not measured.
-static void goal_add(const char* what, double measured, double target, int decimals,
+static void goal_add(const char* what, double measured, goal_kind kind, double target, int decimals,
                      const char* unit) {
-    goals[goal_count++] = (goal){what, target, measured, decimals, unit};
+    goals[goal_count++] = (goal){what, kind, target, measured, decimals, unit};
 }
 
 static void goals_print(void) {
     if (goal_count == 0) return;
-    printf("\n%-64s %10s %10s  %s\n", "goals", "goal", "measured", "verdict");
+    printf("\n%-64s %10s %10s  %s\n", "Goals", "goal", "measured", "verdict");
     for (int i = 0; i < goal_count; i++) {
         const goal* g = &goals[i];
-        const char* verdict = isnan(g->measured) ? "not measured"
-                              : g->measured >= g->target ? "met"
-                                                         : "missed";
+        int met = g->kind == AT_LEAST ? g->measured >= g->target : g->measured <= g->target;
+        const char* verdict = isnan(g->measured) ? "not measured" : met ? "met" : "missed";
         printf("  %-62s %s %s  %s\n", g->what, cell(g->target, 10, g->decimals, g->unit),
                cell(g->measured, 10, g->decimals, g->unit), verdict);
         record(g->measured, "goal: %s", g->what);

@@ -11,11 +11,11 @@ file, for a tolerance.
 The file is a sequence of arrays, little-endian:
 
     offset  size  meaning
-         0    24  name, "op.array", zero-padded
-        24     4  type: 0 int32, 1 float32, 2 float64
-        28     4  count of elements
-        32     8  float64: root mean square error of float32 arithmetic (results), 0 (inputs)
-        40     -  elements
+         0    40  name, "op.array", zero-padded
+        40     4  type: 0 int32, 1 float32, 2 float64
+        44     4  count of elements
+        48     8  float64: root mean square error of float32 arithmetic (results), 0 (inputs)
+        56     -  elements
 """
 import functools
 import math
@@ -151,7 +151,7 @@ def write_array(f, name, values, error=0.0):
     kind = {torch.int64: 0, torch.float32: 1, torch.float64: 2}[values.dtype]
     if kind == 0:  # words of 32 bits, signed or not
         values = torch.where(values < 2**31, values, values - 2**32).to(torch.int32)
-    f.write(struct.pack("<24siid", name.encode(), kind, len(values), error))
+    f.write(struct.pack("<40siid", name.encode(), kind, len(values), error))
     f.write(values.numpy().tobytes())
 
 

@@ -547,7 +547,8 @@ void checkpoint_save(const char* directory, const run_state* s, const gpt2_confi
     dir_sync(directory);
     entries_clear(parent);
 
-    if (mkdir(aside, 0777)) fatal("cannot make the directory %s: %s", aside, strerror(errno));
+    if (mkdir(aside, 0777))
+        fatal("cannot make the directory %s: %s; choose another place", aside, strerror(errno));
     state_header h = {.version = STATE_VERSION, .model = *c, .run = *s};
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
     h.model_checksum = write_model_file(aside, c, parameters);

@@ -12,8 +12,8 @@ LLMC_BEGIN
 // Model files, llm.c's format (magic 20240326): version 3 holds fp32, version 5 bf16; both are
 // read. Parameters are host arrays of gpt2_tensors() floats, the vocabulary without its padding. A
 // file that is missing, cut short, foreign, or has impossible sizes ends the program with a
-// sentence; so does a failed write, which leaves what `path` held before. bf16 rounds to nearest
-// even.
+// sentence; so does a failed write, which leaves what `path` held before, and a PATH.NUMBER.tmp.
+// bf16 rounds to nearest even.
 void checkpoint_write_model(const char* path, const gpt2_config* c, const float* parameters,
                             const format* how);  // &FORMAT_FP32 or &FORMAT_BF16
 gpt2_config checkpoint_read_config(const char* path);

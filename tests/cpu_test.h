@@ -161,6 +161,13 @@ static inline void copy_values(tensor to, tensor from) {
         memcpy(row_at(to, r), row_at(from, r), to.cols * sizeof(float));
 }
 
+static inline void set_rows(tensor t, int first, int n, float x) {
+    for (int r = first; r < first + n; r++)
+        for (int c = 0; c < t.cols; c++) row_at(t, r)[c] = x;
+}
+
+static inline void set_zero(tensor t) { set_rows(t, 0, t.rows, 0); }
+
 static inline tensor matrix_copy(tensor from) {
     tensor t = array_new(from.rows, from.cols, (int)from.stride - from.cols, from.format);
     copy_values(t, from);
@@ -188,11 +195,11 @@ static inline tensor as_vector(float* x, int n) {
 // ------------------------------------------------------------------------------------------------
 // Checks
 
-// Text for a failure; four live at a time.
+// Text for a failure; eight live at a time.
 __attribute__((format(printf, 1, 2))) static inline const char* text(const char* how, ...) {
-    static char ring[4][256];
+    static char ring[8][256];
     static int next;
-    char* to = ring[next++ % 4];
+    char* to = ring[next++ % 8];
     va_list arguments;
     va_start(arguments, how);
     vsnprintf(to, sizeof ring[0], how, arguments);
@@ -273,11 +280,12 @@ static inline tensor operands_of(tensor from, const format* f) {
 // PyTorch's results: tests/fixtures/ops.bin, whose layout dev/reference.py describes.
 
 typedef struct fixture {
-    char name[24];
+    char name[40];
     int32_t type, count;  // 0 int32, 1 float32, 2 float64
     double error;         // root mean square error of float32 arithmetic
     const void* data;
 } fixture;
+enum { FIXTURE_HEAD = offsetof(fixture, data) };
 
 static char* fixture_file;  // all of it
 
@@ -294,9 +302,9 @@ static inline fixture fixture_find(const char* op, const char* name) {
     }
     const char* wanted = text("%s.%s", op, name);
     fixture x;
-    for (int64_t at = 0; at < size; at += 40 + (int64_t)x.count * width[x.type]) {
-        memcpy(&x, fixture_file + at, 40);
-        x.data = fixture_file + at + 40;
+    for (int64_t at = 0; at < size; at += FIXTURE_HEAD + (int64_t)x.count * width[x.type]) {
+        memcpy(&x, fixture_file + at, FIXTURE_HEAD);
+        x.data = fixture_file + at + FIXTURE_HEAD;
         if (!strcmp(x.name, wanted)) return x;
     }
     fatal("%s: no array %s; run python3 dev/reference.py", path, wanted);

@@ -8,11 +8,11 @@
 
 // A run of a test program is "quick" under the sanitizers, which are an order of magnitude slower:
 // the first argument is `quick`, or TEST_QUICK is set.
-static int test_quick(int argc, char** argv) {
+static inline int test_quick(int argc, char** argv) {
     return getenv("TEST_QUICK") != NULL || (argc > 1 && !strcmp(argv[1], "quick"));
 }
 
-static int machine_has(const char* isa) {
+static inline int machine_has(const char* isa) {
 #ifdef HAVE_avx512
     if (!strcmp(isa, "avx512"))
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -28,7 +28,7 @@ static int machine_has(const char* isa) {
 // Devices that must all give the same bits: every instruction set that is there, and more threads
 // than most work divides by. Returns how many; close each with cpu_close.
 enum { DEVICES_MAX = 4 };
-static int open_devices(backend* device[DEVICES_MAX]) {
+static inline int open_devices(backend* device[DEVICES_MAX]) {
     static const struct {
         const char* isa;
         int threads;
@@ -52,7 +52,7 @@ static const format* const DTYPE[DTYPES] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_
 
 // All parameters in host memory: matrices normal with deviation `spread`, biases 0.1, gains around
 // 1. Free with free().
-static float* random_parameters(const gpt2_config* c, uint64_t seed, double spread) {
+static inline float* random_parameters(const gpt2_config* c, uint64_t seed, double spread) {
     gpt2_tensor table[GPT2_TENSORS];
     float* p = xalloc(gpt2_tensors(c, table), sizeof *p, "test parameters");
     for (int i = 0; i < GPT2_TENSORS; i++) {
@@ -65,12 +65,12 @@ static float* random_parameters(const gpt2_config* c, uint64_t seed, double spre
     return p;
 }
 
-static size_t parameter_count(const gpt2_config* c) {
+static inline size_t parameter_count(const gpt2_config* c) {
     gpt2_tensor table[GPT2_TENSORS];
     return gpt2_tensors(c, table);
 }
 
-static size_t tensor_offset(const gpt2_config* c, const char* name) {
+static inline size_t tensor_offset(const gpt2_config* c, const char* name) {
     gpt2_tensor table[GPT2_TENSORS];
     gpt2_tensors(c, table);
     for (int i = 0; i < GPT2_TENSORS; i++)
@@ -79,7 +79,7 @@ static size_t tensor_offset(const gpt2_config* c, const char* name) {
 }
 
 // A copy of host memory on the device.
-static void* to_device(backend* b, const void* host, size_t bytes) {
+static inline void* to_device(backend* b, const void* host, size_t bytes) {
     void* p = b->alloc(b, bytes, "a test");
     b->upload(b, p, host, bytes);
     return p;

@@ -32,7 +32,7 @@ static struct {
     call_kind kind;
     ino_t inode;
 } calls[200];
-static int call_count, die_at = -1, fail_at = -1;
+static int call_count, die_at = -1, fail_at = -1, fail_removals;
 
 static int call(call_kind kind, const struct stat* s) {
     if (call_count == die_at) kill(getpid(), SIGKILL);
@@ -41,7 +41,7 @@ static int call(call_kind kind, const struct stat* s) {
         calls[call_count].inode = s->st_ino;
     }
     errno = EIO;
-    return call_count++ == fail_at;
+    return call_count++ == fail_at || (fail_removals && kind == CALL_REMOVE);
 }
 
 int mkdir(const char* path, mode_t mode) {
@@ -68,6 +68,8 @@ int remove(const char* path) {
 // ------------------------------------------------------------------------------------------------
 // Files and folders
 
+enum { MODEL_BYTES = 1024 + 4 * 1020, STATE_BYTES = 128 + 8 * 528 };  // of the tiny model below
+
 static unsigned char bytes[1 << 16];  // of the file last read
 
 static size_t read_bytes(const char* path) {
@@ -78,6 +80,7 @@ static size_t read_bytes(const char* path) {
 }
 
 static void write_bytes(const char* path, const void* from, size_t n) {
+    unlink(path);  // ext4 flushes a file that is overwritten, which makes thousands of these slow
     FILE* f = file_open(path, "wb");
     file_write(f, from, n, path);
     file_close(f, path);
@@ -109,11 +112,26 @@ static const char* names_in(const char* path) {
 
 // The path of something in the run's checkpoints/.
 static const char* in_run(const char* name) {
-    static char paths[4][160];
+    static char paths[4][256];
     static int turn;
     char* path = paths[turn++ % 4];
     snprintf(path, sizeof paths[0], "%s/checkpoints%s%s", run, *name ? "/" : "", name);
     return path;
+}
+
+// Whether every folder that bears a checkpoint's name has both files whole.
+static int names_are_complete(void) {
+    char names[4096];
+    snprintf(names, sizeof names, "%s", names_in(in_run("")));
+    for (char* name = strtok(names, " "); name; name = strtok(NULL, " ")) {
+        char file[100];
+        snprintf(file, sizeof file, "%s/model.bin", name);
+        int whole = file_size(in_run(file)) == MODEL_BYTES;
+        snprintf(file, sizeof file, "%s/state.bin", name);
+        whole &= file_size(in_run(file)) == STATE_BYTES;
+        if (!whole && !strstr(name, ".tmp")) return 0;
+    }
+    return 1;
 }
 
 static void check_names(const char* expected, const char* what) {
@@ -127,7 +145,7 @@ static void check_names(const char* expected, const char* what) {
 // 2*4*16.
 
 static const gpt2_config TINY = {.context = 3, .vocab = 5, .layers = 2, .heads = 2, .channels = 4};
-enum { COUNT = 528, PADDING = 492, FILE_VALUES = 1020, STATE_BYTES = 128 + 8 * COUNT };
+enum { COUNT = 528, PADDING = 492, FILE_VALUES = 1020 };
 static const struct {
     const char* name;
     int offset, count, used;
@@ -383,10 +401,11 @@ static void test_model_writing(void) {
     mkdirat(AT_FDCWD, folder, 0777);
     write_case fp16 = {model_path, &FORMAT_FP16, RLIM_INFINITY};
     check_refusal(write_child, &fp16, "fp16", WORDS{model_path, "fp16", "fp32 or bf16"});
-    mkfifo(model_path, 0666);  // stands for any device; a broken check would replace a real one
-    write_case pipe_case = {model_path, &FORMAT_FP32, RLIM_INFINITY};
-    check_refusal(write_child, &pipe_case, "a pipe", WORDS{model_path, "not a regular file"});
-    check_model_refused("a pipe", "not a regular file", "");
+    // It stands for any device: a check that fails to see it would replace a real one.
+    mknod(model_path, S_IFSOCK | 0666, 0);
+    write_case socket = {model_path, &FORMAT_FP32, RLIM_INFINITY};
+    check_refusal(write_child, &socket, "a socket", WORDS{model_path, "not a regular file"});
+    check_model_refused("a socket", "not a regular file", "");
     unlink(model_path);
     write_case nowhere = {"/no/such/file", &FORMAT_FP32, RLIM_INFINITY};
     check_refusal(write_child, &nowhere, "no folder", WORDS{"cannot open /no/such/file"});
@@ -619,12 +638,12 @@ static void check_damage(const char* file, const char* what, const char* words) 
                   WORDS{in_run(file), words, "; delete the folder", "step-000002 to resume from"});
 }
 
-static void damage_byte(const char* file, size_t n, size_t offset, int with) {
+static void damage_byte(const char* file, size_t n, size_t offset, int with, const char* words) {
     char what[80];
     snprintf(what, sizeof what, "%s, byte %zu ^ 0x%02x", file, offset, with);
     bytes[offset] ^= (unsigned char)with;
     write_bytes(in_run(file), bytes, n);
-    check_damage(file, what, "");
+    check_damage(file, what, words);
     bytes[offset] ^= (unsigned char)with;
 }
 
@@ -636,10 +655,10 @@ static void test_damage(void) {
         rng r = rng_at(2, STREAM_INIT, 0, (uint32_t)i);
         size_t n = read_bytes(in_run(files[i]));
         for (size_t at = 0; at < 136; at += i ? 4 : 1)
-            damage_byte(files[i], n, at, 1 << rng_below(&r, 8));
+            damage_byte(files[i], n, at, 1 << rng_below(&r, 8), i || at >= 8 ? "" : "not start");
         for (int j = 0; j < 40; j++)
-            damage_byte(files[i], n, rng_below(&r, (uint32_t)n), 1 << rng_below(&r, 8));
-        damage_byte(files[i], n, n - 1, 0x80);
+            damage_byte(files[i], n, rng_below(&r, (uint32_t)n), 1 << rng_below(&r, 8), "");
+        damage_byte(files[i], n, n - 1, 0x80, "is damaged");
         static const size_t cuts[] = {0, 7, 8, 12, 127, 128, 129, 1023, 1024, 2048, 4351, 5103};
         for (int j = 0; j < 12 && cuts[j] < n; j++) {
             write_bytes(in_run(files[i]), bytes, cuts[j]);
@@ -664,6 +683,9 @@ static void test_damage(void) {
     CHECK_LOADS(-1, "none is left");
     write_bytes(in_run("step-000001"), "x", 1);
     check_refusal(load_child, NULL, "a file", WORDS{in_run("step-000001/state.bin"), "Not a dir"});
+    remove_tree(in_run(""));
+    write_bytes(in_run(""), "x", 1);
+    check_refusal(load_child, NULL, "no folder", WORDS{"cannot read the folder", in_run("")});
     remove_tree(run);
 }
 
@@ -689,15 +711,18 @@ static void test_other_model(void) {
     memcpy(bytes + 120, &checksum, 8);
     write_bytes(in_run("step-000001/state.bin"), bytes, n);
     check_refusal(load_child, NULL, "a later version", WORDS{"has version 2", "reads version 1"});
-    // A sound state.bin beside a model.bin in bf16, which has no checksum of its own.
-    bytes[8] = 1;
+    // A model.bin in bf16 that passes as the right one, its values having no checksum.
+    static unsigned char state[STATE_BYTES];
     float p[COUNT] = {0};
+    memcpy(state, bytes, n);
+    state[8] = 1;
     checkpoint_write_model(in_run("step-000001/model.bin"), &TINY, p, &FORMAT_BF16);
-    checksum = 14695981039346656037u;
-    memcpy(bytes + 104, &checksum, 8);
-    checksum = fnv(bytes, 0, 120);
-    memcpy(bytes + 120, &checksum, 8);
-    write_bytes(in_run("step-000001/state.bin"), bytes, n);
+    read_bytes(in_run("step-000001/model.bin"));
+    checksum = fnv(bytes, 0, 1024);
+    memcpy(state + 104, &checksum, 8);
+    checksum = fnv(state, 0, 120);
+    memcpy(state + 120, &checksum, 8);
+    write_bytes(in_run("step-000001/state.bin"), state, n);
     check_refusal(load_child, NULL, "bf16", WORDS{in_run("step-000001/model.bin"), "is damaged"});
     remove_tree(run);
 }
@@ -763,6 +788,7 @@ static void test_kill_at_calls(void) {
             finished = WIFEXITED(r.status);
             int k = load();
             CHECK(k == newest || k == 9, "killed at call %d: save %d loads", n, k);
+            CHECK(names_are_complete(), "killed at call %d: %s", n, names_in(in_run("")));
             newest = k;  // once the new one is there it stays
             save(0, 5, 10, 2);
             CHECK_LOADS(10, "a save after a killed one");
@@ -777,7 +803,7 @@ static void test_kill_at_calls(void) {
 // Each call fails in turn: one sentence, and the old state loads; a failed removal alone is borne.
 static void test_failing_calls(void) {
     for (int32_t step = 3; step <= 4; step++) {
-        int n = 0, code = 0, borne = 0;
+        int n = 0, code = 0, borne = 0, said_which = 0;
         for (; code != ALL_CALLS_WENT_WELL && n < 100; n++) {
             begin_case();
             save_case c = {step, 9, 2, RLIM_INFINITY, -1, n};
@@ -792,12 +818,28 @@ static void test_failing_calls(void) {
                 CHECK(code >= 0 && !*r.text, "call %d fails: status %x", n, r.status);
             CHECK(k == 9 || (code == 1 && k == 3), "call %d fails: save %d loads", n, k);
             borne += code == 0;
+            said_which |= strstr(r.text, "cannot make the directory") && strstr(r.text, ".tmp: ");
             save(0, 5, 10, 2);
             check_names(step == 3 || k == 3 ? "step-000003 step-000005" : "step-000004 step-000005",
                         "the next save clears all");
         }
+        CHECK(said_which, "the folder that could not be made is named");
         CHECK(code == ALL_CALLS_WENT_WELL && n > 12 && borne > 2, "%d calls, %d borne", n, borne);
     }
+    remove_tree(run);
+}
+
+// Nothing can be removed: saves go well, and keep as many checkpoints as ever.
+static void test_failing_removals(void) {
+    begin_case();
+    fail_removals = 1;
+    save(0, 5, 5, 2);
+    CHECK_LOADS(5, "a save that could remove nothing");
+    check_names(".step-000001.tmp .step-000002.tmp .step-000004.tmp step-000003 step-000005",
+                "nothing could be removed");
+    fail_removals = 0;
+    save(0, 6, 6, 2);
+    check_names("step-000005 step-000006", "the next save removes all");
     remove_tree(run);
 }
 
@@ -859,8 +901,10 @@ static void test_kill_any_time(void) {
     for (int i = 0; i < 50; i++) {
         int wait_for = *done + (int)rng_below(&r, 3);
         pid_t child = fork();
-        if (child == 0)
-            for (int k = *done + 1;; *done = k++) save(0, 1 + k / 2, k, 2);
+        if (child == 0) {
+            for (int k = *done + 1, end = k + 2000; k < end; *done = k++) save(0, 1 + k / 2, k, 2);
+            _exit(0);
+        }
         int ended = 0;
         while (!ended && *done < wait_for) {
             usleep(20);
@@ -970,6 +1014,7 @@ int main(void) {
     test_full_disk();
     test_kill_at_calls();
     test_failing_calls();
+    test_failing_removals();
     test_sync_order();
     test_kill_any_time();
     test_mutations();

@@ -245,8 +245,8 @@ static void check_float64(void) {
         tensor w = fixture_matrix("linear", "w", 7, 0);
         tensor out = matrix_new(5, 7, &FORMAT_FP32), din = matrix_new(5, 270, &FORMAT_FP32);
         tensor dw = array_new(7, 270, 0, &FORMAT_FP32), dbias = vector_new(7);
-        memset(dw.data, 0, 7 * 270 * sizeof(float));
-        memset(dbias.data, 0, 7 * sizeof(float));
+        set_zero(dw);
+        set_zero(dbias);
         prepared* p = b->weight_prepare(b, NULL, w.data, 7, 270, &FORMAT_FP32, &FORMAT_FP32);
         b->matmul_forward(b, out, in, p, fixture_floats("linear", "bias"));
         b->matmul_backward_input(b, din, dout, p);
@@ -281,8 +281,8 @@ static void check_differences(void) {
                     matrix_new(m, n, &FORMAT_FP32)};
     tensor din = matrix_new(m, k, &FORMAT_FP32), dw = array_new(n, k, 0, &FORMAT_FP32);
     tensor dbias = vector_new(n);
-    memset(dw.data, 0, n * k * sizeof(float));
-    memset(dbias.data, 0, n * sizeof(float));
+    set_zero(dw);
+    set_zero(dbias);
     prepared* p = b->weight_prepare(b, NULL, s.w.data, n, k, &FORMAT_FP32, &FORMAT_FP32);
     b->matmul_backward_input(b, din, s.weight, p);
     b->matmul_backward_weight(b, dw.data, dbias.data, s.weight, s.in, p);

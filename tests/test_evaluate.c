@@ -1,0 +1,320 @@
+// Evaluation: pass@k against counting all subsets, the summary of a rollout against hand-computed
+// values, and whole evaluations with verifiers whose verdict is known.
+#include "evaluate.h"
+#include "small_model.h"
+#include "tokenizer.h"
+
+// ---------------------------------------------------------------------------------------------
+// pass@k
+
+// The share of the subsets of k of n samples that hold one of the `right` first ones.
+static double count_subsets(int n, int right, int k) {
+    int subsets = 0, solved = 0;
+    for (unsigned set = 0; set < 1u << n; set++) {
+        if (__builtin_popcount(set) != k) continue;
+        subsets++;
+        solved += (set & ((1u << right) - 1)) != 0;
+    }
+    return (double)solved / subsets;
+}
+
+static void test_pass_at_k(void) {
+    for (int n = 1; n <= 9; n++)
+        for (int right = 0; right <= n; right++)
+            for (int k = 1; k <= n; k++) {
+                char what[64];
+                snprintf(what, sizeof what, "pass@%d, %d of %d right", k, right, n);
+                CHECK_NEAR(evaluate_pass_at_k(n, right, k), count_subsets(n, right, k), 1e-14,
+                           what);
+            }
+    CHECK(evaluate_pass_at_k(8, 0, 8) == 0 && evaluate_pass_at_k(8, 1, 8) == 1, "the ends");
+    CHECK_NEAR(evaluate_pass_at_k(1000, 1, 10), 0.01, 1e-14, "one in a thousand");
+    CHECK_NEAR(evaluate_pass_at_k(1000, 500, 1), 0.5, 1e-14, "a half");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Texts and summaries
+
+static void put_response(batch* d, int s, const char* text, float reward) {
+    d->length[s] = tokenizer_encode(text, d->token + s * d->max_new, d->max_new);
+    d->reward[s] = reward;
+}
+
+static void test_summary(void) {
+    batch* d = batch_create(8, 12, 10, 0);
+    d->prompts = 3;
+    d->group = 2;
+    d->sequences = 6;
+    put_response(d, 0, "12\n", 1);        // a mixed group
+    put_response(d, 1, "1234567890", 0);  // cut off
+    put_response(d, 2, "\n", 0);          // an equal one
+    put_response(d, 3, "3\n", 0);
+    put_response(d, 4, "4\n", 1);  // another
+    put_response(d, 5, "5", 1);
+    for (int i = 0; i < 80; i++) d->entropy[i] = 100;  // of places that are not used
+    for (int s = 0; s < 6; s++)
+        for (int i = 0; i < d->length[s]; i++) d->entropy[s * 10 + i] = (float)(s + 1);
+    reward_summary r = evaluate_summary(d);
+    CHECK_NEAR(r.reward, 0.5, 1e-15, "reward");
+    CHECK_NEAR(r.reward_std, 0.5, 1e-15, "its deviation");
+    CHECK_NEAR(r.response_length, (3 + 10 + 1 + 2 + 2 + 1) / 6.0, 1e-14, "length");
+    CHECK_NEAR(r.truncated, 2 / 6.0, 1e-15, "truncated");
+    CHECK_NEAR(r.zero_std_groups, 2 / 3.0, 1e-15, "groups without deviation");
+    CHECK_NEAR(r.entropy, (3 * 1 + 10 * 2 + 1 * 3 + 2 * 4 + 2 * 5 + 1 * 6) / 19.0, 1e-14,
+               "entropy");
+    d->reward[5] = 0;
+    r = evaluate_summary(d);
+    CHECK_NEAR(r.reward_std, sqrt(2 / 9.0), 1e-15, "deviation of two in six");
+    CHECK_NEAR(r.zero_std_groups, 1 / 3.0, 1e-15, "one group without deviation");
+    batch_free(d);
+}
+
+static void test_texts(void) {
+    batch* d = batch_create(8, 12, 10, 0);
+    task t = task_open("chain");
+    char text[TASK_TEXT_MAX];
+    d->prompts = 4;
+    d->group = 2;
+    d->sequences = 8;
+    evaluate_training_prompts(d, &t, 7, 3);
+    for (int s = 0; s < 8; s++) {
+        char* prompt = evaluate_prompt_text(d, s);
+        task_training_prompt(&t, 7, 3, (uint32_t)(s / 2), text);
+        CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
+        free(prompt);
+    }
+    evaluate_held_out_prompts(d, &t, 7, 30);
+    for (int s = 0; s < 8; s++) {
+        char* prompt = evaluate_prompt_text(d, s);
+        task_held_out_prompt(&t, 7, (uint32_t)(30 + s / 2), text);
+        CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
+        CHECK(task_is_held_out(prompt), "%s is a training prompt", prompt);
+        t.solution(&t, prompt, text);
+        put_response(d, s, strchr(text, '\n') - 2, 0);  // the value alone
+        if (s == 5) d->length[s]--;                     // without its end
+        char* response = evaluate_response_text(d, s);
+        CHECK((int)strlen(response) == (s == 5 ? 2 : 3), "the response is \"%s\"", response);
+        free(response);
+        free(prompt);
+    }
+    evaluate_rewards(d, &t);
+    for (int s = 0; s < 8; s++) CHECK(d->reward[s] == (s != 5), "reward %d: %g", s, d->reward[s]);
+    batch_free(d);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Whole evaluations. The verifiers below judge prompts by a rule that no model is needed for, and
+// note what they were shown.
+
+static struct { int64_t asked, held_out, characters; } seen;
+
+static void look(const char* prompt, const char* response) {
+    seen.asked++;
+    seen.held_out += task_is_held_out(prompt);
+    seen.characters += (int64_t)strlen(response);
+}
+
+static int always(const task* t, const char* prompt, const char* response) {
+    (void)t;
+    look(prompt, response);
+    return 1;
+}
+
+static int never(const task* t, const char* prompt, const char* response) {
+    (void)t;
+    look(prompt, response);
+    return 0;
+}
+
+static int odd_prompts(const task* t, const char* prompt, const char* response) {
+    (void)t;
+    look(prompt, response);
+    return (prompt[0] - '0') % 2;
+}
+
+static int odd_responses(const task* t, const char* prompt, const char* response) {
+    (void)t;
+    look(prompt, response);
+    return strlen(response) % 2;
+}
+
+typedef struct bench {
+    backend* b;
+    rollout* sampler;
+    batch* d;
+    task t;
+} bench;
+
+enum { MAX_NEW = 12, CAPACITY = 64 };
+
+static bench open_bench(int slots, int capacity) {
+    const gpt2_config c = {32, tokenizer_size(), 1, 2, 16};
+    bench e = {.b = cpu_open(1, "auto"), .t = task_open("chain")};
+    float* parameters = random_parameters(&c, 3, 0.3);
+    size_t bytes = parameter_count(&c) * sizeof(float);
+    float* weights = to_device(e.b, parameters, bytes);
+    e.sampler = rollout_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
+                               slots, e.t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
+    e.d = batch_create(capacity, e.t.max_prompt, MAX_NEW, 0);
+    rollout_sync(e.sampler, weights);
+    e.b->release(e.b, weights, bytes);
+    free(parameters);
+    return e;
+}
+
+static void close_bench(bench* e) {
+    batch_free(e->d);
+    rollout_free(e->sampler);
+    cpu_close(e->b);
+}
+
+static evaluate_config settings(void) {
+    return (evaluate_config){.prompts = 100,
+                             .samples = 6,
+                             .k = 4,
+                             .seed = 7,
+                             .step = 2,
+                             .inverse_temperature = 1,
+                             .top_p = 1};
+}
+
+static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
+                            int (*verify)(const task*, const char*, const char*)) {
+    bench e = open_bench(slots, capacity);
+    e.t.verify = verify;
+    memset(&seen, 0, sizeof seen);
+    evaluation found = evaluate_run(e.sampler, e.d, &e.t, c);
+    close_bench(&e);
+    return found;
+}
+
+static void test_known_verdicts(void) {
+    evaluate_config c = settings();
+    task chain = task_open("chain");
+    double odd = 0;
+    for (int i = 0; i < c.prompts; i++) {
+        char text[TASK_TEXT_MAX];
+        task_held_out_prompt(&chain, c.seed, (uint32_t)i, text);
+        odd += (text[0] - '0') % 2 / (double)c.prompts;
+    }
+    evaluation e = evaluated(16, CAPACITY, &c, always);
+    CHECK(e.greedy == 1 && e.pass1 == 1 && e.passk == 1, "all are right");
+    // Each prompt greedily, and each sample; 100 prompts do not divide by what fits at once.
+    CHECK(seen.asked == 100 + 600 && seen.held_out == seen.asked, "%lld asked, %lld held out",
+          (long long)seen.asked, (long long)seen.held_out);
+    CHECK(e.k == 4 && e.prompts == 100, "k and prompts");
+    CHECK(e.tokens == seen.characters, "%lld tokens, %lld seen", (long long)e.tokens,
+          (long long)seen.characters);
+    CHECK(e.response_length > 1 && e.response_length < MAX_NEW, "length %g", e.response_length);
+    e = evaluated(16, CAPACITY, &c, never);
+    CHECK(e.greedy == 0 && e.pass1 == 0 && e.passk == 0, "none is right");
+    e = evaluated(16, CAPACITY, &c, odd_prompts);
+    CHECK(odd > 0.2 && odd < 0.8, "%g of the prompts are odd", odd);
+    CHECK_NEAR(e.greedy, odd, 1e-12, "greedy, by prompt");
+    CHECK_NEAR(e.pass1, odd, 1e-12, "pass@1, by prompt");
+    CHECK_NEAR(e.passk, odd, 1e-12, "pass@k, by prompt");
+}
+
+// Where the verdict hangs on the sample: pass@1 and pass@k from the samples of the same keys.
+static void test_samples(void) {
+    evaluate_config c = settings();
+    c.prompts = 10;  // 60 samples, that fit at once
+    evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
+    bench again = open_bench(16, CAPACITY);
+    sampling how = {.inverse_temperature = 1,
+                    .top_p = 1,
+                    .seed = c.seed,
+                    .stream = STREAM_EVALUATE,
+                    .step = c.step * (uint32_t)c.prompts};
+    again.d->prompts = c.prompts;
+    again.d->group = c.samples;
+    evaluate_held_out_prompts(again.d, &again.t, c.seed, 0);
+    rollout_begin(again.sampler, again.d, &how);
+    while (rollout_step(again.sampler)) {
+    }
+    rollout_end(again.sampler);
+    double pass1 = 0, passk = 0, length = 0;
+    for (int p = 0; p < c.prompts; p++) {
+        int right = 0;
+        for (int i = 0; i < c.samples; i++) {
+            right += again.d->length[p * c.samples + i] % 2;
+            length += again.d->length[p * c.samples + i] / 60.0;
+        }
+        pass1 += right / 60.0;
+        passk += count_subsets(c.samples, right, c.k) / c.prompts;
+    }
+    CHECK_NEAR(e.pass1, pass1, 1e-12, "pass@1");
+    CHECK_NEAR(e.passk, passk, 1e-12, "pass@k");
+    CHECK_NEAR(e.response_length, length, 1e-12, "length of the samples, not of the greedy ones");
+    CHECK(pass1 > 0.1 && pass1 < 0.9 && passk > pass1 && passk < 1, "%g, %g", pass1, passk);
+    close_bench(&again);
+}
+
+static int same_evaluation(const evaluation* a, const evaluation* b) {
+    return a->greedy == b->greedy && a->pass1 == b->pass1 && a->passk == b->passk &&
+           a->tokens == b->tokens;
+}
+
+// Seed and step draw other samples, slots do not; no two samples of a step share their draws.
+static void test_keys(void) {
+    evaluate_config c = settings(), other = c;
+    evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
+    evaluation few = evaluated(3, CAPACITY, &c, odd_responses);
+    CHECK(same_evaluation(&e, &few), "three slots: %g, not %g", few.pass1, e.pass1);
+    other.step++;
+    evaluation step = evaluated(16, CAPACITY, &other, odd_responses);
+    CHECK(step.greedy == e.greedy && step.tokens != e.tokens, "another step, other samples");
+    other = c;
+    other.seed++;
+    evaluation seed = evaluated(16, CAPACITY, &other, odd_responses);
+    CHECK(!same_evaluation(&seed, &e), "another seed, other prompts");
+}
+
+// One prompt again and again, few at a time: no batch may get the draws of another.
+static const char* only_prompt;
+static int lengths[1000];
+
+static void same_problem(const task* t, rng* r, char prompt[TASK_TEXT_MAX]) {
+    (void)t, (void)r;
+    strcpy(prompt, only_prompt);
+}
+
+static int note_length(const task* t, const char* prompt, const char* response) {
+    (void)t, (void)prompt;
+    lengths[seen.asked++] = (int)strlen(response);
+    return 0;
+}
+
+static void test_batches_differ(void) {
+    enum { SAMPLES = 6, PROMPTS = 40 };
+    char text[TASK_TEXT_MAX];
+    bench e = open_bench(SAMPLES, SAMPLES);
+    task_held_out_prompt(&e.t, 7, 0, text);
+    only_prompt = text;
+    e.t.problem = same_problem;
+    e.t.verify = note_length;
+    evaluate_config c = settings();
+    c.prompts = PROMPTS;
+    memset(&seen, 0, sizeof seen);
+    evaluate_run(e.sampler, e.d, &e.t, &c);
+    const int* samples = lengths + PROMPTS;  // the greedy answers come first
+    int greedy = 0, repeated = 0;
+    for (int p = 1; p < PROMPTS; p++) {
+        greedy += lengths[p] == lengths[0];
+        repeated += !memcmp(samples + p * SAMPLES, samples, SAMPLES * sizeof(int));
+    }
+    CHECK(greedy == PROMPTS - 1, "a prompt has one greedy answer");
+    CHECK(repeated <= 1, "%d of %d batches repeat the first", repeated, PROMPTS - 1);
+    close_bench(&e);
+}
+
+int main(void) {
+    test_pass_at_k();
+    test_summary();
+    test_texts();
+    test_known_verdicts();
+    test_samples();
+    test_keys();
+    test_batches_differ();
+    return test_report();
+}

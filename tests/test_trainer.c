@@ -1,0 +1,578 @@
+// The trainer: its gradient is that of the loss it reports, for objectives and aggregations; how a
+// batch is cut leaves no trace; what is not finite changes nothing; loss scaling and stochastic
+// rounding do what they are for.
+#include "refusal.h"
+#include "small_model.h"
+#include "trainer.h"
+
+static int quick;
+
+// ---------------------------------------------------------------------------------------------
+// A model and a batch of random completions, as if a slightly different model had sampled them
+
+enum { PROMPTS = 6, GROUP = 4, SEQUENCES = PROMPTS * GROUP, MAX_PROMPT = 7, MAX_NEW = 12 };
+static const gpt2_config MODEL = {20, 37, 2, 2, 24};
+
+static optimizer_config adamw(const format* f) {
+    return (optimizer_config){.beta1 = 0.9,
+                              .beta2 = 0.95,
+                              .eps = 1e-8,
+                              .weight_decay = 0.01,
+                              .clip = 1,
+                              .format = f,
+                              .seed = 9};
+}
+
+static trainer* make_trainer(backend* b, precision p, const optimizer_config* o, int micro_batch) {
+    trainer* t = trainer_create(b, &MODEL, p, o, micro_batch, MAX_PROMPT + MAX_NEW);
+    float* parameters = random_parameters(&MODEL, 1, 0.2);
+    trainer_load(t, parameters);
+    free(parameters);
+    return t;
+}
+
+static precision fp32(void) { return precision_of(&FORMAT_FP32, &FORMAT_FP32); }
+
+static void random_completions(batch* d, int with_keep) {
+    rng r = rng_at(31, STREAM_PROMPT, 0, 0);
+    d->prompts = PROMPTS;
+    d->group = GROUP;
+    d->sequences = SEQUENCES;
+    for (int p = 0; p < PROMPTS; p++) {
+        d->prompt_length[p] = 1 + p % MAX_PROMPT;
+        for (int i = 0; i < d->prompt_length[p]; i++)
+            d->prompt[p * MAX_PROMPT + i] = (int)rng_below(&r, 36);
+    }
+    for (int s = 0; s < SEQUENCES; s++) {
+        d->length[s] = 1 + (int)rng_below(&r, MAX_NEW);
+        d->advantage[s] = s % 8 ? (float)rng_normal(&r) : 0;
+        for (int i = 0; i < d->length[s]; i++) {
+            size_t at = (size_t)s * MAX_NEW + i;
+            d->token[at] = (int)rng_below(&r, 36);  // token 36 never occurs
+            for (int w = 0; w < d->keep_words && with_keep; w++)
+                d->keep[at * d->keep_words + w] = w == 0 ? rng_u32(&r) : 0;
+            if (with_keep)
+                d->keep[at * d->keep_words + d->token[at] / 32] |= 1u << d->token[at] % 32;
+        }
+    }
+}
+
+// log mu (and the anchor, and log ref) near what the trainer gives: ratios from about 0.7 to 1.4.
+static void random_anchor(trainer* t, batch* d) {
+    rng r = rng_at(32, STREAM_PROMPT, 0, 0);
+    trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 1, d->anchor);
+    for (int i = 0; i < SEQUENCES * MAX_NEW; i++) {
+        d->anchor[i] += (float)(0.15 * rng_normal(&r));
+        if (d->anchor[i] > -0.01f) d->anchor[i] = -0.01f;
+        d->log_mu[i] = d->anchor[i];
+        d->log_ref[i] = d->anchor[i] + (float)(0.15 * rng_normal(&r));
+        d->entropy[i] = 1;
+    }
+}
+
+static batch* random_batch(backend* b, int keep_words) {
+    batch* d = batch_create(SEQUENCES, MAX_PROMPT, MAX_NEW, keep_words);
+    optimizer_config o = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &o, SEQUENCES);
+    random_completions(d, keep_words > 0);
+    random_anchor(t, d);
+    trainer_free(t);
+    return d;
+}
+
+static trainer_update_result update(trainer* t, batch* d, const objective* o, double lr) {
+    return trainer_update(t, d, 0, d->sequences, o, AGGREGATE_TOKEN_MEAN, 1, lr);
+}
+
+// What a trainer holds, in host memory: parameters, both moments, gradients.
+typedef struct snapshot {
+    float *parameters, *m, *v, *gradients;
+    size_t count;
+} snapshot;
+
+static snapshot snapshot_of(const trainer* t) {
+    snapshot s = {.count = t->count};
+    size_t bytes = t->count * sizeof(float);
+    s.parameters = xalloc(4 * t->count, sizeof(float), "a snapshot");
+    s.m = s.parameters + t->count;
+    s.v = s.m + t->count;
+    s.gradients = s.v + t->count;
+    trainer_save(t, s.parameters);
+    t->b->download(t->b, s.m, t->optimizer->m, bytes);
+    t->b->download(t->b, s.v, t->optimizer->v, bytes);
+    t->b->download(t->b, s.gradients, t->optimizer->gradients.all, bytes);
+    return s;
+}
+
+static int same_state(const snapshot* a, const snapshot* b) {  // the gradients apart
+    return !memcmp(a->parameters, b->parameters, 3 * a->count * sizeof(float));
+}
+
+// ---------------------------------------------------------------------------------------------
+// No bit depends on micro-batches, threads, instruction set
+
+typedef struct trace {
+    snapshot end;
+    float log_pi[2][SEQUENCES * MAX_NEW];
+    trainer_update_result result[4];
+} trace;
+
+// Two passes over the batch in two mini-batches, of 10 and 14 sequences.
+static trace run_updates(backend* b, precision p, int micro_batch, batch* d, const objective* o) {
+    trace r = {.end = {.count = 0}};
+    optimizer_config config = adamw(&FORMAT_FP32);
+    config.loss_scaling = p.linear == &FORMAT_FP16;
+    trainer* t = make_trainer(b, p, &config, micro_batch);
+    for (int pass = 0; pass < 2; pass++) {
+        memset(d->log_pi, 0, sizeof r.log_pi[pass]);
+        for (int half = 0; half < 2; half++)
+            r.result[2 * pass + half] = trainer_update(t, d, 10 * half, half ? 14 : 10, o,
+                                                       AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1.25f, 2e-3);
+        memcpy(r.log_pi[pass], d->log_pi, sizeof r.log_pi[pass]);
+    }
+    r.end = snapshot_of(t);
+    trainer_free(t);
+    return r;
+}
+
+static void check_same_trace(const trace* a, const trace* e, const char* what) {
+    CHECK(same_state(&a->end, &e->end), "%s: parameters and moments", what);
+    CHECK(!memcmp(a->log_pi, e->log_pi, sizeof a->log_pi), "%s: log pi", what);
+    for (int i = 0; i < 4; i++) {
+        const trainer_update_result *x = &a->result[i], *y = &e->result[i];
+        CHECK(x->loss == y->loss && x->grad_norm == y->grad_norm && x->masked == y->masked &&
+                  x->corrective == y->corrective && x->tokens == y->tokens && !x->skipped,
+              "%s: result %d, loss %.17g and %.17g", what, i, x->loss, y->loss);
+    }
+}
+
+static void test_bits(void) {
+    static const int micro_batches[] = {1, 3, 64};
+    backend* device[DEVICES_MAX];
+    int devices = open_devices(device);
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    for (int k = 0; k < 2; k++) {
+        batch* d = random_batch(device[0], 2 * k);
+        for (int i = 0; i < DTYPES; i++) {
+            precision p = precision_of(DTYPE[i], k ? &FORMAT_BF16 : &FORMAT_FP32);
+            trace e = run_updates(device[0], p, 7, d, &o);
+            for (int j = 0; j < 3 + devices - 1; j++) {
+                char what[96];
+                backend* b = device[j < 3 ? 0 : j - 2];
+                int micro_batch = j < 3 ? micro_batches[j] : 5;
+                if (quick && j > 3) break;
+                snprintf(what, sizeof what, "%s, micro-batch %d, %s", DTYPE[i]->name, micro_batch,
+                         b->name);
+                trace found = run_updates(b, p, micro_batch, d, &o);
+                check_same_trace(&found, &e, what);
+                free(found.end.parameters);
+            }
+            free(e.end.parameters);
+        }
+        batch_free(d);
+    }
+    for (int i = 0; i < devices; i++) cpu_close(device[i]);
+}
+
+// The log pi that an update writes is the trainer's before it; other weights give another one.
+static void test_logprobs(void) {
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config, 5);
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    const size_t bytes = SEQUENCES * MAX_NEW * sizeof(float);
+    float *before = xalloc(bytes, 1, "log pi"), *other = xalloc(bytes, 1, "log pi");
+    gpt2_weights* reference = gpt2_weights_create(b, &MODEL, t->weights->precision);
+    gpt2_weights_sync(reference, t->parameters);
+    trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 0.8f, before);
+    trainer_update_result u = trainer_update(t, d, 0, SEQUENCES, &o, AGGREGATE_TOKEN_MEAN, 0.8f, 1);
+    int64_t tokens = 0;
+    for (int s = 0; s < SEQUENCES; s++) {
+        size_t at = (size_t)s * MAX_NEW;
+        tokens += d->prompt_length[s / GROUP] + d->length[s] - 1;
+        CHECK(!memcmp(d->log_pi + at, before + at, d->length[s] * 4), "sequence %d", s);
+    }
+    CHECK(u.tokens == tokens, "%lld tokens run, not %lld", (long long)u.tokens, (long long)tokens);
+    trainer_logprobs(t, t->weights, d, 3, 9, 0.8f, other);
+    for (int s = 0; s < SEQUENCES; s++) {
+        size_t at = (size_t)s * MAX_NEW;
+        int written = s >= 3 && s < 12;
+        CHECK((other[at] != 0) == written, "sequence %d is written: %d", s, !written);
+        CHECK(other[at] != before[at], "sequence %d is as before the update", s);
+    }
+    gpt2_weights* w = reference;
+    trainer_logprobs(t, w, d, 0, SEQUENCES, 0.8f, other);
+    for (int s = 0; s < SEQUENCES; s++)
+        CHECK_SAME(other[s * MAX_NEW], before[s * MAX_NEW], "the reference's log-probability");
+    gpt2_weights_free(reference);
+    trainer_free(t);
+    batch_free(d);
+    free(before);
+    free(other);
+    cpu_close(b);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Loss and gradient
+
+// The loss at parameters + step * direction, nothing moved.
+static double loss_at(trainer* t, batch* d, const objective* o, aggregate_kind aggregate,
+                      const float* parameters, const float* direction, double step) {
+    float* moved = xalloc(t->count, sizeof *moved, "parameters");
+    for (size_t i = 0; i < t->count; i++) moved[i] = (float)(parameters[i] + step * direction[i]);
+    trainer_load(t, moved);
+    free(moved);
+    return trainer_update(t, d, 0, SEQUENCES, o, aggregate, 0.9f, 0).loss;
+}
+
+// Along the gradient the loss changes by the square of its norm. Half of the tokens carry a ratio
+// away from 1, so masks, clips and corrections take part.
+static void check_slope(backend* b, batch* d, const objective* o, aggregate_kind aggregate,
+                        const char* what) {
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &config, 5);
+    snapshot s = snapshot_of(t);
+    trainer_update_result u = trainer_update(t, d, 0, SEQUENCES, o, aggregate, 0.9f, 0);
+    snapshot after = snapshot_of(t);
+    double squares = 0, h = 1e-3 / u.grad_norm;
+    CHECK(!memcmp(after.parameters, s.parameters, s.count * 4), "%s: lr 0 moves nothing", what);
+    for (size_t i = 0; i < s.count; i++) squares += (double)after.gradients[i] * after.gradients[i];
+    CHECK_NEAR(u.grad_norm, sqrt(squares), 1e-6 * u.grad_norm, what);
+    double up = loss_at(t, d, o, aggregate, s.parameters, after.gradients, h);
+    double down = loss_at(t, d, o, aggregate, s.parameters, after.gradients, -h);
+    double slope = (up - down) / (2 * h * squares);
+    // The step moves the loss by 2e-3 of its gradient, known to 1e-7; seen: 4e-5.
+    CHECK_NEAR(slope, 1, 2e-4, what);
+    CHECK(u.grad_norm > 1e-3, "%s: the gradient is %g", what, u.grad_norm);
+    free(s.parameters);
+    free(after.parameters);
+    trainer_free(t);
+}
+
+static void test_slopes(void) {
+    static const objective_kind kinds[] = {
+        OBJECTIVE_SFT,       OBJECTIVE_REINFORCE, OBJECTIVE_PG_IS,   OBJECTIVE_GRPO,
+        OBJECTIVE_SPO,       OBJECTIVE_DPPO_TV,   OBJECTIVE_DPPO_KL, OBJECTIVE_DRPO,
+        OBJECTIVE_DRPO_MASK, OBJECTIVE_DRPO_NOABS};
+    backend* b = cpu_open(1, "auto");
+    for (int k = 0; k < 2; k++) {
+        batch* d = random_batch(b, 2 * k);
+        for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+            for (int a = 0; a < 3; a++) {
+                char what[96];
+                objective o = objective_defaults(kinds[i]);
+                o.delta /= 8;  // so that some tokens are beyond it
+                snprintf(what, sizeof what, "%s, %s, keep sets %d", OBJECTIVE_NAMES[kinds[i]],
+                         AGGREGATE_NAMES[a], k);
+                check_slope(b, d, &o, (aggregate_kind)a, what);
+            }
+        batch_free(d);
+    }
+    cpu_close(b);
+}
+
+// The loss itself, and the fractions, summed by hand from the log pi that the update reports.
+static void test_result(void) {
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &config, 5);
+    objective o = objective_defaults(OBJECTIVE_GRPO);
+    enum { FIRST = 8, COUNT = 12 };
+    trainer_update_result u =
+        trainer_update(t, d, FIRST, COUNT, &o, AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1, 0);
+    double loss = 0, masked = 0, corrective = 0, tokens = 0;
+    for (int s = FIRST; s < FIRST + COUNT; s++)
+        for (int i = 0; i < d->length[s]; i++) {
+            size_t at = (size_t)s * MAX_NEW + i;
+            coefficient c = objective_token(&o, d->advantage[s], d->log_pi[at], d->anchor[at], 0);
+            loss += c.loss / d->length[s] / COUNT;
+            masked += c.masked;
+            corrective += c.corrective;
+            tokens++;
+        }
+    CHECK_NEAR(u.loss, loss, 1e-12, "the loss");
+    CHECK_NEAR(u.masked, masked / tokens, 1e-12, "masked");
+    CHECK_NEAR(u.corrective, corrective / tokens, 1e-12, "corrective");
+    CHECK(masked > 0, "some tokens are masked");
+    // The metrics of the same sequences.
+    mismatch m = trainer_mismatch(d, FIRST, COUNT, 0.01);
+    double largest = 0;
+    for (int s = FIRST; s < FIRST + COUNT; s++)
+        for (int i = 0; i < d->length[s]; i++)
+            largest = fmax(largest,
+                           fabs((double)d->log_pi[s * MAX_NEW + i] - d->log_mu[s * MAX_NEW + i]));
+    CHECK(m.logp_diff_max == largest, "largest difference %g, not %g", m.logp_diff_max, largest);
+    CHECK(m.entropy == 1, "the sampler's entropy is %g", m.entropy);
+    trainer_free(t);
+    batch_free(d);
+    cpu_close(b);
+}
+
+// Where a token is not in any keep set, its logit has no gradient, and does not matter.
+static void test_keep_sets(void) {
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 2);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &config, 5);
+    objective o = objective_defaults(OBJECTIVE_SFT);
+    enum { OUTSIDE = 36, INSIDE = 3 };  // random_completions keeps 0 to 31 at random, and targets
+    float before[SEQUENCES * MAX_NEW];
+    update(t, d, &o, 0);
+    memcpy(before, d->log_pi, sizeof before);
+    snapshot s = snapshot_of(t);
+    double outside = 0, inside = 0;
+    for (int i = 0; i < MODEL.channels; i++) {
+        outside += fabsf(s.gradients[OUTSIDE * MODEL.channels + i]);
+        inside += fabsf(s.gradients[INSIDE * MODEL.channels + i]);
+        s.parameters[OUTSIDE * MODEL.channels + i] += 5;
+    }
+    CHECK(outside == 0 && inside > 0, "gradients outside %g, inside %g", outside, inside);
+    trainer_load(t, s.parameters);
+    update(t, d, &o, 0);
+    CHECK(!memcmp(before, d->log_pi, sizeof before), "a logit outside changes log pi");
+    free(s.parameters);
+    trainer_free(t);
+    batch_free(d);
+    cpu_close(b);
+}
+
+// ---------------------------------------------------------------------------------------------
+// What is not finite
+
+static void test_skipping(void) {
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &config, 5);
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    update(t, d, &o, 1e-3);  // so that the moments are not 0
+    for (int i = 0; i < 3; i++) {
+        snapshot before = snapshot_of(t);
+        optimizer_state was = t->optimizer->state;
+        float kept = d->advantage[5];
+        d->advantage[5] = bad[i];
+        trainer_update_result u = update(t, d, &o, 1e-3);
+        d->advantage[5] = kept;
+        snapshot after = snapshot_of(t);
+        const optimizer_state* now = &t->optimizer->state;
+        CHECK(u.skipped == 1 && !isfinite(u.grad_norm), "advantage %g: not skipped", bad[i]);
+        CHECK(same_state(&before, &after), "advantage %g: something moved", bad[i]);
+        CHECK(now->updates == was.updates && now->attempts == was.attempts + 1 &&
+                  now->skipped_in_row == i + 1 && now->loss_scale == 1,
+              "advantage %g: the optimizer's state", bad[i]);
+        free(before.parameters);
+        free(after.parameters);
+    }
+    trainer_update_result u = update(t, d, &o, 1e-3);
+    CHECK(!u.skipped && t->optimizer->state.skipped_in_row == 0, "a clean step after them");
+    trainer_free(t);
+    batch_free(d);
+    cpu_close(b);
+}
+
+static void diverge(const void* unused) {
+    (void)unused;
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &config, 5);
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    d->advantage[0] = NAN;
+    for (int i = 0; i < OPTIMIZER_PATIENCE - 1; i++) update(t, d, &o, 1e-3);
+    d->advantage[0] = 0;
+    update(t, d, &o, 1e-3);  // a clean step restores the patience
+    d->advantage[0] = NAN;
+    for (int i = 0; i < OPTIMIZER_PATIENCE - 1; i++) update(t, d, &o, 1e-3);
+    fprintf(stderr, "train_gpt2_rl: so far so good; ");
+    update(t, d, &o, 1e-3);
+}
+
+static void test_patience(void) {
+    check_refusal(
+        diverge, NULL, "a diverged run",
+        (const char* [REFUSAL_WORDS]){"so far so good; train_gpt2_rl: ", "20 steps", "lower --lr"});
+}
+
+// ---------------------------------------------------------------------------------------------
+// Loss scaling
+
+static double relative_distance(const float* a, double scale, const float* e, size_t n) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += (a[i] / scale - e[i]) * (a[i] / scale - e[i]);
+        size += (double)e[i] * e[i];
+    }
+    return sqrt(difference / size);
+}
+
+// Gradients of 1e-8 and less are lost in fp16; times the loss scale they are not.
+static void test_loss_scaling_rescues(void) {
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    for (int s = 0; s < SEQUENCES; s++) d->advantage[s] *= 1e-6f;
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* exact = make_trainer(b, fp32(), &config, 64);
+    double norm = update(exact, d, &o, 0).grad_norm;
+    snapshot e = snapshot_of(exact);
+    for (int scaling = 0; scaling < 2; scaling++) {
+        config.loss_scaling = scaling;
+        trainer* t = make_trainer(b, precision_of(&FORMAT_FP16, &FORMAT_FP16), &config, 64);
+        trainer_update_result u = update(t, d, &o, 0);
+        snapshot s = snapshot_of(t);
+        double x = relative_distance(s.gradients, scaling ? 65536 : 1, e.gradients, s.count);
+        // fp16 has a roundoff of 2^-11; see test_gpt2.c for the factor.
+        CHECK(scaling ? x < 8 * 0x1p-11 : x > 0.2, "loss scaling %d: error %g", scaling, x);
+        // The norm that is reported is that of the gradient itself.
+        if (scaling) CHECK_NEAR(u.grad_norm, norm, 0.01 * norm, "the gradient's norm");
+        free(s.parameters);
+        trainer_free(t);
+    }
+    free(e.parameters);
+    trainer_free(exact);
+    batch_free(d);
+    cpu_close(b);
+}
+
+// The scale halves while gradients overflow, the steps are skipped, and then training goes on; it
+// doubles after 200 clean steps.
+static void test_loss_scale(void) {
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    config.loss_scaling = 1;
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    trainer* t = make_trainer(b, precision_of(&FORMAT_FP16, &FORMAT_FP32), &config, 64);
+    const optimizer_state* s = &t->optimizer->state;
+    CHECK(s->loss_scale == 65536, "the first scale is %g", s->loss_scale);
+    for (int i = 0; i < SEQUENCES; i++) d->advantage[i] *= 1000;
+    int skipped = 0;
+    while (update(t, d, &o, 0).skipped) {
+        skipped++;
+        CHECK(s->loss_scale == ldexp(65536, -skipped), "after %d skips: %g", skipped,
+              s->loss_scale);
+        if (skipped == 20) break;
+    }
+    CHECK(skipped > 2 && skipped < 16, "%d steps were skipped", skipped);
+    CHECK(s->updates == 1 && s->attempts == skipped + 1, "one step was taken");
+    double scale = s->loss_scale;
+    for (int i = 0; i < SEQUENCES; i++) d->advantage[i] /= 10000;
+    for (int i = 1; i < 200; i++) {
+        update(t, d, &o, 0);
+        if (i % 50 == 0 || i == 198)
+            CHECK(s->loss_scale == scale, "after %d steps: %g", i + 1, s->loss_scale);
+    }
+    CHECK(s->loss_scale == 2 * scale, "after 200 clean steps: %g", s->loss_scale);
+    trainer_free(t);
+    batch_free(d);
+    cpu_close(b);
+}
+
+// ---------------------------------------------------------------------------------------------
+// No master weights
+
+static double dot(const float* a, const float* b, const float* from, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += ((double)a[i] - from[i]) * ((double)b[i] - from[i]);
+    return sum;
+}
+
+// Steps far below half a bf16 step: rounded to nearest, nothing would ever move. Rounded
+// stochastically, every parameter stays a bf16 number and on average moves as fp32 masters do.
+static void test_stochastic_rounding(void) {
+    enum { STEPS = 40 };
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    objective o = objective_defaults(OBJECTIVE_SFT);
+    precision p = precision_of(&FORMAT_BF16, &FORMAT_FP32);
+    optimizer_config masters = adamw(&FORMAT_FP32), none = adamw(&FORMAT_BF16);
+    masters.weight_decay = none.weight_decay = 0;
+    trainer *with = make_trainer(b, p, &masters, 64), *without = make_trainer(b, p, &none, 64);
+    snapshot start = snapshot_of(without);
+    trainer_load(with, start.parameters);
+    double first = update(without, d, &o, 0).loss, last = 0;
+    for (int i = 0; i < STEPS; i++) {
+        update(with, d, &o, 1e-5);
+        last = update(without, d, &o, 1e-5).loss;
+    }
+    snapshot a = snapshot_of(with), e = snapshot_of(without);
+    size_t n = start.count, outside = 0, moved = 0;
+    for (size_t i = 0; i < n; i++) {
+        outside += format_round(e.parameters[i], &FORMAT_BF16) != e.parameters[i];
+        moved += e.parameters[i] != start.parameters[i];
+    }
+    CHECK(outside == 0, "%zu parameters are not bf16", outside);
+    // 40 steps of 1e-5 against bf16 steps of about 1e-3 at 0.2: a third of the parameters move.
+    CHECK(moved > n / 10 && moved < n * 9 / 10, "%zu of %zu parameters moved", moved, n);
+    // In the direction of the masters' way, and as far: the sum of n = 15,000 independent
+    // roundings, each of deviation about the square root of (way * bf16 step), has a deviation of 1
+    // %.
+    double way = dot(a.parameters, a.parameters, start.parameters, n);
+    double share = dot(e.parameters, a.parameters, start.parameters, n) / way;
+    CHECK_NEAR(share, 1, 0.08, "the way along the masters'");
+    CHECK(last < first, "the loss goes from %g to %g", first, last);
+    free(start.parameters);
+    free(a.parameters);
+    free(e.parameters);
+    trainer_free(with);
+    trainer_free(without);
+    batch_free(d);
+    cpu_close(b);
+}
+
+// Loading rounds to the optimizer's format; saving gives back what was loaded.
+static void test_load(void) {
+    backend* b = cpu_open(1, "auto");
+    size_t n = parameter_count(&MODEL), wrong = 0;
+    float *parameters = random_parameters(&MODEL, 8, 0.2), *back = xalloc(n, 4, "parameters");
+    for (int k = 0; k < 2; k++) {
+        const format* f = k ? &FORMAT_FP16 : &FORMAT_FP32;
+        optimizer_config config = adamw(f);
+        trainer* t = make_trainer(b, fp32(), &config, 2);
+        trainer_load(t, parameters);
+        trainer_save(t, back);
+        for (size_t i = 0; i < n; i++) wrong += back[i] != format_round(parameters[i], f);
+        trainer_free(t);
+    }
+    CHECK(wrong == 0, "%zu parameters come back wrong", wrong);
+    free(parameters);
+    free(back);
+    cpu_close(b);
+}
+
+static void test_memory(void) {
+    backend* b = cpu_open(1, "auto");
+    objective o = objective_defaults(OBJECTIVE_SFT);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    size_t before = 0;
+    for (int i = 0; i < 2; i++) {  // the first time scratch memory grows
+        before = b->allocated;
+        batch* d = random_batch(b, 2);
+        trainer* t = make_trainer(b, fp32(), &config, 5);
+        update(t, d, &o, 0);
+        trainer_free(t);
+        batch_free(d);
+    }
+    CHECK(b->allocated == before, "%zu bytes stay", b->allocated - before);
+    cpu_close(b);
+}
+
+int main(int argc, char** argv) {
+    quick = test_quick(argc, argv);
+    test_bits();
+    test_logprobs();
+    test_slopes();
+    test_result();
+    test_keep_sets();
+    test_skipping();
+    test_patience();
+    test_loss_scaling_rescues();
+    test_loss_scale();
+    test_stochastic_rounding();
+    test_load();
+    test_memory();
+    return test_report();
+}
