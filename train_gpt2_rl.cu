@@ -54,7 +54,7 @@ typedef struct settings {
 
 static settings S = {
     .depth = 3, .heads = 4, .channels = 64, .context = 64, .init = "", .task = "chain",
-    .device = 0, .isa = 0, .threads = 0, .steps = 80, .resume = 0, .checkpoint_every = 20,
+    .device = 0, .isa = 0, .threads = 0, .steps = 100, .resume = 0, .checkpoint_every = 20,
     .checkpoint_keep = 2, .seed = 1, .out = "",
     .warmup_steps = 1600, .warmup_batch = 128, .warmup_lr = 4e-3, .warmup_cache = "",
     .eval_every = 20, .eval_prompts = 512, .eval_samples = 8, .eval_k = 8,
@@ -64,7 +64,7 @@ static settings S = {
     .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
     .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
     .updates = 2, .epochs = 1, .micro_batch = 32, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
-    .lr = 2e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
+    .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
     .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
     .kv_dtype = 0, .master_weights = 1,
 };
