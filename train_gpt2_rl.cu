@@ -52,6 +52,7 @@ typedef struct settings {
     int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
 } settings;
 
+// clang-format off
 static settings S = {
     .depth = 3, .heads = 4, .channels = 64, .context = 64, .init = "", .task = "chain",
     .device = 0, .isa = 0, .threads = 0, .steps = 100, .resume = 0, .checkpoint_every = 20,
@@ -152,6 +153,7 @@ static option OPTIONS[] = {
      NULL},
     GROUP(NULL),
 };
+// clang-format on
 
 static const format* dtype(int choice) { return format_find(DTYPES[choice]); }
 static const format* dtype_or(int choice, const format* same) {
@@ -266,10 +268,13 @@ static void warmup_examples(batch* d, const task* t, int step) {
 
 // What the result of the warm-up depends on, as text; its hash names the file in the cache.
 static char* warmup_key(const run* r) {
-    return xprintf("arithmetic %d\nmodel %d %d %d %d %d\ntask %s\nseed %llu\nsteps %d batch %d lr %.17g",
+    optimizer_config o = warmup_optimizer();
+    return xprintf("arithmetic %d, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
+                   "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
                    ARITHMETIC_VERSION, r->model.layers, r->model.heads, r->model.channels,
                    r->model.context, r->model.vocab, S.task, (unsigned long long)S.seed,
-                   S.warmup_steps, S.warmup_batch, S.warmup_lr);
+                   S.warmup_steps, WARMUP_LR_STEPS, S.warmup_batch, S.warmup_lr, o.beta1, o.beta2,
+                   o.eps, o.weight_decay, o.clip);
 }
 
 static char* warmup_cache_path(const run* r) {
@@ -287,6 +292,7 @@ static void warmup_train(run* r) {
     double start = clock_seconds(), last = start;
     int64_t tokens = 0, first = r->state.warmup_step;
     while (r->state.warmup_step < S.warmup_steps) {
+        stop_if_interrupted(r);  // not after the last step: then the state is RL's, not the warm-up's
         int step = r->state.warmup_step++;
         double lr = schedule_lr(SCHEDULE_COSINE, S.warmup_lr, step, WARMUP_LR_STEPS, S.warmup_steps);
         warmup_examples(d, &r->task, step);
@@ -309,7 +315,6 @@ static void warmup_train(run* r) {
                       S.warmup_steps, u.loss, tokens / (now - start));
             last = now;
         }
-        stop_if_interrupted(r);
     }
     log_print(r->log, "warm-up took %.1f s, %.0f tokens/s", clock_seconds() - start,
               tokens / (clock_seconds() - start));
@@ -797,6 +802,7 @@ int main(int argc, char** argv) {
     signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence
 
     begin(&r);
+    stop_if_interrupted(&r);
     if (r.state.step >= S.steps && S.resume) log_print(r.log, "the run is complete");
     if (r.state.step == 0) {
         evaluate(&r);

@@ -1,10 +1,11 @@
 // What the tests of the CPU device share: the devices under test, guarded arrays, exact comparison,
 // the contract's orders in their plainest form, PyTorch's results, finite differences.
 //
-// The method: each op has a naive version in its test, which computes every element by itself, in the
-// order that backend.h states, with formats given point by point. Every device must give the same
-// bits. Equality for all shapes is then also independence of other rows, of a row's place, of tiles,
-// threads and vector width; and a naive version with one rounding point left out must differ.
+// The method: each op has a naive version in its test, which computes every element by itself, in
+// the order that backend.h states, with formats given point by point. Every device must give the
+// same bits. Equality for all shapes is then also independence of other rows, of a row's place, of
+// tiles, threads and vector width; and a naive version with one rounding point left out must
+// differ.
 #ifndef CPU_TEST_H
 #define CPU_TEST_H
 
@@ -14,11 +15,14 @@
 #include "test.h"
 
 // ------------------------------------------------------------------------------------------------
-// Devices: every instruction set of this machine and build, with several numbers of threads.
+// Devices: every instruction set of this machine and build, with several numbers of threads; with
+// the first two of them where TEST_QUICK is set, as under the sanitizers.
 
+static const char* const ISAS[] = {"c", "avx2", "avx512"};
+static const int THREADS[] = {1, 3, 2, 5};
 enum { DEVICES_MAX = 12 };
 static backend* devices[DEVICES_MAX];
-static int device_count, device_step;  // devices of one instruction set lie together, device_step each
+static int device_count, device_step;  // devices of one instruction set lie together: device_step
 
 static inline int isa_here(const char* isa) {
 #ifdef HAVE_avx512
@@ -34,16 +38,13 @@ static inline int isa_here(const char* isa) {
 }
 
 static inline void devices_open(void) {
-    static const char* const isas[] = {"c", "avx2", "avx512"};
-    static const int threads[] = {1, 2, 3, 5};
-#ifdef _OPENMP
-    device_step = 4;
-#else
+    device_step = getenv("TEST_QUICK") ? 2 : 4;
+#ifndef _OPENMP
     device_step = 1;
 #endif
     for (int i = 0; i < 3; i++)
-        for (int t = 0; isa_here(isas[i]) && t < device_step; t++)
-            devices[device_count++] = cpu_open(threads[t], isas[i]);
+        for (int t = 0; isa_here(ISAS[i]) && t < device_step; t++)
+            devices[device_count++] = cpu_open(THREADS[t], ISAS[i]);
 }
 
 static inline void devices_close(void) {
@@ -227,8 +228,8 @@ static inline void check_same(tensor actual, tensor expected, const char* name, 
     int fits = 1;
     for (r = 0; r < actual.rows; r++)
         for (c = 0; c < actual.cols; c++)
-            fits &= same_bits(row_at(actual, r)[c],
-                              format_round(row_at(actual, r)[c], actual.format));
+            fits &=
+                same_bits(row_at(actual, r)[c], format_round(row_at(actual, r)[c], actual.format));
     CHECK(fits, "%s: %s is not in %s (%s)", what, name, actual.format->name, b->name);
 }
 
@@ -328,19 +329,20 @@ static inline int* fixture_ints(const char* op, const char* name) {
     return fixture_matrix(op, name, 1, 0).data;
 }
 
-// Against float64: the root mean square error may be at most twice that of ordinary fp32 arithmetic,
-// measured on the same values by PyTorch in float32. Equal would be right on average; twice, because
-// the error of few elements is itself a matter of chance.
+// Against float64: the root mean square error may be at most twice that of ordinary fp32
+// arithmetic, measured on the same values by PyTorch in float32. Equal would be right on average;
+// twice, because the error of few elements is itself a matter of chance.
 static inline void check_fixture(tensor actual, const char* op, const char* name,
                                  const backend* b) {
     fixture x = fixture_find(op, name);
-    const double* expected = x.data;
-    double square = 0;
+    double square = 0, *expected = xalloc(x.count, sizeof *expected, "expected values");
+    memcpy(expected, x.data, x.count * sizeof *expected);  // they lie unaligned
     CHECK(x.count == actual.rows * actual.cols, "%s.%s has %d elements", op, name, x.count);
     for (int i = 0; i < x.count; i++) {
         double error = row_at(actual, i / actual.cols)[i % actual.cols] - expected[i];
         square += error * error;
     }
+    free(expected);
     double error = sqrt(square / x.count);
     CHECK(error <= 2 * x.error, "%s.%s: error %.3g, that of ordinary fp32 %.3g (%s)", op, name,
           error, x.error, b->name);
@@ -386,10 +388,10 @@ static inline tensor weight_grid(int rows, int cols) {
 enum { DIFFERENCE_DIRECTIONS = 12, DIFFERENCE_COORDINATES = 4 };
 #define DIFFERENCE_STEP 0x1p-6f
 
-// Compares the gradient of the loss by x with central differences of fourth order, in directions that
-// move a few elements by one step h each way. The differences err by h^4 / 30 times a fifth
-// derivative, below 1e-8 of it; and by the rounding of the outputs: `roundings` of 2^-24 of the terms'
-// size, times 1.5 / h for the formula.
+// Compares the gradient of the loss by x with central differences of fourth order, in directions
+// that move a few elements by one step h each way. The differences err by h^4 / 30 times a fifth
+// derivative, below 1e-8 of it; and by the rounding of the outputs: `roundings` of 2^-24 of the
+// terms' size, times 1.5 / h for the formula.
 static inline void check_slopes(tensor x, tensor gradient, loss_function* loss, const void* context,
                                 double roundings, const char* what) {
     static const int steps[] = {1, -1, 2, -2};

@@ -1,5 +1,5 @@
-// Causal attention over a packed batch, forward and backward, and over a KV cache. See cpu_test.h for
-// the method.
+// Causal attention over a packed batch, forward and backward, and over a KV cache. See cpu_test.h
+// for the method.
 #include "cpu_test.h"
 
 // The rounding points: operands, probabilities, what is written; KV is the cache's own format.
@@ -99,7 +99,8 @@ static void naive_scores(tensor p, tensor ds, int i, const float* stats, float d
     }
 }
 
-// One head of a sequence; dq, dk, dv: its columns of dqkv. Chains from the sequence's start.
+// One head of a sequence; dq, dk, dv: its columns of dqkv. dq is a sum over keys in blocks, as the
+// output is; dk and dv are chains over the queries from the sequence's start.
 static void naive_backward_head(tensor dq, tensor dk, tensor dv, tensor dout, tensor qkv,
                                 tensor out, tensor stats, int heads, int h, const formats* a) {
     int mark = array_count, n = qkv.rows, head_dim = dq.cols;
@@ -116,7 +117,7 @@ static void naive_backward_head(tensor dq, tensor dk, tensor dv, tensor dout, te
     }
     for (int i = 0; i < n; i++)
         for (int c = 0; c < head_dim; c++) {
-            float sum_q = chain(0, row_at(ds, i), 1, (float*)k.data + c, k.stride, i + 1);
+            float sum_q = block_chain(row_at(ds, i), 1, (float*)k.data + c, k.stride, i + 1);
             float sum_k = chain(0, row_at(ds, i) + i, ds.stride, row_at(q, i) + c, q.stride, n - i);
             float sum_v = chain(0, row_at(p, i) + i, p.stride, row_at(d, i) + c, d.stride, n - i);
             row_at(dq, i)[c] = format_round(sum_q * scale, a->f[DQKV]);
@@ -171,8 +172,7 @@ static void check_forward_on(backend* b, const attention_case* c) {
     const char* what = pack_text(&c->p, &c->a);
     tensor out = matrix_new(c->out.rows, c->out.cols, c->out.format);
     tensor stats = array_new(c->stats.rows, c->stats.cols, 0, &FORMAT_FP32);
-    b->attention_forward(b, out, stats.data, c->qkv, c->start, c->sequences, c->p.heads,
-                         c->a.f[Q]);
+    b->attention_forward(b, out, stats.data, c->qkv, c->start, c->sequences, c->p.heads, c->a.f[Q]);
     check_same(out, c->out, "out", what, b);
     check_same(stats, c->stats, "stats", what, b);
     arrays_free(mark, what);
@@ -200,10 +200,11 @@ static void check_case(pack p, formats a, int plain, int first_device, int step)
 }
 
 static void check_shapes(void) {
-    static const pack packs[] = {{1, 1, {1}},       {1, 8, {1, 1, 2}},       {3, 5, {5, 1, 17, 16, 15}},
-                                 {2, 16, {33, 2}},  {1, 20, {48, 31, 7, 1}}, {4, 3, {64}},
-                                 {1, 8, {3, 257}},  {2, 64, {19, 4}},        {1, 80, {2, 18}},
-                                 {1, 100, {1, 20}}, {5, 33, {9, 8}}};
+    static const pack packs[] = {
+        {1, 1, {1}},       {1, 8, {1, 1, 2}},       {3, 5, {5, 1, 17, 16, 15}},
+        {2, 16, {33, 2}},  {1, 20, {48, 31, 7, 1}}, {4, 3, {64}},
+        {1, 8, {3, 530}},  {2, 64, {19, 4}},        {1, 80, {2, 18}},
+        {1, 100, {1, 20}}, {5, 33, {9, 8}}};
     formats a = formats_of(&FORMAT_FP32, &FORMAT_FP32);
     for (size_t i = 0; i < sizeof packs / sizeof *packs; i++) check_case(packs[i], a, 0, 0, 1);
 }
@@ -236,7 +237,8 @@ static void check_rounding_points(void) {
     arrays_free(mark, "rounding points of attention");
 }
 
-// Later tokens and other sequences are skipped, not weighted by zero: NaN there does not come through.
+// Later tokens and other sequences are skipped, not weighted by zero: NaN there does not come
+// through.
 static void check_masking(void) {
     pack p = {2, 20, {18, 40, 3}};
     for (int d = 0; d < device_count; d += device_step) {
@@ -285,8 +287,14 @@ static kv_cache cache_new(int layers, int pages, int slots, int pages_per_slot, 
                           const formats* a) {
     int* table = ints_new(slots * pages_per_slot);
     for (int i = 0; i < slots * pages_per_slot; i++) table[i] = pages - 1;
-    kv_cache kv = {NULL,  layers,         pages,    p->heads, p->head_dim,
-                   table, pages_per_slot, a->f[KV], a->f[K]};
+    kv_cache kv = {.layers = layers,
+                   .pages = pages,
+                   .heads = p->heads,
+                   .head_dim = p->head_dim,
+                   .page_table = table,
+                   .pages_per_slot = pages_per_slot,
+                   .format = a->f[KV],
+                   .operand = a->f[K]};
     kv.data = floats_new(layers * layer_floats(&kv));
     return kv;
 }
@@ -319,8 +327,8 @@ static tensor rows_at_positions(tensor t, const int* position, int n) {
     return to;
 }
 
-// One sequence written to slot 1, pages in random order, rows in random order, in layer 1 of 2; then
-// every position attends, in another order. The bits are those of the packed batch.
+// One sequence written to slot 1, pages in random order, rows in random order, in layer 1 of 2;
+// then every position attends, in another order. The bits are those of the packed batch.
 static void check_cached_on(backend* b, const attention_case* c) {
     int mark = array_count, n = c->qkv.rows, used = (n + KV_PAGE - 1) / KV_PAGE;
     const char* what = text("cached %s", pack_text(&c->p, &c->a));
@@ -392,8 +400,9 @@ static void check_decoding(void) {
     }
 }
 
-// Slot 1 shares the full pages of slot 0's 40 tokens, gets a copy of the partly filled one, and goes
-// its own way; so does slot 0. An idle row in between; NaN at positions that a row may not see.
+// Slot 1 shares the full pages of slot 0's 40 tokens, gets a copy of the partly filled one, and
+// goes its own way; so does slot 0. An idle row in between; NaN at positions that a row may not
+// see.
 static void check_shared_pages_on(backend* b, formats a) {
     int mark = array_count, shared = 40, n = 60;
     pack p = {2, 20, {60, 60}};
@@ -504,7 +513,7 @@ static double forward_loss(const void* context, double* size) {
 
 static void check_differences(void) {
     int mark = array_count;
-    backend* b = devices[0];
+    backend* b = devices[device_count - 1];
     slope_case s = {b, matrix_grid(11, 18), matrix_grid(11, 6), matrix_new(11, 6, &FORMAT_FP32),
                     floats_new(11 * 2 * 2)};
     tensor dqkv = matrix_new(11, 18, &FORMAT_FP32);

@@ -13,11 +13,9 @@ static void check_refusals(void) {
 
 static void check_names(void) {
     for (int d = 0; d < device_count; d++) {
-        static const char* const isas[] = {"c", "avx2", "avx512"};
-        static const int threads[] = {1, 2, 3, 5};
-        int isa = d / device_step, n = threads[d % device_step];
+        int isa = d / device_step, n = THREADS[d % device_step];
         const char* name = devices[d]->name;
-        CHECK(!strcmp(name, text("cpu (%s, %d thread%s)", isas[isa], n, n > 1 ? "s" : "")), "%s",
+        CHECK(!strcmp(name, text("cpu (%s, %d thread%s)", ISAS[isa], n, n > 1 ? "s" : "")), "%s",
               name);
     }
     backend* best = cpu_open(0, "auto");

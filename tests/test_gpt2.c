@@ -1,6 +1,6 @@
-// The whole model: log-probabilities and the gradients of all parameters against PyTorch in float64,
-// by finite differences, and with the same bits on all devices, in any micro-batches and packing, and
-// through the cache. See cpu_test.h.
+// The whole model: log-probabilities and the gradients of all parameters against PyTorch in
+// float64, by finite differences, and with the same bits on all devices, in any micro-batches and
+// packing, and through the cache. See cpu_test.h.
 #include "cpu_test.h"
 #include "gpt2.h"
 
@@ -48,8 +48,9 @@ static gpt2_batch part_of(const model_case* c, int first, int n, int* seq_start,
     return g;
 }
 
-// Forward and backward, `micro` sequences at a time.
-static model_result run_model(backend* b, const model_case* c, precision p, int micro) {
+// Forward, `micro` sequences at a time, and backward unless `forward_only`.
+static model_result run_model(backend* b, const model_case* c, precision p, int micro,
+                              int forward_only) {
     model_result r = result_new(c);
     gpt2_gradients gradients = {r.all.data, r.lookup.data};
     gpt2_weights* w = gpt2_weights_create(b, &c->config, p);
@@ -62,6 +63,7 @@ static model_result run_model(backend* b, const model_case* c, precision p, int 
         gpt2_batch g = part_of(c, s, n, seq_start, row);
         gpt2_forward(w, a, &g, c->inverse_temperature, row_at(r.logp, 0) + at,
                      row_at(r.entropy, 0) + at);
+        if (forward_only) continue;
         gpt2_backward(w, a, &g, c->inverse_temperature, c->coef + at, gradients);
     }
     free(row);
@@ -127,11 +129,13 @@ static void check_devices(void) {
     for (int i = 0; FORMATS[i]; i++) {
         int mark = array_count;
         model_case c = case_random(CONFIG, LENGTHS);
-        model_result expected = run_model(devices[0], &c, precision_number(i), c.batch.sequences);
+        model_result expected =
+            run_model(devices[0], &c, precision_number(i), c.batch.sequences, 0);
         for (int d = 0; d < device_count; d++) {
             int inner = array_count, micro = d % c.batch.sequences + 1;
-            const char* what = text("a model in %s, %d sequences at a time", FORMATS[i]->name, micro);
-            model_result got = run_model(devices[d], &c, precision_number(i), micro);
+            const char* what =
+                text("a model in %s, %d sequences at a time", FORMATS[i]->name, micro);
+            model_result got = run_model(devices[d], &c, precision_number(i), micro, 0);
             check_same_result(&got, &expected, what, devices[d]);
             arrays_free(inner, what);
         }
@@ -142,17 +146,18 @@ static void check_devices(void) {
 // Precisions differ from one another: each of their parts counts.
 static void check_precisions_differ(void) {
     int mark = array_count;
+    backend* b = devices[device_count - 1];
     model_case c = case_random(CONFIG, LENGTHS);
     for (int i = 0; FORMATS[i]; i++) {
         precision whole = precision_of(FORMATS[i], &FORMAT_FP16);
-        model_result r = run_model(devices[0], &c, whole, 3);
+        model_result r = run_model(b, &c, whole, 3, 0);
         const format** parts[] = {&whole.linear, &whole.linear_backward, &whole.product,
                                   &whole.store, &whole.logits};
         for (int part = 0; part < 5; part++) {
             int inner = array_count;
             const format* kept = *parts[part];
             *parts[part] = &FORMAT_FP32;
-            model_result off = run_model(devices[0], &c, whole, 3);
+            model_result off = run_model(b, &c, whole, 3, 0);
             *parts[part] = kept;
             int backward_only = part == 1, off_already = kept == &FORMAT_FP32;
             // Operands that were written in their format need no rounding: weights alone show then.
@@ -201,15 +206,21 @@ static void check_cache(void) {
         model_case c = case_random(CONFIG, LENGTHS);
         precision p = precision_number(i);
         backend* b = devices[(i + 1) * device_step % device_count];
-        model_result expected = run_model(devices[0], &c, p, 2);
+        model_result expected = run_model(devices[0], &c, p, 2, 1);
         tensor logp = vector_new(c.batch.targets);
         n = c.batch.sequences;
         int head_dim = CONFIG.channels / CONFIG.heads, padded = (head_dim + 15) / 16 * 16;
         int* table = ints_new(n * pages);
         for (int k = 0; k < n * pages; k++) table[k] = n * pages - 1 - k;
-        kv_cache kv = {floats_new(CONFIG.layers * n * pages * CONFIG.heads * 2 * padded * KV_PAGE),
-                       CONFIG.layers, n * pages, CONFIG.heads, head_dim, table, pages, p.store,
-                       p.product};
+        kv_cache kv = {.layers = CONFIG.layers,
+                       .pages = n * pages,
+                       .heads = CONFIG.heads,
+                       .head_dim = head_dim,
+                       .page_table = table,
+                       .pages_per_slot = pages,
+                       .format = p.store,
+                       .operand = p.product};
+        kv.data = floats_new(kv.layers * kv.pages * kv.heads * 2 * padded * KV_PAGE);
         gpt2_weights* w = gpt2_weights_create(b, &c.config, p);
         gpt2_acts* a = gpt2_acts_create(b, &c.config, n, 1);
         gpt2_weights_sync(w, c.parameters.data);
@@ -250,7 +261,7 @@ static void check_float64(void) {
     for (int d = 0; d < device_count; d += device_step) {
         int mark = array_count;
         model_case c = case_fixture();
-        model_result r = run_model(devices[d], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 2);
+        model_result r = run_model(devices[d], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 2, 0);
         gpt2_tensors(&c.config, table);
         for (int i = 0; i < r.lookup.cols; i++)  // wte comes first
             row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
@@ -266,7 +277,8 @@ static void check_float64(void) {
 static double model_loss(const void* context, double* size) {
     const model_case* c = context;
     int mark = array_count;
-    model_result r = run_model(devices[0], c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 3);
+    model_result r =
+        run_model(devices[device_count - 1], c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 1);
     double loss = -weighted_sum(r.logp, as_vector(c->coef, r.logp.cols), size);
     arrays_drop(mark);
     return loss;
@@ -280,7 +292,8 @@ static void check_differences(void) {
         float* x = row_at(c.parameters, 0) + i;
         *x = rintf(*x * 1024) / 1024;
     }
-    model_result r = run_model(devices[0], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 3);
+    model_result r =
+        run_model(devices[device_count - 1], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 0);
     for (int i = 0; i < r.lookup.cols; i++) row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
     gpt2_tensors(&c.config, table);
     for (int i = 0; i < GPT2_TENSORS; i++) {

@@ -1,8 +1,9 @@
-// The vocabulary head, forward and backward, and the sampler behind it. See cpu_test.h for the method.
+// The vocabulary head, forward and backward, and the sampler behind it. See cpu_test.h for the
+// method.
 #include "cpu_test.h"
 
-// Operands of the forward product, of the backward products (weight; rows of x; a gradient of logits
-// once more), the logits and their gradient, what comes in and the gradient that goes out.
+// Operands of the forward product, of the backward products (weight; rows of x; a gradient of
+// logits once more), the logits and their gradient, what comes in and the gradient that goes out.
 enum { X, WEIGHT, LOGITS, BACK_X, BACK_WEIGHT, BACK_LOGITS, DLOGITS, DX, POINTS };
 
 typedef struct formats {
@@ -10,8 +11,8 @@ typedef struct formats {
     const format* in;  // of x
 } formats;
 
-// `product`: operands; `logits`; `store`: what is written. A gradient of logits keeps its format as an
-// operand but in tf32.
+// `product`: operands; `logits`; `store`: what is written. A gradient of logits keeps its format as
+// an operand but in tf32.
 static formats formats_of(const format* product, const format* logits, const format* store) {
     const format* again = product == &FORMAT_TF32 ? product : &FORMAT_FP32;
     formats a = {{product, product, logits, product, product, again, logits, store}, store};
@@ -34,8 +35,8 @@ static int is_kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] 
 static void naive_logits(float* l, const float* x, tensor w, const format* logits,
                          float inverse_temperature) {
     for (int j = 0; j < w.rows; j++)
-        l[j] = format_round(block_chain(x, 1, row_at(w, j), 1, w.cols), logits) *
-               inverse_temperature;
+        l[j] =
+            format_round(block_chain(x, 1, row_at(w, j), 1, w.cols), logits) * inverse_temperature;
 }
 
 typedef struct distribution {
@@ -161,8 +162,8 @@ static head_case case_new(shape s, formats a) {
 }
 
 static const char* case_text(const head_case* c) {
-    return text("head of %d rows, %d tokens, %d channels, 1/T %g, %d %% kept, %s, logits %s", c->s.n,
-                c->s.vocabulary, c->s.channels, (double)c->s.inverse_temperature, c->s.kept,
+    return text("head of %d rows, %d tokens, %d channels, 1/T %g, %d %% kept, %s, logits %s",
+                c->s.n, c->s.vocabulary, c->s.channels, (double)c->s.inverse_temperature, c->s.kept,
                 c->a.f[X]->name, c->a.f[LOGITS]->name);
 }
 
@@ -238,11 +239,12 @@ static const formats* format_rows(int* count) {
 static void check_formats(void) {
     int count;
     const formats* rows = format_rows(&count);
-    for (int i = 1; i < count; i++) check_case((shape){15, 67, 37, 0.75f, i % 2 * 40}, rows[i], 0, 1);
+    for (int i = 1; i < count; i++)
+        check_case((shape){15, 67, 37, 0.75f, i % 2 * 40}, rows[i], 0, 1);
 }
 
-// Leaving out one rounding point changes bits: of the results given here, in the first or the second
-// of the last two rows of formats.
+// Leaving out one rounding point changes bits: of the results given here, in the first or the
+// second of the last two rows of formats.
 static void check_rounding_points(void) {
     enum { LOGP = 1, DX_ = 2, DW = 4 };
     static const int changes[POINTS][2] = {
@@ -324,7 +326,9 @@ static void check_differences(void) {
     for (int kept = 0; kept < 2; kept++) {
         int mark = array_count;
         backend* b = devices[0];
-        slope_case s = {b, case_new((shape){5, 23, 8, 1.25f, 50 * kept}, formats_of(&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32)),
+        slope_case s = {b,
+                        case_new((shape){5, 23, 8, 1.25f, 50 * kept},
+                                 formats_of(&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32)),
                         vector_new(5)};
         head_case* c = &s.c;
         fill_grid(c->x);
@@ -357,15 +361,15 @@ enum { MAX_NEW = 4, IDLE_EVERY = 7 };
 
 typedef struct slots {
     slot_state s;
-    int count;    // slots, and sequences
-    tensor all;   // the memory behind s, for comparison
+    int count;   // slots, and sequences
+    tensor all;  // the memory behind s, for comparison
     int* row_slot;
 } slots;
 
 // Pointers of a state into one array.
 static slot_state state_at(int* at, int n, int words) {
-    slot_state s = {at,         at + n,     at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n, NULL,
-                    NULL,       NULL,       MAX_NEW,    words,      0};
+    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n,
+                    NULL, NULL,   NULL,       MAX_NEW,    words,      0};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
     s.out_keep = (uint32_t*)(s.out_entropy + n * MAX_NEW);
@@ -417,7 +421,8 @@ static void naive_keep(uint32_t* keep, const float* l, const float* e, int n, in
     naive_order(order, l, n);
     for (int i = 0; i < count; i++) total += naive_weight(e[order[i]]);
     memset(keep, 0, words_of(n) * sizeof *keep);
-    for (int i = 0; i < count && (i == 0 || p >= 1 || (double)sum < (double)p * (double)total); i++) {
+    for (int i = 0; i < count && (i == 0 || p >= 1 || (double)sum < (double)p * (double)total);
+         i++) {
         keep[order[i] / 32] |= 1u << (order[i] % 32);
         sum += naive_weight(e[order[i]]);
     }
@@ -469,8 +474,8 @@ static void naive_sample(slots* t, tensor x, tensor w, const sampler_case* c) {
             naive_keep(keep, l, e, v, c->how.top_k, c->how.top_p);
             d = naive_softmax(e, l, v, keep);
         }
-        int token = c->how.greedy ? naive_greedy(l, v)
-                                  : naive_draw(e, v, &c->how, sequence, position);
+        int token =
+            c->how.greedy ? naive_greedy(l, v) : naive_draw(e, v, &c->how, sequence, position);
         naive_advance(&t->s, slot, token, naive_logp(&d, l[token]), naive_entropy(&d, e, l, v));
     }
     free(l);
@@ -482,7 +487,8 @@ static const char* sampler_text(const sampler_case* c) {
                 (double)c->how.top_p, c->logits->name, c->ties ? ", ties" : "");
 }
 
-// The log-probabilities of the drawn tokens are those that head_forward gives, for the same keep sets.
+// The log-probabilities of the drawn tokens are those that head_forward gives, for the same keep
+// sets.
 static void check_same_logp(backend* b, const slots* before, const slots* after, tensor x,
                             const prepared* w, const sampler_case* c) {
     int mark = array_count, n = x.rows, words = words_of(c->vocabulary);
@@ -515,8 +521,8 @@ static void check_sampler_on(backend* b, const sampler_case* c, const slots* bef
     int mark = array_count;
     const char* what = sampler_text(c);
     slots t = slots_copy(before), bare = slots_copy(before);
-    prepared* p = b->weight_prepare(b, NULL, w.data, c->vocabulary, c->channels, &FORMAT_FP32,
-                                    &FORMAT_FP32);
+    prepared* p =
+        b->weight_prepare(b, NULL, w.data, c->vocabulary, c->channels, &FORMAT_FP32, &FORMAT_FP32);
     b->sample(b, &t.s, x, t.row_slot, c->rows, p, c->logits, &c->how);
     int64_t at = first_difference(t.all, expected->all);
     CHECK(at < 0, "%s: word %d of the slots' state differs (%s)", what, (int)at, b->name);
@@ -546,11 +552,16 @@ static void check_sampler_case(sampler_case c, int first_device, int step) {
 static void check_sampler(void) {
     static const int vocabularies[] = {1, 2, 5, 31, 32, 33, 64, 70};
     static const sampling hows[] = {
-        {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},     {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
-        {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},   {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
-        {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1}, {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
-        {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},  {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
-        {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},     {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
+        {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
+        {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
+        {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},
+        {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
+        {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1},
+        {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
+        {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},
+        {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
+        {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},
+        {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
         {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3},
     };
     for (int v = 0; v < 8; v++)
@@ -616,8 +627,8 @@ static void check_keys(void) {
     arrays_free(mark, "keys of draws");
 }
 
-// Frequencies match the probabilities: with up to 11 degrees of freedom, chi-square exceeds 60 once in
-// 10^8 cases (and here, with fixed seeds, always or never).
+// Frequencies match the probabilities: with up to 11 degrees of freedom, chi-square exceeds 60 once
+// in 10^8 cases (and here, with fixed seeds, always or never).
 static void check_frequencies(void) {
     static const sampling hows[] = {{1, 0, 0, 1, 1, STREAM_SAMPLE, 0},
                                     {0.6f, 0, 0, 1, 2, STREAM_SAMPLE, 0},

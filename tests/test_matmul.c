@@ -39,8 +39,7 @@ static void naive_forward(tensor out, tensor in, tensor w, const float* bias,
         }
 }
 
-static void naive_backward_input(tensor din, tensor dout, tensor w,
-                                 const format* const f[POINTS]) {
+static void naive_backward_input(tensor din, tensor dout, tensor w, const format* const f[POINTS]) {
     tensor a = operands_of(dout, f[IN]), b = operands_of(w, f[WEIGHT]);
     for (int i = 0; i < din.rows; i++)
         for (int j = 0; j < din.cols; j++) {
@@ -241,7 +240,8 @@ static void check_float64(void) {
     int mark = array_count;
     for (int d = 0; d < device_count; d += device_step) {
         backend* b = devices[d];
-        tensor in = fixture_matrix("linear", "in", 5, 3), dout = fixture_matrix("linear", "dout", 5, 3);
+        tensor in = fixture_matrix("linear", "in", 5, 3),
+               dout = fixture_matrix("linear", "dout", 5, 3);
         tensor w = fixture_matrix("linear", "w", 7, 0);
         tensor out = matrix_new(5, 7, &FORMAT_FP32), din = matrix_new(5, 270, &FORMAT_FP32);
         tensor dw = array_new(7, 270, 0, &FORMAT_FP32), dbias = vector_new(7);
@@ -276,8 +276,12 @@ static double forward_loss(const void* context, double* size) {
 
 static void check_differences(void) {
     int mark = array_count, m = 5, n = 9, k = 21;
-    backend* b = devices[0];
-    slope_case s = {b, matrix_grid(m, k), weight_grid(n, k), weight_grid(1, n), matrix_grid(m, n),
+    backend* b = devices[device_count - 1];
+    slope_case s = {b,
+                    matrix_grid(m, k),
+                    weight_grid(n, k),
+                    weight_grid(1, n),
+                    matrix_grid(m, n),
                     matrix_new(m, n, &FORMAT_FP32)};
     tensor din = matrix_new(m, k, &FORMAT_FP32), dw = array_new(n, k, 0, &FORMAT_FP32);
     tensor dbias = vector_new(n);

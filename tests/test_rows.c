@@ -9,8 +9,8 @@ typedef struct shape {
     int rows, cols;
 } shape;
 
-static const shape SHAPES[] = {{1, 1},  {2, 7},   {3, 15},  {5, 16},   {7, 17}, {4, 31}, {9, 32},
-                               {6, 33}, {40, 48}, {13, 70}, {3, 129},  {64, 5}, {2, 768}, {200, 20}};
+static const shape SHAPES[] = {{1, 1},  {2, 7},   {3, 15},  {5, 16},  {7, 17}, {4, 31},  {9, 32},
+                               {6, 33}, {40, 48}, {13, 70}, {3, 129}, {64, 5}, {2, 768}, {200, 20}};
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
 
 static const char* shape_text(const char* op, shape s, const format* f) {
@@ -112,7 +112,8 @@ static void naive_norm(tensor out, tensor sum, float* stats, tensor residual, te
         for (int c = 0; c < n; c++) square[c] = (x[c] - mean) * (x[c] - mean);
         float rstd = 1.0f / sqrtf(tree_sum(square, n) / (float)n + 1e-5f);
         for (int c = 0; c < n; c++)
-            row_at(out, r)[c] = format_round(num_fma((x[c] - mean) * rstd, gain[c], bias[c]), round);
+            row_at(out, r)[c] =
+                format_round(num_fma((x[c] - mean) * rstd, gain[c], bias[c]), round);
         stats[2 * r] = mean;
         stats[2 * r + 1] = rstd;
     }
@@ -264,7 +265,8 @@ static float naive_gelu_slope(float x) {
 static void check_gelu_case(shape s, const format* f) {
     int mark = array_count;
     const char* what = shape_text("GELU", s, f);
-    tensor pre = matrix_random(s.rows, s.cols, f), dout = matrix_random(s.rows, s.cols, &FORMAT_FP32);
+    tensor pre = matrix_random(s.rows, s.cols, f),
+           dout = matrix_random(s.rows, s.cols, &FORMAT_FP32);
     tensor out = matrix_new(s.rows, s.cols, f), dpre = matrix_new(s.rows, s.cols, f);
     for (int r = 0; r < s.rows; r++)
         for (int c = 0; c < s.cols; c++) {
@@ -359,10 +361,17 @@ static double norm_loss(const void* context, double* size) {
 
 static void check_norm_differences(void) {
     int mark = array_count, m = 4, n = 18;
-    backend* b = devices[0];
-    slope_case s = {b, matrix_grid(m, n), matrix_grid(m, n), weight_grid(1, n), weight_grid(1, n),
-                    matrix_grid(m, n), matrix_grid(m, n), matrix_new(m, n, &FORMAT_FP32),
-                    matrix_new(m, n, &FORMAT_FP32), floats_new(2 * m)};
+    backend* b = devices[device_count - 1];
+    slope_case s = {b,
+                    matrix_grid(m, n),
+                    matrix_grid(m, n),
+                    weight_grid(1, n),
+                    weight_grid(1, n),
+                    matrix_grid(m, n),
+                    matrix_grid(m, n),
+                    matrix_new(m, n, &FORMAT_FP32),
+                    matrix_new(m, n, &FORMAT_FP32),
+                    floats_new(2 * m)};
     tensor dx = matrix_copy(s.sum_weight), dgain = vector_new(n), dbias = vector_new(n);
     double size = 0, roundings = 20;  // of h, about: the sums' four, the root, the quotient
     set_zero(dgain);
@@ -384,7 +393,7 @@ static double gelu_loss(const void* context, double* size) {
 
 static void check_gelu_differences(void) {
     int mark = array_count;
-    backend* b = devices[0];
+    backend* b = devices[device_count - 1];
     slope_case s = {.b = b, .x = matrix_grid(6, 20), .weight = matrix_grid(6, 20)};
     s.out = matrix_new(6, 20, &FORMAT_FP32);
     tensor dpre = matrix_new(6, 20, &FORMAT_FP32);
@@ -403,7 +412,7 @@ static double embed_loss(const void* context, double* size) {
 
 static void check_embed_differences(void) {
     int mark = array_count;
-    backend* b = devices[0];
+    backend* b = devices[device_count - 1];
     slope_case s = {.b = b, .x = weight_grid(3, 6), .add = weight_grid(3, 6)};
     s.weight = matrix_grid(5, 6);
     s.out = matrix_new(5, 6, &FORMAT_FP32);

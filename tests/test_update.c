@@ -118,8 +118,8 @@ typedef struct adamw_case {
 } adamw_case;
 
 static adamw_case adamw_case_new(int n, size_t first, const format* f) {
-    adamw_case c = {n, first, vector_random(n), vector_random(n), vector_random(n),
-                    vector_random(n)};
+    adamw_case c = {
+        n, first, vector_random(n), vector_random(n), vector_random(n), vector_random(n)};
     c.w.format = f;
     for (int i = 0; i < n; i++) {
         row_at(c.w, 0)[i] = format_round(row_at(c.w, 0)[i], f);
@@ -129,8 +129,9 @@ static adamw_case adamw_case_new(int n, size_t first, const format* f) {
 }
 
 static adamw_case adamw_case_copy(const adamw_case* from) {
-    adamw_case c = {from->n, from->first, matrix_copy(from->w), matrix_copy(from->m),
-                    matrix_copy(from->v), from->g};
+    adamw_case c = {
+        from->n, from->first, matrix_copy(from->w), matrix_copy(from->m), matrix_copy(from->v),
+        from->g};
     return c;
 }
 
@@ -139,9 +140,17 @@ static void naive_adamw_case(adamw_case* c, const adamw_step* how) {
 }
 
 static adamw_step adamw_step_to(const format* f) {
-    adamw_step h = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-3f, .weight_decay = 0.1f,
-                    .correction1 = 0.271f, .correction2 = 0.0297f, .gradient_scale = 0.3f,
-                    .format = f, .seed = 0x123456789abcull, .step = 3};
+    adamw_step h = {.lr = 1e-2f,
+                    .beta1 = 0.9f,
+                    .beta2 = 0.99f,
+                    .eps = 1e-3f,
+                    .weight_decay = 0.1f,
+                    .correction1 = 0.271f,
+                    .correction2 = 0.0297f,
+                    .gradient_scale = 0.3f,
+                    .format = f,
+                    .seed = 0x123456789abcull,
+                    .step = 3};
     return h;
 }
 
@@ -174,7 +183,8 @@ static void check_adamw(void) {
     }
 }
 
-// Each part counts: every hyper-parameter, and of stochastic rounding the format, seed, step and index.
+// Each part counts: every hyper-parameter, and of stochastic rounding the format, seed, step and
+// index.
 static void check_adamw_parts(void) {
     enum { PARTS = 12, FIRST_OF_ROUNDING = 8 };
     for (int part = 0; part < PARTS; part++) {
@@ -182,8 +192,9 @@ static void check_adamw_parts(void) {
         adamw_case a = adamw_case_new(50, 7, rounding ? &FORMAT_BF16 : &FORMAT_FP32);
         adamw_case c = adamw_case_copy(&a);
         adamw_step how = adamw_step_to(a.w.format);
-        float* parts[] = {&how.lr, &how.beta1, &how.beta2, &how.eps, &how.weight_decay,
-                          &how.correction1, &how.correction2, &how.gradient_scale};
+        float* parts[] = {&how.lr,          &how.beta1,         &how.beta2,
+                          &how.eps,         &how.weight_decay,  &how.correction1,
+                          &how.correction2, &how.gradient_scale};
         naive_adamw_case(&a, &how);
         if (!rounding) *parts[part] *= 1.01f;
         if (part == 8) how.format = &FORMAT_FP32;
@@ -203,8 +214,8 @@ static void check_float64(void) {
         const float* hyper = fixture_floats("adamw", "hyper");
         tensor w = fixture_matrix("adamw", "w", 1, 0), g = fixture_matrix("adamw", "g", 5, 0);
         tensor m = vector_new(n), v = vector_new(n);
-        adamw_step how = {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], 0, 0, 1, &FORMAT_FP32,
-                          0, 0};
+        adamw_step how = {hyper[0], hyper[1], hyper[2],     hyper[3], hyper[4], 0,
+                          0,        1,        &FORMAT_FP32, 0,        0};
         set_zero(m);
         set_zero(v);
         for (int t = 0; t < 5; t++) {
