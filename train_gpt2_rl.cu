@@ -91,7 +91,7 @@ static option OPTIONS[] = {
     GROUP("Run"),
     CHOICE("device", device, DEVICES, "where to compute"),
     CHOICE("isa", isa, ISAS, "the CPU's instruction set; all give the same bits"),
-    INT("threads", threads, 0, "CPU threads; 0 = one a core"),
+    {"threads", OPTION_INT, &S.threads, "CPU threads; 0 = one a core", 0, 1024, NULL, 0, 0, 0, NULL},
     {"seed", OPTION_U64, &S.seed, "of every random number", 0, 0x1p64, NULL, 0, 0, 0, NULL},
     INT("steps", steps, 0, "RL steps"),
     TEXT("out", out, "directory for config, log, samples and checkpoints; none = nothing is kept"),
@@ -111,7 +111,7 @@ static option OPTIONS[] = {
     GROUP("Rollout"),
     INT("prompts", prompts, 1, "prompts a step"),
     INT("group", group, 1, "samples a prompt"),
-    REAL("temperature", temperature, 0, DBL_MAX, 1, "of sampler and trainer"),
+    REAL("temperature", temperature, 1e-3, 1e3, 0, "of sampler and trainer"),
     INT("top-k", top_k, 0, "sample from the k most probable tokens; 0 = off"),
     REAL("top-p", top_p, 0, 1, 1, "sample from the fewest tokens of this share; 1 = off"),
     INT("max-new-tokens", max_new_tokens, 1, "longest response"),
@@ -161,21 +161,23 @@ static const format* dtype_or(int choice, const format* same) {
 }
 
 // An option of the objective: the user's value, or its own default; refused where it is not read.
-static void set_if_given(double* to, const char* name, double value) {
-    if (isnan(value)) return;
-    if (!objective_reads((objective_kind)S.objective, name))
+// Afterwards both hold what counts, so that the saved config does too.
+static void resolve(double* value, double* of_objective, const char* name) {
+    int read = objective_reads((objective_kind)S.objective, name);
+    if (!isnan(*value) && !read)
         fatal("--%s means nothing to --objective %s; leave it out", name,
               OBJECTIVE_NAMES[S.objective]);
-    *to = value;
+    if (!isnan(*value)) *of_objective = *value;
+    if (read) *value = *of_objective;
 }
 
 static objective make_objective(void) {
     objective o = objective_defaults((objective_kind)S.objective);
-    set_if_given(&o.delta, "delta", S.delta);
-    set_if_given(&o.epsilon, "epsilon", S.epsilon);
-    set_if_given(&o.clip_low, "clip-low", S.clip_low);
-    set_if_given(&o.clip_high, "clip-high", S.clip_high);
-    set_if_given(&o.ratio_cap, "ratio-cap", S.ratio_cap);
+    resolve(&S.delta, &o.delta, "delta");
+    resolve(&S.epsilon, &o.epsilon, "epsilon");
+    resolve(&S.clip_low, &o.clip_low, "clip-low");
+    resolve(&S.clip_high, &o.clip_high, "clip-high");
+    resolve(&S.ratio_cap, &o.ratio_cap, "ratio-cap");
     o.reg = (regularizer_kind)S.reg;
     o.reg_coef = S.reg_coef;
     o.kl = (kl_kind)S.kl_estimator;
@@ -401,6 +403,7 @@ static void show_samples(run* r, const char* when) {
     batch* d = r->eval_data;
     sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_EVALUATE,
                     UINT32_MAX};
+    rollout_sync(r->sampler, r->trainer->parameters);
     d->prompts = 3;
     d->group = 1;
     evaluate_held_out_prompts(d, &r->task, S.seed, 0);
@@ -594,7 +597,7 @@ static void check_settings(const task* t) {
     if (S.eval_k > S.eval_samples)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", S.eval_k,
               S.eval_samples);
-    if (t->max_prompt + S.max_new_tokens > S.context)
+    if (S.max_new_tokens > S.context - t->max_prompt)
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               t->max_prompt, S.max_new_tokens, S.context);
     if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
@@ -642,6 +645,7 @@ static optimizer_config rl_optimizer(precision p) {
 }
 
 static int maximum(int a, int b) { return a > b ? a : b; }
+static int minimum(int a, int b) { return a < b ? a : b; }
 
 static void create(run* r) {
     const format* logits = dtype(S.logits_dtype);
@@ -649,12 +653,13 @@ static void create(run* r) {
     precision roll = precision_with(S.rollout_dtype, dtype_or(S.rollout_logits_dtype, logits));
     int prompt = r->task.max_prompt, longest = prompt + S.max_new_tokens;
     int sequences = S.prompts * S.group, eval = maximum(maximum(sequences, 512), S.eval_samples);
-    int filtered = S.top_k > 0 || S.top_p < 1;
+    int filtered = S.top_k > 0 || (float)S.top_p < 1;
     int keep_words = filtered ? (r->model.vocab + 31) / 32 : 0;
     r->sampler = rollout_create(r->device, &r->model, roll, dtype_or(S.kv_dtype, roll.store), S.slots,
                                 prompt, S.max_new_tokens, eval, keep_words, tokenizer_end());
     optimizer_config config = rl_optimizer(train);
-    r->trainer = trainer_create(r->device, &r->model, train, &config, S.micro_batch, longest);
+    r->trainer = trainer_create(r->device, &r->model, train, &config,
+                                minimum(S.micro_batch, sequences), longest);
     if (S.kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
     r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
     r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
@@ -727,7 +732,8 @@ static void begin(run* r) {
     if (!*S.init && r->state.warmup_step < S.warmup_steps) {
         optimizer_config config = warmup_optimizer();
         precision fp32 = precision_of(&FORMAT_FP32, &FORMAT_FP32);
-        r->warmup = trainer_create(r->device, &r->model, fp32, &config, S.micro_batch,
+        r->warmup = trainer_create(r->device, &r->model, fp32, &config,
+                                   minimum(S.micro_batch, S.warmup_batch),
                                    r->task.max_prompt + S.max_new_tokens);
         if (found)
             restore(r, r->warmup, m, v);

@@ -119,12 +119,15 @@ static inline void arrays_free(int count, const char* what) {
 
 static rng random_values;
 
-// Uniform in [-2, 2) with full mantissas.
+static inline int random_below(int n) { return (int)rng_below(&random_values, (uint32_t)n); }
+
+// Uniform in [-2, 2) with full mantissas; one in eight is small, by up to 2^-31, so that formats of
+// few exponents meet their subnormals.
 static inline float random_float(void) {
-    return (float)(int32_t)rng_u32(&random_values) * 0x1p-30f;
+    float x = (float)(int32_t)rng_u32(&random_values) * 0x1p-30f;
+    return random_below(8) ? x : ldexpf(x, -random_below(32));
 }
 
-static inline int random_below(int n) { return (int)rng_below(&random_values, (uint32_t)n); }
 static inline int random_between(int low, int high) { return low + random_below(high - low + 1); }
 
 // Random values of t's format; rows differ in magnitude by up to 2^6, so that scales do.

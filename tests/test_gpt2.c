@@ -143,32 +143,148 @@ static void check_devices(void) {
     }
 }
 
-// Precisions differ from one another: each of their parts counts.
-static void check_precisions_differ(void) {
-    int mark = array_count;
-    backend* b = devices[device_count - 1];
-    model_case c = case_random(CONFIG, LENGTHS);
+// ------------------------------------------------------------------------------------------------
+// Rounding points: table N3 of the contract, and which op gets which format.
+
+static void check_precisions(void) {
+    const format *fp32 = &FORMAT_FP32, *tf32 = &FORMAT_TF32, *bf16 = &FORMAT_BF16;
+    const format *fp16 = &FORMAT_FP16, *e4m3 = &FORMAT_E4M3, *e5m2 = &FORMAT_E5M2;
+    // linear, linear_backward, product, store
+    const precision expected[] = {{fp32, fp32, fp32, fp32, fp16}, {tf32, tf32, tf32, fp32, fp16},
+                                  {bf16, bf16, bf16, bf16, fp16}, {fp16, fp16, fp16, fp16, fp16},
+                                  {e4m3, bf16, bf16, bf16, fp16}, {e5m2, bf16, bf16, bf16, fp16}};
     for (int i = 0; FORMATS[i]; i++) {
-        precision whole = precision_of(FORMATS[i], &FORMAT_FP16);
-        model_result r = run_model(b, &c, whole, 3, 0);
-        const format** parts[] = {&whole.linear, &whole.linear_backward, &whole.product,
-                                  &whole.store, &whole.logits};
-        for (int part = 0; part < 5; part++) {
-            int inner = array_count;
-            const format* kept = *parts[part];
-            *parts[part] = &FORMAT_FP32;
-            model_result off = run_model(b, &c, whole, 3, 0);
-            *parts[part] = kept;
-            int backward_only = part == 1, off_already = kept == &FORMAT_FP32;
-            // Operands that were written in their format need no rounding: weights alone show then.
-            CHECK((first_difference(r.logp, off.logp) < 0) == (backward_only || off_already),
-                  "%s without part %d: log-probabilities", FORMATS[i]->name, part);
-            CHECK((first_difference(r.all, off.all) < 0) == off_already,
-                  "%s without part %d: gradients", FORMATS[i]->name, part);
-            arrays_drop(inner);
-        }
+        precision p = precision_of(FORMATS[i], fp16);
+        CHECK(!memcmp(&p, &expected[i], sizeof p), "the precision of %s", FORMATS[i]->name);
     }
-    arrays_free(mark, "parts of precisions");
+}
+
+// A device that looks at the formats of each call and passes it on.
+static backend* watched;
+static precision watched_precision;
+static int watched_calls;
+
+static void expect(int right, const char* what) {
+    watched_calls++;
+    CHECK(right, "%s in another format than a precision of %s asks for", what,
+          watched_precision.linear->name);
+}
+
+static int stored(tensor t) { return t.format == watched_precision.store; }
+static int plain(tensor t) { return t.format == &FORMAT_FP32; }
+
+static prepared* watch_prepare(backend* b, prepared* reuse, const float* w, int outputs, int inputs,
+                               const format* operand, const format* backward) {
+    precision p = watched_precision;
+    int head = outputs == CONFIG.vocab;
+    expect(operand == (head ? p.product : p.linear), "a weight");
+    expect(backward == (head ? p.product : p.linear_backward), "a weight's backward");
+    return watched->weight_prepare(b, reuse, w, outputs, inputs, operand, backward);
+}
+
+static void watch_cast(backend* b, float* to, const float* from, size_t n, const format* f) {
+    expect(f == watched_precision.store, "another weight");
+    watched->cast(b, to, from, n, f);
+}
+
+static void watch_embed(backend* b, tensor out, const float* wte, const float* wpe,
+                        const int* token, const int* position) {
+    expect(stored(out), "the embedding sum");
+    watched->embed_forward(b, out, wte, wpe, token, position);
+}
+
+static void watch_norm(backend* b, tensor out, tensor sum, float* stats, tensor residual,
+                       tensor add, const float* gain, const float* bias) {
+    expect(stored(out) && stored(sum), "a norm or residual sum");
+    watched->norm_forward(b, out, sum, stats, residual, add, gain, bias);
+}
+
+static void watch_norm_backward(backend* b, tensor dresidual, float* dgain, float* dbias,
+                                tensor dout, tensor residual, const float* stats,
+                                const float* gain) {
+    expect(stored(dresidual) && plain(dout), "a residual-gradient sum");
+    watched->norm_backward(b, dresidual, dgain, dbias, dout, residual, stats, gain);
+}
+
+static void watch_matmul(backend* b, tensor out, tensor in, const prepared* w, const float* bias) {
+    expect(stored(out) && stored(in), "a product");
+    watched->matmul_forward(b, out, in, w, bias);
+}
+
+// The gradient of the attention output is the only one that no op rounds after the product.
+static void watch_matmul_input(backend* b, tensor din, tensor dout, const prepared* w) {
+    int attention = din.cols == CONFIG.channels && dout.cols == CONFIG.channels;
+    expect(attention ? stored(din) : plain(din), "a gradient of a product's input");
+    expect(stored(dout), "a gradient that a product reads");
+    watched->matmul_backward_input(b, din, dout, w);
+}
+
+static void watch_matmul_weight(backend* b, float* dw, float* dbias, tensor dout, tensor in,
+                                const prepared* w) {
+    expect(stored(dout) && stored(in), "an operand of a weight's gradient");
+    watched->matmul_backward_weight(b, dw, dbias, dout, in, w);
+}
+
+static void watch_gelu(backend* b, tensor out, tensor pre) {
+    expect(stored(out), "the GELU");
+    watched->gelu_forward(b, out, pre);
+}
+
+static void watch_gelu_backward(backend* b, tensor dpre, tensor dout, tensor pre) {
+    expect(stored(dpre), "the gradient of the pre-GELU");
+    watched->gelu_backward(b, dpre, dout, pre);
+}
+
+static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
+                            int sequences, int heads, const format* operand) {
+    expect(stored(out) && operand == watched_precision.product, "attention");
+    watched->attention_forward(b, out, stats, qkv, seq_start, sequences, heads, operand);
+}
+
+static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
+                                     const float* stats, const int* seq_start, int sequences,
+                                     int heads, const format* operand) {
+    expect(stored(dqkv) && operand == watched_precision.product, "the gradient of QKV");
+    watched->attention_backward(b, dqkv, dout, qkv, out, stats, seq_start, sequences, heads,
+                                operand);
+}
+
+static void watch_head(backend* b, float* logp, float* entropy, tensor x, const int* row,
+                       const int* target, int n, const prepared* w, const format* logits,
+                       float inverse_temperature, const uint32_t* keep) {
+    expect(logits == watched_precision.logits, "logits");
+    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature,
+                          keep);
+}
+
+static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
+                                const int* target, const float* coef, int n, const prepared* w,
+                                const format* logits, float inverse_temperature,
+                                const uint32_t* keep) {
+    expect(plain(dx) && logits == watched_precision.logits, "the gradient of logits");
+    watched->head_backward(b, dx, dw, x, row, target, coef, n, w, logits, inverse_temperature,
+                           keep);
+}
+
+static void check_formats(void) {
+    int mark = array_count;
+    model_case c = case_random(CONFIG, LENGTHS);
+    watched = devices[device_count - 1];
+    backend b = *watched;
+    b.weight_prepare = watch_prepare, b.cast = watch_cast, b.embed_forward = watch_embed;
+    b.norm_forward = watch_norm, b.norm_backward = watch_norm_backward;
+    b.matmul_forward = watch_matmul, b.matmul_backward_input = watch_matmul_input;
+    b.matmul_backward_weight = watch_matmul_weight, b.gelu_forward = watch_gelu;
+    b.gelu_backward = watch_gelu_backward, b.attention_forward = watch_attention;
+    b.attention_backward = watch_attention_backward, b.head_forward = watch_head;
+    b.head_backward = watch_head_backward;
+    for (int i = 0; FORMATS[i]; i++) {
+        watched_precision = precision_number(i);
+        watched_calls = 0;
+        run_model(&b, &c, watched_precision, c.batch.sequences, 0);
+        CHECK(watched_calls > 60, "only %d calls of 2 layers were watched", watched_calls);
+    }
+    arrays_free(mark, "formats");
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -308,7 +424,8 @@ static void check_differences(void) {
 int main(void) {
     devices_open();
     check_devices();
-    check_precisions_differ();
+    check_precisions();
+    check_formats();
     check_cache();
     check_float64();
     check_differences();

@@ -575,6 +575,24 @@ static void check_sampler(void) {
     check_sampler_case((sampler_case){300, 37, 5, &FORMAT_FP32, 9, hows[9]}, 0, 1);
 }
 
+// Tokens of probability 2^-33 count: a thousand of them reach a p of 1 - 2^-24 that the first token
+// alone does not.
+static void check_rare_tokens(void) {
+    int mark = array_count, v = 1000;
+    sampler_case c = {1, v, 1, &FORMAT_FP32, 0, {1, 0, 0, 0x1.fffffep-1f, 1, STREAM_SAMPLE, 0}};
+    tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
+    set_rows(x, 0, 1, 1);
+    set_rows(w, 0, v, -22.9f);
+    set_rows(w, 0, 1, 0);
+    slots before = slots_new(1, v), expected = slots_copy(&before);
+    naive_sample(&expected, x, w, &c);
+    int at = expected.s.sequence[1] * MAX_NEW + before.s.length[expected.s.sequence[1]];
+    CHECK(expected.s.out_keep[at * expected.s.keep_words] > 1, "only the first token is kept");
+    for (int d = 0; d < device_count; d += device_step)
+        check_sampler_on(devices[d], &c, &before, &expected, x, w);
+    arrays_free(mark, "rare tokens");
+}
+
 // Equal rows for one sequence after another, from an empty state.
 typedef struct same_rows {
     tensor x, w;
@@ -708,6 +726,7 @@ int main(void) {
     check_float64("head_keep", 1);
     check_differences();
     check_sampler();
+    check_rare_tokens();
     check_keys();
     check_frequencies();
     check_top_p_is_smallest();

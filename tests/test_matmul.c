@@ -190,22 +190,26 @@ static void check_splits(void) {
     arrays_free(mark, "matmul in micro-batches");
 }
 
-// Preparing again takes the weight's new values; release gives back all memory.
+// Preparing again takes the new weight, for all products; release gives back all memory.
 static void check_prepare_again(void) {
     int mark = array_count;
     for (int d = 0; d < device_count; d += device_step) {
         backend* b = devices[d];
         product_case p = case_new((shape){3, 19, 40}, FORMAT_ROWS[6]);
         size_t before = b->allocated;
-        const format* const f[POINTS] = {p.f.operand, p.f.operand, p.f.out};
-        prepared* w = b->weight_prepare(b, NULL, p.w.data, 19, 40, p.f.operand, p.f.backward);
-        fill(p.w);
+        const format* const forward[POINTS] = {p.f.operand, p.f.operand, p.f.out};
+        const format* const backward[POINTS] = {p.f.backward, p.f.backward, p.f.out};
+        tensor first = weight_random(19, 40);
+        prepared* w = b->weight_prepare(b, NULL, first.data, 19, 40, &FORMAT_FP32, &FORMAT_FP32);
         prepared* again = b->weight_prepare(b, w, p.w.data, 19, 40, p.f.operand, p.f.backward);
         CHECK(again == w, "a second weight (%s)", b->name);
-        tensor expected = matrix_copy(p.out);
-        naive_forward(expected, p.in, p.w, p.bias.data, f);
+        tensor out = matrix_copy(p.out), din = matrix_copy(p.din);
+        naive_forward(out, p.in, p.w, p.bias.data, forward);
+        naive_backward_input(din, p.dout, p.w, backward);
         b->matmul_forward(b, p.out, p.in, again, p.bias.data);
-        check_same(p.out, expected, "out", "a weight prepared again", b);
+        b->matmul_backward_input(b, p.din, p.dout, again);
+        check_same(p.out, out, "out", "a weight prepared again", b);
+        check_same(p.din, din, "din", "a weight prepared again", b);
         size_t held = b->allocated;
         b->weight_release(b, again);
         CHECK(b->allocated < held && b->allocated >= before, "%zu, %zu, %zu bytes (%s)", before,
