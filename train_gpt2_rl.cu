@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "llmc/backend.h"
+#include "llmc/batch.h"
 #include "llmc/checkpoint.h"
 #include "llmc/evaluate.h"
 #include "llmc/gpt2.h"
@@ -406,14 +407,12 @@ static void show_samples(run* r, const char* when) {
     rollout_sync(r->sampler, r->trainer->parameters);
     d->prompts = 3;
     d->group = 1;
-    evaluate_held_out_prompts(d, &r->task, S.seed, 0);
-    rollout_begin(r->sampler, d, &how);
-    while (rollout_step(r->sampler)) {}
-    rollout_end(r->sampler);
-    evaluate_rewards(d, &r->task);
+    batch_held_out_prompts(d, &r->task, S.seed, 0);
+    rollout_run(r->sampler, d, &how);
+    batch_verify(d, &r->task);
     log_print(r->log, "three completions %s:", when);
     for (int s = 0; s < d->sequences; s++) {
-        char *prompt = evaluate_prompt_text(d, s), *response = evaluate_response_text(d, s);
+        char *prompt = batch_prompt_text(d, s), *response = batch_response_text(d, s);
         size_t n = strcspn(response, "\n");
         log_print(r->log, "  %s %s%.*s%s", d->reward[s] > 0 ? "right" : "wrong", prompt, (int)n,
                   response, response[n] ? "" : " (cut off)");
@@ -462,7 +461,7 @@ static rollout_stats sample(run* r, double* seconds) {
     d->prompts = S.prompts;
     d->group = S.group;
     rollout_sync(r->sampler, r->trainer->parameters);
-    evaluate_training_prompts(d, &r->task, S.seed, r->state.step);
+    batch_training_prompts(d, &r->task, S.seed, r->state.step);
     rollout_begin(r->sampler, d, &how);
     for (int left; (left = rollout_step(r->sampler)) > 0;)
         log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
@@ -474,7 +473,7 @@ static rollout_stats sample(run* r, double* seconds) {
     return stats;
 }
 
-static void log_rollout(run* r, const rollout_stats* stats, const reward_summary* reward,
+static void log_rollout(run* r, const rollout_stats* stats, const batch_summary* reward,
                         double seconds) {
     log_begin(r->log, "rollout", r->state.step);
     log_number(r->log, "reward", reward->reward);
@@ -518,7 +517,7 @@ static void advantages(run* r) {
         }
     objective_advantages((advantage_kind)S.advantage, d->reward, d->prompts, d->group, d->advantage);
     for (int s = 0; s < d->sequences && *S.out; s++) {
-        char *prompt = evaluate_prompt_text(d, s), *response = evaluate_response_text(d, s);
+        char *prompt = batch_prompt_text(d, s), *response = batch_response_text(d, s);
         log_sample(r->log, r->state.step, s, prompt, response, d->reward[s], d->advantage[s]);
         free(prompt);
         free(response);
@@ -567,8 +566,8 @@ static void step(run* r) {
     double sampling_seconds, update_seconds;
     double lr = schedule_lr((schedule_kind)S.schedule, S.lr, r->state.step, S.lr_warmup, S.steps);
     rollout_stats stats = sample(r, &sampling_seconds);
-    evaluate_rewards(r->data, &r->task);
-    reward_summary reward = evaluate_summary(r->data);
+    batch_verify(r->data, &r->task);
+    batch_summary reward = batch_summarize(r->data);
     log_rollout(r, &stats, &reward, sampling_seconds);
     mismatch numerics = measure(r);
     advantages(r);

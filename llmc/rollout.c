@@ -13,48 +13,6 @@
 
 enum { STEPS_BETWEEN_LOOKS = 4 };
 
-batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words) {
-    batch* d = xalloc(1, sizeof *d, "a batch");
-    size_t n = (size_t)capacity, places = n * max_new;
-    d->capacity = capacity;
-    d->max_prompt = max_prompt;
-    d->max_new = max_new;
-    d->keep_words = keep_words;
-    d->prompt = xalloc(n * max_prompt, sizeof(int), "prompts");
-    d->prompt_length = xalloc(n, sizeof(int), "prompts");
-    d->token = xalloc(places, sizeof(int), "completions");
-    d->length = xalloc(n, sizeof(int), "completions");
-    d->log_mu = xalloc(5 * places, sizeof(float), "log-probabilities");
-    d->entropy = d->log_mu + places;
-    d->log_pi = d->entropy + places;
-    d->anchor = d->log_pi + places;
-    d->log_ref = d->anchor + places;
-    if (keep_words) d->keep = xalloc(places * keep_words, sizeof(uint32_t), "keep sets");
-    d->reward = xalloc(2 * n, sizeof(float), "rewards");
-    d->advantage = d->reward + n;
-    return d;
-}
-
-void batch_free(batch* d) {
-    free(d->prompt);
-    free(d->prompt_length);
-    free(d->token);
-    free(d->length);
-    free(d->log_mu);
-    free(d->keep);
-    free(d->reward);
-    free(d);
-}
-
-int batch_flatten(const batch* d, const float* from, int first, int count, float* to) {
-    int n = 0;
-    for (int s = first; s < first + count; s++) {
-        memcpy(to + n, from + (size_t)s * d->max_new, d->length[s] * sizeof(float));
-        n += d->length[s];
-    }
-    return n;
-}
-
 struct rollout {
     backend* b;
     gpt2_weights* weights;
@@ -349,4 +307,10 @@ rollout_stats rollout_end(rollout* r) {
     r->stats.occupancy =
         r->stats.decode_steps ? (double)decoded / ((double)r->stats.decode_steps * slots) : 1;
     return r->stats;
+}
+
+rollout_stats rollout_run(rollout* r, batch* d, const sampling* how) {
+    rollout_begin(r, d, how);
+    while (rollout_step(r)) continue;
+    return rollout_end(r);
 }

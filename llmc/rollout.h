@@ -4,37 +4,10 @@
 #ifndef LLMC_ROLLOUT_H
 #define LLMC_ROLLOUT_H
 
+#include "batch.h"
 #include "gpt2.h"
 
 LLMC_BEGIN
-
-// The sequences of one rollout, in host memory: the sampler writes them, the trainer reads them.
-// Sequence s is number s % group of prompt s / group. Token arrays hold max_new places a sequence,
-// of which length[s] are used.
-typedef struct batch {
-    int capacity;        // sequences that fit
-    int prompts, group;  // set by the user: prompts * group sequences
-    int sequences;       // = prompts * group
-    int max_prompt, max_new;
-    int* prompt;         // (prompts, max_prompt) tokens
-    int* prompt_length;  // (prompts)
-    int* token;          // (sequences, max_new) response tokens, the end token included
-    int* length;         // (sequences) response tokens
-    float* log_mu;       // (sequences, max_new) what the sampler gave the token
-    float* entropy;      // (sequences, max_new) of the sampler's distribution, nats
-    float* log_pi;       // (sequences, max_new) what the trainer gives it now
-    float* anchor;       // (sequences, max_new) what objectives take for log mu
-    float* log_ref;      // (sequences, max_new) what the reference model gives it
-    uint32_t* keep;      // (sequences, max_new, keep_words): top-k / top-p sets, or NULL
-    int keep_words;
-    float *reward, *advantage;  // (sequences)
-} batch;
-
-batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words);
-void batch_free(batch* d);
-// Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
-// one sequence after another into `to`; returns how many.
-int batch_flatten(const batch* d, const float* from, int first, int count, float* to);
 
 typedef struct rollout_stats {
     int64_t tokens;          // response tokens
@@ -60,6 +33,8 @@ size_t rollout_cache_bytes(const rollout* r);
 void rollout_begin(rollout* r, batch* d, const sampling* how);
 int rollout_step(rollout* r);
 rollout_stats rollout_end(rollout* r);
+// All three.
+rollout_stats rollout_run(rollout* r, batch* d, const sampling* how);
 
 LLMC_END
 #endif

@@ -54,7 +54,7 @@ static void test_summary(void) {
     for (int i = 0; i < 80; i++) d->entropy[i] = 100;  // of places that are not used
     for (int s = 0; s < 6; s++)
         for (int i = 0; i < d->length[s]; i++) d->entropy[s * 10 + i] = (float)(s + 1);
-    reward_summary r = evaluate_summary(d);
+    batch_summary r = batch_summarize(d);
     CHECK_NEAR(r.reward, 0.5, 1e-15, "reward");
     CHECK_NEAR(r.reward_std, 0.5, 1e-15, "its deviation");
     CHECK_NEAR(r.response_length, (3 + 10 + 1 + 2 + 2 + 1) / 6.0, 1e-14, "length");
@@ -63,7 +63,7 @@ static void test_summary(void) {
     CHECK_NEAR(r.entropy, (3 * 1 + 10 * 2 + 1 * 3 + 2 * 4 + 2 * 5 + 1 * 6) / 19.0, 1e-14,
                "entropy");
     d->reward[5] = 0;
-    r = evaluate_summary(d);
+    r = batch_summarize(d);
     CHECK_NEAR(r.reward_std, sqrt(2 / 9.0), 1e-15, "deviation of two in six");
     CHECK_NEAR(r.zero_std_groups, 1 / 3.0, 1e-15, "one group without deviation");
     batch_free(d);
@@ -76,28 +76,28 @@ static void test_texts(void) {
     d->prompts = 4;
     d->group = 2;
     d->sequences = 8;
-    evaluate_training_prompts(d, &t, 7, 3);
+    batch_training_prompts(d, &t, 7, 3);
     for (int s = 0; s < 8; s++) {
-        char* prompt = evaluate_prompt_text(d, s);
+        char* prompt = batch_prompt_text(d, s);
         task_training_prompt(&t, 7, 3, (uint32_t)(s / 2), text);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         free(prompt);
     }
-    evaluate_held_out_prompts(d, &t, 7, 30);
+    batch_held_out_prompts(d, &t, 7, 30);
     for (int s = 0; s < 8; s++) {
-        char* prompt = evaluate_prompt_text(d, s);
+        char* prompt = batch_prompt_text(d, s);
         task_held_out_prompt(&t, 7, (uint32_t)(30 + s / 2), text);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         CHECK(task_is_held_out(prompt), "%s is a training prompt", prompt);
         t.solution(&t, prompt, text);
         put_response(d, s, strchr(text, '\n') - 2, 0);  // the value alone
         if (s == 5) d->length[s]--;                     // without its end
-        char* response = evaluate_response_text(d, s);
+        char* response = batch_response_text(d, s);
         CHECK((int)strlen(response) == (s == 5 ? 2 : 3), "the response is \"%s\"", response);
         free(response);
         free(prompt);
     }
-    evaluate_rewards(d, &t);
+    batch_verify(d, &t);
     for (int s = 0; s < 8; s++) CHECK(d->reward[s] == (s != 5), "reward %d: %g", s, d->reward[s]);
     batch_free(d);
 }
@@ -228,7 +228,7 @@ static void test_samples(void) {
                     .step = c.step * (uint32_t)c.prompts};
     again.d->prompts = c.prompts;
     again.d->group = c.samples;
-    evaluate_held_out_prompts(again.d, &again.t, c.seed, 0);
+    batch_held_out_prompts(again.d, &again.t, c.seed, 0);
     rollout_begin(again.sampler, again.d, &how);
     while (rollout_step(again.sampler)) {
     }
