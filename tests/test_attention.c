@@ -379,6 +379,30 @@ static void check_cached(void) {
     }
 }
 
+// All devices write the same cache. So much that threads run at the same time: scratch memory that
+// they shared would show.
+static void check_written(void) {
+    enum { SLOTS = 60, POSITIONS = 48, ROWS = SLOTS * POSITIONS };
+    int mark = array_count, *slot = ints_new(ROWS), *position = ints_new(ROWS);
+    pack p = {4, 20, {0}};
+    formats a = formats_of(&FORMAT_TF32, &FORMAT_FP32);
+    tensor qkv = matrix_random(ROWS, 3 * 80, &FORMAT_FP32), expected = {0};
+    for (int r = 0; r < ROWS; r++) {
+        slot[r] = r / POSITIONS;
+        position[r] = r % POSITIONS;
+    }
+    for (int d = 0; d < device_count; d++) {
+        kv_cache kv = cache_new(1, SLOTS * 3 + 1, SLOTS, 3, &p, &a);
+        for (int i = 0; i < SLOTS * 3; i++) ((int*)kv.page_table)[i] = i;
+        devices[d]->kv_write(devices[d], &kv, 0, qkv, slot, position);
+        tensor written = as_vector(kv.data, layer_floats(&kv));
+        if (d == 0) expected = written;
+        int64_t at = first_difference(written, expected);
+        CHECK(at < 0, "%lld of a written cache differs (%s)", (long long)at, devices[d]->name);
+    }
+    arrays_free(mark, "a written cache");
+}
+
 // Token by token, as in decoding; what earlier positions gave does not change.
 static void check_decoding(void) {
     pack p = {2, 20, {50}};
@@ -537,6 +561,7 @@ int main(void) {
     check_backward_apart();
     check_long();
     check_cached();
+    check_written();
     check_decoding();
     check_shared_pages();
     check_narrow_cache();
