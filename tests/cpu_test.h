@@ -47,6 +47,13 @@ static inline void devices_open(void) {
             devices[device_count++] = cpu_open(THREADS[t], ISAS[i]);
 }
 
+// The first device of a case that runs on one device of each instruction set: the next cases take
+// other numbers of threads.
+static inline int device_next(void) {
+    static int turn;
+    return turn++ % device_step;
+}
+
 static inline void devices_close(void) {
     for (int i = 0; i < device_count; i++) cpu_close(devices[i]);
 }

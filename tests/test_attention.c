@@ -206,7 +206,9 @@ static void check_shapes(void) {
         {1, 8, {3, 530}},  {2, 64, {19, 4}},        {1, 80, {2, 18}},
         {1, 100, {1, 20}}, {5, 33, {9, 8}}};
     formats a = formats_of(&FORMAT_FP32, &FORMAT_FP32);
-    for (size_t i = 0; i < sizeof packs / sizeof *packs; i++) check_case(packs[i], a, 0, 0, 1);
+    for (size_t i = 0; i < sizeof packs / sizeof *packs; i++)
+        check_case(packs[i], a, 0, device_next(), device_step);
+    check_case((pack){3, 24, {60, 5, 100, 31}}, a, 0, 0, 1);
 }
 
 static void check_formats(void) {
@@ -215,7 +217,7 @@ static void check_formats(void) {
     pack p = {2, 20, {35, 1, 6}};
     for (int i = 0; i < 3; i++)
         for (int plain = 0; plain < 2; plain++)
-            check_case(p, formats_of(rows[i][0], rows[i][1]), plain, 0, 1);
+            check_case(p, formats_of(rows[i][0], rows[i][1]), plain, device_next(), device_step);
 }
 
 // Leaving out one rounding point changes bits.

@@ -1,4 +1,5 @@
 // The CPU device itself: the choice of an instruction set, memory, accounts.
+#define _GNU_SOURCE  // fdopen in refusal.h
 #include "cpu_test.h"
 #include "refusal.h"
 

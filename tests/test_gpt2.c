@@ -131,8 +131,8 @@ static void check_devices(void) {
         model_case c = case_random(CONFIG, LENGTHS);
         model_result expected =
             run_model(devices[0], &c, precision_number(i), c.batch.sequences, 0);
-        for (int d = 0; d < device_count; d++) {
-            int inner = array_count, micro = d % c.batch.sequences + 1;
+        for (int d = device_next(); d < device_count; d += device_step) {
+            int inner = array_count, micro = random_between(1, c.batch.sequences);
             const char* what =
                 text("a model in %s, %d sequences at a time", FORMATS[i]->name, micro);
             model_result got = run_model(devices[d], &c, precision_number(i), micro, 0);
