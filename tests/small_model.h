@@ -25,14 +25,14 @@ static inline int machine_has(const char* isa) {
     return !strcmp(isa, "c");
 }
 
-// Devices that must all give the same bits: every instruction set that is there, and more threads
-// than most work divides by. Returns how many; close each with cpu_close.
+// Devices that must all give the same bits: the best instruction set that is there, the others, and
+// more threads than most work divides by. Returns how many; close each with cpu_close.
 enum { DEVICES_MAX = 4 };
 static inline int open_devices(backend* device[DEVICES_MAX]) {
     static const struct {
         const char* isa;
         int threads;
-    } kinds[DEVICES_MAX] = {{"c", 1}, {"avx2", 1}, {"avx512", 1}, {"auto", 3}};
+    } kinds[DEVICES_MAX] = {{"auto", 1}, {"avx2", 1}, {"auto", 3}, {"c", 1}};
     int n = 0, threads_max = 1;
 #ifdef _OPENMP
     threads_max = 3;

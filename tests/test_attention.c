@@ -539,7 +539,7 @@ static double forward_loss(const void* context, double* size) {
 
 static void check_differences(void) {
     int mark = array_count;
-    backend* b = devices[device_count - 1];
+    backend* b = devices[device_count - device_step];
     slope_case s = {b, matrix_grid(11, 18), matrix_grid(11, 6), matrix_new(11, 6, &FORMAT_FP32),
                     floats_new(11 * 2 * 2)};
     tensor dqkv = matrix_new(11, 18, &FORMAT_FP32);

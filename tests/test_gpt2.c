@@ -269,7 +269,7 @@ static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, cons
 static void check_formats(void) {
     int mark = array_count;
     model_case c = case_random(CONFIG, LENGTHS);
-    watched = devices[device_count - 1];
+    watched = devices[device_count - device_step];
     backend b = *watched;
     b.weight_prepare = watch_prepare, b.cast = watch_cast, b.embed_forward = watch_embed;
     b.norm_forward = watch_norm, b.norm_backward = watch_norm_backward;
@@ -393,8 +393,8 @@ static void check_float64(void) {
 static double model_loss(const void* context, double* size) {
     const model_case* c = context;
     int mark = array_count;
-    model_result r =
-        run_model(devices[device_count - 1], c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 1);
+    model_result r = run_model(devices[device_count - device_step], c,
+                               precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 1);
     double loss = -weighted_sum(r.logp, as_vector(c->coef, r.logp.cols), size);
     arrays_drop(mark);
     return loss;
@@ -408,8 +408,8 @@ static void check_differences(void) {
         float* x = row_at(c.parameters, 0) + i;
         *x = rintf(*x * 1024) / 1024;
     }
-    model_result r =
-        run_model(devices[device_count - 1], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 0);
+    model_result r = run_model(devices[device_count - device_step], &c,
+                               precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 0);
     for (int i = 0; i < r.lookup.cols; i++) row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
     gpt2_tensors(&c.config, table);
     for (int i = 0; i < GPT2_TENSORS; i++) {

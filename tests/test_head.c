@@ -687,7 +687,7 @@ static void check_frequencies(void) {
 // The set of top-p reaches p, and without its least probable token it does not.
 static void check_top_p_is_smallest(void) {
     int mark = array_count, rows = 40, v = 50;
-    backend* b = devices[device_count - 1];
+    backend* b = devices[device_count - device_step];
     tensor x = matrix_random(rows, 6, &FORMAT_FP32), w = weight_random(v, 6);
     prepared* p = b->weight_prepare(b, NULL, w.data, v, 6, &FORMAT_FP32, &FORMAT_FP32);
     for (int step = 1; step < 10; step++) {

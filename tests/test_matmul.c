@@ -281,7 +281,7 @@ static double forward_loss(const void* context, double* size) {
 
 static void check_differences(void) {
     int mark = array_count, m = 5, n = 9, k = 21;
-    backend* b = devices[device_count - 1];
+    backend* b = devices[device_count - device_step];
     slope_case s = {b,
                     matrix_grid(m, k),
                     weight_grid(n, k),

@@ -364,7 +364,7 @@ static double norm_loss(const void* context, double* size) {
 
 static void check_norm_differences(void) {
     int mark = array_count, m = 4, n = 18;
-    backend* b = devices[device_count - 1];
+    backend* b = devices[device_count - device_step];
     slope_case s = {b,
                     matrix_grid(m, n),
                     matrix_grid(m, n),
@@ -396,7 +396,7 @@ static double gelu_loss(const void* context, double* size) {
 
 static void check_gelu_differences(void) {
     int mark = array_count;
-    backend* b = devices[device_count - 1];
+    backend* b = devices[device_count - device_step];
     slope_case s = {.b = b, .x = matrix_grid(6, 20), .weight = matrix_grid(6, 20)};
     s.out = matrix_new(6, 20, &FORMAT_FP32);
     tensor dpre = matrix_new(6, 20, &FORMAT_FP32);
@@ -415,7 +415,7 @@ static double embed_loss(const void* context, double* size) {
 
 static void check_embed_differences(void) {
     int mark = array_count;
-    backend* b = devices[device_count - 1];
+    backend* b = devices[device_count - device_step];
     slope_case s = {.b = b, .x = weight_grid(3, 6), .add = weight_grid(3, 6)};
     s.weight = matrix_grid(5, 6);
     s.out = matrix_new(5, 6, &FORMAT_FP32);
