@@ -12,22 +12,36 @@ enum {
     POINTER_FLOATS = sizeof(void*) / sizeof(float)  // what a pointer takes of scratch memory
 };
 
-// score[j] = q . k_j * scale for j < n, in groups of 16 (the last one whole).
+// score[j] = q . k_j * scale for the 16 keys of each of `blocks` blocks: as many chains at a time.
+INLINE void block_scores(const int blocks, float* score, const float* q, const float* const* keys,
+                         int head_dim, float scale) {
+    vf sum[4 * 16 / VL];
+    UNROLL
+    for (int v = 0; v < blocks * 16 / VL; v++) sum[v] = vf_set(0);
+    for (int d = 0; d < head_dim; d++) {
+        vf qd = vf_set(q[d]);
+        UNROLL
+        for (int v = 0; v < blocks * 16 / VL; v++) {
+            const float* k = keys[v / (16 / VL)] + d * KV_PAGE + v % (16 / VL) * VL;
+            sum[v] = vf_fma(qd, vf_load(k), sum[v]);
+        }
+    }
+    UNROLL
+    for (int v = 0; v < blocks * 16 / VL; v++)
+        vf_store(score + v * VL, vf_mul(sum[v], vf_set(scale)));
+}
+
+// The same for keys j < n, in blocks of 16, the last one whole.
 INLINE void scores(float* score, const float* q, const float* const* keys, int n, int head_dim,
                    float scale) {
-    for (int j0 = 0; j0 < n; j0 += KV_PAGE) {
-        const float* k = keys[j0 / KV_PAGE];
-        vf sum[16 / VL];
-        UNROLL
-        for (int v = 0; v < 16 / VL; v++) sum[v] = vf_set(0);
-        for (int d = 0; d < head_dim; d++) UNROLL
-        for (int v = 0; v < 16 / VL; v++)
-            sum[v] = vf_fma(vf_set(q[d]), vf_load(k + d * KV_PAGE + v * VL), sum[v]);
-        UNROLL
-        for (int v = 0; v < 16 / VL; v++) vf_store(score + j0 + v * VL, sum[v]);
+    int i = 0, blocks = (n + KV_PAGE - 1) / KV_PAGE;
+    for (; i + 4 <= blocks; i += 4)
+        block_scores(4, score + i * KV_PAGE, q, keys + i, head_dim, scale);
+    if (i + 2 <= blocks) {
+        block_scores(2, score + i * KV_PAGE, q, keys + i, head_dim, scale);
+        i += 2;
     }
-    SIMD
-    for (int j = 0; j < n; j++) score[j] *= scale;
+    if (i < blocks) block_scores(1, score + i * KV_PAGE, q, keys + i, head_dim, scale);
 }
 
 // out[d] = sum_j p_j v_j[d] for the 16 * w columns from d on.
@@ -87,10 +101,13 @@ static void attend(float* out, float* stats, query* w, int n, int head_dim, cons
                    const format* round) {
     float* p = w->score;
     scores(p, w->q, w->keys, n, head_dim, 1.0f / __builtin_sqrtf((float)head_dim));
-    float max = row_max(p, n);
+    // Whole blocks from here on: the last one's other keys get the weight 0.
+    int whole = padded_dim(n);
+    for (int j = n; j < whole; j++) p[j] = -__builtin_inff();
+    float max = row_max(p, whole);
     SIMD
-    for (int j = 0; j < n; j++) p[j] = num_expf(p[j] - max);
-    float total = row_sum(p, n);
+    for (int j = 0; j < whole; j++) p[j] = num_expf(p[j] - max);
+    float total = row_sum(p, whole);
     row_round(p, n, operand);
     weighted_rows(w->sum, p, w->values, n, padded_dim(head_dim));
     for (int i = 0; i < head_dim; i++) out[i] = w->sum[i] / total;
@@ -103,9 +120,8 @@ static void attend(float* out, float* stats, query* w, int n, int head_dim, cons
 
 // A head's row as operands, padded with zeros.
 INLINE void put_row(float* to, const float* from, int head_dim, const format* operand) {
-    const format f = *operand;
-    SIMD
-    for (int d = 0; d < head_dim; d++) to[d] = format_round(from[d], &f);
+    for (int d = 0; d < head_dim; d++) to[d] = from[d];
+    row_round(to, head_dim, operand);
     for (int d = head_dim; d < padded_dim(head_dim); d++) to[d] = 0;
 }
 
@@ -222,16 +238,17 @@ static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, 
 // p and ds of query i, as operands.
 static void backward_scores(const backward_head* w, float* p, float* ds, int i, const float* stats,
                             float delta, float scale, const format* operand) {
-    const format f = *operand;
     float max = stats[0], total = stats[1];
+    int whole = padded_dim(i + 1);  // the last block's other keys are computed and not read
     scores(p, w->q + (size_t)i * w->padded, w->k_block, i + 1, w->head_dim, scale);
     scores(ds, w->dout + (size_t)i * w->padded, w->v_block, i + 1, w->head_dim, 1.0f);
     SIMD
-    for (int j = 0; j <= i; j++) {
-        float share = num_expf(p[j] - max) / total;
-        ds[j] = format_round(share * (ds[j] - delta), &f);
-        p[j] = format_round(share, &f);
+    for (int j = 0; j < whole; j++) {
+        p[j] = num_expf(p[j] - max) / total;
+        ds[j] = p[j] * (ds[j] - delta);
     }
+    row_round(p, whole, operand);
+    row_round(ds, whole, operand);
 }
 
 // sum += x_i row_i for 16 columns and `count` rows, carrying on the chain in `sum`.

@@ -3,7 +3,6 @@
 
 void ISA(embed_forward)(backend* b, tensor out, const float* wte, const float* wpe,
                         const int* token, const int* position) {
-    const format f = *out.format;
     PARALLEL_FOR(b)
     for (int r = 0; r < out.rows; r++) {
         float* o = row_of(out, r);
@@ -14,7 +13,8 @@ void ISA(embed_forward)(backend* b, tensor out, const float* wte, const float* w
         const float* t = wte + (int64_t)token[r] * out.cols;
         const float* p = wpe + (int64_t)position[r] * out.cols;
         SIMD
-        for (int i = 0; i < out.cols; i++) o[i] = format_round(t[i] + p[i], &f);
+        for (int i = 0; i < out.cols; i++) o[i] = t[i] + p[i];
+        row_round(o, out.cols, out.format);
     }
 }
 

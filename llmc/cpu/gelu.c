@@ -5,7 +5,6 @@
 #define CUBIC 0.044715f
 
 void ISA(gelu_forward)(backend* b, tensor out, tensor pre) {
-    const format round = *out.format;
     PARALLEL_FOR(b)
     for (int r = 0; r < out.rows; r++) {
         float* o = row_of(out, r);
@@ -13,13 +12,13 @@ void ISA(gelu_forward)(backend* b, tensor out, tensor pre) {
         SIMD
         for (int i = 0; i < out.cols; i++) {
             float t = num_tanhf(SQRT_2_OVER_PI * num_fma(CUBIC * x[i] * x[i], x[i], x[i]));
-            o[i] = format_round(0.5f * x[i] * (1.0f + t), &round);
+            o[i] = 0.5f * x[i] * (1.0f + t);
         }
+        row_round(o, out.cols, out.format);
     }
 }
 
 void ISA(gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre) {
-    const format round = *dpre.format;
     PARALLEL_FOR(b)
     for (int r = 0; r < dpre.rows; r++) {
         float* dx = row_of(dpre, r);
@@ -30,7 +29,8 @@ void ISA(gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre) {
             float t = num_tanhf(SQRT_2_OVER_PI * num_fma(CUBIC * square, x[i], x[i]));
             float slope = SQRT_2_OVER_PI * num_fma(3.0f * CUBIC, square, 1.0f);
             float derivative = num_fma(0.5f * x[i] * num_fma(-t, t, 1.0f), slope, 0.5f + 0.5f * t);
-            dx[i] = format_round(d[i] * derivative, &round);
+            dx[i] = d[i] * derivative;
         }
+        row_round(dx, dpre.cols, dpre.format);
     }
 }

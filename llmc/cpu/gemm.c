@@ -4,58 +4,94 @@
 // vector width leaves a trace: a naive triple loop of fmaf gives the same bits.
 //
 // B comes in panels of NR columns, [k][NR]: weights are packed once when they change, other
-// operands while they are used. A is read in place where k is short, and copied tile by tile where
-// its rows lie so far apart that they would evict each other from the first cache.
+// operands while they are used, a group of panels at a time that stays in the second cache. A panel
+// stays in the first cache while the tiles of a block of rows go over it; meanwhile the tiles
+// prefetch the next panel and their successor's part of C, for these come from far away. A is read
+// in place, or copied where its rows would evict each other from the first cache.
 #include "gemm.h"
 
-enum { NV = GEMM_NR / VL, MC = 12 * GEMM_MR, A_COPY_STRIDE = GEMM_KC + 16 };
+enum {
+    NV = GEMM_NR / VL,
+    BLOCK_TILES = 20,             // rows of a block, in tiles
+    GROUP = 24,                   // panels of a group
+    A_STRIDE = GEMM_KC + 16,      // of a copy of A: rows that follow each other in the cache
+    A_TILE = GEMM_MR * A_STRIDE,  // floats of a tile of such a copy
+    GROUP_FLOATS = GROUP * GEMM_KC * GEMM_NR,
+    THREAD_FLOATS = GROUP_FLOATS + BLOCK_TILES * A_TILE,
+};
 
 typedef enum { STORE, ADD, CARRY } tile_mode;
 
-INLINE void tile(const int mr, const int transposed, int kc, const float* restrict a,
-                 int64_t a_stride, const float* restrict b, float* restrict c, int64_t c_stride,
-                 tile_mode mode) {
-    vf acc[GEMM_MR][NV];
+typedef struct tile_work {
+    const float *a, *b;  // b: a panel
+    float* c;
+    int64_t a_stride, c_stride;
+    int transposed, kc;
+    tile_mode mode;
+    // What to prefetch: every next_step floats from `next` on; MR rows of C.
+    const float *next, *next_c;
+    int64_t next_step;
+} tile_work;
+
+INLINE void tile_step(const int mr, vf acc[GEMM_MR][NV], const float* a, int64_t a_row,
+                      const float* b) {
+    vf bv[NV];
+    UNROLL
+    for (int j = 0; j < NV; j++) bv[j] = vf_load(b + j * VL);
     UNROLL
     for (int i = 0; i < mr; i++) {
-        float* row = c + i * c_stride;
+        vf ai = vf_set(a[i * a_row]);
         UNROLL
-        for (int j = 0; j < NV; j++) acc[i][j] = mode == CARRY ? vf_load(row + j * VL) : vf_set(0);
+        for (int j = 0; j < NV; j++) acc[i][j] = vf_fma(ai, bv[j], acc[i][j]);
     }
-    for (int k = 0; k < kc; k++) {
-        vf bv[NV];
+}
+
+INLINE void tile(const int mr, const int transposed, const tile_work* w) {
+    const float *a = w->a, *b = w->b, *next = w->next, *next_c = w->next_c;
+    const int64_t c_stride = w->c_stride, next_step = w->next_step;
+    const int64_t a_row = transposed ? 1 : w->a_stride, a_step = transposed ? w->a_stride : 1;
+    vf acc[GEMM_MR][NV];
+    int k = 0;
+    UNROLL
+    for (int i = 0; i < mr; i++) {
+        float* row = w->c + i * c_stride;
         UNROLL
-        for (int j = 0; j < NV; j++) bv[j] = vf_load(b + (int64_t)k * GEMM_NR + j * VL);
-        UNROLL
-        for (int i = 0; i < mr; i++) {
-            vf ai = vf_set(transposed ? a[k * a_stride + i] : a[i * a_stride + k]);
+        for (int j = 0; j < NV; j++)
+            acc[i][j] = w->mode == CARRY ? vf_load(row + j * VL) : vf_set(0);
+    }
+    while (k + 16 <= w->kc) {
+        __builtin_prefetch(next_c, 1);
+        __builtin_prefetch(next_c + 16, 1);
+        next_c += c_stride;
+        for (int end = k + 16; k < end; k += 4) {
+            __builtin_prefetch(next);
+            next += next_step;
             UNROLL
-            for (int j = 0; j < NV; j++) acc[i][j] = vf_fma(ai, bv[j], acc[i][j]);
+            for (int u = 0; u < 4; u++, a += a_step) tile_step(mr, acc, a, a_row, b + u * GEMM_NR);
+            b += 4 * GEMM_NR;
         }
     }
+    for (; k < w->kc; k++, a += a_step, b += GEMM_NR) tile_step(mr, acc, a, a_row, b);
     UNROLL
     for (int i = 0; i < mr; i++) {
-        float* row = c + i * c_stride;
+        float* row = w->c + i * c_stride;
         UNROLL
         for (int j = 0; j < NV; j++)
             vf_store(row + j * VL,
-                     mode == ADD ? vf_add(vf_load(row + j * VL), acc[i][j]) : acc[i][j]);
+                     w->mode == ADD ? vf_add(vf_load(row + j * VL), acc[i][j]) : acc[i][j]);
     }
 }
 
 // One compiled kernel a tile height.
 // clang-format off
-#define TILE(mr)                                                                            \
-    static __attribute__((noinline)) void tile_##mr(int transposed, int kc, const float* a, \
-                                                    int64_t as, const float* b, float* c,   \
-                                                    int64_t cs, tile_mode mode) {           \
-        if (transposed)                                                                     \
-            tile(mr, 1, kc, a, as, b, c, cs, mode);                                         \
-        else                                                                                \
-            tile(mr, 0, kc, a, as, b, c, cs, mode);                                         \
+#define TILE(mr)                                                          \
+    static __attribute__((noinline)) void tile_##mr(const tile_work* w) { \
+        if (w->transposed)                                                \
+            tile(mr, 1, w);                                               \
+        else                                                              \
+            tile(mr, 0, w);                                               \
     }
-typedef void (*tile_function)(int, int, const float*, int64_t, const float*, float*, int64_t,
-                              tile_mode);
+typedef void (*tile_function)(const tile_work*);
 TILE(1) TILE(2) TILE(3) TILE(4)
 #if defined(ISA_avx2) || defined(ISA_avx512)
 TILE(5) TILE(6)
@@ -74,39 +110,99 @@ static const tile_function TILES[GEMM_MR + 1] = {
 };
 // clang-format on
 
-// B rows k0 .. k0+kc, columns j0 .. j0+cols into one panel.
-static void pack_rows(float* restrict panel, const gemm* g, int k0, int kc, int j0, int cols) {
-    for (int k = 0; k < kc; k++) {
-        const float* from = g->b + (k0 + k) * g->b_stride + j0;
-        float* to = panel + k * GEMM_NR;
-        if (cols == GEMM_NR) {
-            UNROLL
-            for (int v = 0; v < NV; v++) vf_store(to + v * VL, vf_load(from + v * VL));
-        } else {
-            for (int j = 0; j < GEMM_NR; j++) to[j] = j < cols ? from[j] : 0;
+// The work of one thread at a time: rows i0 .. i1 and panels p0 .. p1 of C.
+typedef struct part {
+    int i0, i1, p0, p1;
+} part;
+
+static int columns(const gemm* g, int p) {
+    return g->n - p * GEMM_NR < GEMM_NR ? g->n - p * GEMM_NR : GEMM_NR;
+}
+
+// Rows k0 .. k0+kc of B into panels of KC rows each, a row after another, as they lie in memory.
+static void pack_group(float* restrict panels, const gemm* g, const part* d, int k0, int kc) {
+    for (int k = 0; k < kc; k++)
+        for (int p = d->p0; p < d->p1; p++) {
+            const float* from = g->b + (k0 + k) * g->b_stride + p * GEMM_NR;
+            float* to = panels + ((size_t)(p - d->p0) * GEMM_KC + k) * GEMM_NR;
+            int cols = columns(g, p);
+            if (cols == GEMM_NR) {
+                UNROLL
+                for (int v = 0; v < NV; v++) vf_store(to + v * VL, vf_load(from + v * VL));
+            } else {
+                for (int j = 0; j < GEMM_NR; j++) to[j] = j < cols ? from[j] : 0;
+            }
         }
-    }
-    row_round(panel, kc * GEMM_NR, g->b_round);
+    for (int p = 0; p < d->p1 - d->p0; p++)
+        row_round(panels + (size_t)p * GEMM_KC * GEMM_NR, kc * GEMM_NR, g->b_round);
 }
 
-// The rows i .. i+mr of one panel's columns, by way of a full-width tile where the panel is narrow.
-static void tile_run(const gemm* g, int mr, int kc, const float* a, int64_t a_stride,
-                     const float* panel, float* c, int cols, tile_mode mode) {
-    if (cols == GEMM_NR) {
-        TILES[mr](g->a_transposed, kc, a, a_stride, panel, c, g->c_stride, mode);
-        return;
+// A block of rows of A as its tiles read them, and where tile t starts in it.
+typedef struct a_block {
+    const float* a;
+    int64_t stride, row;       // from one k (transposed) or row to the next; floats of a row
+    int rows, tiles, by_tile;  // by_tile: each tile apart, [k][height]
+} a_block;
+
+static int tile_start(const a_block* a, int t) { return a->rows * t / a->tiles; }
+
+// Tiles of a transposed A apart: [tile][k][height]. A vector at a time, where A is wide enough:
+// what it writes beyond the tile is overwritten, or lies in the gap between tiles.
+static void copy_transposed(float* restrict to, const gemm* g, const float* from, const a_block* a,
+                            int i0, int kc) {
+    for (int k = 0; k < kc; k++, from += g->a_stride)
+        for (int t = 0; t < a->tiles; t++) {
+            int i = tile_start(a, t), height = tile_start(a, t + 1) - i;
+            float* row = to + (size_t)t * A_TILE + (size_t)k * height;
+            if (i0 + i + VL <= g->m)
+                vf_store(row, vf_load(from + i));
+            else
+                for (int j = 0; j < height; j++) row[j] = from[i + j];
+        }
+}
+
+// Rows at this stride fall onto the same few sets of the first cache.
+static int rows_collide(int64_t stride) {
+    int64_t offset = stride * (int64_t)sizeof(float) % 4096;
+    return offset < 512 || offset > 3584;
+}
+
+// Rows i0 .. i0+rows of A, k0 .. k0+kc; copied to `memory` where that pays for the panels to come.
+static a_block block_of(const gemm* g, float* memory, int i0, int rows, int k0, int kc,
+                        int panels) {
+    a_block a = {.stride = g->a_stride, .rows = rows, .tiles = (rows + GEMM_MR - 1) / GEMM_MR};
+    a.a = g->a + (g->a_transposed ? k0 * g->a_stride + i0 : i0 * g->a_stride + k0);
+    if (g->a_transposed && panels > 8) {
+        copy_transposed(memory, g, a.a, &a, i0, kc);
+        a.by_tile = 1;
+        a.a = memory;
+    } else if (!g->a_transposed && g->k > GEMM_KC && panels > 2 && rows_collide(g->a_stride)) {
+        for (int i = 0; i < rows; i++)
+            memcpy(memory + i * A_STRIDE, a.a + i * g->a_stride, kc * sizeof(float));
+        a.a = memory;
+        a.stride = A_STRIDE;
     }
-    float wide[GEMM_MR * GEMM_NR];
-    if (mode != STORE)
-        for (int i = 0; i < mr; i++)
+    a.row = g->a_transposed ? 1 : a.stride;
+    return a;
+}
+
+// A tile by way of a full-width copy where the panel is narrow.
+static void tile_narrow(int height, tile_work w, int cols) {
+    float wide[GEMM_MR * GEMM_NR], *c = w.c;
+    int64_t c_stride = w.c_stride;
+    if (w.mode != STORE)
+        for (int i = 0; i < height; i++)
             for (int j = 0; j < GEMM_NR; j++)
-                wide[i * GEMM_NR + j] = j < cols ? c[i * g->c_stride + j] : 0;
-    TILES[mr](g->a_transposed, kc, a, a_stride, panel, wide, GEMM_NR, mode);
-    for (int i = 0; i < mr; i++) memcpy(c + i * g->c_stride, wide + i * GEMM_NR, cols * 4);
+                wide[i * GEMM_NR + j] = j < cols ? c[i * c_stride + j] : 0;
+    w.c = wide;
+    w.next_c = wide;
+    w.c_stride = GEMM_NR;
+    TILES[height](&w);
+    for (int i = 0; i < height; i++) memcpy(c + i * c_stride, wide + i * GEMM_NR, cols * 4);
 }
 
-static void finish(const gemm* g, float* c, int mr, int j0, int cols) {
-    for (int i = 0; i < mr; i++) {
+static void finish(const gemm* g, float* c, int height, int j0, int cols) {
+    for (int i = 0; i < height; i++) {
         float* row = c + i * g->c_stride;
         if (g->bias) SIMD
         for (int j = 0; j < cols; j++) row[j] += g->bias[j0 + j];
@@ -114,60 +210,81 @@ static void finish(const gemm* g, float* c, int mr, int j0, int cols) {
     }
 }
 
-// Rows i0 .. i1 and panels p0 .. p1 of C.
-static void block(const gemm* g, int i0, int i1, int p0, int p1) {
-    float panel_memory[GEMM_KC * GEMM_NR] __attribute__((aligned(64)));
-    float a_copy[MC * A_COPY_STRIDE] __attribute__((aligned(64)));
-    int rows = i1 - i0, tiles = (rows + GEMM_MR - 1) / GEMM_MR;
-    int copy = !g->a_transposed && g->k > GEMM_KC && p1 - p0 > 2;
-    for (int k0 = 0; k0 < g->k; k0 += GEMM_KC) {
-        int kc = g->k - k0 < GEMM_KC ? g->k - k0 : GEMM_KC, last = k0 + kc == g->k;
-        tile_mode mode = g->carry ? CARRY : k0 ? ADD : STORE;
-        const float* a = g->a + (g->a_transposed ? k0 * g->a_stride + i0 : i0 * g->a_stride + k0);
-        int64_t a_stride = g->a_stride;
-        if (copy) {
-            for (int i = 0; i < rows; i++)
-                memcpy(a_copy + i * A_COPY_STRIDE, a + i * a_stride, kc * sizeof(float));
-            a = a_copy;
-            a_stride = A_COPY_STRIDE;
-        }
-        for (int p = p0; p < p1; p++) {
-            int j0 = p * GEMM_NR, cols = g->n - j0 < GEMM_NR ? g->n - j0 : GEMM_NR;
-            const float* panel = g->packed + (int64_t)p * GEMM_NR * g->k + (int64_t)k0 * GEMM_NR;
-            if (!g->packed) {
-                pack_rows(panel_memory, g, k0, kc, j0, cols);
-                panel = panel_memory;
-            }
-            for (int t = 0; t < tiles; t++) {  // heights as equal as can be
-                int i = rows * t / tiles, mr = rows * (t + 1) / tiles - i;
-                float* c = g->c + (i0 + i) * g->c_stride + j0;
-                tile_run(g, mr, kc, a + (g->a_transposed ? i : i * a_stride), a_stride, panel, c,
-                         cols, mode);
-                if (last) finish(g, c, mr, j0, cols);
-            }
+// One block of rows and of k against a part's panels.
+static void block_run(const gemm* g, const part* d, const a_block* a, int i0, int k0, int kc,
+                      const float* panels, int64_t panel_stride) {
+    tile_work w = {.a_stride = a->stride,
+                   .c_stride = g->c_stride,
+                   .transposed = g->a_transposed,
+                   .kc = kc,
+                   .mode = g->carry ? CARRY
+                           : k0     ? ADD
+                                    : STORE};
+    // Each tile prefetches its share of the next panel, in kc / 4 steps.
+    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles;
+    for (int p = d->p0; p < d->p1; p++) {
+        int j0 = p * GEMM_NR, cols = columns(g, p);
+        float* c = g->c + i0 * g->c_stride + j0;
+        w.b = panels + (p - d->p0) * panel_stride;
+        w.next = p + 1 < d->p1 ? w.b + panel_stride : panels;
+        for (int t = 0, i = 0, end; t < a->tiles; t++, i = end) {  // heights as equal as can be
+            end = tile_start(a, t + 1);
+            w.a = a->by_tile ? a->a + t * A_TILE : a->a + i * a->row;
+            if (a->by_tile) w.a_stride = end - i;
+            w.c = c + i * g->c_stride;
+            w.next_c = t + 1 < a->tiles ? c + end * g->c_stride : c + GEMM_NR;
+            if (cols == GEMM_NR)
+                TILES[end - i](&w);
+            else
+                tile_narrow(end - i, w, cols);
+            w.next += kc / 4 * w.next_step;
+            if (k0 + kc == g->k) finish(g, w.c, end - i, j0, cols);
         }
     }
 }
 
-void ISA(gemm_run)(backend* b, const gemm* g) {
-    int panels = (g->n + GEMM_NR - 1) / GEMM_NR, threads = cpu_threads(b);
-    // Enough blocks that no thread waits long for another, of rows first: a row block reads A once.
-    int row_blocks = (g->m + MC - 1) / MC, panel_blocks = 1, wanted = threads > 1 ? 3 * threads : 1;
-    if (row_blocks < wanted && panels >= 8) panel_blocks = (wanted + row_blocks - 1) / row_blocks;
-    if (panel_blocks > panels / 2) panel_blocks = panels > 1 ? panels / 2 : 1;
-    if (row_blocks * panel_blocks < wanted) {
-        int tiles = (g->m + GEMM_MR - 1) / GEMM_MR;
-        int more = (wanted + panel_blocks - 1) / panel_blocks;
-        row_blocks = more < tiles ? more : tiles;
-        if (row_blocks < (g->m + MC - 1) / MC) row_blocks = (g->m + MC - 1) / MC;
+// `memory`: THREAD_FLOATS, for a group of panels and a block of A.
+static void part_run(const gemm* g, const part* d, float* memory) {
+    int rows = d->i1 - d->i0, block_rows = BLOCK_TILES * GEMM_MR;
+    int blocks = (rows + block_rows - 1) / block_rows;
+    for (int k0 = 0; k0 < g->k; k0 += GEMM_KC) {
+        int kc = g->k - k0 < GEMM_KC ? g->k - k0 : GEMM_KC;
+        const float* panels = memory;
+        if (g->packed)
+            panels = g->packed + ((int64_t)d->p0 * g->k + k0) * GEMM_NR;
+        else
+            pack_group(memory, g, d, k0, kc);
+        for (int r = 0; r < blocks; r++) {
+            int i0 = d->i0 + rows * r / blocks, i1 = d->i0 + rows * (r + 1) / blocks;
+            a_block a = block_of(g, memory + GROUP_FLOATS, i0, i1 - i0, k0, kc, d->p1 - d->p0);
+            block_run(g, d, &a, i0, k0, kc, panels,
+                      (g->packed ? g->k : GEMM_KC) * (int64_t)GEMM_NR);
+        }
     }
-    int blocks = row_blocks * panel_blocks;
+}
+
+static int larger(int a, int b) { return a > b ? a : b; }
+static int smaller(int a, int b) { return a < b ? a : b; }
+static int pieces(int n, int size) { return (n + size - 1) / size; }
+
+void ISA(gemm_run)(backend* b, const gemm* g) {
+    int panels = pieces(g->n, GEMM_NR), tiles = pieces(g->m, GEMM_MR), threads = cpu_threads(b);
+    // A part packs its own B, so rows are split only where packed B lies ready, and for the
+    // threads: enough parts that none waits long for another, whole blocks of rows before panels.
+    int wanted = threads > 1 ? 3 * threads : 1;
+    int groups = pieces(panels, GROUP), rows = g->packed ? pieces(tiles, BLOCK_TILES) : 1;
+    rows = larger(rows, smaller(pieces(wanted, groups), 2 * tiles / BLOCK_TILES));
+    groups = larger(groups, smaller(pieces(wanted, rows), panels / 4));
+    rows = larger(rows, smaller(pieces(wanted, groups), tiles));
+    int parts = rows * groups;
     if (g->k == 0) return;
+    float* memory = cpu_scratch(b, SCRATCH_PACK, (size_t)threads * THREAD_FLOATS * sizeof(float));
     PARALLEL_DYNAMIC(b)
-    for (int t = 0; t < blocks; t++) {
-        int r = t / panel_blocks, p = t % panel_blocks;
-        block(g, (int)((int64_t)g->m * r / row_blocks), (int)((int64_t)g->m * (r + 1) / row_blocks),
-              panels * p / panel_blocks, panels * (p + 1) / panel_blocks);
+    for (int t = 0; t < parts; t++) {
+        int r = t % rows, p = t / rows;
+        part d = {(int)((int64_t)g->m * r / rows), (int)((int64_t)g->m * (r + 1) / rows),
+                  (int)((int64_t)panels * p / groups), (int)((int64_t)panels * (p + 1) / groups)};
+        part_run(g, &d, memory + (size_t)cpu_thread() * THREAD_FLOATS);
     }
 }
 
@@ -175,24 +292,34 @@ size_t ISA(gemm_packed_size)(int n, int k) {
     return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k;
 }
 
+// Rows of W beyond the last are zeros.
+static const float ZEROS[16];
+
 void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k,
                     const format* operand) {
-    int panels = (n + GEMM_NR - 1) / GEMM_NR;
-    float* rows =
-        cpu_scratch(b, SCRATCH_PACK, (size_t)cpu_threads(b) * GEMM_NR * k * sizeof(float));
+    int panels = (n + GEMM_NR - 1) / GEMM_NR, rounds = operand->drop != 0;
+    size_t row_floats = rounds ? (size_t)GEMM_NR * k : 0;
+    float* rows = cpu_scratch(b, SCRATCH_PACK, cpu_threads(b) * row_floats * sizeof(float));
     PARALLEL_FOR(b)
     for (int p = 0; p < panels; p++) {
-        float* row = rows + (size_t)cpu_thread() * GEMM_NR * k;
         float* panel = packed + (size_t)p * GEMM_NR * k;
         int cols = n - p * GEMM_NR < GEMM_NR ? n - p * GEMM_NR : GEMM_NR;
-        for (int j = 0; j < cols; j++)
-            operand_round(row + (size_t)j * k, w + ((size_t)p * GEMM_NR + j) * k, k, operand);
-        for (int j = cols; j < GEMM_NR; j++) memset(row + (size_t)j * k, 0, k * sizeof(float));
-        for (int i0 = 0; i0 < k; i0 += 16) {  // 16 x 16 at a time, to stay in cache lines
-            int i1 = i0 + 16 < k ? i0 + 16 : k;
-            for (int j = 0; j < GEMM_NR; j++)
-                for (int i = i0; i < i1; i++)
-                    panel[(size_t)i * GEMM_NR + j] = row[(size_t)j * k + i];
+        const float* from = w + (size_t)p * GEMM_NR * k;
+        if (rounds) {
+            float* row = rows + cpu_thread() * row_floats;
+            for (int j = 0; j < cols; j++)
+                operand_round(row + (size_t)j * k, from + (size_t)j * k, k, operand);
+            from = row;
+        }
+        for (int i0 = 0; i0 < k; i0 += 16) {  // 16 columns at a time, to stay in cache lines
+            int height = k - i0 < 16 ? k - i0 : 16;
+            for (int j = 0; j < GEMM_NR; j++) {
+                const float* row = j < cols ? from + (size_t)j * k + i0 : ZEROS;
+                float* to = panel + (size_t)i0 * GEMM_NR + j;
+                if (height == 16) UNROLL
+                for (int i = 0; i < 16; i++) to[i * GEMM_NR] = row[i];
+                else for (int i = 0; i < height; i++) to[i * GEMM_NR] = row[i];
+            }
         }
     }
 }

@@ -49,9 +49,10 @@ static float entropy_of(const row_softmax* s, const float* restrict e, float* re
     return s->log_sum - row_sum(l, n) / s->sum;
 }
 
-// Rows whose logits exist at one time: about 8 MB of them, whole tiles, at most 256.
+// Rows whose logits exist at one time: about 64 MB of them, whole tiles, at most 256. Each block
+// reads the head's weights four times and its gradient twice: they should be few.
 static int rows_at_once(int vocabulary) {
-    int rows = (2 << 20) / vocabulary / GEMM_MR * GEMM_MR;
+    int rows = (16 << 20) / vocabulary / GEMM_MR * GEMM_MR;
     return rows < GEMM_MR ? GEMM_MR : rows > 256 ? 256 : rows;
 }
 

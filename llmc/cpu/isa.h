@@ -40,6 +40,7 @@ INLINE void vf_store(float* p, vf x) { _mm512_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 #elif defined(ISA_avx2)
 #define ISA(name) name##_avx2
 typedef __m256 vf;
@@ -49,6 +50,7 @@ INLINE void vf_store(float* p, vf x) { _mm256_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 #else
 #define ISA(name) name##_c
 typedef float vf __attribute__((vector_size(16)));
@@ -65,6 +67,7 @@ INLINE vf vf_fma(vf a, vf b, vf c) {
     return c;
 }
 INLINE vf vf_add(vf a, vf b) { return a + b; }
+INLINE vf vf_mul(vf a, vf b) { return a * b; }
 #endif
 
 INLINE float* row_of(tensor t, int64_t r) { return (float*)t.data + r * t.stride; }
@@ -107,6 +110,10 @@ INLINE int format_fits(const format* from, const format* to) {
 
 // Rounds n values to an operand of a product; fp8 with the power-of-two scale of these n.
 INLINE void operand_round(float* to, const float* from, int n, const format* how) {
+    if (how->drop == 0) {
+        memcpy(to, from, n * sizeof(float));
+        return;
+    }
     const format f = *how;
     float scale = 1, inverse = 1;
     if (f.scaled) {

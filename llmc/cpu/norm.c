@@ -4,7 +4,6 @@
 void ISA(norm_forward)(backend* b, tensor out, tensor residual_out, float* stats, tensor residual,
                        tensor add, const float* gain, const float* bias) {
     int n = out.cols;
-    const format store = *residual_out.format, round = *out.format;
     float* squares = cpu_scratch(b, SCRATCH_ROWS, (size_t)cpu_threads(b) * n * sizeof(float));
     PARALLEL_FOR(b)
     for (int r = 0; r < out.rows; r++) {
@@ -13,15 +12,16 @@ void ISA(norm_forward)(backend* b, tensor out, tensor residual_out, float* stats
         if (add.data) {
             const float *from = row_of(residual, r), *plus = row_of(add, r);
             SIMD
-            for (int i = 0; i < n; i++) x[i] = format_round(from[i] + plus[i], &store);
+            for (int i = 0; i < n; i++) x[i] = from[i] + plus[i];
+            row_round(x, n, residual_out.format);
         }
         float mean = row_sum(x, n) / n;
         SIMD
         for (int i = 0; i < n; i++) square[i] = (x[i] - mean) * (x[i] - mean);
         float rstd = 1.0f / __builtin_sqrtf(row_sum(square, n) / n + 1e-5f);
         SIMD
-        for (int i = 0; i < n; i++)
-            o[i] = format_round(num_fma((x[i] - mean) * rstd, gain[i], bias[i]), &round);
+        for (int i = 0; i < n; i++) o[i] = num_fma((x[i] - mean) * rstd, gain[i], bias[i]);
+        row_round(o, n, out.format);
         stats[2 * r] = mean;
         stats[2 * r + 1] = rstd;
     }
@@ -31,7 +31,6 @@ void ISA(norm_forward)(backend* b, tensor out, tensor residual_out, float* stats
 void ISA(norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias, tensor dout,
                         tensor residual, const float* stats, const float* gain) {
     int n = dout.cols;
-    const format round = *dresidual.format;
     float* scratch = cpu_scratch(b, SCRATCH_ROWS, (size_t)cpu_threads(b) * 2 * n * sizeof(float));
     PARALLEL_FOR(b)
     for (int r = 0; r < dout.rows; r++) {
@@ -48,9 +47,9 @@ void ISA(norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias
         SIMD
         for (int i = 0; i < n; i++) {
             float h = (x[i] - mean) * rstd;
-            float change = num_fma(-h, mean_product, dn[i] - mean_d) * rstd;
-            dx[i] = format_round(dx[i] + change, &round);
+            dx[i] += num_fma(-h, mean_product, dn[i] - mean_d) * rstd;
         }
+        row_round(dx, n, dresidual.format);
     }
     enum { COLUMNS = 32 };  // threads share the columns: each sums its rows in order
     PARALLEL_FOR(b)
