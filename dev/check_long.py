@@ -2,9 +2,9 @@
 """The long check: do whole runs learn as README.md says?
 
 Three default runs (seeds 1 to 3) must end at pass@1 >= 0.9 from at most 0.45 before RL. Then stale
-data (recipes/stale, five seeds): the mean reward of the last 10 steps without a trust region (pg-is)
-must be below 0.5 and with one (drpo, delta 0.15) above 0.6. The figures are printed either way; the
-exit status is the verdict.
+data (recipes/stale, five seeds), mean reward of the last 10 steps: with a trust region (drpo, delta
+0.15) above 0.6, and without one (pg-is) lower for every seed and by 0.1 in the mean. The figures are
+printed either way; the exit status is the verdict.
 
     python3 dev/check_long.py [--program ./train_gpt2_rl]
 """
@@ -44,21 +44,20 @@ def default_runs(program, scratch, cache):
 
 def stale_runs(program, scratch, cache):
     print("stale data        mean reward of the last 10 steps, seeds 1 to 5")
-    good = True
-    for name, limit, flags in (("pg-is", lambda x: x < 0.5, ["--objective", "pg-is"]),
-                               ("drpo 0.15", lambda x: x > 0.6, ["--objective", "drpo",
-                                                                 "--delta", "0.15"])):
+    rewards = {}
+    for name, flags in (("pg-is", ["--objective", "pg-is"]),
+                        ("drpo 0.15", ["--objective", "drpo", "--delta", "0.15"])):
         last = []
         for seed in range(1, 6):
             log = run(program, f"{scratch}/{flags[1]}-{seed}", "--config", "recipes/stale", "--seed",
                       str(seed), "--warmup-cache", cache, *flags)
-            rewards = [x["reward"] for x in log if x["phase"] == "rollout"]
-            last.append(sum(rewards[-10:]) / 10)
-        mean = sum(last) / len(last)
-        ok = limit(mean)
-        good &= ok
-        print(f"{name:16s} {mean:6.3f}   ({', '.join(f'{x:.3f}' for x in last)})   {'ok' if ok else 'NO'}",
-              flush=True)
+            last.append(sum([x["reward"] for x in log if x["phase"] == "rollout"][-10:]) / 10)
+        rewards[name] = last
+        print(f"{name:16s} {sum(last) / 5:6.3f}   ({', '.join(f'{x:.3f}' for x in last)})", flush=True)
+    free, trusted = rewards.values()
+    good = (sum(trusted) / 5 > 0.6 and sum(trusted) / 5 - sum(free) / 5 > 0.1
+            and all(a < b for a, b in zip(free, trusted)))
+    print("with a trust region the reward is", "higher for every seed: ok" if good else "not higher: NO")
     return good
 
 

@@ -119,10 +119,12 @@ static void check_case(shape s, formats f, int first_device, int step) {
 
 // Tile heights, panels, k-blocks: every number of rows up to 40 at random widths, then edges.
 static void check_shapes(void) {
-    static const shape edges[] = {{1, 1, 1},     {1, 64, 600},  {2, 15, 255},  {3, 16, 256},
-                                  {5, 17, 257},  {13, 31, 511}, {14, 32, 512}, {15, 33, 513},
-                                  {29, 96, 40},  {7, 600, 3},   {41, 97, 300}, {100, 257, 20},
-                                  {169, 65, 33}, {337, 20, 17}, {300, 5, 270}, {600, 3, 9}};
+    static const shape edges[] = {{1, 1, 1},     {1, 64, 600},   {2, 15, 255},   {3, 16, 256},
+                                  {5, 17, 257},  {13, 31, 511},  {14, 32, 512},  {15, 33, 513},
+                                  {29, 96, 40},  {7, 600, 3},    {41, 97, 300},  {100, 257, 20},
+                                  {169, 65, 33}, {337, 20, 17},  {300, 5, 270},  {600, 3, 9},
+                                  {9, 300, 290}, {290, 290, 30}, {30, 70, 1021}, {300, 800, 12},
+                                  {6, 600, 800}, {290, 40, 290}, {19, 300, 1021}};
     for (int m = 1; m <= 40; m++) {
         shape s = {m, random_between(1, 70), random_between(1, m % 4 ? 120 : 600)};
         check_case(s, FORMAT_ROWS[0], device_next(), device_step);
