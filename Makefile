@@ -73,7 +73,7 @@ test: $(PROGRAM) $(TESTS) $(DEV)
 	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS)
 
 test-quick: $(PROGRAM) $(TESTS) $(DEV)
-	@ASAN_OPTIONS=allocator_may_return_null=1 TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS)
+	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS)
 
 check-long: $(PROGRAM)
 	python3 dev/check_long.py

@@ -122,7 +122,8 @@ static pid_t start(const char* flags) {
     if (child) return child;
     // Threads that spin while they wait would slow a busy machine down many times.
     setenv("OMP_WAIT_POLICY", "passive", 1);
-    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // what a refusal leaves behind is no leak
+    // What a refusal leaves behind is no leak, and a lack of memory is the program's to report.
+    setenv("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1", 1);
     struct rlimit limit = {file_limit, file_limit};
     if (file_limit) setrlimit(RLIMIT_FSIZE, &limit);
     int to = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0666);
