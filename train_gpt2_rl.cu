@@ -52,7 +52,7 @@ typedef struct settings {
     double temperature, top_p;
     int objective, reg, kl_estimator, anchor, advantage, aggregate;
     double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
-    int updates, epochs, micro_batch, lr_warmup, schedule;
+    int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
     double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
     int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
 } settings;
@@ -69,7 +69,7 @@ static settings S = {
     .objective = OBJECTIVE_DRPO, .reg = REG_NONE, .kl_estimator = KL_K2, .anchor = ANCHOR_ROLLOUT,
     .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
     .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
-    .updates = 2, .epochs = 1, .micro_batch = 32, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
+    .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
     .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
     .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
     .kv_dtype = 0, .master_weights = 1,
@@ -140,6 +140,9 @@ static option OPTIONS[] = {
     INT("epochs", epochs, 1, "passes over the rollout"),
     INT("micro-batch", micro_batch, 1, "sequences that run at once; leaves no trace in the result"),
     REAL("lr", lr, 0, DBL_MAX, 0, "learning rate"),
+    {"recompute", OPTION_INT, &S.recompute,
+     "activations computed again in backward, to save memory: 1 norms and GELU, 2 blocks; no trace",
+     0, 2, NULL, 0, 0, 0, NULL},
     INT("lr-warmup", lr_warmup, 0, "RL steps over which it rises"),
     CHOICE("schedule", schedule, SCHEDULE_NAMES, "what it does then"),
     REAL("beta1", beta1, 0, 0.9999, 0, "AdamW"),
@@ -618,7 +621,8 @@ static void refuse_used_directory(void) {
 
 // A resumed run takes its flags from the run's own config. What would change its bits must not differ.
 static void read_resumed_config(void) {
-    static const char* const FREE[] = {"threads", "isa", "device", "slots", "micro-batch", "out",
+    static const char* const FREE[] = {"threads", "isa", "device", "slots", "micro-batch", "recompute",
+                                       "out",
                                        "checkpoint-every", "checkpoint-keep", "warmup-cache", NULL};
     if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
     char* path = xprintf("%s/config", S.out);
@@ -662,7 +666,8 @@ static void create(run* r) {
                                 prompt, S.max_new_tokens, eval, keep_words, tokenizer_end());
     optimizer_config config = rl_optimizer(train);
     r->trainer = trainer_create(r->device, &r->model, train, &config,
-                                minimum(S.micro_batch, sequences), longest);
+                                minimum(S.micro_batch, sequences), longest,
+                                (gpt2_keep)S.recompute);
     if (S.kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
     r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
     r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
@@ -737,7 +742,8 @@ static void begin(run* r) {
         precision fp32 = precision_of(&FORMAT_FP32, &FORMAT_FP32);
         r->warmup = trainer_create(r->device, &r->model, fp32, &config,
                                    minimum(S.micro_batch, S.warmup_batch),
-                                   r->task.max_prompt + S.max_new_tokens);
+                                   r->task.max_prompt + S.max_new_tokens,
+                                   (gpt2_keep)S.recompute);
         if (found)
             restore(r, r->warmup, m, v);
         else

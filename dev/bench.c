@@ -546,7 +546,8 @@ static void training_step(void) {
     printf("\nTraining step of %s, %d x %d tokens\n", gpt2_name(), STEP_SEQUENCES, STEP_TOKENS);
     peer_start();
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t = trainer_create(device[d], &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS);
+        work[d].t = trainer_create(device[d], &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS,
+                                   RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
         work[d].d = random_batch(&model, STEP_SEQUENCES, 1, STEP_TOKENS);
         work[d].objective = objective_defaults(OBJECTIVE_SFT);
@@ -722,8 +723,8 @@ static void update(void) {
     printf("\nUpdate, default model, %d sequences of %d + %d tokens, DRPO\n", UPDATE_SEQUENCES,
            PROMPT, NEW);
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t =
-            trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH, PROMPT + NEW);
+        work[d].t = trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH,
+                                   PROMPT + NEW, RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
         work[d].d = random_batch(&model, UPDATE_SEQUENCES, PROMPT, NEW);
         work[d].objective = objective_defaults(OBJECTIVE_DRPO);
@@ -764,7 +765,8 @@ static void memory(void) {
     printf("\nMemory, %s in fp32, %zu parameters %29s\n", gpt2_name(), n, "bytes a parameter");
     float* parameters = xalloc(n, sizeof(float), "parameters");
     training w = {.objective = objective_defaults(OBJECTIVE_SFT)};
-    w.t = trainer_create(b, &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS);
+    w.t =
+        trainer_create(b, &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS, RECOMPUTE_NOTHING);
     trainer_load(w.t, parameters);
     free(parameters);
     w.d = random_batch(&model, STEP_SEQUENCES, 1, STEP_TOKENS);

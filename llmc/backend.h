@@ -28,7 +28,7 @@ typedef struct prepared prepared;
 // table.
 enum { KV_PAGE = 16 };
 typedef struct kv_cache {
-    void* data;         // (layers, pages, 2, channels * KV_PAGE)
+    void* data;         // kv_bytes() bytes; the layout is the device's matter
     int layers, pages;  // pages a layer
     int heads, head_dim;
     const int* page_table;  // (slots, pages_per_slot): page of each run of KV_PAGE positions
@@ -74,17 +74,23 @@ typedef struct adamw_step {
 
 typedef struct backend backend;
 struct backend {
-    const char* name;  // "cpu: avx512, 2 threads"
+    const char* name;  // "cpu (avx512, 2 threads)"
     size_t allocated;  // bytes now held
     void* context;
 
-    // Memory: zero-filled; `what` names the purpose where there is none left.
+    // Bytes of an element of a tensor of this format: 4 where formats are simulated in fp32.
+    size_t (*bytes_per)(const format* f);
+
+    // Memory: zero-filled; `what` names the purpose where there is none left, and may go on with
+    // what to do: "the KV cache; lower --slots". Work on a device may still be under way when an op
+    // returns; it is done when sync or download does.
     void* (*alloc)(backend* b, size_t bytes, const char* what);
     void (*release)(backend* b, void* p, size_t bytes);
     void (*upload)(backend* b, void* to, const void* from_host, size_t bytes);
     void (*download)(backend* b, void* to_host, const void* from, size_t bytes);
     void (*copy)(backend* b, void* to, const void* from, size_t bytes);
     void (*clear)(backend* b, void* p, size_t bytes);
+    void (*sync)(backend* b);
 
     // Weights. prepare rounds W (outputs, inputs; contiguous fp32) to `operand` for forward
     // products (fp8: a power-of-two scale an output row) and remembers W and `backward_operand` for
@@ -140,6 +146,8 @@ struct backend {
     // The same attention for rows whose keys and values lie in a cache: row r belongs to slot
     // row_slot[r] at position row_position[r] (-1: skipped, out becomes 0) and sees positions up to
     // its own. kv_write puts the rows' keys and values there first.
+    // kv_bytes: what `data` takes.
+    size_t (*kv_bytes)(const kv_cache* kv);
     void (*kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                      const int* row_position);
     void (*kv_copy_page)(backend* b, const kv_cache* kv, int to_page, int from_page);
@@ -181,6 +189,13 @@ struct backend {
 // machine or the build lacks is refused.
 backend* cpu_open(int threads, const char* isa);
 void cpu_close(backend* b);
+
+// The first NVIDIA GPU, or NULL, with the reason in *why (a phrase), where it cannot be used.
+// Formats: fp32, tf32, bf16, fp16, in native storage; another is refused by the op that meets it.
+// handwritten: matrix products by the device's own kernels, whose order of sums depends on nothing
+// but the product's depth, even where the cuBLASLt library is found.
+backend* cuda_open(int handwritten, const char** why);
+void cuda_close(backend* b);
 
 LLMC_END
 #endif

@@ -153,47 +153,125 @@ void gpt2_weights_free(gpt2_weights* w) {
 // Activations: for each layer what backward reads again, then what is used and forgotten.
 
 typedef struct layer_acts {
-    float* residual;   // (N, C) the block's input
-    float* stats1;     // (N, 2)
-    float* norm1;      // (N, C)
-    float* qkv;        // (N, 3C)
-    float* attention;  // (N, C)
-    float* softmax;    // (N, heads, 2)
-    float* middle;     // (N, C) residual after attention
-    float* stats2;     // (N, 2)
-    float* norm2;      // (N, C)
-    float* pre;        // (N, 4C)
-    float* gelu;       // (N, 4C)
+    void* residual;   // (N, C) the block's input
+    float* stats1;    // (N, 2)
+    void* norm1;      // (N, C)
+    void* qkv;        // (N, 3C)
+    void* attention;  // (N, C)
+    float* softmax;   // (N, heads, 2)
+    void* middle;     // (N, C) residual after attention
+    float* stats2;    // (N, 2)
+    void* norm2;      // (N, C)
+    void* pre;        // (N, 4C)
+    void* gelu;       // (N, 4C)
 } layer_acts;
+enum { LAYER_ACTS = 11 };
 
 typedef struct shared_acts {
-    float* branch;    // (N, C) a block's two additions, in turn
-    float* residual;  // (N, C) the last block's output
-    float* stats;     // (N, 2)
-    float* norm;      // (N, C)
+    void* branch;    // (N, C) a block's two additions, in turn
+    void* residual;  // (N, C) the last block's output
+    float* stats;    // (N, 2)
+    void* norm;      // (N, C)
     // backward:
-    float* dresidual;  // (N, C)
-    float* dbranch;    // (N, C)
-    float* dwide;      // (N, 4C) gradient of pre-GELU, then of QKV
+    void* dresidual;  // (N, C)
+    void* dbranch;    // (N, C)
+    void* dwide;      // (N, 4C) gradient of pre-GELU, then of QKV
+    float* dsum;      // (N, 4C) gradient of a norm's or the GELU's output: fp32, not yet rounded
 } shared_acts;
+enum { SHARED_ACTS = 8 };
 
-static size_t layer_floats(const gpt2_config* c) {
-    return (size_t)16 * c->channels + 2 * c->heads + 4;
+// A buffer: elements a token; whether they are statistics or sums, fp32 whatever the format; and
+// for a layer's buffers the last gpt2_keep at which each layer has its own.
+typedef struct buffer {
+    int elements, fp32;
+    gpt2_keep own;
+} buffer;
+
+static void layer_buffers(const gpt2_config* c, buffer table[LAYER_ACTS]) {
+    int C = c->channels;
+    const buffer of_a_layer[] = {
+        {C, 0, RECOMPUTE_BLOCKS},            // residual
+        {2, 1, RECOMPUTE_CHEAP},             // stats1
+        {C, 0, RECOMPUTE_NOTHING},           // norm1
+        {3 * C, 0, RECOMPUTE_CHEAP},         // qkv
+        {C, 0, RECOMPUTE_CHEAP},             // attention
+        {2 * c->heads, 1, RECOMPUTE_CHEAP},  // softmax
+        {C, 0, RECOMPUTE_CHEAP},             // middle
+        {2, 1, RECOMPUTE_CHEAP},             // stats2
+        {C, 0, RECOMPUTE_NOTHING},           // norm2
+        {4 * C, 0, RECOMPUTE_CHEAP},         // pre
+        {4 * C, 0, RECOMPUTE_NOTHING},       // gelu
+    };
+    _Static_assert(sizeof of_a_layer / sizeof *of_a_layer == LAYER_ACTS, "one entry a buffer");
+    _Static_assert(sizeof(layer_acts) == LAYER_ACTS * sizeof(void*), "one pointer a buffer");
+    memcpy(table, of_a_layer, sizeof of_a_layer);
 }
-static size_t shared_floats(const gpt2_config* c) { return (size_t)9 * c->channels + 2; }
 
-size_t gpt2_acts_bytes(const gpt2_config* c, int tokens, int layers) {
-    return tokens * (layer_floats(c) * layers + shared_floats(c)) * sizeof(float);
+static void shared_buffers(const gpt2_config* c, gpt2_keep keep, buffer table[SHARED_ACTS]) {
+    int C = c->channels, backward = keep != FORWARD_ONLY;
+    const buffer of_all[] = {
+        {C, 0, FORWARD_ONLY},                 // branch
+        {C, 0, FORWARD_ONLY},                 // residual
+        {2, 1, FORWARD_ONLY},                 // stats
+        {C, 0, FORWARD_ONLY},                 // norm
+        {backward * C, 0, FORWARD_ONLY},      // dresidual
+        {backward * C, 0, FORWARD_ONLY},      // dbranch
+        {backward * 4 * C, 0, FORWARD_ONLY},  // dwide
+        {backward * 4 * C, 1, FORWARD_ONLY},  // dsum
+    };
+    _Static_assert(sizeof of_all / sizeof *of_all == SHARED_ACTS, "one entry a buffer");
+    _Static_assert(sizeof(shared_acts) == SHARED_ACTS * sizeof(void*), "one pointer a buffer");
+    memcpy(table, of_all, sizeof of_all);
 }
 
-gpt2_acts* gpt2_acts_create(backend* b, const gpt2_config* c, int tokens, int layers) {
+// Whole cache lines, so that every buffer begins on one.
+static size_t buffer_bytes(const gpt2_acts* a, const buffer* f) {
+    size_t each = f->fp32 ? sizeof(float) : a->b->bytes_per(a->store);
+    return ((size_t)a->capacity * f->elements * each + 63) / 64 * 64;
+}
+
+// Where each buffer of `layer` begins; the memory holds every layer's own buffers, those that the
+// layers share, and at the end what is not a layer's. Returns the size of it all.
+static size_t place_buffers(const gpt2_acts* a, int layer, char* at[LAYER_ACTS],
+                            char* at_shared[SHARED_ACTS]) {
+    buffer table[LAYER_ACTS], all[SHARED_ACTS];
+    size_t own = 0, offset = 0, bytes;
+    layer_buffers(&a->config, table);
+    shared_buffers(&a->config, a->keep, all);
+    for (int i = 0; i < LAYER_ACTS; i++) {
+        if (a->keep > table[i].own) continue;
+        at[i] = a->memory + own;
+        own += buffer_bytes(a, &table[i]);
+    }
+    for (int i = 0; i < LAYER_ACTS; i++)
+        if (a->keep <= table[i].own) at[i] += layer * own;
+    offset = own * a->config.layers;
+    for (int i = 0; i < LAYER_ACTS; i++) {
+        if (a->keep <= table[i].own) continue;
+        at[i] = a->memory + offset;
+        offset += buffer_bytes(a, &table[i]);
+    }
+    for (int i = 0; i < SHARED_ACTS; i++, offset += bytes) {
+        at_shared[i] = a->memory + offset;
+        bytes = buffer_bytes(a, &all[i]);
+    }
+    return offset;
+}
+
+gpt2_acts* gpt2_acts_create(backend* b, const gpt2_config* c, const format* store, int tokens,
+                            gpt2_keep keep) {
     gpt2_acts* a = xalloc(1, sizeof *a, "activations");
+    char *layer[LAYER_ACTS], *shared[SHARED_ACTS];
     a->b = b;
     a->config = *c;
+    a->store = store;
     a->capacity = tokens;
-    a->layers = layers;
-    a->bytes = gpt2_acts_bytes(c, tokens, layers);
-    a->memory = b->alloc(b, a->bytes, "activations");
+    a->keep = keep;
+    a->bytes = place_buffers(a, 0, layer, shared);
+    a->memory = b->alloc(b, a->bytes,
+                         keep == FORWARD_ONLY ? "the sampler's activations; lower --slots"
+                                              : "activations; lower --micro-batch or raise "
+                                                "--recompute");
     return a;
 }
 
@@ -203,37 +281,22 @@ void gpt2_acts_free(gpt2_acts* a) {
 }
 
 static layer_acts layer_at(const gpt2_acts* a, int layer) {
-    size_t N = a->capacity, C = a->config.channels;
-    float* p = a->memory + N * layer_floats(&a->config) * (layer % a->layers);
+    char *at[LAYER_ACTS], *shared[SHARED_ACTS];
     layer_acts l;
-    l.residual = p;
-    l.norm1 = l.residual + N * C;
-    l.qkv = l.norm1 + N * C;
-    l.attention = l.qkv + N * 3 * C;
-    l.middle = l.attention + N * C;
-    l.norm2 = l.middle + N * C;
-    l.pre = l.norm2 + N * C;
-    l.gelu = l.pre + N * 4 * C;
-    l.softmax = l.gelu + N * 4 * C;
-    l.stats1 = l.softmax + N * 2 * a->config.heads;
-    l.stats2 = l.stats1 + N * 2;
+    place_buffers(a, layer, at, shared);
+    memcpy(&l, at, sizeof l);
     return l;
 }
 
 static shared_acts shared_at(const gpt2_acts* a) {
-    size_t N = a->capacity, C = a->config.channels;
+    char *at[LAYER_ACTS], *shared[SHARED_ACTS];
     shared_acts s;
-    s.branch = a->memory + N * layer_floats(&a->config) * a->layers;
-    s.residual = s.branch + N * C;
-    s.norm = s.residual + N * C;
-    s.dresidual = s.norm + N * C;
-    s.dbranch = s.dresidual + N * C;
-    s.dwide = s.dbranch + N * C;
-    s.stats = s.dwide + N * 4 * C;
+    place_buffers(a, 0, at, shared);
+    memcpy(&s, shared, sizeof s);
     return s;
 }
 
-static tensor matrix(float* data, int rows, int cols, const format* f) {
+static tensor matrix(void* data, int rows, int cols, const format* f) {
     tensor t = {data, rows, cols, cols, f};
     return t;
 }
@@ -259,8 +322,9 @@ typedef struct cached_rows {  // decoding; NULL in training
     const int *slot, *position;
 } cached_rows;
 
-static void block_forward(const gpt2_weights* w, const layer_acts* a, shared_acts* s, int l, int N,
-                          const gpt2_batch* batch, const cached_rows* cached) {
+// From norm1 to the activations of the MLP: all of a block but its last product.
+static void block_forward(const gpt2_weights* w, const layer_acts* a, const shared_acts* s, int l,
+                          int N, const gpt2_batch* batch, const cached_rows* cached) {
     backend* b = w->b;
     int C = w->config.channels, heads = w->config.heads;
     const format *f = w->precision.store, *product = w->precision.product;
@@ -283,7 +347,6 @@ static void block_forward(const gpt2_weights* w, const layer_acts* a, shared_act
     b->norm_forward(b, norm2, middle, a->stats2, residual, branch, p.ln2w, p.ln2b);
     b->matmul_forward(b, pre, norm2, w->fc[l], p.fcb);
     b->gelu_forward(b, gelu, pre);
-    b->matmul_forward(b, branch, gelu, w->fcproj[l], p.fcprojb);
 }
 
 // Everything but the head: `norm` of the shared activations is the result.
@@ -302,9 +365,11 @@ static tensor body_forward(const gpt2_weights* w, gpt2_acts* acts, int N, const 
     b->norm_forward(b, matrix(a.norm1, N, C, f), residual, a.stats1, residual, NOTHING, first.ln1w,
                     first.ln1b);
     for (int l = 0; l < L; l++) {
-        block_forward(w, &a, &s, l, N, batch, cached);
-        // The sum after the block, and the norm of what comes next.
         tensor middle = matrix(a.middle, N, C, f), branch = matrix(s.branch, N, C, f);
+        block_forward(w, &a, &s, l, N, batch, cached);
+        b->matmul_forward(b, branch, matrix(a.gelu, N, 4 * C, f), w->fcproj[l],
+                          layer_params_at(&w->p, C, l).fcprojb);
+        // The sum after the block, and the norm of what comes next.
         if (l + 1 < L) {
             a = layer_at(acts, l + 1);
             layer_params next = layer_params_at(&w->p, C, l + 1);
@@ -334,7 +399,27 @@ tensor gpt2_forward_cached(const gpt2_weights* w, gpt2_acts* a, const kv_cache* 
 // ---------------------------------------------------------------------------------------------
 // Backward, the ops of forward in reverse.
 
-static void block_backward(const gpt2_weights* w, const layer_acts* a, shared_acts* s, int l,
+// What forward did not keep of layer l. A norm over its own input gives the same statistics again.
+static void recompute(const gpt2_weights* w, const gpt2_acts* acts, const layer_acts* a,
+                      const shared_acts* s, int l, const gpt2_batch* batch) {
+    backend* b = w->b;
+    int N = batch->tokens, C = w->config.channels;
+    const format* f = w->precision.store;
+    layer_params p = layer_params_at(&w->p, C, l);
+    tensor residual = matrix(a->residual, N, C, f), middle = matrix(a->middle, N, C, f);
+    if (acts->keep == RECOMPUTE_NOTHING) return;
+    b->norm_forward(b, matrix(a->norm1, N, C, f), residual, a->stats1, residual, NOTHING, p.ln1w,
+                    p.ln1b);
+    if (acts->keep == RECOMPUTE_BLOCKS) {
+        block_forward(w, a, s, l, N, batch, NULL);
+        return;
+    }
+    b->norm_forward(b, matrix(a->norm2, N, C, f), middle, a->stats2, middle, NOTHING, p.ln2w,
+                    p.ln2b);
+    b->gelu_forward(b, matrix(a->gelu, N, 4 * C, f), matrix(a->pre, N, 4 * C, f));
+}
+
+static void block_backward(const gpt2_weights* w, const layer_acts* a, const shared_acts* s, int l,
                            const gpt2_batch* batch, const gpt2_params* g) {
     backend* b = w->b;
     int N = batch->tokens, heads = w->config.heads;
@@ -346,9 +431,8 @@ static void block_backward(const gpt2_weights* w, const layer_acts* a, shared_ac
     tensor pre = matrix(a->pre, N, 4 * C, f), gelu = matrix(a->gelu, N, 4 * C, f);
     tensor dresidual = matrix(s->dresidual, N, C, f), dbranch = matrix(s->dbranch, N, C, f);
     tensor dgelu = matrix(s->dwide, N, 4 * C, f), dqkv = matrix(s->dwide, N, 3 * C, f);
-    // A norm's output gradient and the GELU's are intermediate sums: they stay fp32.
-    tensor dnorm = matrix(s->dbranch, N, C, &FORMAT_FP32);
-    tensor dgelu_sum = matrix(s->dwide, N, 4 * C, &FORMAT_FP32);
+    tensor dnorm = matrix(s->dsum, N, C, &FORMAT_FP32);
+    tensor dgelu_sum = matrix(s->dsum, N, 4 * C, &FORMAT_FP32);
 
     b->matmul_backward_weight(b, g->fcprojw + l * 4 * C * C, dp.fcprojb, dresidual, gelu,
                               w->fcproj[l]);
@@ -377,9 +461,9 @@ void gpt2_backward(const gpt2_weights* w, gpt2_acts* acts, const gpt2_batch* bat
     gpt2_params g = gpt2_params_at(&w->config, gradients.all);
     shared_acts s = shared_at(acts);
     tensor dresidual = matrix(s.dresidual, N, C, f);
-    tensor dnorm = matrix(s.dbranch, N, C, &FORMAT_FP32);
-    b->clear(b, s.dresidual, (size_t)N * C * sizeof(float));
-    b->clear(b, s.dbranch, (size_t)N * C * sizeof(float));
+    tensor dnorm = matrix(s.dsum, N, C, &FORMAT_FP32);
+    b->clear(b, s.dresidual, (size_t)N * C * b->bytes_per(f));
+    b->clear(b, s.dsum, (size_t)N * C * sizeof(float));
     b->head_backward(b, dnorm, g.wte, matrix(s.norm, N, C, f), batch->row, batch->target, coef,
                      batch->targets, w->head, w->precision.logits, inverse_temperature,
                      batch->keep);
@@ -387,6 +471,7 @@ void gpt2_backward(const gpt2_weights* w, gpt2_acts* acts, const gpt2_batch* bat
                      w->p.lnfw);
     for (int l = w->config.layers - 1; l >= 0; l--) {
         layer_acts a = layer_at(acts, l);
+        recompute(w, acts, &a, &s, l, batch);
         block_backward(w, &a, &s, l, batch, &g);
     }
     b->embed_backward(b, gradients.lookup, g.wpe, dresidual, batch->token, batch->position);

@@ -99,20 +99,29 @@ typedef struct gpt2_batch {
     uint32_t* keep;         // (targets, ceil(V / 32)), or NULL: what the head normalises over
 } gpt2_batch;
 
-// Activations of one micro-batch: of every layer where backward follows, of one layer in turn where
-// none does.
+// How much of a layer's activations forward keeps for backward; the rest is computed again, with
+// the same bits.
+typedef enum {
+    RECOMPUTE_NOTHING,  // all is kept: 16 C elements a token and layer, of C channels
+    RECOMPUTE_CHEAP,    // without the outputs of norms and GELU: 10 C
+    RECOMPUTE_BLOCKS,   // a block's input alone: C
+    FORWARD_ONLY        // nothing: no backward follows
+} gpt2_keep;
+
+// Activations of one micro-batch.
 typedef struct gpt2_acts {
     backend* b;
     gpt2_config config;
+    const format* store;  // a weights' precision.store
+    gpt2_keep keep;
     int capacity;  // tokens
-    int layers;    // layers kept: config.layers, or 1
-    float* memory;
+    char* memory;
     size_t bytes;
 } gpt2_acts;
 
-gpt2_acts* gpt2_acts_create(backend* b, const gpt2_config* c, int tokens, int layers);
+gpt2_acts* gpt2_acts_create(backend* b, const gpt2_config* c, const format* store, int tokens,
+                            gpt2_keep keep);
 void gpt2_acts_free(gpt2_acts* a);
-size_t gpt2_acts_bytes(const gpt2_config* c, int tokens, int layers);
 
 // Gradients of all parameters, (parameters), and the embedding's share as a lookup, (V, C), apart:
 // the two sums of the tied embedding would leave traces of the micro-batches in one another.

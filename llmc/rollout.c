@@ -26,9 +26,10 @@ struct rollout {
     slot_state slot;
     int* identity;                                // (rows) 0, 1, 2, ...
     int *row_token, *row_slot, *row_position;     // (rows) of a prefill
-    float* prompt_output;                         // (capacity, C) at each prompt's last token
-    float* first_rows;                            // (slots, C) of these, for new sequences
+    char* prompt_output;                          // (capacity, C) at each prompt's last token
+    char* first_rows;                             // (slots, C) of these, for new sequences
     int* page_table;                              // (slots + capacity, pages_per_slot)
+    size_t row_bytes;                             // C elements
     size_t ints, floats, keep_bytes, table_ints;  // sizes of the arrays above
 
     // host
@@ -61,7 +62,7 @@ rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const for
     r->rows = slots > max_prompt ? slots : max_prompt;
     if (r->rows < 256) r->rows = 256;  // wide enough for products at prefill
     r->weights = gpt2_weights_create(b, c, p);
-    r->acts = gpt2_acts_create(b, c, r->rows, 1);
+    r->acts = gpt2_acts_create(b, c, p.store, r->rows, FORWARD_ONLY);
 
     kv_cache* k = &r->kv;
     k->layers = c->layers;
@@ -71,8 +72,7 @@ rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const for
     k->pages = slots * k->pages_per_slot + (slots + 1) * pages_for(max_prompt);
     k->format = kv;
     k->operand = p.product;
-    size_t padded = (k->head_dim + 15) / 16 * 16;
-    r->kv_bytes = (size_t)k->layers * k->pages * k->heads * padded * 2 * KV_PAGE * sizeof(float);
+    r->kv_bytes = b->kv_bytes(k);
     k->data = b->alloc(b, r->kv_bytes, "the KV cache; lower --slots");
     r->table_ints = (size_t)(slots + capacity) * k->pages_per_slot;
     r->page_table = b->alloc(b, r->table_ints * sizeof(int), "the page table");
@@ -91,11 +91,12 @@ rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const for
     r->row_position = r->row_slot + r->rows;
     r->slot.length = r->row_position + r->rows;
     r->slot.out_token = r->slot.length + capacity;
-    r->floats = 2 * places + (size_t)(capacity + slots) * c->channels;
+    r->floats = 2 * places;
     r->slot.out_logp = b->alloc(b, r->floats * sizeof(float), "completions");
     r->slot.out_entropy = r->slot.out_logp + places;
-    r->prompt_output = r->slot.out_entropy + places;
-    r->first_rows = r->prompt_output + (size_t)capacity * c->channels;
+    r->row_bytes = c->channels * b->bytes_per(p.store);
+    r->prompt_output = b->alloc(b, (size_t)(capacity + slots) * r->row_bytes, "prompts");
+    r->first_rows = r->prompt_output + (size_t)capacity * r->row_bytes;
     r->keep_bytes = places * keep_words * sizeof(uint32_t);
     if (keep_words) r->slot.out_keep = b->alloc(b, r->keep_bytes, "keep sets");
     r->slot.max_new = max_new;
@@ -123,6 +124,7 @@ void rollout_free(rollout* r) {
     b->release(b, r->page_table, r->table_ints * sizeof(int));
     b->release(b, r->slot.token, r->ints * sizeof(int));
     b->release(b, r->slot.out_logp, r->floats * sizeof(float));
+    b->release(b, r->prompt_output, (size_t)(r->capacity + r->slot_count) * r->row_bytes);
     if (r->slot.out_keep) b->release(b, r->slot.out_keep, r->keep_bytes);
     free(r->token);
     free(r->list);
@@ -202,7 +204,6 @@ static void retire_finished(rollout* r) {
 // Prompts prefilled .. last-1 through the model, as many at a time as there are rows.
 static void prefill(rollout* r, int last) {
     backend* b = r->b;
-    size_t C = r->weights->config.channels;
     while (r->prefilled < last) {
         int rows = 0, first = r->prefilled;
         int *token = r->list, *slot = token + r->rows, *position = slot + r->rows;
@@ -221,8 +222,8 @@ static void prefill(rollout* r, int last) {
                                        r->row_position);
         for (int p = first, row = -1; p < r->prefilled; p++) {
             row += r->d->prompt_length[p];
-            b->copy(b, r->prompt_output + p * C, (float*)x.data + row * x.stride,
-                    C * sizeof(float));
+            b->copy(b, r->prompt_output + p * r->row_bytes, (char*)x.data + row * r->row_bytes,
+                    r->row_bytes);
         }
         r->stats.prefill_tokens += rows;
     }

@@ -15,7 +15,8 @@ typedef struct trainer_buffers {
 } trainer_buffers;
 
 trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
-                        const optimizer_config* config, int micro_batch, int max_length) {
+                        const optimizer_config* config, int micro_batch, int max_length,
+                        gpt2_keep keep) {
     trainer* t = xalloc(1, sizeof *t, "the trainer");
     trainer_buffers* u = xalloc(1, sizeof *u, "the trainer");
     gpt2_tensor table[GPT2_TENSORS];
@@ -24,7 +25,7 @@ trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
     t->count = gpt2_tensors(model, table);
     t->parameters = b->alloc(b, t->count * sizeof(float), "parameters");
     t->weights = gpt2_weights_create(b, model, p);
-    t->acts = gpt2_acts_create(b, model, micro_batch * max_length, model->layers);
+    t->acts = gpt2_acts_create(b, model, p.store, micro_batch * max_length, keep);
     t->optimizer = optimizer_create(b, model, config);
     t->micro_batch = micro_batch;
     t->buffers = u;

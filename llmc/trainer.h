@@ -23,9 +23,11 @@ typedef struct trainer {
     struct trainer_buffers* buffers;
 } trainer;
 
-// Micro-batches of at most `micro_batch` sequences of at most max_length tokens.
+// Micro-batches of at most `micro_batch` sequences of at most max_length tokens; `keep`: what of
+// their activations.
 trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
-                        const optimizer_config* optimizer, int micro_batch, int max_length);
+                        const optimizer_config* optimizer, int micro_batch, int max_length,
+                        gpt2_keep keep);
 void trainer_free(trainer* t);
 
 // Host parameters (count) into the trainer, rounded to the optimizer's format; and out again.

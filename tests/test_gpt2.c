@@ -48,13 +48,16 @@ static gpt2_batch part_of(const model_case* c, int first, int n, int* seq_start,
     return g;
 }
 
-// Forward, `micro` sequences at a time, and backward unless `forward_only`.
+// Forward, `micro` sequences at a time, and backward unless `forward_only`. What is recomputed
+// differs from call to call: it must leave no trace.
 static model_result run_model(backend* b, const model_case* c, precision p, int micro,
                               int forward_only) {
     model_result r = result_new(c);
     gpt2_gradients gradients = {r.all.data, r.lookup.data};
     gpt2_weights* w = gpt2_weights_create(b, &c->config, p);
-    gpt2_acts* a = gpt2_acts_create(b, &c->config, c->batch.tokens, c->config.layers);
+    static int calls;
+    gpt2_keep keep = forward_only ? FORWARD_ONLY : (gpt2_keep)(calls++ % FORWARD_ONLY);
+    gpt2_acts* a = gpt2_acts_create(b, &c->config, p.store, c->batch.tokens, keep);
     int seq_start[SEQUENCES_MAX + 1], *row = xalloc(c->batch.targets, sizeof *row, "rows");
     gpt2_weights_sync(w, c->parameters.data);
     for (int s = 0; s < c->batch.sequences; s += micro) {
@@ -338,7 +341,7 @@ static void check_cache(void) {
                        .operand = p.product};
         kv.data = floats_new(kv.layers * kv.pages * kv.heads * 2 * padded * KV_PAGE);
         gpt2_weights* w = gpt2_weights_create(b, &c.config, p);
-        gpt2_acts* a = gpt2_acts_create(b, &c.config, n, 1);
+        gpt2_acts* a = gpt2_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
         gpt2_weights_sync(w, c.parameters.data);
         decode(logp, w, a, &kv, &c);
         gpt2_acts_free(a);

@@ -225,7 +225,7 @@ static outcome run_text(backend* b, const gpt2_config* c, precision p, const flo
                         to_device(b, o.lookup, o.embedding * 4)};
     gpt2_weights* w = gpt2_weights_create(b, c, p);
     gpt2_weights_sync(w, weights);
-    gpt2_acts* a = gpt2_acts_create(b, c, t->tokens, c->layers);
+    gpt2_acts* a = gpt2_acts_create(b, c, p.store, t->tokens, RECOMPUTE_NOTHING);
     for (int s = 0; s < t->sequences; s += together) {
         int count = t->sequences - s < together ? t->sequences - s : together;
         loaded l = load(b, t, s, count);
@@ -599,7 +599,7 @@ static void forward_too_long(const void* unused) {
     backend* b = cpu_open(1, "auto");
     gpt2_weights* w = gpt2_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
     gpt2_batch g = {.tokens = 5};
-    gpt2_forward(w, gpt2_acts_create(b, &c, 4, 1), &g, 1, NULL, NULL);
+    gpt2_forward(w, gpt2_acts_create(b, &c, &FORMAT_FP32, 4, FORWARD_ONLY), &g, 1, NULL, NULL);
 }
 
 static void test_memory(void) {
@@ -610,12 +610,21 @@ static void test_memory(void) {
     size_t before = b->allocated;
     gpt2_weights* w = gpt2_weights_create(b, &c, precision_of(&FORMAT_E4M3, &FORMAT_FP32));
     gpt2_weights_sync(w, on_device);
-    gpt2_acts* a = gpt2_acts_create(b, &c, 10, 3);
-    CHECK(a->bytes == gpt2_acts_bytes(&c, 10, 3), "the activations' size as announced");
-    size_t held = w->bytes + a->bytes;
-    gpt2_acts_free(a);
+    size_t held = w->bytes, bytes[FORWARD_ONLY + 1];
+    for (int keep = 0; keep <= FORWARD_ONLY; keep++) {
+        size_t already = b->allocated;
+        gpt2_acts* a = gpt2_acts_create(b, &c, &FORMAT_FP32, 10, (gpt2_keep)keep);
+        bytes[keep] = a->bytes;
+        CHECK(b->allocated - already == a->bytes, "the activations' size as announced");
+        gpt2_acts_free(a);
+        CHECK(b->allocated == already, "%zu bytes after they are freed", b->allocated);
+    }
+    // 10 tokens and 32 channels; three layers' own share as gpt2_keep says, plus one shared.
+    size_t row = 10 * 32 * 4, norms = 2 * row + 4 * row;
+    CHECK(bytes[0] - bytes[1] == 3 * norms - norms, "norms and GELU of two layers fewer");
+    CHECK(bytes[1] > bytes[2] && bytes[2] > bytes[3], "each level keeps less");
     gpt2_weights_sync(w, on_device);
-    CHECK(w->bytes + gpt2_acts_bytes(&c, 10, 3) == held, "a second sync takes no more memory");
+    CHECK(w->bytes == held, "a second sync takes no more memory");
     gpt2_weights_free(w);
     gpt2_weights* never_synced =
         gpt2_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));

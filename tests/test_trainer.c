@@ -24,7 +24,8 @@ static optimizer_config adamw(const format* f) {
 }
 
 static trainer* make_trainer(backend* b, precision p, const optimizer_config* o, int micro_batch) {
-    trainer* t = trainer_create(b, &MODEL, p, o, micro_batch, MAX_PROMPT + MAX_NEW);
+    trainer* t =
+        trainer_create(b, &MODEL, p, o, micro_batch, MAX_PROMPT + MAX_NEW, RECOMPUTE_NOTHING);
     float* parameters = random_parameters(&MODEL, 1, 0.2);
     trainer_load(t, parameters);
     free(parameters);

@@ -356,6 +356,11 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
     }
 }
 
+size_t ISA(kv_bytes)(const kv_cache* kv) {
+    size_t blocks = (size_t)kv->layers * kv->pages * kv->heads * 2;
+    return blocks * block_floats(kv->head_dim) * sizeof(float);
+}
+
 // What is kept is rounded to the cache's format, then to an operand.
 void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                    const int* row_position) {

@@ -23,6 +23,14 @@ static void cpu_release(backend* b, void* p, size_t bytes) {
     free(p);
 }
 
+// Every format is simulated in fp32.
+static size_t cpu_bytes_per(const format* f) {
+    (void)f;
+    return sizeof(float);
+}
+
+static void cpu_sync(backend* b) { (void)b; }
+
 static void cpu_copy(backend* b, void* to, const void* from, size_t bytes) {
     (void)b;
     memmove(to, from, bytes);
@@ -100,6 +108,8 @@ backend* cpu_open(int threads, const char* isa) {
              threads == 1 ? "" : "s");
     c->table.name = c->name;
     c->table.context = &c->context;
+    c->table.bytes_per = cpu_bytes_per;
+    c->table.sync = cpu_sync;
     c->table.alloc = cpu_alloc;
     c->table.release = cpu_release;
     c->table.upload = cpu_copy;

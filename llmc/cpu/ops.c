@@ -17,6 +17,7 @@ void ISA(cpu_ops)(backend* b) {
     b->gelu_backward = ISA(gelu_backward);
     b->attention_forward = ISA(attention_forward);
     b->attention_backward = ISA(attention_backward);
+    b->kv_bytes = ISA(kv_bytes);
     b->kv_write = ISA(kv_write);
     b->kv_copy_page = ISA(kv_copy_page);
     b->attention_cached = ISA(attention_cached);

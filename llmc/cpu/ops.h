@@ -23,6 +23,7 @@ void ISA(gelu_backward)(backend*, tensor, tensor, tensor);
 void ISA(attention_forward)(backend*, tensor, float*, tensor, const int*, int, int, const format*);
 void ISA(attention_backward)(backend*, tensor, tensor, tensor, tensor, const float*, const int*,
                              int, int, const format*);
+size_t ISA(kv_bytes)(const kv_cache*);
 void ISA(kv_write)(backend*, const kv_cache*, int, tensor, const int*, const int*);
 void ISA(kv_copy_page)(backend*, const kv_cache*, int, int);
 void ISA(attention_cached)(backend*, tensor, const kv_cache*, int, tensor, const int*, const int*);
