@@ -7,8 +7,11 @@
 #   make bench           how fast, as shares of this machine's limits and beside other libraries
 #   make dev             the tools of dev/
 #
-# NO_OPENMP=1 builds for one thread; SANITIZE=1 builds with the address and undefined-behaviour
-# sanitizers, in a folder of its own.
+#   make gpu-check       on a machine with a GPU: tests, then times; SHIM=1: without one, no times
+#
+# NO_OPENMP=1 builds for one thread; NO_CUDA=1 without the CUDA device, which is built where nvcc is
+# found, for GPU_ARCH (80 90: Ampere, Hopper, and PTX for what comes later; or native). SANITIZE=1
+# builds with the address and undefined-behaviour sanitizers, in a folder of its own.
 
 CC ?= cc
 BUILD := build$(if $(SANITIZE),/sanitize)
@@ -28,23 +31,55 @@ ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-ve
 CFLAGS := -std=c11 $(OPT) -g $(WARN) $(NUMERICS) $(OPENMP) -Illmc $(foreach i,$(ISAS),-DHAVE_$(i)) $(CFLAGS_EXTRA)
 LDLIBS := -lm -ldl
 
+# The CUDA device: one object, linked with the static runtime. cuBLASLt is opened when it is used.
+NVCC := $(if $(NO_CUDA)$(SANITIZE),,$(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+GPU_ARCH ?= 80 90
+NVCC_ARCH := $(if $(filter native,$(GPU_ARCH)),-arch=native,$(foreach a,$(GPU_ARCH),-gencode \
+             arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(lastword $(GPU_ARCH)),code=compute_$(lastword $(GPU_ARCH)))
+# An FMA is used where it is written; a register that spills is a warning.
+NVCCFLAGS := -std=c++20 -O3 -fmad=false -lineinfo $(NVCC_ARCH) -Illmc -Xptxas -warn-spills \
+             -Xcompiler -Wall$(comma)-Wno-unknown-pragmas $(NVCCFLAGS_EXTRA)
+CUDA_OBJ := $(if $(NVCC),$(BUILD)/llmc/cuda/cuda.o)
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lrt -lpthread -ldl
+
+# Its kernels on the CPU (tests/cuda_shim.h): plain, under the sanitizers, under the race checker.
+CXX ?= c++
+CXX_FOUND := $(shell echo 'int main(){return 0;}' | $(CXX) -std=c++20 -x c++ - -o /dev/null 2>/dev/null && echo yes)
+SHIMS := $(if $(SANITIZE),,$(if $(CXX_FOUND),shim shim-asan shim-race))
+SHIM_FLAGS := -std=c++20 -g $(WARN) -ffp-contract=off -DCUDA_SHIM -Itests -Illmc
+SHIM_OPT_shim := -O2
+SHIM_OPT_shim-asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+SHIM_OPT_shim-race := -O1 -DCUDA_RACE
+# The checker's own code is not instrumented, and gcc's thread sanitizer is not linked.
+SHIM_KERNELS_shim-race := -fsanitize=thread
+
 CPU_OPS := $(filter-out llmc/cpu/cpu.c,$(wildcard llmc/cpu/*.c))
-LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard llmc/*.c llmc/tasks/*.c) llmc/cpu/cpu.c) \
-           $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
-TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard llmc/*.c llmc/tasks/*.c)) \
+            llmc/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
+LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
+CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
+SHIM_TESTS := $(foreach s,$(SHIMS),$(patsubst %,$(BUILD)/$(s)/%,$(CUDA_TESTS) test_shim))
+TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
 DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/*.c))
 PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 
-.PHONY: all test test-quick check-long bench dev clean
+.PHONY: all test test-quick check-long bench gpu-check dev clean FORCE
 .SECONDARY:
 all: $(PROGRAM)
 
 ifeq ($(filter clean,$(MAKECMDGOALS)),)
-$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗))
+$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗) · CUDA $(if $(NVCC),✓,✗ ($(if $(NO_CUDA)$(SANITIZE),not wanted,no nvcc))) · C++ $(if $(CXX_FOUND),✓,✗ (the CUDA kernels are not tested)))
 endif
 
-$(PROGRAM): $(BUILD)/train_gpt2_rl.o $(LIB_OBJ)
-	$(CC) $(CFLAGS) $^ -o $@ $(LDLIBS)
+# With the CUDA device or without: another choice links again.
+$(BUILD)/devices: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CUDA_OBJ)' | cmp -s - $@ || echo '$(CUDA_OBJ)' >$@
+
+PROGRAM_OBJ := $(BUILD)/train_gpt2_rl.o $(CORE_OBJ) $(if $(NVCC),$(BUILD)/llmc/backend.cuda.o $(CUDA_OBJ),$(BUILD)/llmc/backend.o)
+$(PROGRAM): $(PROGRAM_OBJ) $(BUILD)/devices
+	$(CC) $(CFLAGS) $(PROGRAM_OBJ) -o $@ $(if $(NVCC),$(CUDA_LIBS)) $(LDLIBS)
 
 $(BUILD)/train_gpt2_rl.o: train_gpt2_rl.cu
 	@mkdir -p $(@D)
@@ -53,6 +88,14 @@ $(BUILD)/train_gpt2_rl.o: train_gpt2_rl.cu
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -c $< -o $@
+
+$(BUILD)/%.cuda.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -DHAVE_CUDA -MMD -c $< -o $@
+
+$(BUILD)/llmc/cuda/cuda.o: llmc/cuda/cuda.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -MMD -c $< -o $@
 
 define isa_rule
 $(BUILD)/%.$(1).o: %.c
@@ -67,10 +110,56 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB_OBJ)
 $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB_OBJ)
 	$(CC) $(CFLAGS) $^ -o $@ $(LDLIBS)
 
+# The tests of the CUDA device, on each kind of shim; and the program on it.
+define shim_rules
+$(BUILD)/$(1)/cuda.o: llmc/cuda/cuda.cu
+	@mkdir -p $$(@D)
+	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) $(SHIM_KERNELS_$(1)) -MMD -x c++ -c $$< -o $$@
+
+$(BUILD)/$(1)/test_shim.o: tests/test_shim.cc
+	@mkdir -p $$(@D)
+	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) $(SHIM_KERNELS_$(1)) -MMD -c $$< -o $$@
+
+$(BUILD)/$(1)/%.o: tests/%.cc
+	@mkdir -p $$(@D)
+	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) -MMD -c $$< -o $$@
+
+SHIM_OBJ_$(1) := $(BUILD)/$(1)/cuda_shim.o $(if $(filter %-race,$(1)),$(BUILD)/$(1)/cuda_race.o)
+$(BUILD)/$(1)/test_shim: $(BUILD)/$(1)/test_shim.o $$(SHIM_OBJ_$(1)) $(LIB_OBJ)
+	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
+
+$(BUILD)/$(1)/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(BUILD)/$(1)/cuda.o $$(SHIM_OBJ_$(1)) $(LIB_OBJ)
+	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
+
+$(BUILD)/$(1)/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(BUILD)/$(1)/cuda.o $$(SHIM_OBJ_$(1)) $(CORE_OBJ)
+	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
+
+$(BUILD)/$(1)/dev/cuda/%.o: dev/cuda/%.cu
+	@mkdir -p $$(@D)
+	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) $(SHIM_KERNELS_$(1)) -MMD -x c++ -c $$< -o $$@
+
+$(BUILD)/$(1)/dev/cuda/%: $(BUILD)/$(1)/dev/cuda/%.o $(BUILD)/$(1)/cuda.o $$(SHIM_OBJ_$(1)) $(LIB_OBJ)
+	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
+endef
+$(foreach s,$(SHIMS),$(eval $(call shim_rules,$(s))))
+
+# The same tests on a GPU.
+$(BUILD)/gpu/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(CUDA_OBJ) $(LIB_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
+
+# The kernel ladders of dev/cuda: to be timed on a GPU, or (above) verified on the shim.
+$(BUILD)/dev/cuda/%.o: dev/cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -MMD -c $< -o $@
+
+$(BUILD)/dev/cuda/%: $(BUILD)/dev/cuda/%.o $(CUDA_OBJ) $(LIB_OBJ)
+	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
+
 dev: $(DEV)
 
-test: $(PROGRAM) $(TESTS) $(DEV)
-	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS)
+test: $(PROGRAM) $(TESTS) $(SHIM_TESTS) $(DEV)
+	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS) $(SHIM_TESTS)
 
 test-quick: $(PROGRAM) $(TESTS) $(DEV)
 	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS)
@@ -84,4 +173,4 @@ bench: $(BUILD)/dev/bench
 clean:
 	rm -rf build train_gpt2_rl
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d $(BUILD)/*/*/*/*.d)

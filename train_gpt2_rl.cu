@@ -30,7 +30,8 @@
 // ---------------------------------------------------------------------------------------------
 // Options. NAN = the objective's own default.
 
-static const char* const DEVICES[] = {"auto", "cpu", NULL};
+static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
+enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", NULL};
 static const char* const DTYPES_OR_SAME[] = {"same", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3",
@@ -55,6 +56,7 @@ typedef struct settings {
     int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
     double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
     int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
+    int batch_invariant;
 } settings;
 
 // clang-format off
@@ -72,7 +74,7 @@ static settings S = {
     .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
     .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
     .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
-    .kv_dtype = 0, .master_weights = 1,
+    .kv_dtype = 0, .master_weights = 1, .batch_invariant = 0,
 };
 
 #define GROUP(text) {NULL, OPTION_GROUP, NULL, text, 0, 0, NULL, 0, 0, 0, NULL}
@@ -159,6 +161,9 @@ static option OPTIONS[] = {
     {"master-weights", OPTION_INT, &S.master_weights,
      "1: fp32 masters; 0: weights in the train dtype, rounded stochastically", 0, 1, NULL, 0, 0, 0,
      NULL},
+    {"batch-invariant", OPTION_SWITCH, &S.batch_invariant,
+     "no bit of a row depends on its batch: always so on the CPU, not yet on a GPU", 0, 1, NULL, 0, 0,
+     0, NULL},
     GROUP(NULL),
 };
 // clang-format on
@@ -199,6 +204,7 @@ static objective make_objective(void) {
 
 typedef struct run {
     backend* device;
+    const char* why_cpu;     // why --device auto came to the CPU, or NULL
     struct task task;
     gpt2_config model;
     struct objective objective;
@@ -279,9 +285,11 @@ static void warmup_examples(batch* d, const task* t, int step) {
 // What the result of the warm-up depends on, as text; its hash names the file in the cache.
 static char* warmup_key(const run* r) {
     optimizer_config o = warmup_optimizer();
-    return xprintf("arithmetic %d, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
+    // On a GPU the bits depend on what it is; on the CPU they do not.
+    const char* device = S.device == DEVICE_CUDA ? r->device->name : "";
+    return xprintf("arithmetic %d%s, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
                    "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
-                   ARITHMETIC_VERSION, r->model.layers, r->model.heads, r->model.channels,
+                   ARITHMETIC_VERSION, device, r->model.layers, r->model.heads, r->model.channels,
                    r->model.context, r->model.vocab, S.task, (unsigned long long)S.seed,
                    S.warmup_steps, WARMUP_LR_STEPS, S.warmup_batch, S.warmup_lr, o.beta1, o.beta2,
                    o.eps, o.weight_decay, o.clip);
@@ -361,7 +369,8 @@ static void print_plan(const run* r) {
     gpt2_tensor table[GPT2_TENSORS];
     gpt2_tensors(&r->model, table);
     const objective* o = &r->objective;
-    log_print(r->log, "device      %s", r->device->name);
+    log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
+              r->why_cpu ? r->why_cpu : "");
     log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S.task,
               r->task.max_prompt, r->task.max_response);
     log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
@@ -621,7 +630,7 @@ static void refuse_used_directory(void) {
 
 // A resumed run takes its flags from the run's own config. What would change its bits must not differ.
 static void read_resumed_config(void) {
-    static const char* const FREE[] = {"threads", "isa", "device", "slots", "micro-batch", "recompute",
+    static const char* const FREE[] = {"threads", "isa", "slots", "micro-batch", "recompute",
                                        "out",
                                        "checkpoint-every", "checkpoint-keep", "warmup-cache", NULL};
     if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
@@ -679,6 +688,7 @@ static void create(run* r) {
         checkpoint_read_model(S.init, &r->base);
     }
     trainer_load(r->trainer, r->base);
+    trainer_rehearse(r->trainer);
     rollout_sync(r->sampler, r->trainer->parameters);
 }
 
@@ -748,6 +758,8 @@ static void begin(run* r) {
             restore(r, r->warmup, m, v);
         else
             trainer_load(r->warmup, r->base);
+        trainer_rehearse(r->warmup);
+        print_memory_line(r, "with the warm-up's trainer", r->device->allocated);
         warm_up(r);
         trainer_free(r->warmup);
         r->warmup = NULL;
@@ -782,6 +794,30 @@ static void end(run* r) {
               *S.out ? "; log, samples and checkpoints are in "
                      : "; --out DIR keeps log, samples and checkpoints", S.out);
     log_close(r->log);
+}
+
+// What keeps a run off the GPU: a flag and its value; or NULL.
+static const char* needs_cpu(void) {
+    static const char* const PRECISIONS[] = {"train-dtype", "rollout-dtype", "kv-dtype", NULL};
+    if (S.batch_invariant) return "--batch-invariant does not hold on the GPU yet";
+    for (int i = 0; PRECISIONS[i]; i++) {
+        char* value = option_text(options_find(OPTIONS, PRECISIONS[i]));
+        const format* f = format_find(value);
+        if (f && f->scaled) return xprintf("--%s %s: the GPU has no fp8 yet", PRECISIONS[i], value);
+        free(value);
+    }
+    return NULL;
+}
+
+// Opens the device; afterwards the setting says which it is, and so does the saved config: another
+// one would give other bits.
+static void open_device(run* r) {
+    const char* reason = needs_cpu();
+    if (reason && S.device == DEVICE_CUDA) fatal("%s; use --device cpu", reason);
+    r->device = backend_open(DEVICES[reason ? (int)DEVICE_CPU : S.device], S.threads, ISAS[S.isa],
+                             &r->why_cpu);
+    if (reason && S.device == DEVICE_AUTO) r->why_cpu = reason;
+    S.device = strncmp(r->device->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;
 }
 
 static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of a GPT-2-style model";
@@ -821,7 +857,7 @@ int main(int argc, char** argv) {
     r.objective = make_objective();
     r.model = model_config();
     r.parameters = gpt2_tensors(&r.model, table);
-    r.device = cpu_open(S.threads, ISAS[S.isa]);
+    open_device(&r);
     create(&r);
     signal(SIGINT, on_interrupt);
     signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence

@@ -115,7 +115,8 @@ struct backend {
     // 1e-5)}; trees.
     void (*norm_forward)(backend* b, tensor out, tensor residual_out, float* stats, tensor residual,
                          tensor add, const float* gain, const float* bias);
-    // dresidual += d(layernorm) (rounded to dresidual.format); dgain, dbias: chains over rows.
+    // dresidual += d(layernorm) (rounded to dresidual.format); dgain, dbias: chains over rows. dout
+    // is FP32: a sum that was not rounded.
     void (*norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias, tensor dout,
                           tensor residual, const float* stats, const float* gain);
 
@@ -128,7 +129,7 @@ struct backend {
     void (*matmul_backward_weight)(backend* b, float* dw, float* dbias, tensor dout, tensor in,
                                    const prepared* w);
 
-    // GELU, tanh form. dpre may be dout.
+    // GELU, tanh form. Backward's dout is FP32, a sum that was not rounded.
     void (*gelu_forward)(backend* b, tensor out, tensor pre);
     void (*gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre);
 
@@ -196,6 +197,10 @@ void cpu_close(backend* b);
 // but the product's depth, even where the cuBLASLt library is found.
 backend* cuda_open(int handwritten, const char** why);
 void cuda_close(backend* b);
+
+// device: "cpu"; "cuda", fatal where there is none; or "auto": the GPU if it can be used, else the
+// CPU, with the reason in *why, which is NULL otherwise. The rest is cpu_open's.
+backend* backend_open(const char* device, int threads, const char* isa, const char** why);
 
 LLMC_END
 #endif

@@ -69,6 +69,37 @@ void trainer_save(const trainer* t, float* parameters) {
     t->b->download(t->b, parameters, t->parameters, t->count * sizeof(float));
 }
 
+// The packed batch whose arrays lie in `device`.
+static gpt2_batch packed(const trainer_buffers* u, int tokens, int sequences, int targets) {
+    int n = u->capacity;
+    gpt2_batch g = {
+        .tokens = tokens, .sequences = sequences, .targets = targets, .token = u->device};
+    g.position = g.token + n;
+    g.row = g.position + n;
+    g.target = g.row + n;
+    g.seq_start = g.target + n;
+    return g;
+}
+
+void trainer_rehearse(trainer* t) {
+    trainer_buffers* u = t->buffers;
+    int n = u->capacity, *host = u->host;
+    for (int i = 0; i < n; i++) {
+        host[i] = 0;                      // token
+        host[n + i] = i % u->max_length;  // position
+        host[2 * n + i] = i;              // row
+        host[3 * n + i] = 0;              // target
+        u->host_coef[i] = 0;
+    }
+    for (int s = 0; s <= t->micro_batch; s++) host[4 * n + s] = s * u->max_length;
+    t->b->upload(t->b, u->device, host, (4 * (size_t)n + t->micro_batch + 1) * sizeof(int));
+    t->b->upload(t->b, u->coef, u->host_coef, n * sizeof(float));
+    gpt2_batch g = packed(u, n, t->micro_batch, n);
+    gpt2_forward(t->weights, t->acts, &g, 1, u->logp, NULL);
+    gpt2_backward(t->weights, t->acts, &g, 1, u->coef, t->optimizer->gradients);
+    t->b->sync(t->b);
+}
+
 static void pack_keep(trainer* t, const batch* d, int first, int count, gpt2_batch* g) {
     trainer_buffers* u = t->buffers;
     size_t bytes = (size_t)u->capacity * d->keep_words * sizeof(uint32_t);
@@ -109,11 +140,7 @@ static gpt2_batch pack(trainer* t, const batch* d, int first, int count) {
     }
     start[count] = tokens;
     t->b->upload(t->b, u->device, u->host, (4 * (size_t)n + count + 1) * sizeof(int));
-    gpt2_batch g = {.tokens = tokens, .sequences = count, .targets = targets, .token = u->device};
-    g.position = g.token + n;
-    g.row = g.position + n;
-    g.target = g.row + n;
-    g.seq_start = g.target + n;
+    gpt2_batch g = packed(u, tokens, count, targets);
     if (d->keep) pack_keep(t, d, first, count, &g);
     return g;
 }

@@ -34,6 +34,11 @@ void trainer_free(trainer* t);
 void trainer_load(trainer* t, const float* parameters);
 void trainer_save(const trainer* t, float* parameters);
 
+// The largest micro-batch there can be, forward and backward, to no effect: so that a device asks
+// for all the memory that it will need before the run, not in its midst. Gradients must be cleared
+// next.
+void trainer_rehearse(trainer* t);
+
 // log-probability of every response token of sequences first .. first+count-1 of `d` under weights
 // `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new).
 void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int first, int count,

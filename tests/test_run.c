@@ -31,7 +31,7 @@ static const char BASE[] =
     "depth = 1\nchannels = 32\nheads = 2\ncontext = 32\nmax-new-tokens = 12\nthreads = 1\n"
     "warmup-steps = 80\nwarmup-batch = 32\nsteps = 3\nprompts = 8\ngroup = 8\nslots = 16\n"
     "updates = 2\nepochs = 2\nlr = 1e-3\nlr-warmup = 0\ncheckpoint-every = 1\n"
-    "eval-every = 2\neval-prompts = 16\neval-samples = 2\neval-k = 2\n";
+    "eval-every = 2\neval-prompts = 16\neval-samples = 2\neval-k = 2\ndevice = cpu\n";
 
 // ---------------------------------------------------------------------------------------------
 // Files
@@ -743,6 +743,10 @@ static void test_refusals(void) {
         {"--task add:digit=1", "did you mean digits"},
         {"--task chain:operands=20", "--context"},
         {"--device gpu", "--device"},
+        {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
+        {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
+        {"--device cuda --batch-invariant", "--batch-invariant"},
+        {"--recompute 3", "--recompute"},
         {"--isa sse", "--isa"},
         {"--threads -1", "--threads"},
         {"--threads 1000000", "--threads"},
@@ -1036,6 +1040,9 @@ static const struct {
     {"", "--updates 4", MODEL},
     {"", "--epochs 1", MODEL},
     {"", "--micro-batch 3", SAME},
+    {"", "--recompute 1", SAME},
+    {"", "--recompute 2", SAME},
+    {"", "--batch-invariant", SAME},
     {"", "--micro-batch 2000000000", SAME},
     {"", "--lr 5e-4", MODEL},
     {"", "--lr-warmup 2", MODEL},
@@ -1104,7 +1111,8 @@ static void test_help(void) {
         for (size_t i = 0; i < sizeof others / sizeof *others; i++)
             tested |= !strcmp(others[i], flag);
         for (int i = 0; i < FLAG_COUNT; i++)
-            tested |= !strncmp(FLAGS[i].flag + 2, flag, (size_t)n) && FLAGS[i].flag[2 + n] == ' ';
+            tested |=
+                !strncmp(FLAGS[i].flag + 2, flag, (size_t)n) && strchr(" ", FLAGS[i].flag[2 + n]);
         CHECK(tested, "--%s is in --help and in no test", flag);
         listed++;
     }

@@ -1,0 +1,167 @@
+// The CUDA device: memory, scratch, and the table of ops. The one file that includes the kernels.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "attention.cuh"
+#include "cache.cuh"
+#include "cuda.cuh"
+#include "embed.cuh"
+#include "gelu.cuh"
+#include "head.cuh"
+#include "matmul.cuh"
+#include "norm.cuh"
+#include "sample.cuh"
+#include "update.cuh"
+
+struct cuda_device {
+    backend table;
+    cuda_context context;
+};
+
+// ------------------------------------------------------------------------------------------------
+// Memory
+
+static void* cuda_alloc(backend* b, size_t bytes, const char* what) {
+    void* p = NULL;
+    size_t left = 0, total = 0;
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+        CUDA_CHECK(cudaMemGetInfo(&left, &total));
+        fatal("%.0f MB of GPU memory are needed for %s; %.0f of %.0f MB are free", bytes / 1e6, what,
+              left / 1e6, total / 1e6);
+    }
+    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, stream_of(b)));
+    b->allocated += bytes;
+    return p;
+}
+
+static void cuda_release(backend* b, void* p, size_t bytes) {
+    CUDA_CHECK(cudaFree(p));
+    b->allocated -= bytes;
+}
+
+static void cuda_move(backend* b, void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    if (bytes) CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_of(b)));
+}
+
+static void cuda_sync(backend* b) { CUDA_CHECK(cudaStreamSynchronize(stream_of(b))); }
+
+// The caller may reuse its memory at once, so both ways wait.
+static void cuda_upload(backend* b, void* to, const void* from, size_t bytes) {
+    cuda_move(b, to, from, bytes, cudaMemcpyHostToDevice);
+    cuda_sync(b);
+}
+
+static void cuda_download(backend* b, void* to, const void* from, size_t bytes) {
+    cuda_move(b, to, from, bytes, cudaMemcpyDeviceToHost);
+    cuda_sync(b);
+}
+
+static void cuda_copy(backend* b, void* to, const void* from, size_t bytes) {
+    cuda_move(b, to, from, bytes, cudaMemcpyDeviceToDevice);
+}
+
+static void cuda_clear(backend* b, void* p, size_t bytes) {
+    if (bytes) CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, stream_of(b)));
+}
+
+static size_t cuda_bytes_per(const format* f) { return storage_of(f) == STORE_FP32 ? 4 : 2; }
+
+void* cuda_scratch(backend* b, int which, size_t bytes) {
+    auto* s = &context_of(b)->scratch[which];
+    if (s->bytes < bytes) {
+        if (s->data) cuda_release(b, s->data, s->bytes);
+        // Not through cuda_alloc: scratch memory is not cleared, so that the shim's NaN show reads of
+        // what was never written.
+        size_t left = 0, total = 0;
+        if (cudaMalloc(&s->data, bytes) != cudaSuccess) {
+            CUDA_CHECK(cudaMemGetInfo(&left, &total));
+            fatal("%.0f MB of GPU memory are needed for scratch; %.0f of %.0f MB are free; lower "
+                  "--micro-batch", bytes / 1e6, left / 1e6, total / 1e6);
+        }
+        b->allocated += bytes;
+        s->bytes = bytes;
+    }
+    return s->data;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Opening
+
+static void fill_table(backend* b) {
+    b->bytes_per = cuda_bytes_per;
+    b->alloc = cuda_alloc;
+    b->release = cuda_release;
+    b->upload = cuda_upload;
+    b->download = cuda_download;
+    b->copy = cuda_copy;
+    b->clear = cuda_clear;
+    b->sync = cuda_sync;
+    b->weight_prepare = cuda_weight_prepare;
+    b->weight_release = cuda_weight_release;
+    b->cast = cuda_cast;
+    b->add = cuda_add;
+    b->embed_forward = cuda_embed_forward;
+    b->embed_backward = cuda_embed_backward;
+    b->norm_forward = cuda_norm_forward;
+    b->norm_backward = cuda_norm_backward;
+    b->matmul_forward = cuda_matmul_forward;
+    b->matmul_backward_input = cuda_matmul_backward_input;
+    b->matmul_backward_weight = cuda_matmul_backward_weight;
+    b->gelu_forward = cuda_gelu_forward;
+    b->gelu_backward = cuda_gelu_backward;
+    b->attention_forward = cuda_attention_forward;
+    b->attention_backward = cuda_attention_backward;
+    b->kv_bytes = cuda_kv_bytes;
+    b->kv_write = cuda_kv_write;
+    b->kv_copy_page = cuda_kv_copy_page;
+    b->attention_cached = cuda_attention_cached;
+    b->gather_rows = cuda_gather_rows;
+    b->head_forward = cuda_head_forward;
+    b->head_backward = cuda_head_backward;
+    b->sample = cuda_sample;
+    b->sum_squares = cuda_sum_squares;
+    b->adamw = cuda_adamw;
+}
+
+enum { CAPABILITY_MIN = 8 };  // Ampere: bf16 tensor cores and asynchronous copies
+
+// NULL where the first GPU can be used, else why not.
+static const char* unusable(cudaDeviceProp* gpu) {
+    int count = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e == cudaErrorInsufficientDriver) return "there is no NVIDIA driver, or it is too old";
+    if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0)) return "there is no NVIDIA GPU";
+    if (e == cudaSuccess) e = cudaSetDevice(0);
+    if (e == cudaSuccess) e = cudaGetDeviceProperties(gpu, 0);
+    if (e != cudaSuccess) return cudaGetErrorString(e);
+    if (gpu->major < CAPABILITY_MIN) return "the GPU is older than Ampere (compute capability 8.0)";
+    return NULL;
+}
+
+backend* cuda_open(int handwritten, const char** why) {
+    cudaDeviceProp gpu;
+    *why = unusable(&gpu);
+    if (*why) return NULL;
+    cuda_device* d = (cuda_device*)xalloc(1, sizeof *d, "the CUDA device");
+    cuda_context* c = &d->context;
+    backend* b = &d->table;
+    b->context = c;
+    fill_table(b);
+    CUDA_CHECK(cudaStreamCreate(&c->stream));
+    c->processors = gpu.multiProcessorCount;
+    c->products = handwritten ? NULL : cublaslt_open(b);
+    c->name = xprintf("cuda (%s, %.0f GB, %s products)", gpu.name, gpu.totalGlobalMem / 1e9,
+                      c->products ? "cuBLASLt" : "handwritten");
+    b->name = c->name;
+    return b;
+}
+
+void cuda_close(backend* b) {
+    cuda_context* c = context_of(b);
+    if (c->products) cublaslt_close(b, c->products);
+    for (int i = 0; i < SCRATCHES; i++)
+        if (c->scratch[i].data) cuda_release(b, c->scratch[i].data, c->scratch[i].bytes);
+    CUDA_CHECK(cudaStreamDestroy(c->stream));
+    free(c->name);
+    free(b);
+}

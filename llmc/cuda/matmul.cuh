@@ -1,0 +1,119 @@
+// Products with a weight matrix: forward, and backward to the input and to the weight. All are one
+// product (gemm.cuh) in three layouts, of the weight's rounded copy:
+//
+//   forward          out = in W^T + bias    rows of a and of b lie along k
+//   backward, input  din = dout W           b has k rows
+//   backward, weight dw += dout^T in        a and b have k rows
+#ifndef LLMC_CUDA_MATMUL_CUH
+#define LLMC_CUDA_MATMUL_CUH
+
+#include <stdlib.h>
+
+#include "columns.cuh"
+#include "cublaslt.cuh"
+#include "gemm.cuh"
+
+// The product by cuBLASLt where the context has it and it knows the shape, else by the device's own
+// kernels.
+static void cuda_product(backend* b, const product& p) {
+    if (p.m == 0 || p.n == 0 || p.k == 0) return;
+    cublaslt* library = context_of(b)->products;
+    if (!library || !cublaslt_product(b, library, p)) product_handwritten(b, p);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Weights
+
+enum { PREPARE_THREADS = 256, PREPARE_EACH = 4 };
+
+// to[i] = w[i] rounded to an operand.
+template <class T>
+static __global__ void weight_prepare_kernel(T* operand, const float* w, size_t n, bool tf32) {
+    size_t first = (size_t)blockIdx.x * (PREPARE_THREADS * PREPARE_EACH) + threadIdx.x;
+#pragma unroll
+    for (int e = 0; e < PREPARE_EACH; e++) {
+        size_t i = first + e * PREPARE_THREADS;
+        if (i < n) operand[i] = to<T>(tf32 ? round_tf32(w[i]) : w[i]);
+    }
+}
+
+static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, int outputs,
+                                     int inputs, const format* operand,
+                                     const format* backward_operand) {
+    size_t n = (size_t)outputs * inputs;
+    size_t bytes = n * (storage_of(operand) == STORE_FP32 ? 4 : 2);
+    if (backward_operand != operand)
+        fatal(
+            "the CUDA device has one format for the products of both directions, not %s forward "
+            "and %s backward; use --device cpu",
+            operand->name, backward_operand->name);
+    if (!p) p = (prepared*)xalloc(1, sizeof *p, "a prepared weight");
+    if (p->bytes != bytes) {
+        if (p->w) b->release(b, p->w, p->bytes);
+        p->w = b->alloc(b, bytes, "prepared weights");
+    }
+    *p = prepared{outputs, inputs, operand, p->w, bytes};
+    dim3 grid(blocks_for(n, PREPARE_THREADS * PREPARE_EACH));
+    WITH_STORAGE(operand, T,
+                 LAUNCH(weight_prepare_kernel<T>, grid, dim3(PREPARE_THREADS), 0, stream_of(b),
+                        (T*)p->w, w, n, operand == &FORMAT_TF32));
+    return p;
+}
+
+static void cuda_weight_release(backend* b, prepared* p) {
+    b->release(b, p->w, p->bytes);
+    free(p);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Products
+
+// Rows as they come must be operands as they stand: the device makes no rounded copies of them.
+static void check_operand(const tensor& t, const prepared* w) {
+    if (storage_of(t.format) != storage_of(w->operand))
+        fatal("the CUDA device has no product of %s with a weight in %s; use --device cpu",
+              t.format->name, w->operand->name);
+}
+
+static void cuda_matmul_forward(backend* b, tensor out, tensor in, const prepared* w,
+                                const float* bias) {
+    check_operand(in, w);
+    product p = {};
+    p.m = out.rows, p.n = w->outputs, p.k = w->inputs;
+    p.a = in.data, p.a_stride = in.stride;
+    p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
+    p.c = out.data, p.c_stride = out.stride, p.c_format = out.format;
+    p.bias = bias;
+    p.operand = w->operand;
+    cuda_product(b, p);
+}
+
+static void cuda_matmul_backward_input(backend* b, tensor din, tensor dout, const prepared* w) {
+    check_operand(dout, w);
+    product p = {};
+    p.m = din.rows, p.n = w->inputs, p.k = w->outputs;
+    p.a = dout.data, p.a_stride = dout.stride;
+    p.b = w->w, p.b_stride = w->inputs;
+    p.c = din.data, p.c_stride = din.stride, p.c_format = din.format;
+    p.operand = w->operand;
+    cuda_product(b, p);
+}
+
+static void cuda_matmul_backward_weight(backend* b, float* dw, float* dbias, tensor dout, tensor in,
+                                        const prepared* w) {
+    check_operand(dout, w);
+    check_operand(in, w);
+    product p = {};
+    p.m = w->outputs, p.n = w->inputs, p.k = dout.rows;
+    p.a = dout.data, p.a_stride = dout.stride, p.a_transposed = true;
+    p.b = in.data, p.b_stride = in.stride;
+    p.c = dw, p.c_stride = w->inputs, p.c_format = &FORMAT_FP32;
+    p.accumulate = true;
+    p.operand = w->operand;
+    cuda_product(b, p);
+    // The bias has the CPU device's bits where the weight has.
+    bool cpu_order = storage_of(w->operand) == STORE_FP32 && !context_of(b)->products;
+    if (dbias) cuda_sum_columns(b, dbias, dout, cpu_order);
+}
+
+#endif

@@ -1,0 +1,43 @@
+// The devices that the tests of the CUDA device compare: the GPU, or the shim that plays one, and
+// the CPU. Include it first: it asks for setenv.
+//
+// What runs on the GPU runs under several schedules: on the shim CUDA_SHIM_SCHEDULE chooses the
+// order in which threads and blocks run, on a GPU they are repetitions; the bits must be the same.
+#ifndef CUDA_DEVICE_H
+#define CUDA_DEVICE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "backend.h"
+
+enum { SCHEDULES_MAX = 6 };
+static int schedules;  // how many
+static backend *cpu, *gpu;
+
+static inline int quick(void) { return getenv("TEST_QUICK") != NULL; }
+
+// Environment: CUDA_PRODUCTS=cublaslt tests with the library's matrix products.
+static inline void cuda_test_open(void) {
+    const char *why, *products = getenv("CUDA_PRODUCTS");
+    schedules = quick() ? 3 : SCHEDULES_MAX;
+    cpu = cpu_open(1, "auto");
+    gpu = cuda_open(!products || strcmp(products, "cublaslt") != 0, &why);
+    if (!gpu) fatal("no CUDA device to test: %s", why);
+}
+
+static inline void cuda_test_close(void) {
+    cuda_close(gpu);
+    cpu_close(cpu);
+}
+
+static inline void schedule_set(int s) {
+    char number[16];
+    snprintf(number, sizeof number, "%d", s);
+    setenv("CUDA_SHIM_SCHEDULE", number, 1);
+}
+
+#endif

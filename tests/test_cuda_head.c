@@ -1,0 +1,574 @@
+// The vocabulary head and the sampler on the GPU. See cuda_test.h for the method.
+//
+// Log-probabilities and gradients have the errors of the plain version: of the CPU device; of a
+// gradient whose operands are 16-bit that of float64 arithmetic rounded at the same points, since
+// the CPU device does not round gradients of logits to the operands' format. Sampled tokens, keep
+// sets and the state of slots are the CPU device's bits, wherever logits are: here every product is
+// exact in any order.
+#include "cuda_test.h"
+
+// Whether the bits of a row depend on nothing but the row.
+static int row_independent(void) {
+    const char* products = getenv("CUDA_PRODUCTS");
+    return !products || strcmp(products, "cublaslt") != 0;
+}
+
+static int words_of(int vocabulary) { return (vocabulary + 31) / 32; }
+static int is_kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] >> (i % 32) & 1); }
+
+// ------------------------------------------------------------------------------------------------
+// Forward and backward
+
+typedef struct shape {
+    int n, vocabulary, channels;
+    float inverse_temperature;
+    int kept;  // in a hundred; 0: no keep sets
+} shape;
+
+typedef struct head_case {
+    shape s;
+    const format *operand, *logits;
+    int rows, *row, *target;
+    uint32_t* keep;             // or NULL
+    tensor x, w, coef, dx, dw;  // dx, dw: as they are before backward
+} head_case;
+
+typedef struct head_result {
+    tensor logp, entropy, dx, dw;
+} head_result;
+
+// The same in float64.
+typedef struct head_exact {
+    double *logp, *entropy, *dx, *dw;
+} head_exact;
+
+static const uint32_t* keep_at(const head_case* c, int i) {
+    return c->keep ? c->keep + i * words_of(c->s.vocabulary) : NULL;
+}
+
+static const char* case_text(const head_case* c) {
+    return text("head of %d rows, %d tokens, %d channels, 1/T %g, %d %% kept, %s, logits %s",
+                c->s.n, c->s.vocabulary, c->s.channels, (double)c->s.inverse_temperature, c->s.kept,
+                c->operand->name, c->logits->name);
+}
+
+static head_case case_new(shape s, const format* operand, const format* logits) {
+    const format* store = operand == &FORMAT_TF32 ? &FORMAT_FP32 : operand;
+    head_case c = {.s = s, .operand = operand, .logits = logits, .rows = s.n + 3};
+    c.x = matrix_random(c.rows, s.channels, store);
+    c.w = weight_random(s.vocabulary, s.channels);
+    for (int j = 0; j < s.vocabulary; j++)  // logits of a few units
+        for (int k = 0; k < s.channels; k++) row_at(c.w, j)[k] *= 0.125f;
+    c.coef = vector_random(s.n);
+    c.row = ints_new(s.n);
+    c.target = ints_new(s.n);
+    for (int i = 0; i < s.n; i++) {
+        c.row[i] = s.n + 2 - i;  // some rows unasked, the others in another order
+        c.target[i] = random_below(s.vocabulary);
+    }
+    int words = words_of(s.vocabulary);
+    if (s.kept) c.keep = memset(ints_new(s.n * words), 0, (size_t)s.n * words * sizeof(int));
+    for (int i = 0; s.kept && i < s.n; i++)
+        for (int j = 0; j < s.vocabulary; j++)
+            if (j == c.target[i] || random_below(100) < s.kept)
+                c.keep[i * words + j / 32] |= 1u << (j % 32);
+    c.dx = matrix_random(c.rows, s.channels, &FORMAT_FP32);
+    c.dw = weight_random(s.vocabulary, s.channels);
+    return c;
+}
+
+// Adds dlogits of row i to dx and dw. w: (V, C), x: (C) as operands.
+static void exact_backward(const head_exact* e, const head_case* c, int i, const double* dlogits,
+                           const double* w, const double* x) {
+    int channels = c->s.channels;
+    double* dx = e->dx + (size_t)c->row[i] * channels;
+    for (int k = 0; k < channels; k++) dx[k] = 0;
+    for (int j = 0; j < c->s.vocabulary; j++)
+        for (int k = 0; k < channels; k++) {
+            dx[k] += dlogits[j] * w[(size_t)j * channels + k];
+            e->dw[(size_t)j * channels + k] += dlogits[j] * x[k];
+        }
+}
+
+// One row; l has room for 2 V numbers. `rounded`: with the rounding points of the formats.
+static void exact_row(const head_exact* e, const head_case* c, int i, int rounded, double* l,
+                      const double* w) {
+    int v = c->s.vocabulary, channels = c->s.channels, y = c->target[i];
+    double *p = l + v, max = -INFINITY, sum = 0, moment = 0, x[64];
+    for (int k = 0; k < channels; k++) x[k] = format_round(row_at(c->x, c->row[i])[k], c->operand);
+    for (int j = 0; j < v; j++) {
+        l[j] = 0;
+        for (int k = 0; k < channels; k++) l[j] += x[k] * w[(size_t)j * channels + k];
+        if (rounded) l[j] = format_round((float)l[j], c->logits);
+        l[j] *= c->s.inverse_temperature;
+        if (is_kept(keep_at(c, i), j)) max = fmax(max, l[j]);
+    }
+    for (int j = 0; j < v; j++) {
+        p[j] = is_kept(keep_at(c, i), j) ? exp(l[j] - max) : 0;
+        sum += p[j];
+        moment += p[j] > 0 ? p[j] * (l[j] - max) : 0;
+    }
+    e->logp[i] = l[y] - max - log(sum);
+    e->entropy[i] = log(sum) - moment / sum;
+    double scale = (double)row_at(c->coef, 0)[i] * c->s.inverse_temperature;
+    for (int j = 0; j < v; j++) {
+        p[j] = scale * (p[j] / sum - (j == y));
+        if (rounded) p[j] = format_round(format_round((float)p[j], c->logits), c->operand);
+    }
+    exact_backward(e, c, i, p, w, x);
+}
+
+static head_exact exact_new(const head_case* c, int rounded) {
+    int n = c->s.n, v = c->s.vocabulary, channels = c->s.channels;
+    size_t dx = (size_t)c->rows * channels, dw = (size_t)v * channels;
+    double* memory = xalloc(2 * n + dx + 2 * dw + 2 * v, sizeof *memory, "exact results");
+    head_exact e = {memory, memory + n, memory + 2 * n, memory + 2 * n + dx};
+    double *w = e.dw + dw, *l = w + dw;
+    for (size_t i = 0; i < dw; i++) {
+        w[i] = format_round(((float*)c->w.data)[i], c->operand);
+        e.dw[i] = ((float*)c->dw.data)[i];
+    }
+    for (int r = 0; r < c->rows; r++)
+        for (int k = 0; k < channels; k++) e.dx[(size_t)r * channels + k] = row_at(c->dx, r)[k];
+    for (int i = 0; i < n; i++) exact_row(&e, c, i, rounded, l, w);
+    return e;
+}
+
+static tensor exact_rounded(tensor like, const double* exact) {
+    tensor t = matrix_new(like.rows, like.cols, &FORMAT_FP32);
+    for (int r = 0; r < t.rows; r++)
+        for (int k = 0; k < t.cols; k++) row_at(t, r)[k] = (float)exact[(size_t)r * t.cols + k];
+    return t;
+}
+
+// The plain version.
+static head_result plain_result(const head_case* c) {
+    int n = c->s.n;
+    head_result a = {vector_new(n), vector_new(n), matrix_copy(c->dx), matrix_copy(c->dw)};
+    prepared* w = cpu->weight_prepare(cpu, NULL, c->w.data, c->s.vocabulary, c->s.channels,
+                                      c->operand, c->operand);
+    cpu->head_forward(cpu, a.logp.data, a.entropy.data, c->x, c->row, c->target, n, w, c->logits,
+                      c->s.inverse_temperature, c->keep);
+    cpu->head_backward(cpu, a.dx, a.dw.data, c->x, c->row, c->target, c->coef.data, n, w, c->logits,
+                       c->s.inverse_temperature, c->keep);
+    cpu->weight_release(cpu, w);
+    if (c->operand == &FORMAT_BF16 || c->operand == &FORMAT_FP16) {
+        head_exact e = exact_new(c, 1);
+        a.dx = exact_rounded(a.dx, e.dx);
+        a.dw = exact_rounded(a.dw, e.dw);
+        free(e.logp);
+    }
+    return a;
+}
+
+// A case on the GPU.
+typedef struct gpu_case {
+    tensor x;
+    int *row, *target;
+    float* coef;
+    uint32_t* keep;
+    prepared* w;
+} gpu_case;
+
+static gpu_case gpu_case_new(const head_case* c) {
+    size_t ints = c->s.n * sizeof(int);
+    gpu_case g = {.x = c->s.n % 2 ? gpu_matrix_odd(c->x) : gpu_matrix(c->x),
+                  .row = gpu_copy(c->row, ints),
+                  .target = gpu_copy(c->target, ints),
+                  .coef = gpu_copy(c->coef.data, ints)};
+    if (c->keep) g.keep = gpu_copy(c->keep, ints * words_of(c->s.vocabulary));
+    g.w = gpu->weight_prepare(gpu, NULL, gpu_matrix(c->w).data, c->s.vocabulary, c->s.channels,
+                              c->operand, c->operand);
+    return g;
+}
+
+static head_result gpu_result(const head_case* c, const gpu_case* g) {
+    int n = c->s.n, gpu_mark = gpu_array_count;
+    head_result empty = {vector_new(n), vector_new(n), c->dx, c->dw}, a;
+    tensor logp = gpu_matrix(empty.logp), again = gpu_matrix(empty.logp);
+    tensor entropy = gpu_matrix(empty.entropy), dw = gpu_matrix(c->dw);
+    tensor dx = n % 3 ? gpu_matrix_odd(c->dx) : gpu_matrix(c->dx);
+    gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row, g->target, n, g->w, c->logits,
+                      c->s.inverse_temperature, g->keep);
+    gpu->head_forward(gpu, again.data, NULL, g->x, g->row, g->target, n, g->w, c->logits,
+                      c->s.inverse_temperature, g->keep);
+    gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, n, g->w, c->logits,
+                       c->s.inverse_temperature, g->keep);
+    a = (head_result){gpu_read(logp), gpu_read(entropy), gpu_read(dx), gpu_read(dw)};
+    check_same(gpu_read(again), a.logp, "logp without entropy", case_text(c), gpu);
+    gpu_arrays_free(gpu_mark);
+    return a;
+}
+
+// Rounding the exact result once is always allowed.
+static void check_part(tensor actual, tensor plain, const double* exact, const char* name,
+                       const char* what) {
+    double square = 0, n = (double)actual.rows * actual.cols;
+    for (size_t i = 0; i < (size_t)n; i++) square += exact[i] * exact[i];
+    check_error(actual, plain, exact, 0x1p-24 * sqrt(square / n), name, what);
+}
+
+static void check_errors(const head_case* c, const head_result* a) {
+    const char* what = case_text(c);
+    head_result plain = plain_result(c);
+    head_exact e = exact_new(c, 0);
+    check_part(a->logp, plain.logp, e.logp, "logp", what);
+    check_part(a->entropy, plain.entropy, e.entropy, "entropy", what);
+    check_part(a->dx, plain.dx, e.dx, "dx", what);
+    check_part(a->dw, plain.dw, e.dw, "dw", what);
+    check_same(rows_of(a->dx, 0, 3), rows_of(c->dx, 0, 3), "dx of rows not named", what, gpu);
+    free(e.logp);
+}
+
+// Single rows have the bits that they have among all.
+static void check_alone(const head_case* c, const gpu_case* g, const head_result* all) {
+    for (int t = 0; t < 4; t++) {
+        int i = t ? random_below(c->s.n) : c->s.n - 1, gpu_mark = gpu_array_count;
+        tensor one = vector_new(1), logp = gpu_matrix(one), entropy = gpu_matrix(one);
+        gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row + i, g->target + i, 1, g->w,
+                          c->logits, c->s.inverse_temperature,
+                          g->keep ? g->keep + i * words_of(c->s.vocabulary) : NULL);
+        check_same(gpu_read(logp), columns_of(all->logp, i, 1), "logp alone", case_text(c), gpu);
+        check_same(gpu_read(entropy), columns_of(all->entropy, i, 1), "entropy alone", case_text(c),
+                   gpu);
+        gpu_arrays_free(gpu_mark);
+    }
+}
+
+static void check_case(shape s, const format* operand, const format* logits, int orders) {
+    int mark = array_count, gpu_mark = gpu_array_count;
+    head_case c = case_new(s, operand, logits);
+    gpu_case g = gpu_case_new(&c);
+    schedule_set(0);
+    head_result first = gpu_result(&c, &g);
+    check_errors(&c, &first);
+    for (int order = 1; order < orders; order++) {
+        schedule_set(order);
+        head_result a = gpu_result(&c, &g);
+        check_same(a.logp, first.logp, "logp", case_text(&c), gpu);
+        check_same(a.entropy, first.entropy, "entropy", case_text(&c), gpu);
+        check_same(a.dx, first.dx, "dx", case_text(&c), gpu);
+        check_same(a.dw, first.dw, "dw", case_text(&c), gpu);
+    }
+    if (row_independent()) check_alone(&c, &g, &first);
+    gpu->weight_release(gpu, g.w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, case_text(&c));
+}
+
+static void check_shapes(void) {
+    static const shape shapes[] = {
+        {1, 1, 1, 1, 0},        {2, 3, 5, 0.5f, 50},     {9, 24, 8, 1, 0},
+        {12, 97, 24, 0.7f, 30}, {3, 512, 16, 1, 0},      {4, 1000, 33, 1, 40},
+        {5, 1023, 8, 2, 0},     {7, 5000, 16, 1.25f, 5}, {50, 130, 64, 1, 0},
+    };
+    static const format* const operands[] = {&FORMAT_FP32, &FORMAT_BF16};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int f = 0; f < 2; f++)
+            if (!quick() || i % 2 == (size_t)f)
+                check_case(shapes[i], operands[f], &FORMAT_FP32, schedules);
+    // More rows than logits exist for; and a row for the largest block there is.
+    check_case((shape){4100, 24, 8, 1, 60}, &FORMAT_BF16, &FORMAT_FP32, quick() ? 1 : 2);
+    if (!quick()) check_case((shape){3, 50257, 8, 1, 3}, &FORMAT_FP16, &FORMAT_FP32, 2);
+}
+
+// With one row of x whose first number is 1, the gradient of the weight's first column is that of
+// the logits itself: of the logits' format, and of the operands'.
+static void check_gradient_format(const format* operand, const format* logits) {
+    int mark = array_count, gpu_mark = gpu_array_count, v = 300;
+    head_case c = case_new((shape){1, v, 4, 0.9f, 0}, operand, logits);
+    const char* what = case_text(&c);
+    set_zero(c.dw);
+    set_zero(c.x);
+    for (int r = 0; r < c.rows; r++) row_at(c.x, r)[0] = 1;
+    gpu_case g = gpu_case_new(&c);
+    head_result a = gpu_result(&c, &g);
+    int fit = 0;
+    for (int j = 0; j < v; j++) {
+        float x = row_at(a.dw, j)[0];
+        fit += same_bits(x, format_round(x, logits)) && same_bits(x, format_round(x, operand));
+    }
+    CHECK(fit == v, "%s: %d of %d gradients of logits fit", what, fit, v);
+    gpu->weight_release(gpu, g.w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, what);
+}
+
+static void check_formats(void) {
+    static const format* const operands[] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_BF16,
+                                             &FORMAT_FP16};
+    for (int f = 0; f < 4; f++)
+        for (int l = 0; FORMATS[l]; l++) {
+            check_gradient_format(operands[f], FORMATS[l]);
+            if (!quick() || (f + l) % 2)
+                check_case((shape){15, 67, 37, 0.75f, (f + l) % 2 * 40}, operands[f], FORMATS[l],
+                           quick() ? 1 : 2);
+        }
+}
+
+// ------------------------------------------------------------------------------------------------
+// The sampler
+
+typedef struct sampler_case {
+    int rows, vocabulary, channels;
+    const format *operand, *logits;
+    int ties;  // logits are small multiples of 1/32; otherwise any numbers of the operands' format
+    sampling how;
+} sampler_case;
+
+enum { MAX_NEW = 4, IDLE_EVERY = 7 };
+
+typedef struct slots {
+    slot_state s;
+    int count;   // slots, and sequences
+    tensor all;  // the memory behind s
+    int* row_slot;
+} slots;
+
+static const char* sampler_text(const sampler_case* c) {
+    return text("sample, %d rows, %d tokens, 1/T %g, greedy %d, top-k %d, top-p %g, %s, %s%s",
+                c->rows, c->vocabulary, (double)c->how.inverse_temperature, c->how.greedy,
+                c->how.top_k, (double)c->how.top_p, c->operand->name, c->logits->name,
+                c->ties ? ", ties" : "");
+}
+
+// Points t->s into the array at `at`.
+static void state_at(slots* t, int* at, int vocabulary) {
+    int n = t->count, words = words_of(vocabulary);
+    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n,
+                    NULL, NULL,   NULL,       MAX_NEW,    words,      vocabulary - 1};
+    s.out_logp = (float*)s.out_token + n * MAX_NEW;
+    s.out_entropy = s.out_logp + n * MAX_NEW;
+    s.out_keep = (uint32_t*)(s.out_entropy + n * MAX_NEW);
+    t->s = s;
+}
+
+// Slots in some state, one more than rows; slot i serves a sequence of another number.
+static slots slots_new(const sampler_case* c) {
+    int n = c->rows + 1;
+    slots t = {.count = n};
+    t.all = vector_new(n * (5 + MAX_NEW * (3 + words_of(c->vocabulary))));
+    memset(t.all.data, 0, t.all.cols * sizeof(float));
+    state_at(&t, t.all.data, c->vocabulary);
+    t.row_slot = ints_new(c->rows);
+    for (int i = 0; i < n; i++) {
+        t.s.token[i] = random_below(c->vocabulary);
+        t.s.position[i] = i % IDLE_EVERY == 3 ? -1 : random_below(500);
+        t.s.sequence[i] = n - 1 - i;
+        t.s.left[i] = random_between(1, MAX_NEW);
+        t.s.length[i] = random_below(2);
+    }
+    for (int i = 0; i < c->rows; i++) t.row_slot[i] = c->rows - i;  // slot 0 has no row
+    return t;
+}
+
+static slots slots_copy(const slots* from, int vocabulary) {
+    slots t = *from;
+    t.all = matrix_copy(from->all);
+    state_at(&t, t.all.data, vocabulary);
+    return t;
+}
+
+// Rows of x and weights whose products are exact in any order: sums of few multiples of 1/32; or
+// rows of x that have one number other than 0, a power of two.
+static void fill_exact(tensor x, tensor w, const sampler_case* c) {
+    for (int j = 0; j < w.rows; j++)
+        for (int k = 0; k < w.cols; k++)
+            row_at(w, j)[k] = c->ties ? (float)random_between(-4, 4) * 0.25f
+                                      : format_round(random_float() * 2, c->operand);
+    for (int i = 0; i < x.rows; i++) {
+        int one = random_below(x.cols);
+        for (int k = 0; k < x.cols; k++) {
+            float power = ldexpf(random_below(2) ? 1 : -1, random_between(-1, 1));
+            row_at(x, i)[k] =
+                c->ties ? (float)random_between(-8, 8) * 0.125f : (k == one ? power : 0);
+        }
+    }
+}
+
+// logp and entropy of one draw may differ by the rounding of sums in another order: some units in
+// the last place of what they are differences of, which is below 100.
+static void check_slots(tensor actual, const slots* expected, const char* what) {
+    const float* logp = (const float*)expected->s.out_logp;
+    int64_t first = logp - (float*)expected->all.data;
+    int64_t end = first + 2ll * expected->count * MAX_NEW, wrong = -1;
+    for (int64_t i = 0; i < actual.cols && wrong < 0; i++) {
+        float a = row_at(actual, 0)[i], e = row_at(expected->all, 0)[i];
+        if (i >= first && i < end ? !(fabsf(a - e) <= 100 * 0x1p-22f) : !same_bits(a, e)) wrong = i;
+    }
+    CHECK(wrong < 0, "%s: word %d of the slots' state differs: %g (%u), expected %g (%u)", what,
+          (int)wrong, (double)row_at(actual, 0)[wrong], float_bits(row_at(actual, 0)[wrong]),
+          (double)row_at(expected->all, 0)[wrong], float_bits(row_at(expected->all, 0)[wrong]));
+}
+
+// The log-probabilities and entropies of the drawn tokens are those that head_forward gives on the
+// GPU, for the same keep sets. `after`: the GPU's slots, on the host.
+static void check_same_logp(const slots* before, const slots* after, tensor x, const prepared* w,
+                            const sampler_case* c) {
+    int mark = array_count, gpu_mark = gpu_array_count, words = words_of(c->vocabulary), count = 0;
+    int *row = ints_new(c->rows), *target = ints_new(c->rows);
+    tensor drawn = vector_new(c->rows), drawn_entropy = vector_new(c->rows);
+    uint32_t* keep = (uint32_t*)ints_new(c->rows * words);
+    for (int i = 0; i < c->rows; i++) {
+        int slot = after->row_slot[i], sequence = after->s.sequence[slot];
+        if (before->s.position[slot] < 0) continue;
+        int at = sequence * MAX_NEW + before->s.length[sequence];
+        row[count] = i;
+        target[count] = after->s.out_token[at];
+        row_at(drawn, 0)[count] = after->s.out_logp[at];
+        row_at(drawn_entropy, 0)[count] = after->s.out_entropy[at];
+        memcpy(keep + count++ * words, after->s.out_keep + at * words, words * sizeof *keep);
+    }
+    int narrowed = c->how.top_k > 0 || c->how.top_p < 1;
+    tensor logp = gpu_matrix(vector_new(count)), entropy = gpu_matrix(vector_new(count));
+    gpu->head_forward(gpu, logp.data, entropy.data, x, gpu_copy(row, count * sizeof(int)),
+                      gpu_copy(target, count * sizeof(int)), count, w, c->logits,
+                      c->how.inverse_temperature,
+                      narrowed ? gpu_copy(keep, (size_t)count * words * sizeof *keep) : NULL);
+    check_same(columns_of(drawn, 0, count), gpu_read(logp), "logp against the head's",
+               sampler_text(c), gpu);
+    check_same(columns_of(drawn_entropy, 0, count), gpu_read(entropy), "entropy against the head's",
+               sampler_text(c), gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_drop(mark);
+}
+
+// Samples on the GPU from a copy of `before`; its slots then, on the host. `keep`: whether there is
+// memory for keep sets.
+static slots gpu_sample(const slots* before, tensor x, const prepared* w, const sampler_case* c,
+                        int keep) {
+    int gpu_mark = gpu_array_count;
+    tensor all = gpu_matrix(before->all);
+    slots there = *before, here = *before;
+    state_at(&there, all.data, c->vocabulary);
+    if (!keep) there.s.out_keep = NULL;
+    gpu->sample(gpu, &there.s, x, gpu_copy(before->row_slot, c->rows * sizeof(int)), c->rows, w,
+                c->logits, &c->how);
+    here.all = gpu_read(all);
+    state_at(&here, here.all.data, c->vocabulary);
+    gpu_arrays_free(gpu_mark);
+    return here;
+}
+
+static void check_sampler_on_gpu(const sampler_case* c, const slots* before, const slots* expected,
+                                 tensor x_host, tensor w_host, int orders) {
+    int gpu_mark = gpu_array_count;
+    const char* what = sampler_text(c);
+    tensor x = c->rows % 2 ? gpu_matrix_odd(x_host) : gpu_matrix(x_host), first = {0};
+    prepared* w = gpu->weight_prepare(gpu, NULL, gpu_matrix(w_host).data, c->vocabulary,
+                                      c->channels, c->operand, c->operand);
+    for (int order = 0; order < orders; order++) {
+        schedule_set(order);
+        slots after = gpu_sample(before, x, w, c, 1), bare = gpu_sample(before, x, w, c, 0);
+        int without = (int)((float*)after.s.out_keep - (float*)after.all.data);
+        check_slots(after.all, expected, what);
+        check_same_logp(before, &after, x, w, c);
+        if (order == 0) first = after.all;
+        CHECK(first_difference(after.all, first) < 0, "%s: order %d", what, order);
+        bare.all = columns_of(bare.all, 0, without);
+        CHECK(first_difference(bare.all, after.all) < 0, "%s: without keep sets", what);
+    }
+    gpu->weight_release(gpu, w);
+    gpu_arrays_free(gpu_mark);
+}
+
+static void check_sampler_with(const sampler_case* c, tensor x, tensor w, int orders) {
+    int mark = array_count;
+    slots before = slots_new(c), expected = slots_copy(&before, c->vocabulary);
+    prepared* p =
+        cpu->weight_prepare(cpu, NULL, w.data, c->vocabulary, c->channels, c->operand, c->operand);
+    cpu->sample(cpu, &expected.s, x, expected.row_slot, c->rows, p, c->logits, &c->how);
+    cpu->weight_release(cpu, p);
+    check_sampler_on_gpu(c, &before, &expected, x, w, orders);
+    arrays_free(mark, sampler_text(c));
+}
+
+static void check_sampler_case(sampler_case c, int orders) {
+    int mark = array_count;
+    const format* store = c.operand == &FORMAT_TF32 ? &FORMAT_FP32 : c.operand;
+    tensor x = matrix_new(c.rows, c.channels, store), w = weight_random(c.vocabulary, c.channels);
+    fill_exact(x, w, &c);
+    check_sampler_with(&c, x, w, orders);
+    arrays_free(mark, sampler_text(&c));
+}
+
+static const sampling HOWS[] = {
+    {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
+    {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
+    {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},
+    {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
+    {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1},
+    {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
+    {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},
+    {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
+    {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},
+    {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
+    {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3},
+};
+enum { HOW_COUNT = sizeof HOWS / sizeof *HOWS };
+
+static void check_sampler(void) {
+    static const int vocabularies[] = {1, 2, 24, 31, 32, 33, 97, 520, 1000, 5000};
+    static const format* const operands[] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_BF16,
+                                             &FORMAT_FP16};
+    static const format* const logits[] = {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16,
+                                           &FORMAT_E4M3};
+    int turn = 0;
+    for (int v = 0; v < 10; v++)
+        for (int i = 0; i < HOW_COUNT; i++, turn++) {
+            if (quick() && turn % 3) continue;
+            int tokens = vocabularies[v], rows = tokens < 500 ? 9 + v : 3;
+            sampler_case c = {rows,         tokens, 6, operands[turn % 4], logits[turn % 5],
+                              turn / 2 % 2, HOWS[i]};
+            check_sampler_case(c, (i + v) % 4 ? 1 : schedules);
+        }
+    // More rows than logits exist for; and a row for the largest block there is.
+    sampler_case many = {4100, 24, 6, &FORMAT_BF16, &FORMAT_FP32, 1, HOWS[quick() ? 1 : 4]};
+    check_sampler_case(many, 1);
+    for (int i = 0; i < HOW_COUNT && !quick(); i += 3) {
+        sampler_case wide = {2, 50257, 6, &FORMAT_BF16, &FORMAT_FP32, i % 2, HOWS[i]};
+        check_sampler_case(wide, 1);
+    }
+}
+
+// Tokens of probability 2^-33 count: a thousand of them reach a p of 1 - 2^-24 that the first token
+// alone does not.
+static void check_rare_tokens(void) {
+    int mark = array_count, v = 1000;
+    sampler_case c = {
+        1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 0x1.fffffep-1f, 1, STREAM_SAMPLE, 0}};
+    tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
+    set_rows(x, 0, 1, 1);
+    set_rows(w, 0, v, -22.9f);
+    set_rows(w, 0, 1, 0);
+    check_sampler_with(&c, x, w, schedules);
+    arrays_free(mark, "rare tokens");
+}
+
+// Logits that round to 0 and -0 are equal: the lower id goes first. And half of the tokens weigh
+// exactly half.
+static void check_zeros(void) {
+    static const sampling hows[] = {{1, 1, 0, 1, 1, STREAM_SAMPLE, 0},
+                                    {1, 0, 3, 1, 2, STREAM_SAMPLE, 0},
+                                    {1, 0, 0, 0.5f, 3, STREAM_SAMPLE, 0}};
+    int mark = array_count, v = 40;
+    tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
+    set_rows(x, 0, 1, 1);
+    for (int j = 0; j < v; j++) row_at(w, j)[0] = j % 3 ? 0x1p-20f : -0x1p-20f;
+    for (int i = 0; i < 3; i++) {
+        sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_E4M3, 1, hows[i]};
+        check_sampler_with(&c, x, w, 1);
+    }
+    arrays_free(mark, "zeros");
+}
+
+int main(void) {
+    cuda_test_open();
+    check_shapes();
+    check_formats();
+    check_sampler();
+    check_rare_tokens();
+    check_zeros();
+    cuda_test_close();
+    return test_report();
+}

@@ -1,0 +1,376 @@
+// Products with a weight on the CUDA device. See cuda_test.h for the method.
+//
+// The handwritten products of fp32 and tf32 have the CPU device's order and must give its bits. The
+// others are compared in two ways: on small integers, whose sums are exact in any order, with ==;
+// and on random values with float64.
+#include "cuda_test.h"
+#include "refusal.h"
+
+typedef struct shape {
+    int m, n, k;  // rows, outputs, inputs
+} shape;
+
+typedef struct formats {
+    const format *in, *operand, *out;
+} formats;
+
+static const formats FORMAT_ROWS[] = {
+    {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32}, {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP32},
+    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16}, {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16},
+    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP32}, {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP16},
+};
+enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
+
+// How rows lie on the device: no gap between them; at multiples of 16 bytes with a gap, which may
+// begin within 16 bytes; or such that no 16-byte access fits.
+typedef enum { CLOSE, ALIGNED, ODD, LAYOUTS } layout;
+static const char* const LAYOUT_NAMES[] = {"close", "aligned", "odd"};
+
+static int library(void) {
+    const char* products = getenv("CUDA_PRODUCTS");
+    return products && !strcmp(products, "cublaslt");
+}
+
+static tensor gpu_matrix_as(tensor host, layout how) {
+    if (how == ODD) return gpu_matrix_gap(host, host.cols % 2 ? 2 : 3);
+    return gpu_matrix_gap(host, how == CLOSE ? 0 : 16 - host.cols % 8);
+}
+
+// ------------------------------------------------------------------------------------------------
+// A case: its values, and what products make of them
+
+// INTEGERS: up to 8, so that sums are exact. ZEROS: signed zeros and numbers whose products vanish.
+typedef enum { RANDOM, INTEGERS, ZEROS } values;
+
+typedef struct product_case {
+    formats f;
+    shape s;
+    tensor in, w, bias, dout, dw, dbias;
+    const char* what;
+} product_case;
+
+typedef struct results {
+    tensor out, plain, din, dw, dbias;  // plain: out without a bias
+} results;
+
+static void fill_as(tensor t, values kind) {
+    static const float zeros[] = {0.0f, -0.0f, 1e-30f, -1e-30f};
+    if (kind == RANDOM) fill(t);
+    for (int r = 0; r < t.rows; r++)
+        for (int c = 0; c < t.cols && kind != RANDOM; c++)
+            row_at(t, r)[c] = kind == ZEROS ? zeros[random_below(4)] : (float)random_between(-8, 8);
+}
+
+static tensor matrix_as(int rows, int cols, int gap, const format* f, values kind) {
+    tensor t = array_new(rows, cols, gap, f);
+    fill_as(t, kind);
+    return t;
+}
+
+static product_case case_new(shape s, formats f, values kind) {
+    product_case p = {.f = f, .s = s};
+    p.in = matrix_as(s.m, s.k, ROW_GAP, f.in, kind);
+    p.w = matrix_as(s.n, s.k, 0, &FORMAT_FP32, kind);
+    p.bias = matrix_as(1, s.n, 0, f.out, kind);
+    p.bias.format = &FORMAT_FP32;
+    p.dout = matrix_as(s.m, s.n, ROW_GAP, f.in, kind);
+    p.dw = matrix_as(s.n, s.k, 0, &FORMAT_FP32, kind);
+    p.dbias = matrix_as(1, s.n, 0, &FORMAT_FP32, kind);
+    p.what = text("m %d n %d k %d, %s, out %s", s.m, s.n, s.k, f.operand->name, f.out->name);
+    return p;
+}
+
+static void products(backend* b, const product_case* c, const results* to, tensor in, tensor dout,
+                     const float* w, const float* bias) {
+    prepared* p = b->weight_prepare(b, NULL, w, c->s.n, c->s.k, c->f.operand, c->f.operand);
+    b->matmul_forward(b, to->out, in, p, bias);
+    b->matmul_forward(b, to->plain, in, p, NULL);
+    b->matmul_backward_input(b, to->din, dout, p);
+    b->matmul_backward_weight(b, to->dw.data, to->dbias.data, dout, in, p);
+    b->weight_release(b, p);
+}
+
+static results results_new(const product_case* c) {
+    const format* f = c->f.out;
+    results r = {matrix_new(c->s.m, c->s.n, f), matrix_new(c->s.m, c->s.n, f),
+                 matrix_new(c->s.m, c->s.k, f), matrix_copy(c->dw), matrix_copy(c->dbias)};
+    return r;
+}
+
+static results cpu_results(const product_case* c) {
+    results r = results_new(c);
+    products(cpu, c, &r, c->in, c->dout, c->w.data, c->bias.data);
+    return r;
+}
+
+static results gpu_results(const product_case* c, layout how) {
+    int mark = gpu_array_count;
+    results host = results_new(c);
+    results r = {gpu_matrix_as(host.out, how), gpu_matrix_as(host.plain, how),
+                 gpu_matrix_as(host.din, how), gpu_matrix(host.dw), gpu_matrix(host.dbias)};
+    tensor in = gpu_matrix_as(c->in, how), dout = gpu_matrix_as(c->dout, how);
+    products(gpu, c, &r, in, dout, gpu_matrix(c->w).data, gpu_matrix(c->bias).data);
+    r = (results){gpu_read(r.out), gpu_read(r.plain), gpu_read(r.din), gpu_read(r.dw),
+                  gpu_read(r.dbias)};
+    gpu_arrays_free(mark);
+    return r;
+}
+
+static void check_results_same(const results* a, const results* b, const char* what) {
+    check_same(a->out, b->out, "out", what, gpu);
+    check_same(a->plain, b->plain, "out without bias", what, gpu);
+    check_same(a->din, b->din, "din", what, gpu);
+    check_same(a->dw, b->dw, "dw", what, gpu);
+    check_same(a->dbias, b->dbias, "dbias", what, gpu);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Against float64
+
+// A matrix as a product reads it: element (i, j) is data[i * row + j * col].
+typedef struct view {
+    const float* data;
+    int64_t row, col;
+} view;
+static view rows_view(tensor t) { return (view){t.data, t.stride, 1}; }
+static view columns_view(tensor t) { return (view){t.data, 1, t.stride}; }
+
+// exact = start + a b + bias for a of (rows, k); `start` and `bias` may have no data. Returns the
+// size of the terms: the root mean square of the sums of their magnitudes.
+static double exact_product(double* exact, tensor like, int k, view a, view b, view start,
+                            const float* bias) {
+    double square = 0;
+    for (int i = 0; i < like.rows; i++)
+        for (int j = 0; j < like.cols; j++) {
+            double sum = start.data ? start.data[i * start.row + j * start.col] : 0;
+            double size = fabs(sum);
+            for (int l = 0; l < k; l++) {
+                double term = (double)a.data[i * a.row + l * a.col] * b.data[l * b.row + j * b.col];
+                sum += term;
+                size += fabs(term);
+            }
+            exact[(size_t)i * like.cols + j] = sum + (bias ? bias[j] : 0);
+            square += size * size;
+        }
+    return sqrt(square / ((double)like.rows * like.cols));
+}
+
+// What is always allowed: tensor cores may cut off what they add, by up to a unit in the last place
+// of fp32 of the terms' size, once in 16 terms; and the library's tf32 may cut operands where the
+// CPU device rounds them (so they are not rounded here), each by up to 2^-10 of itself.
+static void check_one(tensor got, tensor plain, const product_case* c, view a, view b, int k,
+                      view start, const float* bias, const char* name) {
+    double* exact = xalloc((size_t)got.rows * got.cols, sizeof *exact, "exact values");
+    double unit = c->f.operand == &FORMAT_TF32 ? 0x1p-9 : 0x1p-23 * (k / 16 + 1);
+    double floor = exact_product(exact, got, k, a, b, start, bias) * unit;
+    check_error(got, plain, exact, floor, name, c->what);
+    free(exact);
+}
+
+static void check_results_near(const results* got, const results* plain, const product_case* c) {
+    const format* f = c->f.operand == &FORMAT_TF32 ? &FORMAT_FP32 : c->f.operand;
+    tensor w = operands_of(c->w, f), ones = matrix_new(1, c->s.m, &FORMAT_FP32);
+    view none = {NULL, 0, 0};
+    set_rows(ones, 0, 1, 1);
+    check_one(got->out, plain->out, c, rows_view(c->in), columns_view(w), c->s.k, none,
+              c->bias.data, "out");
+    check_one(got->plain, plain->plain, c, rows_view(c->in), columns_view(w), c->s.k, none, NULL,
+              "out without bias");
+    check_one(got->din, plain->din, c, rows_view(c->dout), rows_view(w), c->s.n, none, NULL, "din");
+    check_one(got->dw, plain->dw, c, columns_view(c->dout), rows_view(c->in), c->s.m,
+              rows_view(c->dw), NULL, "dw");
+    check_one(got->dbias, plain->dbias, c, rows_view(ones), rows_view(c->dout), c->s.m,
+              rows_view(c->dbias), NULL, "dbias");
+}
+
+// ------------------------------------------------------------------------------------------------
+// Tests
+
+static void check_case(shape s, formats f, values kind, layout how) {
+    static int turn;
+    int mark = array_count;
+    product_case c = case_new(s, f, kind);
+    c.what = text("%s, rows %s", c.what, LAYOUT_NAMES[how]);
+    schedule_set(turn++ % schedules);
+    results expected = cpu_results(&c), got = gpu_results(&c, how);
+    int same_order = !library() && (f.operand == &FORMAT_FP32 || f.operand == &FORMAT_TF32);
+    if (kind == INTEGERS || same_order)
+        check_results_same(&got, &expected, c.what);
+    else
+        check_results_near(&got, &expected, &c);
+    arrays_free(mark, c.what);
+}
+
+// Tiles of 32, 64 and 128, slabs of 16, 32 and 64, blocks of 256, strips of 64 rows: around them.
+static void check_shapes(void) {
+    static const shape shapes[] = {
+        {1, 1, 1},      {33, 70, 100},  {170, 130, 264}, {3, 16, 256},    {5, 17, 257},
+        {1, 64, 600},   {2, 15, 255},   {16, 32, 48},    {64, 64, 32},    {65, 63, 33},
+        {128, 256, 64}, {129, 136, 96}, {300, 5, 270},   {7, 300, 3},     {41, 97, 300},
+        {257, 40, 513}, {100, 257, 20}, {300, 300, 300}, {31, 128, 1021}, {1, 300, 8},
+    };
+    int count = quick() ? 3 : (int)(sizeof shapes / sizeof *shapes);
+    for (int i = 0; i < count; i++)
+        for (int f = 0; f < FORMAT_ROW_COUNT; f++) {
+            check_case(shapes[i], FORMAT_ROWS[f], RANDOM, (layout)((i + f) % LAYOUTS));
+            if (f > 1 || library())
+                check_case(shapes[i], FORMAT_ROWS[f], INTEGERS, (layout)((i + f + 1) % 3));
+        }
+    for (int i = 0; i < (quick() ? 10 : 100); i++) {
+        shape s = {random_between(1, 80), random_between(1, 80), random_between(1, 80)};
+        formats f = FORMAT_ROWS[random_below(FORMAT_ROW_COUNT)];
+        check_case(s, f, i % 2 ? RANDOM : INTEGERS, (layout)random_below(LAYOUTS));
+    }
+}
+
+// Chains that stay at -0 or come to it: padding must not turn them into +0.
+static void check_zeros(void) {
+    if (!library()) check_case((shape){70, 40, 5}, FORMAT_ROWS[0], ZEROS, CLOSE);
+    if (!library()) check_case((shape){3, 5, 270}, FORMAT_ROWS[0], ZEROS, ODD);
+}
+
+// The same bits under every schedule; and, for the handwritten products, in every layout.
+static void check_schedules(void) {
+    static const shape shapes[] = {{140, 136, 72}, {40, 24, 136}};
+    for (int i = 0; i < 2; i++)
+        for (int f = 0; f < 4; f++) {
+            int mark = array_count;
+            product_case c = case_new(shapes[i], FORMAT_ROWS[f], RANDOM);
+            results first[LAYOUTS];
+            for (int how = 0; how < LAYOUTS; how++) {
+                schedule_set(0);
+                first[how] = gpu_results(&c, (layout)how);
+                if (!library()) check_results_same(&first[how], &first[0], c.what);
+            }
+            for (int s = 1; s < schedules; s++) {
+                int inner = array_count, how = s % LAYOUTS;
+                schedule_set(s);
+                results again = gpu_results(&c, (layout)how);
+                check_results_same(&again, &first[how], text("%s, schedule %d", c.what, s));
+                arrays_free(inner, c.what);
+            }
+            arrays_free(mark, c.what);
+        }
+    schedule_set(0);
+}
+
+static tensor gpu_rows(tensor t, int first, int n) {
+    t.data = (char*)t.data + first * t.stride * (int64_t)gpu->bytes_per(t.format);
+    t.rows = n;
+    return t;
+}
+
+// Rows of a batch of 300 alone, and in batches that other tiles compute, must keep their bits (N1).
+static void check_rows(shape s, formats f) {
+    static const int batches[] = {1, 17, 70, 150};
+    int mark = array_count, gpu_mark = gpu_array_count;
+    product_case c = case_new(s, f, RANDOM);
+    results all = gpu_results(&c, ALIGNED);
+    tensor in = gpu_matrix_as(c.in, ALIGNED), dout = gpu_matrix_as(c.dout, ALIGNED);
+    prepared* w =
+        gpu->weight_prepare(gpu, NULL, gpu_matrix(c.w).data, s.n, s.k, f.operand, f.operand);
+    for (int i = 0; i < (quick() ? 2 : 4); i++) {
+        int rows = batches[i], first = random_below(s.m - rows + 1);
+        tensor out = gpu_matrix(matrix_new(rows, s.n, f.out));
+        tensor din = gpu_matrix(matrix_new(rows, s.k, f.out));
+        gpu->matmul_forward(gpu, out, gpu_rows(in, first, rows), w, NULL);
+        gpu->matmul_backward_input(gpu, din, gpu_rows(dout, first, rows), w);
+        const char* what = text("%d of 300 rows, %s", rows, c.what);
+        check_same(gpu_read(out), rows_of(all.plain, first, rows), "out", what, gpu);
+        check_same(gpu_read(din), rows_of(all.din, first, rows), "din", what, gpu);
+    }
+    gpu->weight_release(gpu, w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, c.what);
+}
+
+// Narrow results have the small tile where there are few rows.
+static void check_rows_alone(void) {
+    for (int f = 0; f < 4 && !library(); f++) {
+        check_rows((shape){300, 56, 264}, FORMAT_ROWS[f]);
+        check_rows((shape){300, 264, 56}, FORMAT_ROWS[f]);
+    }
+}
+
+// A gradient in micro-batches goes on from what is there: in fp32 without a trace (N5), elsewhere
+// the sum of integers says so. Without dbias, dw is the same.
+static void check_accumulation(void) {
+    const int m = 200, n = 24, k = 40;
+    for (int f = 0; f < 4; f++) {
+        int mark = array_count, gpu_mark = gpu_array_count;
+        values kind = f || library() ? INTEGERS : RANDOM;
+        product_case c = case_new((shape){m, n, k}, FORMAT_ROWS[f], kind);
+        results expected = cpu_results(&c);
+        tensor in = gpu_matrix(c.in), dout = gpu_matrix(c.dout);
+        tensor dw = gpu_matrix(c.dw), dbias = gpu_matrix(c.dbias), other = gpu_matrix(c.dw);
+        prepared* w =
+            gpu->weight_prepare(gpu, NULL, gpu_matrix(c.w).data, n, k, c.f.operand, c.f.operand);
+        for (int first = 0, rows; first < m; first += rows) {
+            rows = random_between(0, m - first < 90 ? m - first : 90);
+            tensor part = gpu_rows(in, first, rows), dpart = gpu_rows(dout, first, rows);
+            gpu->matmul_backward_weight(gpu, dw.data, dbias.data, dpart, part, w);
+            gpu->matmul_backward_weight(gpu, other.data, NULL, dpart, part, w);
+        }
+        gpu->weight_release(gpu, w);
+        check_same(gpu_read(dw), expected.dw, "dw", "micro-batches", gpu);
+        check_same(gpu_read(other), expected.dw, "dw without dbias", "micro-batches", gpu);
+        check_same(gpu_read(dbias), expected.dbias, "dbias", "micro-batches", gpu);
+        gpu_arrays_free(gpu_mark);
+        arrays_free(mark, c.what);
+    }
+}
+
+// Preparing again takes the new weight, in another format too; release gives back all memory.
+static void check_prepare_again(void) {
+    int mark = array_count, gpu_mark = gpu_array_count;
+    const int n = 19, k = 40;
+    product_case c = case_new((shape){3, n, k}, FORMAT_ROWS[2], INTEGERS);
+    results expected = cpu_results(&c);
+    tensor out = gpu_matrix(expected.plain), in = gpu_matrix(c.in), weight = gpu_matrix(c.w);
+    tensor old = gpu_matrix(matrix_as(n, k, 0, &FORMAT_FP32, RANDOM));
+    const format* const before_it[] = {&FORMAT_BF16, &FORMAT_FP32};
+    for (int i = 0; i < 2; i++) {
+        size_t before = gpu->allocated;
+        prepared* w = gpu->weight_prepare(gpu, NULL, old.data, n, k, before_it[i], before_it[i]);
+        prepared* again = gpu->weight_prepare(gpu, w, weight.data, n, k, c.f.operand, c.f.operand);
+        CHECK(again == w, "prepared in a new place");
+        gpu->matmul_forward(gpu, out, in, again, NULL);
+        gpu->weight_release(gpu, again);
+        CHECK(gpu->allocated == before, "%zu bytes held, %zu before", gpu->allocated, before);
+        check_same(gpu_read(out), expected.plain, "out", "a weight prepared again", gpu);
+    }
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, c.what);
+}
+
+typedef struct refused {
+    const format *in, *operand, *backward;
+} refused;
+
+static void run_refused(const void* argument) {
+    const refused* r = argument;
+    prepared* w = gpu->weight_prepare(gpu, NULL, NULL, 4, 4, r->operand, r->backward);
+    tensor t = {NULL, 1, 4, 4, r->in};
+    gpu->matmul_forward(gpu, t, t, w, NULL);
+}
+
+// Ends before anything runs on the device.
+static void check_refusals(void) {
+    static const refused scaled = {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16};
+    static const refused mixed = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP16};
+    check_refusal(run_refused, &scaled, "fp8", (const char* [4]){"fp8_e4m3", "--device cpu"});
+    check_refusal(run_refused, &mixed, "two formats", (const char* [4]){"bf16", "fp16"});
+}
+
+int main(void) {
+    cuda_test_open();
+    check_shapes();
+    check_zeros();
+    check_schedules();
+    check_rows_alone();
+    check_accumulation();
+    check_prepare_again();
+    check_refusals();
+    cuda_test_close();
+    return test_report();
+}
