@@ -38,8 +38,9 @@ GPU_ARCH ?= 80 90
 NVCC_ARCH := $(if $(filter native,$(GPU_ARCH)),-arch=native,$(foreach a,$(GPU_ARCH),-gencode \
              arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(lastword $(GPU_ARCH)),code=compute_$(lastword $(GPU_ARCH)))
 # An FMA is used where it is written; a register that spills is a warning.
-NVCCFLAGS := -std=c++20 -O3 -fmad=false -lineinfo $(NVCC_ARCH) -Illmc -Xptxas -warn-spills \
-             -Xcompiler -Wall$(comma)-Wno-unknown-pragmas $(NVCCFLAGS_EXTRA)
+NVCCFLAGS := -std=c++20 -O3 -fmad=false -lineinfo -t 0 $(NVCC_ARCH) -Illmc -Xptxas -warn-spills \
+             -Xcompiler -Wall$(comma)-Wno-unknown-pragmas$(comma)-fno-threadsafe-statics \
+             $(NVCCFLAGS_EXTRA)
 CUDA_OBJ := $(if $(NVCC),$(BUILD)/llmc/cuda/cuda.o)
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lrt -lpthread -ldl
 
@@ -50,9 +51,9 @@ SHIMS := $(if $(SANITIZE),,$(if $(CXX_FOUND),shim shim-asan shim-race))
 SHIM_FLAGS := -std=c++20 -g $(WARN) -ffp-contract=off -DCUDA_SHIM -Itests -Illmc
 SHIM_OPT_shim := -O2
 SHIM_OPT_shim-asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-SHIM_OPT_shim-race := -O1 -DCUDA_RACE
+SHIM_OPT_shim-race := -O2 -DCUDA_RACE
 # The checker's own code is not instrumented, and gcc's thread sanitizer is not linked.
-SHIM_KERNELS_shim-race := -fsanitize=thread
+SHIM_KERNELS_shim-race := -O1 -fsanitize=thread
 
 CPU_OPS := $(filter-out llmc/cpu/cpu.c,$(wildcard llmc/cpu/*.c))
 CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard llmc/*.c llmc/tasks/*.c)) \
@@ -66,6 +67,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 
 .PHONY: all test test-quick check-long bench gpu-check dev clean FORCE
 .SECONDARY:
+.DELETE_ON_ERROR:
 all: $(PROGRAM)
 
 ifeq ($(filter clean,$(MAKECMDGOALS)),)

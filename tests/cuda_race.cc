@@ -212,7 +212,17 @@ void remember(const access& a, record* r, uint8_t bytes, bool joins) {
     *r = now;
 }
 
+// r stands for this access too: what conflicts with one conflicts with the other, and has been
+// seen.
+bool known(const access& a, const record& r, uint8_t bytes) {
+    if (r.phase != shim_phase || r.bytes != bytes) return false;
+    if (r.flags & SEVERAL_WARPS) return a.kind == SHIM_READ;
+    return r.thread == shim_self->number && r.clock == shim_self->clock &&
+           r.flags == (a.kind == SHIM_ATOMIC ? ATOMIC : 0);
+}
+
 void check_cell(const access& a, cell* c, uint8_t bytes) {
+    if (known(a, a.kind == SHIM_READ ? c->read : c->write, bytes)) return;
     bool written_by_atomic = c->write.flags & ATOMIC;
     shim_access written = written_by_atomic ? SHIM_ATOMIC : SHIM_WRITE;
     bool joins = a.kind == SHIM_ATOMIC && written_by_atomic;
