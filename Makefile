@@ -158,6 +158,17 @@ $(BUILD)/dev/cuda/%.o: dev/cuda/%.cu
 $(BUILD)/dev/cuda/%: $(BUILD)/dev/cuda/%.o $(CUDA_OBJ) $(LIB_OBJ)
 	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
 
+# What times a GPU, and the script that does all that there is to do with one (dev/gpu/README.md).
+$(BUILD)/gpu/time: $(BUILD)/dev/gpu/time.o $(CUDA_OBJ) $(LIB_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
+
+$(BUILD)/shim/time: $(BUILD)/dev/gpu/time.o $(BUILD)/shim/cuda.o $(SHIM_OBJ_shim) $(LIB_OBJ)
+	$(CXX) $(OPENMP) $(SHIM_OPT_shim) $^ -o $@ $(LDLIBS)
+
+gpu-check:
+	@python3 dev/gpu/check.py $(if $(SHIM),--shim) $(if $(RESULTS),--results "$(RESULTS)")
+
 dev: $(DEV)
 
 test: $(PROGRAM) $(TESTS) $(SHIM_TESTS) $(DEV)

@@ -719,7 +719,7 @@ static gpt2_config model_config(void) {
 static void load_reference(run* r) {
     backend* b = r->device;
     size_t bytes = r->parameters * sizeof(float);
-    float* parameters = (float*)b->alloc(b, bytes, "the reference model");
+    float* parameters = (float*)b->alloc(b, bytes, "the reference model (choose --kl-coef 0)");
     b->upload(b, parameters, r->base, bytes);
     gpt2_weights_sync(r->reference, parameters);
     b->release(b, parameters, bytes);

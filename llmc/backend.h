@@ -81,8 +81,8 @@ struct backend {
     // Bytes of an element of a tensor of this format: 4 where formats are simulated in fp32.
     size_t (*bytes_per)(const format* f);
 
-    // Memory: zero-filled; `what` names the purpose where there is none left, and may go on with
-    // what to do: "the KV cache; lower --slots". Work on a device may still be under way when an op
+    // Memory: zero-filled; `what` names the purpose where there is none left, and may say what to
+    // do: "the KV cache (lower --slots)". Work on a device may still be under way when an op
     // returns; it is done when sync or download does.
     void* (*alloc)(backend* b, size_t bytes, const char* what);
     void (*release)(backend* b, void* p, size_t bytes);

@@ -30,8 +30,8 @@ void* xalloc(size_t count, size_t size, const char* what) {
     size_t bytes = (count * size + 63) / 64 * 64;
     void* p = aligned_alloc(64, bytes ? bytes : 64);
     if (!p)
-        fatal("%s: no memory for %.1f MB; lower the model size, --slots or --micro-batch", what,
-              bytes / 1e6);
+        fatal("%s: no memory for %.1f MB%s", what, bytes / 1e6,
+              strchr(what, '(') ? "" : "; lower the model size, --slots or --micro-batch");
     memset(p, 0, bytes);
     return p;
 }

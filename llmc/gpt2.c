@@ -95,7 +95,8 @@ gpt2_weights* gpt2_weights_create(backend* b, const gpt2_config* c, precision p)
     gpt2_tensors(c, table);
     for (int i = 0; i < GPT2_TENSORS; i++)
         if (is_other(&table[i])) w->rounded_bytes += table[i].count * sizeof(float);
-    w->rounded = b->alloc(b, w->rounded_bytes, "rounded weights");
+    w->rounded =
+        b->alloc(b, w->rounded_bytes, "rounded weights (choose a smaller --depth or --channels)");
     float* at = w->rounded;
     for (int i = 0; i < GPT2_TENSORS; i++)
         if (is_other(&table[i])) {
@@ -269,9 +270,9 @@ gpt2_acts* gpt2_acts_create(backend* b, const gpt2_config* c, const format* stor
     a->keep = keep;
     a->bytes = place_buffers(a, 0, layer, shared);
     a->memory = b->alloc(b, a->bytes,
-                         keep == FORWARD_ONLY ? "the sampler's activations; lower --slots"
-                                              : "activations; lower --micro-batch or raise "
-                                                "--recompute");
+                         keep == FORWARD_ONLY ? "the sampler's activations (lower --slots)"
+                                              : "activations (lower --micro-batch or raise "
+                                                "--recompute)");
     return a;
 }
 

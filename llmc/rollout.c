@@ -73,7 +73,7 @@ rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const for
     k->format = kv;
     k->operand = p.product;
     r->kv_bytes = b->kv_bytes(k);
-    k->data = b->alloc(b, r->kv_bytes, "the KV cache; lower --slots");
+    k->data = b->alloc(b, r->kv_bytes, "the KV cache (lower --slots)");
     r->table_ints = (size_t)(slots + capacity) * k->pages_per_slot;
     r->page_table = b->alloc(b, r->table_ints * sizeof(int), "the page table");
     k->page_table = r->page_table;
@@ -92,13 +92,14 @@ rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const for
     r->slot.length = r->row_position + r->rows;
     r->slot.out_token = r->slot.length + capacity;
     r->floats = 2 * places;
-    r->slot.out_logp = b->alloc(b, r->floats * sizeof(float), "completions");
+    r->slot.out_logp = b->alloc(b, r->floats * sizeof(float), "completions (lower --prompts)");
     r->slot.out_entropy = r->slot.out_logp + places;
     r->row_bytes = c->channels * b->bytes_per(p.store);
-    r->prompt_output = b->alloc(b, (size_t)(capacity + slots) * r->row_bytes, "prompts");
+    r->prompt_output =
+        b->alloc(b, (size_t)(capacity + slots) * r->row_bytes, "prompts (lower --prompts)");
     r->first_rows = r->prompt_output + (size_t)capacity * r->row_bytes;
     r->keep_bytes = places * keep_words * sizeof(uint32_t);
-    if (keep_words) r->slot.out_keep = b->alloc(b, r->keep_bytes, "keep sets");
+    if (keep_words) r->slot.out_keep = b->alloc(b, r->keep_bytes, "keep sets (lower --prompts)");
     r->slot.max_new = max_new;
     r->slot.keep_words = keep_words;
     r->slot.end_token = end_token;

@@ -23,7 +23,8 @@ trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
     t->b = b;
     t->model = *model;
     t->count = gpt2_tensors(model, table);
-    t->parameters = b->alloc(b, t->count * sizeof(float), "parameters");
+    t->parameters = b->alloc(b, t->count * sizeof(float),
+                             "parameters (choose a smaller --depth or --channels)");
     t->weights = gpt2_weights_create(b, model, p);
     t->acts = gpt2_acts_create(b, model, p.store, micro_batch * max_length, keep);
     t->optimizer = optimizer_create(b, model, config);
@@ -106,7 +107,7 @@ static void pack_keep(trainer* t, const batch* d, int first, int count, gpt2_bat
     if (!u->keep) {
         u->keep_words = d->keep_words;
         u->host_keep = xalloc(bytes, 1, "keep sets");
-        u->keep = t->b->alloc(t->b, bytes, "keep sets");
+        u->keep = t->b->alloc(t->b, bytes, "keep sets (lower --micro-batch)");
     }
     size_t at = 0;
     for (int s = first; s < first + count; s++) {

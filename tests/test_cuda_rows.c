@@ -1,11 +1,40 @@
 // The CUDA device's memory, and its ops on rows: embeddings, layer norm, GELU. See cuda_test.h for
 // the method.
 #include "cuda_test.h"
+#include "refusal.h"
 
 static const format* const STORES[] = {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16};
 enum { STORE_COUNT = 3 };
 
 typedef tensor on_gpu(tensor host);  // gpu_matrix or gpu_matrix_odd
+
+// ------------------------------------------------------------------------------------------------
+// Opening, in processes of their own: a CUDA context does not survive a fork.
+
+static void open_without_gpu(const void* unused) {
+    const char* why = NULL;
+    (void)unused;
+    setenv("CUDA_VISIBLE_DEVICES", "", 1);
+    setenv("CUDA_SHIM_DEVICES", "0", 1);
+    backend* b = cuda_open(1, &why);
+    fatal("%s, because %s", b ? "opened" : "not opened", why);
+}
+
+static void ask_for_too_much(const void* unused) {
+    const char* why;
+    (void)unused;
+    backend* b = cuda_open(1, &why);
+    b->alloc(b, (size_t)1 << 50, "the KV cache (lower --slots)");
+}
+
+static void test_opening(void) {
+    check_refusal(open_without_gpu, NULL, "no GPU",
+                  (const char* [REFUSAL_WORDS]){"not opened, because there is no NVIDIA"});
+    check_refusal(ask_for_too_much, NULL, "a petabyte",
+                  (const char* [REFUSAL_WORDS]){"the KV cache (lower --slots): no GPU memory for "
+                                                "1125899906.8 MB",
+                                                "MB are free"});
+}
 
 // ------------------------------------------------------------------------------------------------
 // Memory
@@ -225,6 +254,7 @@ static void test_gelu(void) {
 }
 
 int main(void) {
+    test_opening();
     cuda_test_open();
     test_memory();
     test_embed();

@@ -21,16 +21,21 @@ struct cuda_device {
 // ------------------------------------------------------------------------------------------------
 // Memory
 
-static void* cuda_alloc(backend* b, size_t bytes, const char* what) {
+static void* memory_take(backend* b, size_t bytes, const char* what) {
     void* p = NULL;
     size_t left = 0, total = 0;
     if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
         CUDA_CHECK(cudaMemGetInfo(&left, &total));
-        fatal("%.0f MB of GPU memory are needed for %s; %.0f of %.0f MB are free", bytes / 1e6, what,
+        fatal("%s: no GPU memory for %.1f MB; %.1f of %.1f MB are free", what, bytes / 1e6,
               left / 1e6, total / 1e6);
     }
-    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, stream_of(b)));
     b->allocated += bytes;
+    return p;
+}
+
+static void* cuda_alloc(backend* b, size_t bytes, const char* what) {
+    void* p = memory_take(b, bytes, what);
+    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, stream_of(b)));
     return p;
 }
 
@@ -70,15 +75,8 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
     auto* s = &context_of(b)->scratch[which];
     if (s->bytes < bytes) {
         if (s->data) cuda_release(b, s->data, s->bytes);
-        // Not through cuda_alloc: scratch memory is not cleared, so that the shim's NaN show reads of
-        // what was never written.
-        size_t left = 0, total = 0;
-        if (cudaMalloc(&s->data, bytes) != cudaSuccess) {
-            CUDA_CHECK(cudaMemGetInfo(&left, &total));
-            fatal("%.0f MB of GPU memory are needed for scratch; %.0f of %.0f MB are free; lower "
-                  "--micro-batch", bytes / 1e6, left / 1e6, total / 1e6);
-        }
-        b->allocated += bytes;
+        // It is not cleared, so that the shim's NaN show reads of what was never written.
+        s->data = memory_take(b, bytes, "scratch (lower --micro-batch or --slots)");
         s->bytes = bytes;
     }
     return s->data;

@@ -1,13 +1,13 @@
-// cuda.cuh: what every kernel file shares: the launch, shared memory, storage types, tensor-core and
-// copy instructions, reductions, and the device's context.
+// cuda.cuh: what every kernel file shares: the launch, shared memory, storage types, tensor-core
+// and copy instructions, reductions, and the device's context.
 //
 // The kernels compile in two places: with nvcc for a GPU, and with a C++ compiler and CUDA_SHIM
 // defined, where tests/cuda_shim.h plays the CUDA execution model on the CPU. So that both see the
-// same source: every launch goes through LAUNCH; kernels take pointers and numbers; shared memory is
-// declared with SHARED or DYN_SHARED; instructions that C++ lacks are the wrappers below.
+// same source: every launch goes through LAUNCH; kernels take pointers and numbers; shared memory
+// is declared with SHARED or DYN_SHARED; instructions that C++ lacks are the wrappers below.
 //
-// Numerics: nvcc runs with -fmad=false, and an FMA is used where it is written. What an op writes is
-// accumulated in fp32 and rounded once, to nearest. No kernel adds floats with atomics: the same
+// Numerics: nvcc runs with -fmad=false, and an FMA is used where it is written. What an op writes
+// is accumulated in fp32 and rounded once, to nearest. No kernel adds floats with atomics: the same
 // call gives the same bits, always.
 #ifndef LLMC_CUDA_CUH
 #define LLMC_CUDA_CUH
@@ -29,7 +29,7 @@
 
 // n values of type T shared by the block; T name[] of a size the launch gives.
 #define SHARED(T, name, n) __shared__ T name[n]
-#define DYN_SHARED(T, name)                                  \
+#define DYN_SHARED(T, name)                                   \
     extern __shared__ __align__(16) unsigned char dynamic_[]; \
     T* name = (T*)dynamic_
 
@@ -43,9 +43,9 @@ template <class... P, class... A>
 static void cuda_launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
                         size_t shared, cudaStream_t stream, A... arguments) {
     if (shared > 48 << 10)
-        cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        (int)shared),
-                   name);
+        cuda_check(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+            name);
     kernel<<<grid, block, shared, stream>>>(P(arguments)...);
     cuda_check(cudaGetLastError(), name);
 }
@@ -102,7 +102,9 @@ static __device__ inline void cp_async_16(void* to_shared, const void* from, boo
                  "l"(from), "r"(valid ? 16 : 0)
                  : "memory");
 }
-static __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+static __device__ inline void cp_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int n>
 static __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
@@ -215,34 +217,34 @@ static inline bool spans_fit(const tensor& t) {
 static inline bool spans_fit(const float* p) { return (uintptr_t)p % 16 == 0; }
 
 // Runs the statements with T the storage type of a format.
-#define WITH_STORAGE(format, T, ...)                      \
-    do {                                                  \
-        switch (storage_of(format)) {                     \
-            case STORE_FP32: {                            \
-                using T = float;                          \
-                __VA_ARGS__;                              \
-            } break;                                      \
-            case STORE_BF16: {                            \
-                using T = bf16;                           \
-                __VA_ARGS__;                              \
-            } break;                                      \
-            case STORE_FP16: {                            \
-                using T = fp16;                           \
-                __VA_ARGS__;                              \
-            } break;                                      \
-        }                                                 \
+#define WITH_STORAGE(format, T, ...)  \
+    do {                              \
+        switch (storage_of(format)) { \
+            case STORE_FP32: {        \
+                using T = float;      \
+                __VA_ARGS__;          \
+            } break;                  \
+            case STORE_BF16: {        \
+                using T = bf16;       \
+                __VA_ARGS__;          \
+            } break;                  \
+            case STORE_FP16: {        \
+                using T = fp16;       \
+                __VA_ARGS__;          \
+            } break;                  \
+        }                             \
     } while (0)
 
 // Runs the statements with N = SPAN where it fits, else 1.
-#define WITH_SPAN(fits, N, ...)       \
-    do {                              \
-        if (fits) {                   \
-            constexpr int N = SPAN;   \
-            __VA_ARGS__;              \
-        } else {                      \
-            constexpr int N = 1;      \
-            __VA_ARGS__;              \
-        }                             \
+#define WITH_SPAN(fits, N, ...)     \
+    do {                            \
+        if (fits) {                 \
+            constexpr int N = SPAN; \
+            __VA_ARGS__;            \
+        } else {                    \
+            constexpr int N = 1;    \
+            __VA_ARGS__;            \
+        }                           \
     } while (0)
 
 // ------------------------------------------------------------------------------------------------
@@ -281,7 +283,8 @@ struct cuda_context {
 static inline cuda_context* context_of(backend* b) { return (cuda_context*)b->context; }
 static inline cudaStream_t stream_of(backend* b) { return context_of(b)->stream; }
 
-// At least `bytes` bytes of scratch memory, undefined content, until the next request of this number.
+// At least `bytes` bytes of scratch memory, undefined content, until the next request of this
+// number.
 void* cuda_scratch(backend* b, int which, size_t bytes);
 
 static inline int blocks_for(size_t n, int each) { return (int)((n + each - 1) / each); }

@@ -81,8 +81,8 @@ static void cuda_embed_forward(backend* b, tensor out, const float* wte, const f
                         (T*)out.data, out.stride, out.cols, wte, wpe, token, position));
 }
 
-static void cuda_embed_backward(backend* b, float* dwte, float* dwpe, tensor dout,
-                                const int* token, const int* position) {
+static void cuda_embed_backward(backend* b, float* dwte, float* dwpe, tensor dout, const int* token,
+                                const int* position) {
     if (dout.rows == 0) return;
     WITH_STORAGE(dout.format, T, {
         LAUNCH((add_rows_kernel<T>), dout.rows, EMBED_THREADS, 0, stream_of(b), dwte,

@@ -68,8 +68,8 @@ static void cuda_gelu_backward(backend* b, tensor dpre, tensor dout, tensor pre)
                      int64_t count = (int64_t)dpre.rows * (dpre.cols / N);
                      LAUNCH((gelu_backward_kernel<T, N>), blocks_for(count, GELU_THREADS),
                             GELU_THREADS, 0, stream_of(b), (T*)dpre.data, (const float*)dout.data,
-                            (const T*)pre.data, dpre.stride, dout.stride, pre.stride,
-                            dpre.cols / N, count);
+                            (const T*)pre.data, dpre.stride, dout.stride, pre.stride, dpre.cols / N,
+                            count);
                  }));
 }
 

@@ -419,8 +419,8 @@ static void product_mma(backend* b, const product& p) {
 template <int MT>
 static void product_fma_tile(backend* b, const product& p) {
     WITH_LAYOUT(p, LAUNCH((product_fma_kernel<MT, A_ALONG_K, B_ALONG_K>),
-                          product_grid(p, 16 * MT, FMA_BN), dim3(FMA_BLOCK_THREADS), 0, stream_of(b), p,
-                          storage_of(p.c_format), p.operand == &FORMAT_TF32));
+                          product_grid(p, 16 * MT, FMA_BN), dim3(FMA_BLOCK_THREADS), 0,
+                          stream_of(b), p, storage_of(p.c_format), p.operand == &FORMAT_TF32));
 }
 
 static void product_fma(backend* b, const product& p) {

@@ -2,9 +2,10 @@
 // a row; each lane keeps what it read in shared memory of its own, so that memory is read once.
 // Sums: a chain a lane over its elements, then a butterfly over the lanes.
 //
-// Backward sums the gradients of gain and bias over the rows in two stages: a block takes a strip of
-// rows, each of its warps adds up its rows in order, then the warps' sums are added in order; and
-// cuda_add_columns adds the strips' sums in order. The strips depend on the number of rows alone.
+// Backward sums the gradients of gain and bias over the rows in two stages: a block takes a strip
+// of rows, each of its warps adds up its rows in order, then the warps' sums are added in order;
+// and cuda_add_columns adds the strips' sums in order. The strips depend on the number of rows
+// alone.
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH
 
@@ -13,8 +14,8 @@
 
 constexpr int NORM_WARPS = 4, NORM_THREADS = NORM_WARPS * WARP;
 
-// A lane's own place for element k of its span i, in an array of spans * N * WARP floats: lanes side
-// by side, so that no two meet in a bank.
+// A lane's own place for element k of its span i, in an array of spans * N * WARP floats: lanes
+// side by side, so that no two meet in a bank.
 template <int N>
 static __device__ inline int own_place(int i, int k, int lane) {
     return (i * N + k) * WARP + lane;
@@ -79,10 +80,10 @@ static void cuda_norm_forward(backend* b, tensor out, tensor residual_out, float
     WITH_STORAGE(out.format, T, WITH_SPAN(fits, N, {
                      size_t shared = NORM_WARPS * own_floats<N>(out.cols) * sizeof(float);
                      LAUNCH((norm_forward_kernel<T, N>), blocks_for(out.rows, NORM_WARPS),
-                            NORM_THREADS, shared, stream_of(b), (T*)out.data,
-                            (T*)residual_out.data, stats, (const T*)residual.data,
-                            (const T*)add.data, out.stride, residual_out.stride, residual.stride,
-                            add.stride, gain, bias, out.rows, out.cols);
+                            NORM_THREADS, shared, stream_of(b), (T*)out.data, (T*)residual_out.data,
+                            stats, (const T*)residual.data, (const T*)add.data, out.stride,
+                            residual_out.stride, residual.stride, add.stride, gain, bias, out.rows,
+                            out.cols);
                  }));
 }
 
@@ -164,8 +165,8 @@ static void cuda_norm_backward(backend* b, tensor dresidual, float* dgain, float
                      size_t shared = 2 * NORM_WARPS * own_floats<N>(cols) * sizeof(float);
                      LAUNCH((norm_backward_kernel<T, N>), strips, NORM_THREADS, shared,
                             stream_of(b), (T*)dresidual.data, partial, (const float*)dout.data,
-                            (const T*)residual.data, dresidual.stride, dout.stride,
-                            residual.stride, stats, gain, rows, cols, strip);
+                            (const T*)residual.data, dresidual.stride, dout.stride, residual.stride,
+                            stats, gain, rows, cols, strip);
                  }));
     cuda_add_columns(b, dgain, partial, strips, cols);
     cuda_add_columns(b, dbias, partial + (size_t)strips * cols, strips, cols);
