@@ -96,7 +96,8 @@ gpt2_weights* gpt2_weights_create(backend* b, const gpt2_config* c, precision p)
     for (int i = 0; i < GPT2_TENSORS; i++)
         if (is_other(&table[i])) w->rounded_bytes += table[i].count * sizeof(float);
     w->rounded =
-        b->alloc(b, w->rounded_bytes, "rounded weights (choose a smaller --depth or --channels)");
+        b->alloc(b, w->rounded_bytes,
+                 "rounded weights (choose a smaller model: --depth, --channels, --context)");
     float* at = w->rounded;
     for (int i = 0; i < GPT2_TENSORS; i++)
         if (is_other(&table[i])) {

@@ -28,11 +28,15 @@ optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimize
     o->count = gpt2_tensors(model, table);
     o->state.loss_scale = config->loss_scaling ? FIRST_SCALE : 1;
     size_t before = b->allocated, bytes = o->count * sizeof(float);
-    o->m = b->alloc(b, bytes, "optimizer moments (choose a smaller --depth or --channels)");
-    o->v = b->alloc(b, bytes, "optimizer moments (choose a smaller --depth or --channels)");
-    o->gradients.all = b->alloc(b, bytes, "gradients (choose a smaller --depth or --channels)");
-    o->gradients.lookup = b->alloc(b, table[0].count * sizeof(float),
-                                   "gradients (choose a smaller --depth or --channels)");
+    o->m = b->alloc(b, bytes,
+                    "optimizer moments (choose a smaller model: --depth, --channels, --context)");
+    o->v = b->alloc(b, bytes,
+                    "optimizer moments (choose a smaller model: --depth, --channels, --context)");
+    o->gradients.all =
+        b->alloc(b, bytes, "gradients (choose a smaller model: --depth, --channels, --context)");
+    o->gradients.lookup =
+        b->alloc(b, table[0].count * sizeof(float),
+                 "gradients (choose a smaller model: --depth, --channels, --context)");
     o->bytes = b->allocated - before;
     return o;
 }

@@ -24,7 +24,7 @@ trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
     t->model = *model;
     t->count = gpt2_tensors(model, table);
     t->parameters = b->alloc(b, t->count * sizeof(float),
-                             "parameters (choose a smaller --depth or --channels)");
+                             "parameters (choose a smaller model: --depth, --channels, --context)");
     t->weights = gpt2_weights_create(b, model, p);
     t->acts = gpt2_acts_create(b, model, p.store, micro_batch * max_length, keep);
     t->optimizer = optimizer_create(b, model, config);

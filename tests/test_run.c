@@ -729,9 +729,9 @@ static void test_refusals(void) {
         {"--context 15", "--context 15"},
         {"--max-new-tokens 29", "--max-new-tokens 29"},
 #ifndef __SANITIZE_ADDRESS__  // which has something to say of its own where there is no memory
-        {"--channels 2147483646 --heads 1073741823", "model size"},
-        {"--depth 2147483647", "model size"},
-        {"--context 2147483647", "model size"},
+        {"--channels 2147483646 --heads 1073741823", "smaller model"},
+        {"--depth 2147483647", "smaller model"},
+        {"--context 2147483647", "smaller model"},
 #endif
         {"--max-new-tokens 2147483647", "--max-new-tokens"},
         {"--max-new-tokens 4", "--max-new-tokens 4"},

@@ -50,7 +50,8 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
     if (!p) p = (prepared*)xalloc(1, sizeof *p, "a prepared weight");
     if (p->bytes != bytes) {
         if (p->w) b->release(b, p->w, p->bytes);
-        p->w = b->alloc(b, bytes, "prepared weights (choose a smaller --depth or --channels)");
+        p->w = b->alloc(
+            b, bytes, "prepared weights (choose a smaller model: --depth, --channels, --context)");
     }
     *p = prepared{outputs, inputs, operand, p->w, bytes};
     dim3 grid(blocks_for(n, PREPARE_THREADS * PREPARE_EACH));

@@ -1,0 +1,726 @@
+#!/usr/bin/env python3
+"""make gpu-check: everything there is to do with a GPU, in one command and at most eight minutes.
+
+    python3 dev/gpu/check.py [--shim] [--results DIR] [--budget SECONDS]
+
+Builds for the GPU's architecture; runs the tests of the ops and tiny whole runs on it, beside the
+CPU device; runs compute-sanitizer if it is there; times kernels, training steps and sampling as
+shares of limits measured in the same run, beside PyTorch and transformers. Prints a table and
+writes DIR/DATE-GPU.json. --shim does all of this without a GPU and without times. The exit status
+is 1 if a check failed. See dev/gpu/README.md.
+"""
+import argparse
+import concurrent.futures
+import datetime
+import glob
+import hashlib
+import itertools
+import json
+import math
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+HERE = os.path.join("dev", "gpu")
+RESERVE = 5  # seconds kept for the table and the file
+
+
+class Failed(Exception):
+    """A check found something wrong."""
+
+
+class Skipped(Exception):
+    """A step could not be taken, for a reason that is no error of the program."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Processes
+
+LIVE = set()
+
+
+def end_process(process):
+    """Ends a process that this script started, and whatever that one started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def start(command, **options):
+    process = subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **options)
+    LIVE.add(process)
+    return process
+
+
+def last_lines(text, count=3):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-count:])[-400:] or "it said nothing"
+
+
+def run(command, seconds, env=None):
+    """(status, stdout, stderr) of a command; status is None if it took longer than `seconds`."""
+    try:
+        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                        env={**os.environ, **(env or {})})
+    except OSError as error:
+        raise Failed(f"{command[0]} does not start: {error.strerror}") from error
+    try:
+        out, err = process.communicate(timeout=max(seconds, 0.1))
+        return process.returncode, out, err
+    except subprocess.TimeoutExpired:
+        end_process(process)
+        out, err = process.communicate()
+        return None, out, err
+    finally:
+        LIVE.discard(process)
+
+
+def said(*command):
+    """What a command writes; nothing if it is not there or fails."""
+    try:
+        status, out, _ = run(list(command), 20)
+    except Failed:
+        return ""
+    return out.strip() if status == 0 else ""
+
+
+# --------------------------------------------------------------------------------------------------
+# The run of this script: its steps, its time, its results
+
+class Session:
+    def __init__(self, args):
+        self.shim, self.budget, self.began = args.shim, args.budget, time.monotonic()
+        self.results = args.results or (tempfile.mkdtemp(prefix="gpu-check-") if args.shim
+                                        else os.path.join(ROOT, HERE, "results"))
+        self.build = args.build or ("build" if args.shim else "build/native")
+        self.jobs = os.cpu_count() or 1
+        self.steps, self.limits, self.timings, self.peers = [], [], [], {}
+        self.machine = {"gpu": "CUDA shim" if args.shim else "unknown GPU"}
+        self.path = self.named = None  # of the file: where, and for which GPU
+        self.blocked = None  # why nothing more can be done
+        self.library = False
+        self.memory_gb = 70.0
+
+    def left(self):
+        return self.budget - RESERVE - (time.monotonic() - self.began)
+
+    def binary(self, name):
+        """A program of this build."""
+        if name == "train_gpt2_rl":
+            return f"{self.build}/shim/{name}" if self.shim else f"{self.build}/{name}"
+        return f"{self.build}/{'shim' if self.shim else 'gpu'}/{name}"
+
+    def run(self, command, limit, env=None):
+        """As run(), within the time that is left; cut off for want of it, a step is skipped."""
+        seconds = min(limit, self.left())
+        status, out, err = run(command, seconds, env)
+        if status is None and seconds < limit:
+            raise Skipped(f"cut off after {seconds:.0f} s: the time was up")
+        return status, out, err
+
+    def step(self, name, needs, work, *args):
+        """Takes a step if about `needs` seconds are left for it; returns whether it passed."""
+        began, verdict, reason = time.monotonic(), "passed", ""
+        try:
+            if self.blocked:
+                raise Skipped(self.blocked)
+            if self.left() < needs:
+                raise Skipped(f"needs about {needs} s; {max(self.left(), 0):.0f} s are left")
+            print(f"... {name}", file=sys.stderr, flush=True)
+            reason = work(self, *args) or ""
+        except Failed as error:
+            verdict, reason = "failed", str(error)
+        except Skipped as error:
+            verdict, reason = "skipped", str(error)
+        self.steps.append({"name": name, "verdict": verdict, "reason": reason,
+                           "seconds": round(time.monotonic() - began, 1)})
+        print(f"{verdict:8s} {name}{': ' + reason if reason else ''}", flush=True)
+        self.write()
+        return verdict == "passed"
+
+    def count(self, verdict):
+        return sum(step["verdict"] == verdict for step in self.steps)
+
+    def document(self):
+        return {"format": 1, "date": f"{datetime.datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+                "shim": self.shim, **self.machine, "budget_s": self.budget,
+                "took_s": round(time.monotonic() - self.began, 1), "steps": self.steps,
+                "limits": self.limits, "timings": self.timings, "peers": self.peers}
+
+    def new_path(self):
+        """DATE-GPU.json, or DATE-GPU-2.json where the day has one already."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.machine["gpu"].lower()).strip("-")
+        for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
+            path = os.path.join(self.results, f"{datetime.date.today()}-{slug}{suffix}.json")
+            if not os.path.exists(path):
+                return path
+
+    def write(self):
+        """After each step: the file is whole or as it was. Its name follows the GPU's."""
+        os.makedirs(self.results, exist_ok=True)
+        old, known = self.path, self.named
+        if known != self.machine["gpu"]:
+            self.path, self.named = self.new_path(), self.machine["gpu"]
+        with open(self.path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(self.document(), file, indent=1, allow_nan=False)
+            file.write("\n")
+        os.replace(self.path + ".tmp", self.path)
+        if old and old != self.path:
+            os.remove(old)
+
+
+def parallel(work, items, at_once):
+    """work(item) for every item, `at_once` at a time; the results in order, errors as values."""
+    def guarded(item):
+        try:
+            return work(item)
+        except (Failed, Skipped) as error:
+            return error
+
+    pool = concurrent.futures.ThreadPoolExecutor(at_once)
+    try:
+        return list(pool.map(guarded, items))
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def settle(results):
+    """Raises what is worst among the results."""
+    failures = [str(r) for r in results if isinstance(r, Failed)]
+    if failures:
+        raise Failed("; ".join(failures))
+    for result in results:
+        if isinstance(result, Skipped):
+            raise result
+
+
+# --------------------------------------------------------------------------------------------------
+# Build, and what machine this is
+
+def test_names():
+    return sorted(os.path.basename(p)[:-2] for p in glob.glob(f"{ROOT}/tests/test_cuda_*.c"))
+
+
+def build(session):
+    targets = [session.binary(n) for n in ["train_gpt2_rl", "time", *test_names()]]
+    env = {"MAKEFLAGS": "", "MFLAGS": "", "MAKELEVEL": ""}
+    flags = [f"-j{session.jobs}", f"BUILD={session.build}"]
+    if not session.shim:
+        flags.append(f"GPU_ARCH={os.environ.get('GPU_ARCH', 'native')}")
+    status, _, err = session.run(["make", *flags, *targets], 300, env)
+    if status != 0:
+        raise Failed(f"make: {last_lines(err)}")
+
+
+def nvcc():
+    return shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+
+
+def describe(session):
+    """Software and commit; the GPU's own name comes from the program."""
+    release = re.search(r"release ([\d.]+)", said(nvcc(), "--version"))
+    commit = said("git", "rev-parse", "HEAD") or None
+    changed = said("git", "status", "--porcelain", "--", ".", ":!dev/gpu/results")
+    session.machine.update(commit=commit, dirty=bool(changed) if commit else None,
+                           cuda=release.group(1) if release else None, driver=None)
+    if session.shim:
+        return
+    fields = ["driver_version", "power.limit", "clocks.max.sm"]
+    line = said("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0")
+    if line:
+        driver, power, clock = [field.strip() for field in line.split(",")]
+        session.machine.update(driver=driver, power_limit=power, clock_max=clock)
+
+
+def device(session):
+    status, out, err = session.run([session.binary("time"), "--only", "device",
+                                    *(["--toy"] if session.shim else [])], 60)
+    if status != 0:
+        raise Failed(last_lines(err))
+    line = json.loads(out.splitlines()[0])
+    name = re.fullmatch(r"cuda \((.*), (\d+) GB, (.*) products\)", line["name"])
+    session.library = bool(line["library"])
+    if name and not session.shim:
+        session.machine.update(gpu=name.group(1), memory_gb=float(name.group(2)))
+        session.memory_gb = min(session.memory_gb, 0.85 * float(name.group(2)))
+    return line["name"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Tests of the ops
+
+def one_test(session, name, env, limit):
+    """Runs a test program; returns how many checks passed."""
+    status, out, err = session.run([session.binary(name)], limit, env)
+    verdict = re.search(r"^(\d+) passed, (\d+) failed$", out, re.M)
+    if status is None:
+        raise Failed(f"{name} took longer than {limit} s")
+    if status != 0 or not verdict or int(verdict.group(2)):
+        raise Failed(f"{name} ended with status {status}: {last_lines(out + err)}")
+    return int(verdict.group(1))
+
+
+def op_tests(session, products):
+    if products == "cublaslt" and not session.library:
+        raise Skipped("cuBLASLt is not installed" if not session.shim else "the shim has none")
+    env = {"CUDA_PRODUCTS": products, **({"TEST_QUICK": "1"} if session.shim else {})}
+    counts = parallel(lambda name: one_test(session, name, env, 150), test_names(),
+                      min(session.jobs, 6))
+    settle(counts)
+    return f"{sum(counts)} checks"
+
+
+def sanitizer(session, tool):
+    """It slows a program by orders of magnitude: a test that does not end in time is left."""
+    if session.shim:
+        raise Skipped("there is no GPU; the shim has checkers of its own in make test")
+    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not os.path.exists(path):
+        raise Skipped("compute-sanitizer is not installed")
+    seconds = min(40, session.left() - 180)
+    if seconds < 10:
+        raise Skipped("the time is needed for what follows")
+    prefix = [path, "--tool", tool, "--error-exitcode", "9"]
+
+    def one(name):
+        status, out, err = run([*prefix, session.binary(name)], seconds, {"TEST_QUICK": "1"})
+        if status is None:
+            return Skipped(name)
+        if status != 0:
+            raise Failed(f"{name}: {last_lines(out + err)}")
+        return 1
+
+    results = parallel(one, test_names(), len(test_names()))
+    settle([r for r in results if isinstance(r, Failed)])
+    cut = [str(r) for r in results if isinstance(r, Skipped)]
+    if len(cut) == len(results):
+        raise Skipped(f"no test ended within {seconds:.0f} s")
+    return f"not ended within {seconds:.0f} s: {', '.join(cut)}" if cut else ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Whole runs
+
+DTYPES = ["fp32", "tf32", "bf16", "fp16"]
+SMALL = {"--depth": 1, "--channels": 16, "--heads": 2, "--prompts": 2, "--group": 2, "--steps": 1,
+         "--warmup-steps": 2, "--warmup-batch": 4, "--eval-prompts": 2, "--eval-samples": 2,
+         "--eval-k": 2}
+LARGER = {"--depth": 2, "--channels": 64, "--heads": 4, "--prompts": 8, "--group": 4, "--steps": 3,
+          "--warmup-steps": 20, "--warmup-batch": 32, "--eval-prompts": 16, "--eval-samples": 4,
+          "--eval-k": 4}
+# fp32 has no coarser format to compare with. Log-probabilities of some nats have units of 2^-22 in
+# the last place; sums in another order may move them by some of these.
+FP32_MISMATCH = 16 * 2.0**-22
+# The losses of the same steps on two devices, relative: some fp32 roundings. Sums in another order
+# differ by one or a few; AdamW, which divides by a gradient's own size, makes more of those of
+# gradients near 0.
+LOSS_TOLERANCE = 16 * 2.0**-24
+
+
+def plain_run(train, sampler=None, device_name="cuda", **flags):
+    return {"--device": device_name, "--train-dtype": train, "--rollout-dtype": sampler or train,
+            **flags}
+
+
+# Every token of a response has the coefficient 1 with the objective sft, so that a model that gets
+# nothing right has a gradient too.
+RUNS = {**{d: plain_run(d) for d in DTYPES},
+        "again": plain_run("fp32"),
+        "recompute": plain_run("fp32", **{"--recompute": 2}),
+        "cpu": plain_run("fp32", device_name="cpu"),
+        **{f"cpu {d}": plain_run("fp32", d, "cpu") for d in DTYPES if d != "fp32"}}
+
+
+def whole_run(session, name, folder):
+    """Log lines and hash of the final model of a run, by its name in RUNS."""
+    out = os.path.join(folder, name.replace(" ", "-"))
+    shape = SMALL if session.shim else LARGER
+    flags = {**shape, "--objective": "sft", **RUNS[name], "--out": out}
+    command = [session.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item)]
+    status, _, err = session.run(command, 60)
+    if status != 0:
+        raise Failed(f"run {name} ended with status {status}: {last_lines(err)}")
+    with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
+        lines = [json.loads(line) for line in log]
+    models = sorted(glob.glob(os.path.join(out, "checkpoints", "step-*", "model.bin")))
+    if not models:
+        raise Failed(f"run {name} left no checkpoint")
+    with open(models[-1], "rb") as file:
+        return lines, hashlib.sha256(file.read()).hexdigest()
+
+
+def of_phase(log, phase):
+    return [line for line in log if line["phase"] == phase]
+
+
+def check_numbers(log, name):
+    """Every metric of a log is a finite number: log.c writes null for others."""
+    for line in log:
+        for key, value in line.items():
+            if key != "phase" and (value is None or not math.isfinite(value)):
+                raise Failed(f"run {name}: {key} of phase {line['phase']} is no finite number")
+    for phase in ("warmup", "rollout", "numerics", "update", "eval"):
+        if not of_phase(log, phase):
+            raise Failed(f"run {name} logged no {phase}")
+
+
+def mismatch(log):
+    """Mean |log pi - log mu| of the first rollout, before any update: numerics alone."""
+    return of_phase(log, "numerics")[0]["logp_diff_mean"]
+
+
+def check_mismatch(runs, dtype):
+    """Sampler and trainer compute in the same format, in different orders on a GPU. They may be as
+    far apart as twice what the format itself does: the distance on the CPU device of a sampler in
+    this format from an fp32 trainer."""
+    found = mismatch(runs[dtype][0])
+    allowed = FP32_MISMATCH if dtype == "fp32" else 2 * mismatch(runs[f"cpu {dtype}"][0])
+    if not found <= allowed:
+        raise Failed(f"{dtype}: mean |log pi - log mu| is {found:.2e}; {allowed:.2e} is allowed")
+    return f"{dtype} {found:.1e} of {allowed:.1e}"
+
+
+def runs_finish(session, runs, folder):
+    names = list(RUNS)
+    results = parallel(lambda name: whole_run(session, name, folder), names, min(session.jobs, 4))
+    settle(results)
+    runs.update(zip(names, results))
+    for name, (log, _) in runs.items():
+        check_numbers(log, name)
+    return f"{len(names)} runs"
+
+
+def runs_mismatch(_, runs):
+    return ", ".join(check_mismatch(runs, d) for d in DTYPES)
+
+
+def runs_same_bits(_, runs, name):
+    if runs[name][1] != runs["fp32"][1]:
+        raise Failed("the final model has other bits")
+
+
+def runs_beside_cpu(_, runs):
+    (gpu, _), (cpu, _) = runs["fp32"], runs["cpu"]
+    for key in ("reward", "response_length"):
+        a, b = (of_phase(log, "rollout")[0][key] for log in (gpu, cpu))
+        if a != b:
+            raise Failed(f"first step: {key} {a} on the GPU, {b} on the CPU")
+    apart = 0
+    for phase in ("warmup", "update"):
+        a, b = (of_phase(log, phase)[0]["loss"] for log in (gpu, cpu))
+        apart = max(apart, abs(a - b) / abs(b))
+        if not abs(a - b) <= LOSS_TOLERANCE * abs(b):
+            raise Failed(f"loss of phase {phase}: {a:.9g} on the GPU, {b:.9g} on the CPU")
+    return f"losses apart by {apart:.1e}, {LOSS_TOLERANCE:.1e} is allowed"
+
+
+def whole_runs(session):
+    runs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if not session.step("whole runs: end well, finite numbers", 5, runs_finish, runs, folder):
+            return
+    session.step("whole runs: log pi near log mu", 0, runs_mismatch, runs)
+    session.step("whole runs: twice the same bits", 0, runs_same_bits, runs, "again")
+    session.step("whole runs: --recompute 2 leaves no trace", 0, runs_same_bits, runs, "recompute")
+    session.step("whole runs: fp32 as on the CPU device", 0, runs_beside_cpu, runs)
+
+
+# --------------------------------------------------------------------------------------------------
+# Times
+
+SIZES = ["124M", "355M", "774M", "1558M"]
+EXPECTED = {"limit": 2, "kernel": 21, "product": 12, "step": 1, "sampling": 3}
+MEASURED = ["value", "us", "share", "tflops", "handwritten_tflops", "handwritten_share",
+            "tokens_per_s", "mfu"]
+
+
+def check_line(session, line):
+    """On a GPU every figure is a number above 0; on the shim none is there."""
+    for key in MEASURED:
+        if key in line and session.shim and line[key] is not None:
+            raise Failed(f"{line['name']}: the shim gave a {key}")
+        if key in line and not session.shim and not (line[key] and line[key] > 0):
+            raise Failed(f"{line['name']}: no {key}")
+
+
+def time_section(session, section, *flags):
+    """Runs a section of time.c; keeps its lines."""
+    command = [session.binary("time"), "--only", section, *flags, "--memory",
+               f"{session.memory_gb:g}", *(["--toy"] if session.shim else [])]
+    status, out, err = session.run(command, 60)
+    if status is None:
+        raise Failed("took longer than 60 s")
+    if status != 0:
+        raise Failed(f"status {status}: {last_lines(err)}")
+    lines = [json.loads(line) for line in out.splitlines()]
+    skipped = [line for line in lines if line["kind"] == "skipped"]
+    if skipped:
+        raise Skipped(skipped[0]["reason"])
+    kind = section.removesuffix("s")
+    for expected in ("limit", kind):
+        found = [line for line in lines if line["kind"] == expected]
+        if len(found) != EXPECTED[expected]:
+            raise Failed(f"{len(found)} lines of kind {expected}, not {EXPECTED[expected]}")
+        for line in found:
+            check_line(session, line)
+        (session.limits if expected == "limit" else session.timings).extend(found)
+
+
+class Peers:
+    """The process of peers.py: a line of JSON in, a line of JSON out."""
+
+    def __init__(self, session):
+        self.session, self.process, self.lines = session, None, None
+
+    def open(self):
+        env = {"TORCHINDUCTOR_CACHE_DIR": os.path.join(ROOT, self.session.build, "inductor")}
+        command = [sys.executable, os.path.join(HERE, "peers.py")]
+        self.process = start(command + (["--toy"] if self.session.shim else []),
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, env={**os.environ, **env})
+        self.lines = queue.Queue()
+        threading.Thread(target=self.read, args=(self.process, self.lines), daemon=True).start()
+        self.session.peers.update(self.answer(90))
+
+    @staticmethod
+    def read(process, lines):
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    def answer(self, limit):
+        seconds = min(limit, self.session.left())
+        try:
+            line = self.lines.get(timeout=max(seconds, 0.1))
+        except queue.Empty:
+            self.close()
+            raise Skipped(f"the peer gave no answer within {seconds:.0f} s") from None
+        if line is None:
+            self.close()
+            raise Skipped("the peer's process ended")
+        return json.loads(line)
+
+    def ask(self, request, limit):
+        if not self.process:
+            self.open()
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.close()
+            raise Skipped("the peer's process ended") from None
+        answer = self.answer(limit)
+        if "error" in answer:
+            raise Skipped(answer["error"])
+        return answer
+
+    def close(self):
+        if self.process:
+            end_process(self.process)
+            self.process.wait()
+            LIVE.discard(self.process)
+        self.process = None
+
+
+def timing_of(session, kind, name):
+    for line in session.timings:
+        if line["kind"] == kind and line["name"] == name:
+            return line
+    raise Skipped("there is nothing of ours to compare with")
+
+
+def compare(session, peers, kind, name, peer, request, limit):
+    """A peer's figure beside ours; a peer that is missing or fails is reported, no more."""
+    line = timing_of(session, kind, name)
+    sizes = ("sequences", "length", "tokens", "prompt", "new")
+    answer = peers.ask({**request, **{key: line[key] for key in sizes if key in line}}, limit)
+    if session.shim and answer.get("tokens_per_s") is not None:
+        raise Failed("the peer measured something at toy sizes")
+    ours, theirs = line["tokens_per_s"], answer["tokens_per_s"]
+    answer.update(peer=peer, ratio=ours / theirs if ours and theirs else None)
+    line.setdefault("peers", []).append(answer)
+
+
+def time_step(session, peers, size, short):
+    name = f"{size} {'short' if short else 'long'}"
+    flags = ["--model", size, *(["--short"] if short else [])]
+    if session.step(f"time training step {name}", 15, time_section, "step", *flags):
+        session.step(f"peer  training step {name}", 25, compare, peers, "step", name, "PyTorch",
+                     {"verb": "train", "model": size, "short": short}, 100)
+
+
+def time_sampling(session, peers):
+    if not session.step("time sampling", 15, time_section, "sampling"):
+        return
+    for line in [t for t in session.timings if t["kind"] == "sampling"]:
+        session.step(f"peer  sampling {line['name']}", 15, compare, peers, "sampling", line["name"],
+                     "generate", {"verb": "generate", "cache": "dynamic"}, 45)
+
+
+def time_static_sampling(session, peers):
+    for line in [t for t in session.timings if t["kind"] == "sampling"]:
+        session.step(f"peer  sampling {line['name']}, static cache", 45, compare, peers, "sampling",
+                     line["name"], "generate, static", {"verb": "generate", "cache": "static"}, 75)
+
+
+def times(session):
+    """What matters most comes first: the time may not suffice for all."""
+    peers = Peers(session)
+    try:
+        session.step("time kernels", 15, time_section, "kernels")
+        session.step("time products", 15, time_section, "products")
+        time_step(session, peers, "124M", False)
+        time_step(session, peers, "1558M", False)
+        time_sampling(session, peers)
+        for size in ("355M", "774M"):
+            time_step(session, peers, size, False)
+        for size in ("124M", "1558M", "355M", "774M"):
+            time_step(session, peers, size, True)
+        time_static_sampling(session, peers)
+    finally:
+        peers.close()
+
+
+# --------------------------------------------------------------------------------------------------
+# The table
+
+RATIO_MIN, RATIO_GOAL = 1.0, 1.2
+MFU_GOALS = {"124M long": 0.5, "1558M long": 0.6}
+
+
+def cell(value, decimals=0, unit=""):
+    return "-" if value is None else f"{value:,.{decimals}f}{unit}"
+
+
+def percent(share):
+    return cell(None if share is None else 100 * share, 0, "%")
+
+
+def row(name, value, share="", peer="", ratio="", goal=""):
+    print(f"  {name:34s} {value:>20s} {share:>8s}  {peer:22s} {ratio:>7s}  {goal}".rstrip())
+
+
+def verdict_of(value, goal):
+    return "not measured" if value is None else "met" if value >= goal else "missed"
+
+
+def step_goal(line, ratio):
+    texts = [f">= {RATIO_MIN:g}x {verdict_of(ratio, RATIO_MIN)}, "
+             f">= {RATIO_GOAL:g}x {verdict_of(ratio, RATIO_GOAL)}"]
+    if line["name"] in MFU_GOALS:
+        goal = MFU_GOALS[line["name"]]
+        texts.append(f"MFU >= {percent(goal)} {verdict_of(line['mfu'], goal)}")
+    return "; ".join(texts)
+
+
+def step_row(line):
+    first = line.get("peers", [{}])[0]
+    name = f"step {line['name']}, {line['sequences']} x {line['length']}"
+    row(name, f"{cell(line['tokens_per_s'])} tokens/s", percent(line["mfu"]),
+        f"PyTorch {cell(first.get('tokens_per_s'))}", cell(first.get("ratio"), 2, "x"),
+        step_goal(line, first.get("ratio")))
+    row("", f"{cell(line['memory_gb'], 1)} GB", "", f"--recompute {line['recompute']}")
+
+
+def sampling_row(line):
+    ours = f"{cell(line['tokens_per_s'])} tokens/s"
+    row(f"sampling, {line['name']}", ours, percent(line["share"]))
+    for peer in line.get("peers", []):
+        row("", "", "", f"{peer['peer']} {cell(peer['tokens_per_s'])}", cell(peer["ratio"], 2, "x"))
+
+
+def product_row(line):
+    ours, library = line["handwritten_tflops"], line["tflops"]
+    row(line["name"], f"{cell(library, 0)} TFLOP/s", percent(line["share"]),
+        f"handwritten {cell(ours, 0)}", cell(ours / library if ours and library else None, 2, "x"))
+
+
+def kernel_row(line):
+    row(line["name"], f"{cell(line['us'], 1)} us", percent(line["share"]), f"of {line['limit']}")
+
+
+def limit_rows(limits):
+    for name in dict.fromkeys(line["name"] for line in limits):
+        values = [line["value"] for line in limits if line["name"] == name]
+        unit = next(line["unit"] for line in limits if line["name"] == name)
+        known = [v for v in values if v is not None]
+        text = f"{min(known):,.0f} to {max(known):,.0f}" if known else "-"
+        row(f"limit: {name}", f"{text} {unit}")
+
+
+def table(session):
+    print()
+    row("measurement", "measured", "of limit", "beside", "ratio", "goal")
+    limit_rows(session.limits)
+    if session.limits and not session.library:
+        print("  without cuBLASLt: the product limit is the handwritten product's")
+    rows = (("kernel", kernel_row), ("product", product_row), ("step", step_row),
+            ("sampling", sampling_row))
+    for kind, print_row in rows:
+        for line in (t for t in session.timings if t["kind"] == kind):
+            print_row(line)
+    for step in session.steps:
+        if step["verdict"] == "failed":
+            print(f"  failed: {step['name']}: {step['reason']}")
+    skipped = [step for step in session.steps if step["verdict"] == "skipped"]
+    for reason in dict.fromkeys(step["reason"] for step in skipped):
+        names = [step["name"] for step in skipped if step["reason"] == reason]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"  skipped: {names[0]}{more}: {reason}")
+    print("  peers: " + (", ".join(f"{k} {v}" for k, v in session.peers.items()) or "not asked"))
+
+
+# --------------------------------------------------------------------------------------------------
+
+def all_steps(session):
+    describe(session)
+    for name, needs, work in (("build", 0, build), ("device", 0, device)):
+        if not session.step(name, needs, work):
+            session.blocked = f"the step {name} did not pass"
+    session.step("op tests, handwritten products", 5, op_tests, "handwritten")
+    session.step("op tests, cuBLASLt products", 5, op_tests, "cublaslt")
+    whole_runs(session)
+    for tool in ("memcheck", "racecheck"):
+        session.step(f"compute-sanitizer {tool}", 5, sanitizer, tool)
+    times(session)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shim", action="store_true", help="without a GPU, and without times")
+    parser.add_argument("--results", help="folder of the result file (dev/gpu/results; "
+                        "with --shim a temporary one)")
+    parser.add_argument("--budget", type=float, default=480, help="seconds for all (480)")
+    parser.add_argument("--build", help="folder of the build (build/native; with --shim build)")
+    session = Session(parser.parse_args())
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        all_steps(session)
+    except KeyboardInterrupt:
+        for process in list(LIVE):
+            end_process(process)
+        session.steps.append({"name": "interrupted", "verdict": "failed", "reason": "by a signal",
+                              "seconds": 0})
+    session.write()
+    table(session)
+    print(f"\n{session.path}\n{session.count('passed')} passed, {session.count('failed')} failed, "
+          f"{session.count('skipped')} skipped, {time.monotonic() - session.began:.0f} s")
+    sys.exit(session.count("failed") > 0)
+
+
+if __name__ == "__main__":
+    main()
