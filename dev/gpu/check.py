@@ -96,14 +96,14 @@ def said(*command):
 # --------------------------------------------------------------------------------------------------
 # The run of this script: its steps, its time, its results
 
-class Session:
+class Check:
     def __init__(self, args):
         self.shim, self.budget, self.began = args.shim, args.budget, time.monotonic()
         self.results = args.results or (tempfile.mkdtemp(prefix="gpu-check-") if args.shim
                                         else os.path.join(ROOT, HERE, "results"))
         self.build = args.build or ("build" if args.shim else "build/native")
         self.jobs = os.cpu_count() or 1
-        self.steps, self.limits, self.timings, self.peers = [], [], [], {}
+        self.steps, self.limits, self.timings, self.ladder, self.peers = [], [], [], [], {}
         self.machine = {"gpu": "CUDA shim" if args.shim else "unknown GPU"}
         self.path = self.named = None  # of the file: where, and for which GPU
         self.blocked = None  # why nothing more can be done
@@ -115,7 +115,7 @@ class Session:
 
     def binary(self, name):
         """A program of this build."""
-        if name == "train_gpt2_rl":
+        if name == "train_gpt2_rl" or name in LADDERS:
             return f"{self.build}/shim/{name}" if self.shim else f"{self.build}/{name}"
         return f"{self.build}/{'shim' if self.shim else 'gpu'}/{name}"
 
@@ -154,7 +154,8 @@ class Session:
         return {"format": 1, "date": f"{datetime.datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
                 "shim": self.shim, **self.machine, "budget_s": self.budget,
                 "took_s": round(time.monotonic() - self.began, 1), "steps": self.steps,
-                "limits": self.limits, "timings": self.timings, "peers": self.peers}
+                "limits": self.limits, "timings": self.timings,
+                "ladder": self.ladder, "peers": self.peers}
 
     def new_path(self):
         """DATE-GPU.json, or DATE-GPU-2.json where the day has one already."""
@@ -207,17 +208,20 @@ def settle(results):
 # --------------------------------------------------------------------------------------------------
 # Build, and what machine this is
 
+LADDERS = ["dev/cuda/layernorm", "dev/cuda/attention"]
+
+
 def test_names():
     return sorted(os.path.basename(p)[:-2] for p in glob.glob(f"{ROOT}/tests/test_cuda_*.c"))
 
 
-def build(session):
-    targets = [session.binary(n) for n in ["train_gpt2_rl", "time", *test_names()]]
+def build(check):
+    targets = [check.binary(n) for n in ["train_gpt2_rl", "time", *LADDERS, *test_names()]]
     env = {"MAKEFLAGS": "", "MFLAGS": "", "MAKELEVEL": ""}
-    flags = [f"-j{session.jobs}", f"BUILD={session.build}"]
-    if not session.shim:
+    flags = [f"-j{check.jobs}", f"BUILD={check.build}"]
+    if not check.shim:
         flags.append(f"GPU_ARCH={os.environ.get('GPU_ARCH', 'native')}")
-    status, _, err = session.run(["make", *flags, *targets], 300, env)
+    status, _, err = check.run(["make", *flags, *targets], 300, env)
     if status != 0:
         raise Failed(f"make: {last_lines(err)}")
 
@@ -226,42 +230,42 @@ def nvcc():
     return shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 
 
-def describe(session):
+def describe(check):
     """Software and commit; the GPU's own name comes from the program."""
     release = re.search(r"release ([\d.]+)", said(nvcc(), "--version"))
     commit = said("git", "rev-parse", "HEAD") or None
     changed = said("git", "status", "--porcelain", "--", ".", ":!dev/gpu/results")
-    session.machine.update(commit=commit, dirty=bool(changed) if commit else None,
+    check.machine.update(commit=commit, dirty=bool(changed) if commit else None,
                            cuda=release.group(1) if release else None, driver=None)
-    if session.shim:
+    if check.shim:
         return
     fields = ["driver_version", "power.limit", "clocks.max.sm"]
     line = said("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0")
     if line:
         driver, power, clock = [field.strip() for field in line.split(",")]
-        session.machine.update(driver=driver, power_limit=power, clock_max=clock)
+        check.machine.update(driver=driver, power_limit=power, clock_max=clock)
 
 
-def device(session):
-    status, out, err = session.run([session.binary("time"), "--only", "device",
-                                    *(["--toy"] if session.shim else [])], 60)
+def device(check):
+    status, out, err = check.run([check.binary("time"), "--only", "device",
+                                    *(["--toy"] if check.shim else [])], 60)
     if status != 0:
         raise Failed(last_lines(err))
     line = json.loads(out.splitlines()[0])
     name = re.fullmatch(r"cuda \((.*), (\d+) GB, (.*) products\)", line["name"])
-    session.library = bool(line["library"])
-    if name and not session.shim:
-        session.machine.update(gpu=name.group(1), memory_gb=float(name.group(2)))
-        session.memory_gb = min(session.memory_gb, 0.85 * float(name.group(2)))
+    check.library = bool(line["library"])
+    if name and not check.shim:
+        check.machine.update(gpu=name.group(1), memory_gb=float(name.group(2)))
+        check.memory_gb = min(check.memory_gb, 0.85 * float(name.group(2)))
     return line["name"]
 
 
 # --------------------------------------------------------------------------------------------------
 # Tests of the ops
 
-def one_test(session, name, env, limit):
+def one_test(check, name, env, limit):
     """Runs a test program; returns how many checks passed."""
-    status, out, err = session.run([session.binary(name)], limit, env)
+    status, out, err = check.run([check.binary(name)], limit, env)
     verdict = re.search(r"^(\d+) passed, (\d+) failed$", out, re.M)
     if status is None:
         raise Failed(f"{name} took longer than {limit} s")
@@ -270,30 +274,30 @@ def one_test(session, name, env, limit):
     return int(verdict.group(1))
 
 
-def op_tests(session, products):
-    if products == "cublaslt" and not session.library:
-        raise Skipped("cuBLASLt is not installed" if not session.shim else "the shim has none")
-    env = {"CUDA_PRODUCTS": products, **({"TEST_QUICK": "1"} if session.shim else {})}
-    counts = parallel(lambda name: one_test(session, name, env, 150), test_names(),
-                      min(session.jobs, 6))
+def op_tests(check, products):
+    if products == "cublaslt" and not check.library:
+        raise Skipped("cuBLASLt is not installed" if not check.shim else "the shim has none")
+    env = {"CUDA_PRODUCTS": products, **({"TEST_QUICK": "1"} if check.shim else {})}
+    counts = parallel(lambda name: one_test(check, name, env, 150), test_names(),
+                      min(check.jobs, 6))
     settle(counts)
     return f"{sum(counts)} checks"
 
 
-def sanitizer(session, tool):
+def sanitizer(check, tool):
     """It slows a program by orders of magnitude: a test that does not end in time is left."""
-    if session.shim:
+    if check.shim:
         raise Skipped("there is no GPU; the shim has checkers of its own in make test")
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.exists(path):
         raise Skipped("compute-sanitizer is not installed")
-    seconds = min(40, session.left() - 180)
+    seconds = min(40, check.left() - 180)
     if seconds < 10:
         raise Skipped("the time is needed for what follows")
     prefix = [path, "--tool", tool, "--error-exitcode", "9"]
 
     def one(name):
-        status, out, err = run([*prefix, session.binary(name)], seconds, {"TEST_QUICK": "1"})
+        status, out, err = run([*prefix, check.binary(name)], seconds, {"TEST_QUICK": "1"})
         if status is None:
             return Skipped(name)
         if status != 0:
@@ -341,13 +345,13 @@ RUNS = {**{d: plain_run(d) for d in DTYPES},
         **{f"cpu {d}": plain_run("fp32", d, "cpu") for d in DTYPES if d != "fp32"}}
 
 
-def whole_run(session, name, folder):
+def whole_run(check, name, folder):
     """Log lines and hash of the final model of a run, by its name in RUNS."""
     out = os.path.join(folder, name.replace(" ", "-"))
-    shape = SMALL if session.shim else LARGER
+    shape = SMALL if check.shim else LARGER
     flags = {**shape, "--objective": "sft", **RUNS[name], "--out": out}
-    command = [session.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item)]
-    status, _, err = session.run(command, 60)
+    command = [check.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item)]
+    status, _, err = check.run(command, 60)
     if status != 0:
         raise Failed(f"run {name} ended with status {status}: {last_lines(err)}")
     with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
@@ -390,9 +394,9 @@ def check_mismatch(runs, dtype):
     return f"{dtype} {found:.1e} of {allowed:.1e}"
 
 
-def runs_finish(session, runs, folder):
+def runs_finish(check, runs, folder):
     names = list(RUNS)
-    results = parallel(lambda name: whole_run(session, name, folder), names, min(session.jobs, 4))
+    results = parallel(lambda name: whole_run(check, name, folder), names, min(check.jobs, 4))
     settle(results)
     runs.update(zip(names, results))
     for name, (log, _) in runs.items():
@@ -424,15 +428,15 @@ def runs_beside_cpu(_, runs):
     return f"losses apart by {apart:.1e}, {LOSS_TOLERANCE:.1e} is allowed"
 
 
-def whole_runs(session):
+def whole_runs(check):
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
-        if not session.step("whole runs: end well, finite numbers", 5, runs_finish, runs, folder):
+        if not check.step("whole runs: end well, finite numbers", 5, runs_finish, runs, folder):
             return
-    session.step("whole runs: log pi near log mu", 0, runs_mismatch, runs)
-    session.step("whole runs: twice the same bits", 0, runs_same_bits, runs, "again")
-    session.step("whole runs: --recompute 2 leaves no trace", 0, runs_same_bits, runs, "recompute")
-    session.step("whole runs: fp32 as on the CPU device", 0, runs_beside_cpu, runs)
+    check.step("whole runs: log pi near log mu", 0, runs_mismatch, runs)
+    check.step("whole runs: twice the same bits", 0, runs_same_bits, runs, "again")
+    check.step("whole runs: --recompute 2 leaves no trace", 0, runs_same_bits, runs, "recompute")
+    check.step("whole runs: fp32 as on the CPU device", 0, runs_beside_cpu, runs)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -444,20 +448,20 @@ MEASURED = ["value", "us", "share", "tflops", "handwritten_tflops", "handwritten
             "tokens_per_s", "mfu"]
 
 
-def check_line(session, line):
+def check_line(check, line):
     """On a GPU every figure is a number above 0; on the shim none is there."""
     for key in MEASURED:
-        if key in line and session.shim and line[key] is not None:
+        if key in line and check.shim and line[key] is not None:
             raise Failed(f"{line['name']}: the shim gave a {key}")
-        if key in line and not session.shim and not (line[key] and line[key] > 0):
+        if key in line and not check.shim and not (line[key] and line[key] > 0):
             raise Failed(f"{line['name']}: no {key}")
 
 
-def time_section(session, section, *flags):
+def time_section(check, section, *flags):
     """Runs a section of time.c; keeps its lines."""
-    command = [session.binary("time"), "--only", section, *flags, "--memory",
-               f"{session.memory_gb:g}", *(["--toy"] if session.shim else [])]
-    status, out, err = session.run(command, 60)
+    command = [check.binary("time"), "--only", section, *flags, "--memory",
+               f"{check.memory_gb:g}", *(["--toy"] if check.shim else [])]
+    status, out, err = check.run(command, 60)
     if status is None:
         raise Failed("took longer than 60 s")
     if status != 0:
@@ -472,25 +476,36 @@ def time_section(session, section, *flags):
         if len(found) != EXPECTED[expected]:
             raise Failed(f"{len(found)} lines of kind {expected}, not {EXPECTED[expected]}")
         for line in found:
-            check_line(session, line)
-        (session.limits if expected == "limit" else session.timings).extend(found)
+            check_line(check, line)
+        (check.limits if expected == "limit" else check.timings).extend(found)
+
+
+def climb(check, ladder):
+    """Verifies the rungs of a kernel ladder and, on a GPU, keeps their times."""
+    status, out, err = check.run([check.binary(ladder), *([] if check.shim else ["--time"])], 30)
+    if status is None:
+        raise Failed("took longer than 30 s")
+    if status != 0:
+        raise Failed(f"status {status}: {last_lines(err or out)}")
+    if not check.shim:
+        check.ladder.extend(json.loads(line) for line in out.splitlines())
 
 
 class Peers:
     """The process of peers.py: a line of JSON in, a line of JSON out."""
 
-    def __init__(self, session):
-        self.session, self.process, self.lines = session, None, None
+    def __init__(self, check):
+        self.check, self.process, self.lines = check, None, None
 
     def open(self):
-        env = {"TORCHINDUCTOR_CACHE_DIR": os.path.join(ROOT, self.session.build, "inductor")}
+        env = {"TORCHINDUCTOR_CACHE_DIR": os.path.join(ROOT, self.check.build, "inductor")}
         command = [sys.executable, os.path.join(HERE, "peers.py")]
-        self.process = start(command + (["--toy"] if self.session.shim else []),
+        self.process = start(command + (["--toy"] if self.check.shim else []),
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, env={**os.environ, **env})
         self.lines = queue.Queue()
         threading.Thread(target=self.read, args=(self.process, self.lines), daemon=True).start()
-        self.session.peers.update(self.answer(90))
+        self.check.peers.update(self.answer(90))
 
     @staticmethod
     def read(process, lines):
@@ -499,7 +514,7 @@ class Peers:
         lines.put(None)
 
     def answer(self, limit):
-        seconds = min(limit, self.session.left())
+        seconds = min(limit, self.check.left())
         try:
             line = self.lines.get(timeout=max(seconds, 0.1))
         except queue.Empty:
@@ -532,61 +547,63 @@ class Peers:
         self.process = None
 
 
-def timing_of(session, kind, name):
-    for line in session.timings:
+def timing_of(check, kind, name):
+    for line in check.timings:
         if line["kind"] == kind and line["name"] == name:
             return line
     raise Skipped("there is nothing of ours to compare with")
 
 
-def compare(session, peers, kind, name, peer, request, limit):
+def compare(check, peers, kind, name, peer, request, limit):
     """A peer's figure beside ours; a peer that is missing or fails is reported, no more."""
-    line = timing_of(session, kind, name)
+    line = timing_of(check, kind, name)
     sizes = ("sequences", "length", "tokens", "prompt", "new")
     answer = peers.ask({**request, **{key: line[key] for key in sizes if key in line}}, limit)
-    if session.shim and answer.get("tokens_per_s") is not None:
+    if check.shim and answer.get("tokens_per_s") is not None:
         raise Failed("the peer measured something at toy sizes")
     ours, theirs = line["tokens_per_s"], answer["tokens_per_s"]
     answer.update(peer=peer, ratio=ours / theirs if ours and theirs else None)
     line.setdefault("peers", []).append(answer)
 
 
-def time_step(session, peers, size, short):
+def time_step(check, peers, size, short):
     name = f"{size} {'short' if short else 'long'}"
     flags = ["--model", size, *(["--short"] if short else [])]
-    if session.step(f"time training step {name}", 15, time_section, "step", *flags):
-        session.step(f"peer  training step {name}", 25, compare, peers, "step", name, "PyTorch",
+    if check.step(f"time training step {name}", 15, time_section, "step", *flags):
+        check.step(f"peer  training step {name}", 25, compare, peers, "step", name, "PyTorch",
                      {"verb": "train", "model": size, "short": short}, 100)
 
 
-def time_sampling(session, peers):
-    if not session.step("time sampling", 15, time_section, "sampling"):
+def time_sampling(check, peers):
+    if not check.step("time sampling", 15, time_section, "sampling"):
         return
-    for line in [t for t in session.timings if t["kind"] == "sampling"]:
-        session.step(f"peer  sampling {line['name']}", 15, compare, peers, "sampling", line["name"],
+    for line in [t for t in check.timings if t["kind"] == "sampling"]:
+        check.step(f"peer  sampling {line['name']}", 15, compare, peers, "sampling", line["name"],
                      "generate", {"verb": "generate", "cache": "dynamic"}, 45)
 
 
-def time_static_sampling(session, peers):
-    for line in [t for t in session.timings if t["kind"] == "sampling"]:
-        session.step(f"peer  sampling {line['name']}, static cache", 45, compare, peers, "sampling",
+def time_static_sampling(check, peers):
+    for line in [t for t in check.timings if t["kind"] == "sampling"]:
+        check.step(f"peer  sampling {line['name']}, static cache", 45, compare, peers, "sampling",
                      line["name"], "generate, static", {"verb": "generate", "cache": "static"}, 75)
 
 
-def times(session):
+def times(check):
     """What matters most comes first: the time may not suffice for all."""
-    peers = Peers(session)
+    peers = Peers(check)
     try:
-        session.step("time kernels", 15, time_section, "kernels")
-        session.step("time products", 15, time_section, "products")
-        time_step(session, peers, "124M", False)
-        time_step(session, peers, "1558M", False)
-        time_sampling(session, peers)
+        check.step("time kernels", 15, time_section, "kernels")
+        check.step("time products", 15, time_section, "products")
+        for ladder in LADDERS:
+            check.step(f"kernel ladder {os.path.basename(ladder)}", 5, climb, ladder)
+        time_step(check, peers, "124M", False)
+        time_step(check, peers, "1558M", False)
+        time_sampling(check, peers)
         for size in ("355M", "774M"):
-            time_step(session, peers, size, False)
+            time_step(check, peers, size, False)
         for size in ("124M", "1558M", "355M", "774M"):
-            time_step(session, peers, size, True)
-        time_static_sampling(session, peers)
+            time_step(check, peers, size, True)
+        time_static_sampling(check, peers)
     finally:
         peers.close()
 
@@ -658,41 +675,41 @@ def limit_rows(limits):
         row(f"limit: {name}", f"{text} {unit}")
 
 
-def table(session):
+def table(check):
     print()
     row("measurement", "measured", "of limit", "beside", "ratio", "goal")
-    limit_rows(session.limits)
-    if session.limits and not session.library:
+    limit_rows(check.limits)
+    if check.limits and not check.library:
         print("  without cuBLASLt: the product limit is the handwritten product's")
     rows = (("kernel", kernel_row), ("product", product_row), ("step", step_row),
             ("sampling", sampling_row))
     for kind, print_row in rows:
-        for line in (t for t in session.timings if t["kind"] == kind):
+        for line in (t for t in check.timings if t["kind"] == kind):
             print_row(line)
-    for step in session.steps:
+    for step in check.steps:
         if step["verdict"] == "failed":
             print(f"  failed: {step['name']}: {step['reason']}")
-    skipped = [step for step in session.steps if step["verdict"] == "skipped"]
+    skipped = [step for step in check.steps if step["verdict"] == "skipped"]
     for reason in dict.fromkeys(step["reason"] for step in skipped):
         names = [step["name"] for step in skipped if step["reason"] == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"  skipped: {names[0]}{more}: {reason}")
-    print("  peers: " + (", ".join(f"{k} {v}" for k, v in session.peers.items()) or "not asked"))
+    print("  peers: " + (", ".join(f"{k} {v}" for k, v in check.peers.items()) or "not asked"))
 
 
 # --------------------------------------------------------------------------------------------------
 
-def all_steps(session):
-    describe(session)
+def all_steps(check):
+    describe(check)
     for name, needs, work in (("build", 0, build), ("device", 0, device)):
-        if not session.step(name, needs, work):
-            session.blocked = f"the step {name} did not pass"
-    session.step("op tests, handwritten products", 5, op_tests, "handwritten")
-    session.step("op tests, cuBLASLt products", 5, op_tests, "cublaslt")
-    whole_runs(session)
+        if not check.step(name, needs, work):
+            check.blocked = f"the step {name} did not pass"
+    check.step("op tests, handwritten products", 5, op_tests, "handwritten")
+    check.step("op tests, cuBLASLt products", 5, op_tests, "cublaslt")
+    whole_runs(check)
     for tool in ("memcheck", "racecheck"):
-        session.step(f"compute-sanitizer {tool}", 5, sanitizer, tool)
-    times(session)
+        check.step(f"compute-sanitizer {tool}", 5, sanitizer, tool)
+    times(check)
 
 
 def interrupted(*_):
@@ -706,20 +723,20 @@ def main():
                         "with --shim a temporary one)")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all (480)")
     parser.add_argument("--build", help="folder of the build (build/native; with --shim build)")
-    session = Session(parser.parse_args())
+    check = Check(parser.parse_args())
     signal.signal(signal.SIGTERM, interrupted)
     try:
-        all_steps(session)
+        all_steps(check)
     except KeyboardInterrupt:
         for process in list(LIVE):
             end_process(process)
-        session.steps.append({"name": "interrupted", "verdict": "failed", "reason": "by a signal",
+        check.steps.append({"name": "interrupted", "verdict": "failed", "reason": "by a signal",
                               "seconds": 0})
-    session.write()
-    table(session)
-    print(f"\n{session.path}\n{session.count('passed')} passed, {session.count('failed')} failed, "
-          f"{session.count('skipped')} skipped, {time.monotonic() - session.began:.0f} s")
-    sys.exit(session.count("failed") > 0)
+    check.write()
+    table(check)
+    print(f"\n{check.path}\n{check.count('passed')} passed, {check.count('failed')} failed, "
+          f"{check.count('skipped')} skipped, {time.monotonic() - check.began:.0f} s")
+    sys.exit(check.count("failed") > 0)
 
 
 if __name__ == "__main__":
