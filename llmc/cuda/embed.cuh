@@ -45,14 +45,13 @@ static __device__ void add_matching_rows(float (&sum)[EMBED_COLUMNS], uint32_t* 
     }
 }
 
-// table[index[r]] += rows[r]; an index of -1 is passed over.
+// table[index[r]] += rows[r]
 template <class T>
 static __global__ void __launch_bounds__(EMBED_THREADS)
     add_rows_kernel(float* table, const T* rows, int64_t stride, int cols, const int* index,
                     int n) {
     SHARED(uint32_t, found, EMBED_THREADS / WARP);
     int own = blockIdx.x, entry = index[own];
-    if (entry < 0) return;
     for (int r0 = 0; r0 < own; r0 += EMBED_THREADS) {
         int r = r0 + threadIdx.x;
         if (__syncthreads_or(r < own && index[r] == entry)) return;
