@@ -298,6 +298,10 @@ static shared_acts shared_at(const gpt2_acts* a) {
     return s;
 }
 
+const void* gpt2_residual(const gpt2_acts* a, int layer) {
+    return layer < a->config.layers ? layer_at(a, layer).residual : shared_at(a).residual;
+}
+
 static tensor matrix(void* data, int rows, int cols, const format* f) {
     tensor t = {data, rows, cols, cols, f};
     return t;

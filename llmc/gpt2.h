@@ -137,6 +137,10 @@ void gpt2_forward(const gpt2_weights* w, gpt2_acts* a, const gpt2_batch* batch,
 void gpt2_backward(const gpt2_weights* w, gpt2_acts* a, const gpt2_batch* batch,
                    float inverse_temperature, const float* coef, gpt2_gradients g);
 
+// The residual stream of the last gpt2_forward: what enters layer `layer`, or leaves the last one
+// (layer = layers). Device, (tokens, C) in `store`; not where FORWARD_ONLY.
+const void* gpt2_residual(const gpt2_acts* a, int layer);
+
 // Rows through the model over a KV cache: row r is token[r] of slot slot[r] at position[r] (-1: an
 // idle row). Returns the normed output, (rows, C), valid until the next call on `a`.
 tensor gpt2_forward_cached(const gpt2_weights* w, gpt2_acts* a, const kv_cache* kv, int rows,

@@ -424,8 +424,40 @@ static void check_differences(void) {
     arrays_free(mark, "differences of a model");
 }
 
+// The residual stream begins with the embeddings, and is kept whatever else is recomputed.
+static void check_residual(void) {
+    int mark = array_count;
+    model_case c = case_random(CONFIG, LENGTHS);
+    backend* b = devices[0];
+    int C = c.config.channels, L = c.config.layers, N = c.batch.tokens;
+    gpt2_params p = gpt2_params_at(&c.config, c.parameters.data);
+    gpt2_weights* w = gpt2_weights_create(b, &c.config, precision_of(&FORMAT_FP32, &FORMAT_FP32));
+    gpt2_weights_sync(w, c.parameters.data);
+    tensor first = matrix_new(N, C, &FORMAT_FP32),
+           kept = array_new((L + 1) * N, C, 0, &FORMAT_FP32);
+    for (int r = 0; r < N; r++)
+        for (int i = 0; i < C; i++)
+            row_at(first, r)[i] =
+                p.wte[c.batch.token[r] * C + i] + p.wpe[c.batch.position[r] * C + i];
+    for (int keep = RECOMPUTE_NOTHING; keep < FORWARD_ONLY; keep++) {
+        gpt2_acts* a = gpt2_acts_create(b, &c.config, &FORMAT_FP32, N, (gpt2_keep)keep);
+        tensor logp = vector_new(c.batch.targets);
+        gpt2_forward(w, a, &c.batch, 1, logp.data, NULL);
+        for (int l = 0; l <= L; l++) {
+            tensor of_layer = {(void*)gpt2_residual(a, l), N, C, C, &FORMAT_FP32};
+            if (l == 0) check_same(of_layer, first, "the embeddings", "residual", b);
+            if (keep == RECOMPUTE_NOTHING) copy_values(rows_of(kept, l * N, N), of_layer);
+            check_same(of_layer, rows_of(kept, l * N, N), text("layer %d", l), "residual", b);
+        }
+        gpt2_acts_free(a);
+    }
+    gpt2_weights_free(w);
+    arrays_free(mark, "residual");
+}
+
 int main(void) {
     devices_open();
+    check_residual();
     check_devices();
     check_precisions();
     check_formats();

@@ -1,0 +1,162 @@
+// mismatch: the numerics of a model file without training. For each pair SAMPLER:TRAINER of formats
+// the sampler completes the task's held-out prompts and the trainer gives each token its own
+// log-probability; the weights are the same. Prints CSV, of three kinds of lines:
+//
+//   token,PAIR,sequence,position,token,log_mu,log_pi      a sampled token
+//   layer,PAIR,layer,difference    the residual stream that enters layer l (l = layers: that leaves
+//                                  the last), root mean square of the difference over that of the
+//                                  trainer's, over all tokens
+//   metric,PAIR,name,value         the metrics of llmc/mismatch.h
+//
+//     build/dev/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32
+//
+// dev/mismatch.py runs it and draws what it says.
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdlib.h>
+
+#include "checkpoint.h"
+#include "rollout.h"
+#include "tokenizer.h"
+#include "trainer.h"
+
+static const char USAGE[] =
+    "usage: mismatch MODEL.bin TASK PROMPTS GROUP SAMPLER:TRAINER [SAMPLER:TRAINER ...]";
+static const double DELTA = 0.15;  // of the metric `outside`
+enum { SEED = 1 };
+
+typedef struct setup {
+    backend* b;
+    gpt2_config model;
+    float* parameters;
+    task task;
+    int prompts, group, max_new;
+} setup;
+
+static int number(const char* text, const char* what) {
+    char* end;
+    long n = strtol(text, &end, 10);
+    if (*end || n < 1 || n > 1 << 16) fatal("%s %s: give a number from 1 to 65536", what, text);
+    return (int)n;
+}
+
+static const format* format_named(const char* name, size_t length, const char* pair) {
+    char* copy = xprintf("%.*s", (int)length, name);
+    const format* f = format_find(copy);
+    if (!f) fatal("%s: there is no format %s; see train_gpt2_rl --help", pair, copy);
+    free(copy);
+    return f;
+}
+
+static precision precision_named(const char* name, size_t length, const char* pair) {
+    return precision_of(format_named(name, length, pair), &FORMAT_FP32);
+}
+
+static batch* sample(const setup* s, precision p) {
+    sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = SEED, .stream = STREAM_EVALUATE};
+    int capacity = s->prompts * s->group;
+    batch* d = batch_create(capacity, s->task.max_prompt, s->max_new, 0);
+    rollout* r = rollout_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
+                                s->task.max_prompt, s->max_new, capacity, 0, tokenizer_end());
+    size_t bytes = sizeof(float);
+    gpt2_tensor table[GPT2_TENSORS];
+    bytes *= gpt2_tensors(&s->model, table);
+    float* parameters = s->b->alloc(s->b, bytes, "parameters");
+    s->b->upload(s->b, parameters, s->parameters, bytes);
+    rollout_sync(r, parameters);
+    s->b->release(s->b, parameters, bytes);
+    d->prompts = s->prompts;
+    d->group = s->group;
+    batch_held_out_prompts(d, &s->task, SEED, 0);
+    rollout_run(r, d, &how);
+    rollout_free(r);
+    return d;
+}
+
+// A trainer whose activations hold all of `d`, with log pi of every token in `out`.
+static trainer* forward(const setup* s, precision p, const batch* d, float* out) {
+    optimizer_config none = {.format = &FORMAT_FP32};
+    trainer* t = trainer_create(s->b, &s->model, p, &none, d->sequences,
+                                s->task.max_prompt + s->max_new, RECOMPUTE_NOTHING);
+    trainer_load(t, s->parameters);
+    trainer_logprobs(t, t->weights, d, 0, d->sequences, 1, out);
+    return t;
+}
+
+static void print_tokens(const batch* d, const char* pair) {
+    for (int q = 0; q < d->sequences; q++)
+        for (int i = 0; i < d->length[q]; i++) {
+            size_t at = (size_t)q * d->max_new + i;
+            printf("token,%s,%d,%d,%d,%.9g,%.9g\n", pair, q, i, d->token[at], (double)d->log_mu[at],
+                   (double)d->log_pi[at]);
+        }
+}
+
+static void print_metrics(const batch* d, const char* pair) {
+    double value[MISMATCH_METRICS];
+    mismatch m = trainer_mismatch(d, 0, d->sequences, DELTA);
+    mismatch_values(&m, value);
+    for (int i = 0; i < MISMATCH_METRICS; i++)
+        printf("metric,%s,%s,%.9g\n", pair, MISMATCH_NAMES[i], value[i]);
+}
+
+static int tokens_of(const batch* d) {
+    int n = 0;
+    for (int q = 0; q < d->sequences; q++) n += d->prompt_length[q / d->group] + d->length[q] - 1;
+    return n;
+}
+
+static void print_layers(const setup* s, const trainer* sampler, const trainer* t, int tokens,
+                         const char* pair) {
+    size_t count = (size_t)tokens * s->model.channels, bytes = count * sizeof(float);
+    float *a = xalloc(2 * count, sizeof(float), "activations"), *c = a + count;
+    for (int l = 0; l <= s->model.layers; l++) {
+        double difference = 0, size = 0;
+        s->b->download(s->b, a, gpt2_residual(sampler->acts, l), bytes);
+        s->b->download(s->b, c, gpt2_residual(t->acts, l), bytes);
+        for (size_t i = 0; i < count; i++) {
+            difference += ((double)a[i] - c[i]) * ((double)a[i] - c[i]);
+            size += (double)c[i] * c[i];
+        }
+        printf("layer,%s,%d,%.9g\n", pair, l, sqrt(difference / size));
+    }
+    free(a);
+}
+
+static void run_pair(const setup* s, const char* pair) {
+    const char* colon = strchr(pair, ':');
+    if (!colon) fatal("%s: write a pair SAMPLER:TRAINER, such as bf16:fp32", pair);
+    precision mu = precision_named(pair, (size_t)(colon - pair), pair);
+    precision pi = precision_named(colon + 1, strlen(colon + 1), pair);
+    batch* d = sample(s, mu);
+    trainer* t = forward(s, pi, d, d->log_pi);
+    print_tokens(d, pair);
+    print_metrics(d, pair);
+    trainer* in_sampler_format = forward(s, mu, d, d->log_ref);  // the layers alone are wanted
+    print_layers(s, in_sampler_format, t, tokens_of(d), pair);
+    trainer_free(in_sampler_format);
+    trainer_free(t);
+    batch_free(d);
+}
+
+int main(int argc, char** argv) {
+    if (argc < 6) {
+        fprintf(stderr, "%s\n", USAGE);
+        return 1;
+    }
+    setup s = {.b = cpu_open(0, "auto"), .task = task_open(argv[2])};
+    s.model = checkpoint_read_model(argv[1], &s.parameters);
+    s.prompts = number(argv[3], "PROMPTS");
+    s.group = number(argv[4], "GROUP");
+    s.max_new = s.task.max_response + 2;
+    if (s.model.vocab < tokenizer_size())
+        fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
+              argv[1], s.model.vocab, tokenizer_size());
+    if (s.task.max_prompt + s.max_new > s.model.context)
+        fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
+              s.task.max_prompt, s.max_new, s.model.context);
+    for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
+    free(s.parameters);
+    cpu_close(s.b);
+    return 0;
+}

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""The numerics of a model without training: draws and tabulates the log-ratio of every token that a
+sampler in one format draws and a trainer in another format weighs, with the same weights.
+
+    make build/dev/mismatch
+    python3 dev/mismatch.py MODEL.bin [SAMPLER:TRAINER ...] [--task chain] [--prompts 128]
+                            [--group 8] [-o mismatch.png] [--csv mismatch.csv]
+
+MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps. Without pairs:
+fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A pair has
+a row of plots: pi against mu, pi - mu against mu, pi / mu against mu, a sequence's log-ratio against
+its length, and how far the residual stream is off at each layer. At equal formats every difference
+is exactly 0. Needs matplotlib.
+"""
+import argparse
+import csv
+import io
+import math
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PROGRAM = os.path.join(ROOT, "build", "dev", "mismatch")
+PAIRS = ["fp16:fp32", "bf16:fp32", "fp8_e4m3:fp32", "fp8_e5m2:fp32", "bf16:bf16"]
+SHOWN = ["logp_diff_max", "logp_diff_mean", "prob_diff_max", "prob_diff_min", "prob_diff_mean",
+         "kl", "kl_k3", "ratio_mean", "ratio_min", "ratio_max", "ess", "chi2", "seq_logratio_max",
+         "ppl_ratio", "outside", "entropy"]
+POINT = {"s": 3, "alpha": 0.35, "linewidths": 0, "color": "#0072B2", "rasterized": True}
+
+
+def stop(message):
+    sys.exit(f"mismatch.py: {message}")
+
+
+def run(args):
+    """The program's lines."""
+    if not os.path.exists(PROGRAM):
+        stop("build/dev/mismatch is missing; make build/dev/mismatch")
+    command = [PROGRAM, args.model, args.task, str(args.prompts), str(args.group), *args.pairs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        stop(done.stderr.strip() or f"build/dev/mismatch ended with {done.returncode}")
+    return done.stdout
+
+
+def read(text):
+    """{pair: {"token": [(sequence, log mu, log pi)], "layer": [difference], "metric": {}}}"""
+    pairs = {}
+    for kind, pair, *rest in csv.reader(io.StringIO(text)):
+        found = pairs.setdefault(pair, {"token": [], "layer": [], "metric": {}})
+        if kind == "token":
+            found["token"].append((int(rest[0]), float(rest[3]), float(rest[4])))
+        elif kind == "layer":
+            found["layer"].append(float(rest[1]))
+        else:
+            found["metric"][rest[0]] = float(rest[1])
+    return pairs
+
+
+def print_table(pairs):
+    print(f"{'metric':18s}" + "".join(f"{pair:>16s}" for pair in pairs))
+    for name in SHOWN:
+        print(f"{name:18s}" + "".join(f"{p['metric'][name]:16.3g}" for p in pairs.values()))
+    layers = max(len(p["layer"]) for p in pairs.values())
+    for layer in range(layers):
+        what = f"residual {layer}" if layer + 1 < layers else "residual, end"
+        print(f"{what:18s}" + "".join(f"{p['layer'][layer]:16.3g}" for p in pairs.values()))
+
+
+def sequences(tokens):
+    """(length, sum of log pi - log mu) of each."""
+    sums = {}
+    for sequence, log_mu, log_pi in tokens:
+        length, total = sums.get(sequence, (0, 0.0))
+        sums[sequence] = (length + 1, total + log_pi - log_mu)
+    return list(sums.values())
+
+
+def draw_pair(row, pair, found):
+    mu = [math.exp(t[1]) for t in found["token"]]
+    pi = [math.exp(t[2]) for t in found["token"]]
+    row[0].plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+    row[0].scatter(mu, pi, **POINT)
+    row[0].set_ylabel(f"{pair}\nπ")
+    row[1].scatter(mu, [p - m for p, m in zip(pi, mu)], **POINT)
+    row[1].set_ylabel("π − μ")
+    row[2].scatter(mu, [math.exp(t[2] - t[1]) for t in found["token"]], **POINT)
+    row[2].set_ylabel("π / μ")
+    lengths, ratios = zip(*sequences(found["token"]))
+    row[3].scatter(lengths, ratios, **POINT)
+    row[3].set_ylabel("Σ log π/μ")
+    row[4].plot(range(len(found["layer"])), found["layer"], marker="o", color="#D55E00")
+    row[4].set_ylabel("residual, relative")
+    row[4].set_ylim(bottom=0)
+    row[4].set_xticks(range(len(found["layer"])))
+    for axis in row[:3]:
+        axis.set_xlim(0, 1)
+    for axis in row[1:4]:
+        axis.ticklabel_format(axis="y", scilimits=(-3, 3), useOffset=False)
+
+
+def draw(pairs, path):
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        stop("matplotlib is missing; pip install matplotlib, or leave -o out for the table alone")
+    figure, axes = pyplot.subplots(len(pairs), 5, figsize=(17, 2.9 * len(pairs)), squeeze=False,
+                                   layout="constrained")
+    for row, (pair, found) in zip(axes, pairs.items()):
+        draw_pair(row, pair, found)
+    for axis, label in zip(axes[-1], ["μ", "μ", "μ", "response length (tokens)", "layer"]):
+        axis.set_xlabel(label)
+    figure.suptitle("SAMPLER:TRAINER, the same weights")
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("pairs", nargs="*", default=PAIRS)
+    parser.add_argument("--task", default="chain")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("-o", "--output", help="a PNG, SVG or PDF")
+    parser.add_argument("--csv", help="keeps the program's lines")
+    args = parser.parse_args()
+    text = run(args)
+    if args.csv:
+        with open(args.csv, "w", encoding="utf-8") as file:
+            file.write(text)
+    pairs = read(text)
+    print_table(pairs)
+    if args.output:
+        draw(pairs, args.output)
+
+
+if __name__ == "__main__":
+    main()
