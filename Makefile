@@ -6,7 +6,6 @@
 #   make check-long      three default runs and an ablation: do they learn as README.md says?
 #   make bench           how fast, as shares of this machine's limits and beside other libraries
 #   make dev             the tools of dev/
-#
 #   make gpu-check       on a machine with a GPU: tests, then times; SHIM=1: without one, no times
 #
 # NO_OPENMP=1 builds for one thread; NO_CUDA=1 without the CUDA device, which is built where nvcc is
@@ -32,7 +31,9 @@ CFLAGS := -std=c11 $(OPT) -g $(WARN) $(NUMERICS) $(OPENMP) -Illmc $(foreach i,$(
 LDLIBS := -lm -ldl
 
 # The CUDA device: one object, linked with the static runtime. cuBLASLt is opened when it is used.
-NVCC := $(if $(NO_CUDA)$(SANITIZE),,$(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)))
+NVCC_FOUND := $(if $(NO_CUDA)$(SANITIZE),,$(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)))
+NVCC_RELEASE := $(if $(NVCC_FOUND),$(shell $(NVCC_FOUND) --version | sed -n 's/.*release \([0-9]*\).*/\1/p'))
+NVCC := $(if $(filter-out 1 2 3 4 5 6 7 8 9 10 11,$(NVCC_RELEASE)),$(NVCC_FOUND))
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 GPU_ARCH ?= 80 90
 NVCC_ARCH := $(if $(filter native,$(GPU_ARCH)),-arch=native,$(foreach a,$(GPU_ARCH),-gencode \
@@ -42,7 +43,7 @@ NVCCFLAGS := -std=c++20 -O3 -fmad=false -lineinfo -t 0 $(NVCC_ARCH) -Illmc -Xptx
              -Xcompiler -Wall$(comma)-Wno-unknown-pragmas$(comma)-fno-threadsafe-statics \
              $(NVCCFLAGS_EXTRA)
 CUDA_OBJ := $(if $(NVCC),$(BUILD)/llmc/cuda/cuda.o)
-CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lrt -lpthread -ldl
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/lib -lcudart_static -lrt -lpthread -ldl
 
 # Its kernels on the CPU (tests/cuda_shim.h): plain, under the sanitizers, under the race checker.
 CXX ?= c++
@@ -71,7 +72,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 all: $(PROGRAM)
 
 ifeq ($(filter clean,$(MAKECMDGOALS)),)
-$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗) · CUDA $(if $(NVCC),✓,✗ ($(if $(NO_CUDA)$(SANITIZE),not wanted,no nvcc))) · C++ $(if $(CXX_FOUND),✓,✗ (the CUDA kernels are not tested)))
+$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗) · CUDA $(if $(NVCC),✓,✗ ($(if $(NO_CUDA)$(SANITIZE),not wanted,$(if $(NVCC_FOUND),nvcc $(NVCC_RELEASE) is too old,no nvcc)))) · C++ $(if $(CXX_FOUND),✓,✗ (the CUDA kernels are not tested)))
 endif
 
 # With the CUDA device or without: another choice links again.

@@ -1,5 +1,5 @@
 // NVIDIA's matrix products, cuBLASLt, behind one file. The library is opened when the device is,
-// and a program built with this file runs without it; only its header is needed to compile.
+// and a program built with this file runs without it; without its header none is opened.
 //
 // A product of rows is, to a library that counts by columns, C^T = B^T A^T: the first operand is B,
 // and a row of bias values goes with a row of C^T. What cuBLASLt needs to know of a product
@@ -13,7 +13,7 @@
 
 #include "gemm.cuh"
 
-#ifdef CUDA_SHIM
+#if defined(CUDA_SHIM) || !__has_include(<cublasLt.h>)
 
 static inline cublaslt* cublaslt_open(backend*) { return NULL; }
 static inline void cublaslt_close(backend*, cublaslt*) {}
