@@ -11,9 +11,9 @@ many at a time as --jobs. Finished runs are kept, interrupted ones continued wit
 failed ones reported and tried again the next time. Ctrl-C lets every run save, then stops; after
 `kill -9` too the same command continues. A run whose flags in the matrix have changed is refused.
 
-DIR gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv, summary.csv
-and differences.csv, which dev/ablate_stats.py describes, and runs/NAME with each run's log; samples
-and checkpoints of finished runs are removed unless --keep. Python's standard library is enough.
+DIR gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv,
+summary.csv and differences.csv, which dev/ablate_stats.py describes, and runs/NAME with each run's
+log; samples and checkpoints of finished runs are removed unless --keep. Python's standard library is enough.
 """
 import argparse
 import ctypes
@@ -67,7 +67,7 @@ class Folder:
         self.path = path
         self.warmup = os.path.join(path, "warmup")
         os.makedirs(os.path.join(path, "runs"), exist_ok=True)
-        self.lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT)
+        self.lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
 
     def take(self):
         """One ablate.py a folder. Its runs hold the lock too, so none is left when it is free."""
@@ -158,8 +158,8 @@ class Job:
     def start(self, folder):
         with open(f"{self.name}.out", "a", encoding="utf-8") as out:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=[folder.lock],
-                start_new_session=True, preexec_fn=interrupt_with_parent)
+                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                pass_fds=[folder.lock], start_new_session=True, preexec_fn=interrupt_with_parent)
         self.began = time.monotonic()
 
 
@@ -266,8 +266,8 @@ def collect(folder, job, keep):
 def stop_jobs(jobs):
     """Lets the runs finish their step and save; a second Ctrl-C ends them at once."""
     alive = [j for j in jobs if j.process and j.process.poll() is None]
-    print(f"\ninterrupted: {len(alive)} runs finish their step and save; the same command continues",
-          flush=True)
+    print(f"\ninterrupted: {len(alive)} runs finish their step and save; the same command "
+          "continues", flush=True)
     for job in alive:
         job.process.send_signal(signal.SIGINT)
     try:
@@ -313,8 +313,8 @@ def run_matrix(folder, matrix, args):
     kept = len(runs) - len(missing)
     others = count_other_programs(folder, runs, program_text(args.program))
     if others:
-        print(f"{others} runs were begun by another build of the program; remove {folder.path}/runs "
-              "to make them again")
+        print(f"{others} runs were begun by another build of the program; remove "
+              f"{folder.path}/runs to make them again")
     print(f"{matrix.title}: {len(matrix.cells())} cells x {len(matrix.seeds)} seeds = {len(runs)} "
           f"runs, {kept} finished, {args.jobs} at a time", flush=True)
     jobs = make_jobs(folder, args.program, missing)
@@ -337,7 +337,8 @@ def report(folder, matrix):
     text = ablate_stats.curves_csv(curves)
     # Only what stands in curves.csv counts, so that the rest follows from it.
     results = ablate_stats.Results(matrix, ablate_stats.read_curves(text))
-    files = {"matrix": matrix.text, "curves.csv": text, "report.html": ablate_report.report_html(results)}
+    files = {"matrix": matrix.text, "curves.csv": text,
+             "report.html": ablate_report.report_html(results)}
     files.update((name, ablate_stats.table_text(rows)) for name, rows in results.tables().items())
     for name, content in files.items():
         write_whole(os.path.join(folder.path, name), content)

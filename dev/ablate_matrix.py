@@ -24,7 +24,8 @@ import itertools
 import re
 
 SETTINGS = ("title", "seeds", "threshold")
-OWN_FLAGS = ("out", "resume", "seed", "threads", "config", "warmup-cache", "checkpoint-keep", "help")
+OWN_FLAGS = ("out", "resume", "seed", "threads", "config", "warmup-cache", "checkpoint-keep",
+             "help")
 
 
 class MatrixError(Exception):

@@ -37,14 +37,14 @@ NUMBER = r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 MARKED = re.compile(rf"(?P<number>{NUMBER})(?P<percent>\s?%)?(?P<gap>\**\s?)"
                     r"<!--\s*(?P<source>[^\s>]+\.csv\b[^>]*?)\s*-->")
 ANY_MARK = re.compile(r"<!--\s*[^\s>]+\.csv\b[^>]*?-->")
-TABLE = re.compile(r"(?P<head><!--\s*table\s+(?P<source>[^>]*?)\s*-->\n)(?P<body>.*?)"
+TABLE = re.compile(r"(?P<head><!--\s*table\s+(?P<source>[^>]*?)\s*-->\n)(?P<body>(?:(?!<!--).)*?)"
                    r"(?P<end><!--\s*end\s*-->)", re.DOTALL)
 IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 NOT_PROSE = re.compile(r"```.*?```|`[^`]*`|<!--.*?-->|\]\([^)]*\)|arXiv[ :]\S+|https?://\S+|\b95 %",
                        re.DOTALL)
 FINDING = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+(?:e[-+]?\d+)?|e[-+]?\d+|(?:\.\d+)? ?%)")
 REDUCE = {"mean": ablate_stats.mean, "min": min, "max": max, "sum": math.fsum, "count": len}
-WHOLE = ("seeds", "collapsed", "reached", "higher", "steps", "seed")
+WHOLE = ("seeds", "collapsed", "reached", "higher", "steps", "steps_to", "seed")
 
 
 class PageError(Exception):
@@ -166,8 +166,8 @@ def like(number, percent, value):
 
 def table_number(row, name, digits, path):
     text = cell(row, name, path)
-    if text in ("", "inf"):
-        return "never" if text == "inf" else "–"
+    if not text:
+        return "never" if name in ("steps_to", "seconds_to") else "–"
     if name in WHOLE:
         return text
 
@@ -203,7 +203,7 @@ def make_table(page, source):
     names, digits = words[0].split(","), int(options.pop("digits", "3"))
     down, across = options.pop("rows", None), options.pop("columns", None)
     if not down or (across and len(names) > 1):
-        raise PageError(f"{source!r}: a table has rows=FACTOR, and one number where it has columns=")
+        raise PageError(f"{source!r}: a table has rows=FACTOR; with columns=, one number")
     rows = matching(page.rows(path), options, path)
     lines = []
     if across:

@@ -6,14 +6,15 @@ import ablate_svg
 
 STYLE = """
 :root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;
 background:#fff;color:#222}
 h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.2em;margin-top:2em}
 svg{width:100%;height:auto;display:block;margin:1em 0}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-space:nowrap}
-th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #8884}
+th,td{padding:.25em .55em;text-align:right;border-bottom:1px solid #8884}
 th{font-weight:600;vertical-align:bottom}.l{text-align:left}.bad{color:#c0392b;font-weight:600}
-small{color:#777}pre{background:#8881;padding:1em;overflow-x:auto}summary{cursor:pointer;margin:.6em 0}
+small{color:#777}pre{background:#8881;padding:1em;overflow-x:auto}
+summary{cursor:pointer;margin:.6em 0}
 @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}.bad{color:#ff8370}
 small{color:#999}}
 """
@@ -24,9 +25,9 @@ def short(text, digits=3):
     if text == "":
         return "–"
     x = float(text)
-    if x == 0 or 1e-3 <= abs(x) < 1e4:
-        return f"{x:.{digits}f}" if x != int(x) or abs(x) <= 1 else f"{x:.0f}"
-    return f"{x:.1e}"
+    if x == int(x):
+        return f"{x:.0f}"
+    return f"{x:.{digits}f}" if 1e-3 <= abs(x) < 1e4 else f"{x:.1e}"
 
 
 def with_interval(row, name):
@@ -42,7 +43,8 @@ def table(head, rows, left=0):
         return "".join(f"<{tag}{' class=l' if i < left else ''}>{c}</{tag}>"
                        for i, c in enumerate(row))
     body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
-    return f'<div class=wide><table><thead><tr>{cells("th", head)}</tr></thead>\n{body}</table></div>'
+    return (f'<div class=wide><table><thead><tr>{cells("th", head)}</tr></thead>\n{body}</table>'
+            '</div>')
 
 
 def folded(title, content):
@@ -62,7 +64,7 @@ def scores_table(results):
     rows = [[html.escape(row[f]) for f in results.factors]
             + [with_interval(row, s) for s in ablate_stats.SCORES]
             + [count_of(row, "collapsed"), count_of(row, "reached")]
-            + [short(row[name], 0) if row[name] not in ("", "inf") else "never"
+            + [short(row[name], 0) if row[name] else "never"
                for name in ("steps_to", "seconds_to")]
             for row in results.summary_table()]
     return table(head, rows, len(results.factors))
@@ -74,8 +76,8 @@ def mismatch_table(results):
              ("max |log π−log μ|<br>mini-batches", "update_logp_diff_max"),
              ("KL<br>mini-batches", "update_kl"), ("ESS<br>mini-batches", "update_ess"),
              ("outside δ<br>mini-batches", "update_outside")]
-    rows = [[html.escape(row[f]) for f in results.factors] + [short(row[key], 4) for _, key in names]
-            for row in results.summary_table()]
+    rows = [[html.escape(row[f]) for f in results.factors]
+            + [short(row[key], 4) for _, key in names] for row in results.summary_table()]
     return table([html.escape(f) for f in results.factors] + [n for n, _ in names], rows,
                  len(results.factors))
 
@@ -130,10 +132,10 @@ def curve_sections(results):
 
 
 def rules(results):
-    return (f"""<p>The <b>window</b> is a tenth of the steps, at least 3. <b>AUC</b>: mean reward over
-all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: last reward below half of the
-best window's. <b>Reached</b>: a window's mean came to {results.matrix.threshold:g}; times count from
-the start of RL, on a core each, and depend on the machine. <b>Numerics</b>: before a step's first
+    return (f"""<p>The <b>window</b> is a tenth of the steps, at least 3. <b>AUC</b>: mean reward
+over all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: last reward below half
+of the best window's. <b>Reached</b>: a window's mean came to {results.matrix.threshold:g}; times
+count from the start of RL, on a core each, and depend on the machine. <b>Numerics</b>: before a step's first
 update. <b>Mini-batches</b>: numerics and drift. Intervals are 95 % percentile bootstrap over seeds
 ({"computed exactly" if len(results.matrix.seeds) <= ablate_stats.EXACT_SEEDS
   else f"{ablate_stats.RESAMPLES} resamples"}); with few seeds they are too narrow. Differences are

@@ -1,7 +1,7 @@
 """From logs to tables: curves of each run, figures of each run and cell, paired differences.
 
-Everything is computed from the rows of curves.csv, as rounded there, so that the other tables follow
-from that file alone. Sums are exact (fsum): the same text on every machine. The rules:
+Everything is computed from the rows of curves.csv, as rounded there, so that the other tables
+follow from that file alone. Sums are exact (fsum): the same text on every machine. The rules:
 
     window        a tenth of the steps, at least 3 (or all, if there are fewer)
     auc           area under the reward curve over its length: the mean reward over all steps
@@ -188,7 +188,7 @@ def resamples(n):
 
 
 def bootstrap(values, level=0.95):
-    """Lower and upper end of the percentile interval of the mean. One value has none: (None, None)."""
+    """Both ends of the percentile interval of the mean. One value has none: (None, None)."""
     n = len(values)
     if n < 2:
         return None, None

@@ -6,6 +6,7 @@ figures can be compared byte for byte. It holds its own style, for light and dar
 import html
 import itertools
 import math
+import re
 
 WIDTH = 900
 COLOURS = ["#2f7fc1", "#de6b12", "#2a9a6c", "#c2569d", "#a98600", "#45aecb", "#8466cc", "#808080"]
@@ -22,13 +23,14 @@ def escape(text):
 
 def place(x):
     """A coordinate as short text."""
-    return f"{x:.1f}".removesuffix(".0").replace("-0", "0") if abs(x) < 0.05 else \
-        f"{x:.1f}".removesuffix(".0")
+    text = f"{x:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
 
 
 def text_at(x, y, text, anchor="start", kind=""):
     kind = f' class="{kind}"' if kind else ""
-    return (f'<text x="{place(x)}" y="{place(y)}" text-anchor="{anchor}"{kind}>{escape(text)}</text>')
+    return (f'<text x="{place(x)}" y="{place(y)}" text-anchor="{anchor}"{kind}>'
+            f'{escape(text)}</text>')
 
 
 def line(x1, y1, x2, y2, kind="g"):
@@ -158,8 +160,9 @@ def draw_curve(curve, x_of, y_of):
 
 
 def draw_panel(title, curves, box, scale, x_ticks, y_labels):
+    """`x_ticks` end with the last step, which is where the axis ends."""
     left, top, width, height = box
-    last = x_ticks[-1] or 1
+    *x_ticks, last = x_ticks
 
     def x_of(step):
         return left + width * step / last
@@ -192,9 +195,10 @@ def curve_figure(title, names, panels, limits=None):
     values = [v for _, curves in panels for c in curves for v in c.lows + c.highs]
     steps = [s for _, curves in panels for c in curves for s in c.steps]
     scale = scale_of(values, limits)
-    x_ticks = [t for t in nice_ticks(0, max(steps, default=1)) if t == int(t)]
+    last = max(steps, default=0) or 1
+    x_ticks = [t for t in nice_ticks(0, last) if t == int(t) and t <= last] + [last]
     across = min(3, len(panels))
-    margin, gap, height = 50, 18, 150 if len(panels) > 1 else 260
+    margin, gap, height = 50, 24, 150 if len(panels) > 1 else 260
     width = (WIDTH - margin - 14 - gap * (across - 1)) / across
     parts = [text_at(8, 16, title, kind="h")]
     entries, y = legend(names, 36)
@@ -223,12 +227,12 @@ class Score:
 def draw_score(score, y, x_of):
     tint = colour(score.number)
     parts = [text_at(x_of(None) - 10, y + 4, score.name, "end")]
-    parts += [f'<circle cx="{place(x_of(v))}" cy="{place(y)}" r="2.2" fill="{tint}" opacity=".45"/>'
-              for v in score.seeds]
     if score.low is not None:
         parts.append(f'<path d="M{place(x_of(score.low))} {place(y)}H{place(x_of(score.high))}" '
-                     f'stroke="{tint}" stroke-width="2.5" fill="none"/>')
-    parts.append(f'<path d="M{place(x_of(score.mean))} {place(y - 6)}v12" stroke="{tint}" '
+                     f'stroke="{tint}" stroke-width="5" opacity=".4" fill="none"/>')
+    parts += [f'<circle cx="{place(x_of(v))}" cy="{place(y)}" r="2.5" fill="{tint}"/>'
+              for v in score.seeds]
+    parts.append(f'<path d="M{place(x_of(score.mean))} {place(y - 7)}v14" stroke="{tint}" '
                  'stroke-width="3" fill="none"/>')
     return parts
 
@@ -301,13 +305,23 @@ def draw(results, name):
     return None
 
 
+def level_title(factor, level):
+    """A level by itself, with its factor where it would be a bare number."""
+    return level if re.search(r"[^\W\d]{2}", level) else f"{factor} {level}"
+
+
 def panel_choices(results, factor):
     """The combinations of the other factors, with a title that names what differs."""
     others = [f for f in results.factors if f != factor]
     compared = results.matrix.compared()
     for choice in itertools.product(*(results.matrix.factors[f] for f in others)):
         fixed = dict(zip(others, choice))
-        yield ", ".join(f"{f} {level}" for f, level in fixed.items() if f in compared), fixed
+        yield ", ".join(level_title(f, level) for f, level in fixed.items() if f in compared), fixed
+
+
+def cell_of(results, fixed, factor, level):
+    """The levels of a cell, in the order of the matrix."""
+    return {f: level if f == factor else fixed[f] for f in results.factors}
 
 
 def seed_curve(results, levels, column, number):
@@ -324,8 +338,8 @@ def seed_curve(results, levels, column, number):
 def draw_curves(results, column, factor):
     title, limits, _ = DRAWN[column]
     names = list(results.matrix.factors[factor])
-    panels = [(panel, [seed_curve(results, {f: {**fixed, factor: level}[f] for f in results.factors},
-                                  column, i) for i, level in enumerate(names)])
+    panels = [(panel, [seed_curve(results, cell_of(results, fixed, factor, level), column, i)
+                       for i, level in enumerate(names)])
               for panel, fixed in panel_choices(results, factor)]
     return curve_figure(f"{title}, by {factor}", names, panels, limits)
 
@@ -338,7 +352,7 @@ def draw_scores(results, score):
     for title, fixed in panel_choices(results, factor):
         scores = []
         for level in number:
-            levels = {f: {**fixed, factor: level}[f] for f in results.factors}
+            levels = cell_of(results, fixed, factor, level)
             row = rows.get(tuple(levels.values()))
             seeds = results.values(results.of_cell(levels), score) if row else []
             if seeds:
