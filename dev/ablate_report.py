@@ -6,12 +6,12 @@ import ablate_svg
 
 STYLE = """
 :root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;
+body{font:15px/1.5 system-ui,sans-serif;max-width:1160px;margin:2em auto;padding:0 1em;
 background:#fff;color:#222}
 h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.2em;margin-top:2em}
 svg{width:100%;height:auto;display:block;margin:1em 0}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-space:nowrap}
-th,td{padding:.25em .55em;text-align:right;border-bottom:1px solid #8884}
+th,td{padding:.25em .5em;text-align:right;border-bottom:1px solid #8884}
 th{font-weight:600;vertical-align:bottom}.l{text-align:left}.bad{color:#c0392b;font-weight:600}
 small{color:#777}pre{background:#8881;padding:1em;overflow-x:auto}
 summary{cursor:pointer;margin:.6em 0}

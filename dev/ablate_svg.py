@@ -190,14 +190,14 @@ def shorten(text, width):
     return text if len(text) <= most else text[:most - 1] + "…"
 
 
-def curve_figure(title, names, panels, limits=None):
-    """A figure of panels [(title, [Curve])] that share their axes; `names` are the legend's."""
+def curve_figure(title, names, panels, across, limits=None):
+    """A figure of panels [(title, [Curve])], `across` side by side, that share their axes; `names`
+    are the legend's."""
     values = [v for _, curves in panels for c in curves for v in c.lows + c.highs]
     steps = [s for _, curves in panels for c in curves for s in c.steps]
     scale = scale_of(values, limits)
     last = max(steps, default=0) or 1
     x_ticks = [t for t in nice_ticks(0, last) if t == int(t) and t <= last] + [last]
-    across = min(3, len(panels))
     margin, gap, height = 50, 24, 150 if len(panels) > 1 else 260
     width = (WIDTH - margin - 14 - gap * (across - 1)) / across
     parts = [text_at(8, 16, title, kind="h")]
@@ -319,6 +319,12 @@ def panel_choices(results, factor):
         yield ", ".join(level_title(f, level) for f, level in fixed.items() if f in compared), fixed
 
 
+def panels_across(results, factor):
+    """As many as the last of the other factors has levels, so that panels stand in a grid."""
+    levels = [len(v) for f, v in results.matrix.factors.items() if f != factor and len(v) > 1]
+    return 1 if not levels else levels[-1] if levels[-1] <= 4 else 3
+
+
 def cell_of(results, fixed, factor, level):
     """The levels of a cell, in the order of the matrix."""
     return {f: level if f == factor else fixed[f] for f in results.factors}
@@ -341,7 +347,8 @@ def draw_curves(results, column, factor):
     panels = [(panel, [seed_curve(results, cell_of(results, fixed, factor, level), column, i)
                        for i, level in enumerate(names)])
               for panel, fixed in panel_choices(results, factor)]
-    return curve_figure(f"{title}, by {factor}", names, panels, limits)
+    return curve_figure(f"{title}, by {factor}", names, panels, panels_across(results, factor),
+                        limits)
 
 
 def draw_scores(results, score):
