@@ -1,0 +1,313 @@
+"""From logs to tables: curves of each run, figures of each run and cell, paired differences.
+
+Everything is computed from the rows of curves.csv, as rounded there, so that the other tables
+follow from that file alone. Sums are exact (fsum): the same text on every machine. The rules:
+
+    window        a tenth of the steps, at least 3 (or all, if there are fewer)
+    auc           area under the reward curve over its length: the mean reward over all steps
+    final_pass1   pass@1 on held-out prompts at the last evaluation
+    last_reward   mean reward of the last window
+    best_reward   highest mean reward of any window
+    collapsed     1 where last_reward < best_reward / 2
+    steps_to      the first step at which the mean of the window that ends there reaches the
+                  threshold; seconds_to is the time since the start of RL. Empty: never
+    prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone
+    logp_diff_max             the largest over steps, there
+    update_...                in the mini-batches, numerics and drift: mean over updates and steps,
+                              but the largest for logp_diff_max and grad_norm
+    intervals     95 %, percentile bootstrap over seeds: the resampling distribution of the mean,
+                  exact up to 7 seeds, else 10000 resamples with a fixed seed
+    differences   of two levels at the same seed, all else equal; * averages over a factor's levels
+"""
+import csv
+import functools
+import io
+import itertools
+import json
+import math
+import random
+import statistics
+
+EXACT_SEEDS = 7
+RESAMPLES = 10000
+# Columns of curves.csv: (name, phase, key, how the lines of a step become one number).
+COLUMNS = [
+    ("reward", "rollout", "reward", "mean"),
+    ("response_length", "rollout", "response_length", "mean"),
+    ("entropy", "rollout", "entropy", "mean"),
+    ("zero_std_groups", "rollout", "zero_std_groups", "mean"),
+    ("prob_diff_mean", "numerics", "prob_diff_mean", "mean"),
+    ("logp_diff_max", "numerics", "logp_diff_max", "max"),
+    ("kl_k3", "numerics", "kl_k3", "mean"),
+    ("update_prob_diff_mean", "update", "prob_diff_mean", "mean"),
+    ("update_logp_diff_max", "update", "logp_diff_max", "max"),
+    ("update_kl", "update", "kl", "mean"),
+    ("update_ess", "update", "ess", "mean"),
+    ("update_outside", "update", "outside", "mean"),
+    ("update_grad_norm", "update", "grad_norm", "max"),
+    ("pass1", "eval", "pass1", "mean"),
+    ("greedy", "eval", "greedy", "mean"),
+]
+CURVES = ["seconds"] + [name for name, *_ in COLUMNS]
+# Of a run, over its steps.
+OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "mean"),
+              ("update_prob_diff_mean", "mean"), ("update_logp_diff_max", "max"),
+              ("update_kl", "mean"), ("update_ess", "mean"), ("update_outside", "mean")]
+SCORES = ["auc", "final_pass1", "last_reward"]  # these get intervals and differences
+RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "steps_to",
+                                     "seconds_to", "seconds"] + [name for name, _ in OVER_STEPS])
+
+
+def number_text(x):
+    return "" if x is None or not math.isfinite(x) else f"{x:.5g}"
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+REDUCE = {"mean": mean, "max": max}
+
+
+# ------------------------------------------------------------------------------------------------
+# Logs and curves
+
+def read_log(path):
+    """The objects of a log.jsonl; a last line without its newline is still being written."""
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+def last_eval_step(log):
+    return max((e["step"] for e in log if e["phase"] == "eval"), default=-1)
+
+
+def curve_rows(log):
+    """{step: {column: number}} of a log. An evaluation stands at the number of steps before it."""
+    found, rows = {}, {}
+    start = next((e["time"] for e in log if e["phase"] == "eval"), 0)
+    for entry in log:
+        if entry["phase"] != "warmup":
+            found.setdefault((entry["step"], entry["phase"]), []).append(entry)
+    for step in sorted({step for step, _ in found}):
+        row = rows[step] = {}
+        rollout = found.get((step, "rollout"))
+        if rollout:
+            row["seconds"] = rollout[-1]["time"] - start
+        for name, phase, key, how in COLUMNS:
+            values = [e.get(key) for e in found.get((step, phase), [])]
+            if values and all(isinstance(v, (int, float)) for v in values):
+                row[name] = REDUCE[how](values)
+    return rows
+
+
+def csv_text(columns, rows):
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def curves_csv(curves):
+    """The text of curves.csv from {run name: rows}."""
+    return csv_text(["run", "step"] + CURVES,
+                    [[name, step] + [number_text(row.get(c)) for c in CURVES]
+                     for name, rows in curves.items() for step, row in rows.items()])
+
+
+def read_curves(text):
+    """{run name: {step: {column: number}}}; an empty place has no entry."""
+    curves = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        rows = curves.setdefault(line["run"], {})
+        rows[int(line["step"])] = {c: float(line[c]) for c in CURVES if line.get(c)}
+    return curves
+
+
+def column(rows, name):
+    """Steps and values of a column, where it has any."""
+    steps = [s for s in rows if name in rows[s]]
+    return steps, [rows[s][name] for s in steps]
+
+
+# ------------------------------------------------------------------------------------------------
+# A run's figures
+
+def window_of(steps):
+    return min(steps, max(3, round(steps / 10)))
+
+
+def moving_means(values, window):
+    """Entry i is the mean of the window that ends at place window - 1 + i."""
+    return [mean(values[i:i + window]) for i in range(len(values) - window + 1)]
+
+
+def run_figures(rows, threshold):
+    """{name of RUN_FIGURES: number} of a run's rows; what it lacks has no entry."""
+    steps, reward = column(rows, "reward")
+    passes = column(rows, "pass1")[1]
+    figures = {"steps": len(steps)}
+    if passes:
+        figures.update(base_pass1=passes[0], final_pass1=passes[-1])
+    if reward:
+        window = window_of(len(reward))
+        means = moving_means(reward, window)
+        reached = next((i + window - 1 for i, m in enumerate(means) if m >= threshold), None)
+        figures.update(auc=mean(reward), last_reward=means[-1], best_reward=max(means),
+                       collapsed=int(means[-1] < max(means) / 2),
+                       seconds=rows[steps[-1]]["seconds"])
+        if reached is not None:
+            figures.update(steps_to=steps[reached], seconds_to=rows[steps[reached]]["seconds"])
+    for name, how in OVER_STEPS:
+        values = column(rows, name)[1]
+        if values:
+            figures[name] = REDUCE[how](values)
+    return figures
+
+
+# ------------------------------------------------------------------------------------------------
+# The bootstrap
+
+@functools.cache
+def resamples(n):
+    """How often each of n values occurs in a resample: [(counts, weight)], weights add up to 1."""
+    if n > EXACT_SEEDS:
+        draw = random.Random(1)
+        counted = [[0] * n for _ in range(RESAMPLES)]
+        for counts in counted:
+            for _ in range(n):
+                counts[int(draw.random() * n)] += 1
+        return [(tuple(counts), 1 / RESAMPLES) for counts in counted]
+    found = []
+    for picked in itertools.combinations_with_replacement(range(n), n):
+        counts = tuple(picked.count(i) for i in range(n))
+        ways = math.factorial(n) // math.prod(map(math.factorial, counts))
+        found.append((counts, ways / n**n))
+    return found
+
+
+def bootstrap(values, level=0.95):
+    """Both ends of the percentile interval of the mean. One value has none: (None, None)."""
+    n = len(values)
+    if n < 2:
+        return None, None
+    means = sorted((math.fsum(c * v for c, v in zip(counts, values)) / n, weight)
+                   for counts, weight in resamples(n))
+    return quantile(means, (1 - level) / 2), quantile(means, (1 + level) / 2)
+
+
+def quantile(weighted, q):
+    """The first of the sorted (value, weight) at which the weights add up to q."""
+    total = 0.0
+    for value, weight in weighted:
+        total += weight
+        if total >= q - 1e-12:
+            return value
+    return weighted[-1][0]
+
+
+def median_reached(values, n):
+    """The median of n runs of which only `values` reached it; None where most did not."""
+    return statistics.median_low(sorted(values) + [math.inf] * (n - len(values))) if n else None
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables: lists of {column: text}
+
+class Results:
+    """A matrix and its curves, and every table that follows from the two."""
+
+    def __init__(self, matrix, curves):
+        self.matrix, self.curves = matrix, curves
+        self.factors = list(matrix.factors)
+        self.runs = [r for r in matrix.runs() if r.name in curves]
+        self.figures = {r.name: run_figures(curves[r.name], matrix.threshold) for r in self.runs}
+
+    def of_cell(self, levels):
+        return [r for r in self.runs if r.levels == levels]
+
+    def cells(self):
+        return [c for c in self.matrix.cells() if self.of_cell(c)]
+
+    def values(self, runs, name):
+        return [self.figures[r.name][name] for r in runs if name in self.figures[r.name]]
+
+    def runs_table(self):
+        return [{**r.levels, "seed": str(r.seed), "run": r.name,
+                 **{n: number_text(self.figures[r.name].get(n)) for n in RUN_FIGURES}}
+                for r in self.runs]
+
+    def summary_row(self, levels):
+        runs = self.of_cell(levels)
+        row = {**levels, "seeds": str(len(runs))}
+        for name in SCORES:
+            values = self.values(runs, name)
+            low, high = bootstrap(values)
+            row[name] = number_text(mean(values) if values else None)
+            row[f"{name}_low"], row[f"{name}_high"] = number_text(low), number_text(high)
+        row["base_pass1"] = self.over_runs(runs, "base_pass1", mean)
+        row["collapsed"] = self.over_runs(runs, "collapsed", sum)
+        row["reached"] = str(len(self.values(runs, "steps_to")))
+        for name in ("steps_to", "seconds_to"):
+            row[name] = number_text(median_reached(self.values(runs, name), len(runs)))
+        for name, how in OVER_STEPS:
+            row[name] = self.over_runs(runs, name, REDUCE[how])
+        return row
+
+    def over_runs(self, runs, name, reduce):
+        values = self.values(runs, name)
+        return number_text(reduce(values)) if values else ""
+
+    def summary_table(self):
+        return [self.summary_row(levels) for levels in self.cells()]
+
+    def score_by_seed(self, levels, name):
+        """{seed: mean score} over the cells that match `levels`, * matching every level. A seed
+        counts only where all of these cells have it."""
+        cells = [c for c in self.matrix.cells()
+                 if all(levels[f] in ("*", c[f]) for f in self.factors)]
+        by_seed = {}
+        for run in self.runs:
+            if run.levels in cells and name in self.figures[run.name]:
+                by_seed.setdefault(run.seed, []).append(self.figures[run.name][name])
+        return {s: mean(v) for s, v in by_seed.items() if len(v) == len(cells)}
+
+    def differences_table(self):
+        rows = []
+        for factor in self.matrix.compared():
+            others = [f for f in self.factors if f != factor]
+            options = [list(self.matrix.factors[f]) for f in others]
+            averaged = ["*" if len(levels) > 1 else levels[0] for levels in options]
+            choices = list(itertools.product(*options))
+            for choice in choices + ([averaged] if len(choices) > 1 else []):
+                rows += self.differences(factor, dict(zip(others, choice)))
+        return rows
+
+    def differences(self, factor, fixed):
+        rows = []
+        for name in SCORES:
+            scores = {level: self.score_by_seed({**fixed, factor: level}, name)
+                      for level in self.matrix.factors[factor]}
+            for minus, level in itertools.combinations(scores, 2):
+                seeds = [s for s in self.matrix.seeds if s in scores[level] and s in scores[minus]]
+                if not seeds:
+                    continue
+                gaps = [scores[level][s] - scores[minus][s] for s in seeds]
+                low, high = bootstrap(gaps)
+                rows.append({"factor": factor, "level": level, "minus": minus,
+                             **{f: fixed.get(f, "") for f in self.factors}, "score": name,
+                             "seeds": str(len(seeds)), "difference": number_text(mean(gaps)),
+                             "low": number_text(low), "high": number_text(high),
+                             "higher": str(sum(g > 0 for g in gaps))})
+        return rows
+
+    def tables(self):
+        """{file name: rows} of what follows from curves.csv."""
+        return {"runs.csv": self.runs_table(), "summary.csv": self.summary_table(),
+                "differences.csv": self.differences_table()}
+
+
+def table_text(rows):
+    columns = list(rows[0]) if rows else []
+    return csv_text(columns, [[row[c] for c in columns] for row in rows])

@@ -1,0 +1,442 @@
+#!/usr/bin/env python3
+"""Tests of ablate.py: its statistics, its pages, and whole matrices that are stopped and go on.
+
+    python3 dev/test_ablate.py [TEST...]
+
+Runs ./train_gpt2_rl (or what TRAIN_GPT2_RL names). numpy, where it is installed, is a second
+opinion on the bootstrap.
+"""
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import xml.etree.ElementTree
+
+import ablate_matrix
+import ablate_page
+import ablate_report
+import ablate_stats
+import ablate_svg
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "./train_gpt2_rl"))
+
+SMALL = """title = Small
+seeds = 1 2
+threshold = 0.5
+steps = 4
+depth = 1
+channels = 16
+heads = 2
+warmup-steps = 30
+warmup-batch = 16
+prompts = 4
+group = 4
+eval-prompts = 8
+eval-every = 2
+checkpoint-every = 1
+[objective]
+pg-is: objective = pg-is
+drpo 0.15: objective = drpo, delta = 0.15
+[precision]
+fp32:
+bf16 rollout: rollout-dtype = bf16
+"""
+
+
+class MatrixTest(unittest.TestCase):
+    def test_runs(self):
+        matrix = ablate_matrix.parse(SMALL, "small.matrix")
+        runs = matrix.runs()
+        self.assertEqual(len(runs), 2 * 2 * 2)
+        self.assertEqual([r.seed for r in runs], [1] * 4 + [2] * 4)
+        self.assertEqual(runs[-1].name, "drpo-0.15_bf16-rollout_seed-2")
+        self.assertEqual(runs[-1].flags["delta"], "0.15")
+        self.assertEqual(runs[-1].flags["rollout-dtype"], "bf16")
+        self.assertEqual(runs[-1].flags["seed"], "2")
+        self.assertNotIn("delta", runs[0].flags)
+        self.assertEqual((matrix.title, matrix.threshold), ("Small", 0.5))
+
+    def test_values_with_commas(self):
+        text = "[task]\nx: task = chain:operands=5,mistake=20, lr = 1e-3\n"
+        matrix = ablate_matrix.parse(text, "m")
+        self.assertEqual(matrix.factors["task"]["x"],
+                         {"task": "chain:operands=5,mistake=20", "lr": "1e-3"})
+
+    def test_refusals(self):
+        for text, message in [
+                ("steps = 3\n", "m: there is no [factor]"),
+                ("seeds = 1 x\n[a]\nb:\n", "m:1: 'x' is no seed"),
+                ("seeds = 1 1\n[a]\nb:\n", "m:1: seeds has to name each seed once"),
+                ("threshold = high\n[a]\nb:\n", "m:1: threshold 'high'"),
+                ("seed = 3\n[a]\nb:\n", "m:1: seed is set by ablate.py"),
+                ("steps = 3\nsteps = 4\n[a]\nb:\n", "m:2: steps is given twice"),
+                ("[a]\nb\n", "m:2: a level is written as"),
+                ("[a]\nb: --lr = 3\n", "m:2: '--lr = 3' is no flag"),
+                ("[a]\nb c:\nb-c:\n", "m:3: the level 'b-c' is there twice"),
+                ("[a]\n[b]\nc:\n", "m: [a] has no levels"),
+                ("[a]\nb:\n[a]\nc:\n", "m:3: a factor is written as [name], each once"),
+                ("[seed]\nb:\n", "m:1: a factor cannot be called seed"),
+                ("[a]\nx: lr = 1\n[b]\ny: lr = 2\n", "m: both [a] and [b] set lr")]:
+            with self.assertRaises(ablate_matrix.MatrixError, msg=text) as caught:
+                ablate_matrix.parse(text, "m")
+            self.assertTrue(str(caught.exception).startswith(message), caught.exception)
+
+    def test_recipes(self):
+        folder = os.path.join(HERE, "..", "recipes")
+        names = [n for n in os.listdir(folder) if n.endswith(".matrix")]
+        self.assertTrue(names)
+        for name in names:
+            self.assertTrue(ablate_matrix.read(os.path.join(folder, name)).runs())
+
+
+def entry(phase, step, **keys):
+    return {"phase": phase, "step": step, "time": 10.0 + step, **keys}
+
+
+def rows_of(rewards, passes=(0.3, 0.9)):
+    """Rows of a run with these rewards, evaluated before and after."""
+    rows = {i: {"reward": r, "seconds": 2.0 * i} for i, r in enumerate(rewards)}
+    rows[0]["pass1"] = passes[0]
+    rows[len(rewards)] = {"pass1": passes[1]}
+    return rows
+
+
+class StatisticsTest(unittest.TestCase):
+    def test_curve_rows(self):
+        log = [entry("warmup", 50, loss=1), entry("eval", 0, pass1=0.25, greedy=0.5),
+               entry("rollout", 0, reward=0.5, entropy=1),
+               entry("numerics", 0, prob_diff_mean=None),
+               entry("update", 0, kl=1.0, logp_diff_max=2.0),
+               entry("update", 0, kl=2.0, logp_diff_max=5.0), entry("eval", 1, pass1=0.75)]
+        rows = ablate_stats.curve_rows(log)
+        self.assertEqual(list(rows), [0, 1])
+        self.assertEqual(rows[0], {"seconds": 0.0, "reward": 0.5, "entropy": 1, "pass1": 0.25,
+                                   "greedy": 0.5, "update_kl": 1.5, "update_logp_diff_max": 5.0})
+        self.assertEqual(rows[1], {"pass1": 0.75})
+        text = ablate_stats.curves_csv({"a": rows})
+        self.assertEqual(ablate_stats.read_curves(text), {"a": rows})
+
+    def test_figures(self):
+        rewards = [0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 0.3, 0.2, 0.1, 0.0]  # window 3, best 0.9
+        figures = ablate_stats.run_figures(rows_of(rewards), 0.75)
+        self.assertAlmostEqual(figures["auc"], 0.45)
+        self.assertAlmostEqual(figures["last_reward"], 0.1)
+        self.assertAlmostEqual(figures["best_reward"], 0.9)
+        self.assertEqual(figures["collapsed"], 1)
+        self.assertEqual((figures["steps_to"], figures["seconds_to"]), (4, 8.0))
+        self.assertEqual((figures["base_pass1"], figures["final_pass1"]), (0.3, 0.9))
+        self.assertEqual(figures["steps"], 10)
+
+    def test_collapse_is_below_half(self):
+        for last, collapsed in ((0.41, 0), (0.4, 0), (0.39, 1)):
+            figures = ablate_stats.run_figures(rows_of([0.8] * 3 + [last] * 3), 0.9)
+            self.assertEqual(figures["collapsed"], collapsed)
+            self.assertNotIn("steps_to", figures)
+
+    def test_window(self):
+        self.assertEqual([ablate_stats.window_of(n) for n in (1, 2, 3, 16, 60, 100)],
+                         [1, 2, 3, 3, 6, 10])
+
+    def test_bootstrap_by_hand(self):
+        self.assertEqual(ablate_stats.bootstrap([3.0]), (None, None))
+        # Of two values: 1/4 both low, 1/2 mixed, 1/4 both high.
+        self.assertEqual(ablate_stats.bootstrap([0.0, 1.0]), (0.0, 1.0))
+        self.assertEqual(ablate_stats.bootstrap([0.0, 1.0], 0.5), (0.0, 0.5))
+        # Of three: 1/27 is all zeros, more than 2.5 %, and as much all ones.
+        self.assertEqual(ablate_stats.bootstrap([0.0, 0.0, 1.0])[0], 0.0)
+        self.assertEqual(ablate_stats.bootstrap([0.0, 0.0, 1.0])[1], 1.0)
+        for n in range(1, 8):
+            self.assertAlmostEqual(sum(w for _, w in ablate_stats.resamples(n)), 1, places=12)
+        self.assertEqual(ablate_stats.bootstrap([0.5] * 5), (0.5, 0.5))
+
+    def test_bootstrap_beside_numpy(self):
+        try:
+            import numpy
+        except ImportError:
+            self.skipTest("numpy is not installed")
+        random = numpy.random.default_rng(3)
+        for n, close in ((3, 0.0), (5, 0.01), (7, 0.01), (9, 0.03)):
+            values = random.normal(size=n)
+            means = values[random.integers(0, n, (200000, n))].mean(axis=1)
+            theirs = numpy.quantile(means, [0.025, 0.975], method="inverted_cdf")
+            ours = ablate_stats.bootstrap(list(map(float, values)))
+            for a, b in zip(ours, theirs):
+                self.assertAlmostEqual(a, b, delta=close + 1e-12, msg=f"{n} values")
+
+    def test_median_of_those_that_reached(self):
+        self.assertEqual(ablate_stats.median_reached([5, 3, 9], 3), 5)
+        self.assertEqual(ablate_stats.median_reached([5, 3], 3), 5)
+        self.assertEqual(ablate_stats.number_text(ablate_stats.median_reached([5], 3)), "")
+
+
+def small_results(folder=None):
+    """Results of SMALL with made-up curves; written to `folder` as a page needs them."""
+    matrix = ablate_matrix.parse(SMALL, "small.matrix")
+    curves = {}
+    for i, run in enumerate(matrix.runs()):
+        rows = rows_of([0.3 + 0.01 * i + 0.1 * step for step in range(5)], (0.25, 0.5 + i / 16))
+        for row in list(rows.values())[:5]:
+            row["prob_diff_mean"] = 0.0 if run.levels["precision"] == "fp32" else 10.0 ** (i - 9)
+        curves[run.name] = rows
+    text = ablate_stats.curves_csv(curves)
+    if folder:
+        os.makedirs(folder)
+        for name, content in (("matrix", SMALL), ("curves.csv", text)):
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+                f.write(content)
+    return ablate_stats.Results(matrix, ablate_stats.read_curves(text))
+
+
+class TablesTest(unittest.TestCase):
+    def test_summary(self):
+        rows = small_results().summary_table()
+        self.assertEqual(len(rows), 4)
+        # Seeds 1 and 2 of the first cell are runs 0 and 4.
+        self.assertEqual((rows[0]["final_pass1"], rows[0]["final_pass1_low"],
+                          rows[0]["final_pass1_high"]), ("0.625", "0.5", "0.75"))
+        self.assertEqual((rows[0]["seeds"], rows[0]["collapsed"], rows[0]["reached"]),
+                         ("2", "0", "2"))
+        self.assertEqual([rows[i]["prob_diff_mean"] for i in (0, 1)], ["0", "5.0005e-05"])
+
+    def test_differences(self):
+        rows = small_results().differences_table()
+        found = [r for r in rows if r["factor"] == "objective" and r["score"] == "final_pass1"]
+        self.assertEqual([(r["level"], r["minus"], r["precision"]) for r in found],
+                         [("drpo 0.15", "pg-is", p) for p in ("fp32", "bf16 rollout", "*")])
+        for r in found:  # two runs further at each seed
+            self.assertEqual((r["difference"], r["low"], r["high"], r["higher"], r["seeds"]),
+                             ("0.125", "0.125", "0.125", "2", "2"))
+
+    def test_a_missing_seed_is_left_out(self):
+        results = small_results()
+        curves = {n: c for n, c in results.curves.items() if n != "drpo-0.15_fp32_seed-2"}
+        rows = ablate_stats.Results(results.matrix, curves).differences_table()
+        found = {r["precision"]: r["seeds"] for r in rows
+                 if r["factor"] == "objective" and r["score"] == "auc"}
+        self.assertEqual(found, {"fp32": "1", "bf16 rollout": "2", "*": "1"})
+
+    def test_figures_are_svg(self):
+        results = small_results()
+        for name in ablate_svg.figure_names(results):
+            text = ablate_svg.draw(results, name)
+            self.assertIsNotNone(text, name)
+            xml.etree.ElementTree.fromstring(text)
+            self.assertEqual(text, ablate_svg.draw(small_results(), name))
+            self.assertNotRegex(text, r"\bnan\b|\binf\b")
+        self.assertIsNone(ablate_svg.draw(results, "reward-by-nothing.svg"))
+
+    def test_report_needs_no_network(self):
+        text = ablate_report.report_html(small_results())
+        self.assertNotRegex(text.replace('xmlns="http://www.w3.org/2000/svg"', ""),
+                            r"https?:|src=|@import|<link|<script")
+        self.assertIn("drpo 0.15", text)
+
+
+PAGE = """# A page
+
+DRPO ends at 0.000<!-- r/summary.csv final_pass1 objective="drpo 0.15" precision=fp32 --> and
+**00.0 %**<!-- r/summary.csv final_pass1 objective=pg-is precision=fp32 -->, with `--lr 3e-4` and
+95 % intervals (arXiv 2606.09821); at worst 0.00<!-- r/runs.csv min auc -->, and the mismatch is
+0.0e0<!-- r/summary.csv prob_diff_mean objective=pg-is precision="bf16 rollout" -->;
+0<!-- r/runs.csv count precision=fp32 --> runs, a gain of +0.000<!-- r/differences.csv difference
+factor=objective precision=* score=final_pass1 -->.
+
+<!-- table r/summary.csv final_pass1 rows=objective columns=precision -->
+<!-- end -->
+
+<!-- table r/summary.csv auc,collapsed,steps_to rows=objective precision=fp32 digits=2 -->
+<!-- end -->
+
+![Reward](r/reward-by-objective.svg)
+"""
+
+
+class PageTest(unittest.TestCase):
+    def setUp(self):
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home)
+        small_results(os.path.join(self.home, "r"))
+        self.page = self.write("page.md", PAGE)
+
+    def write(self, name, text):
+        path = os.path.join(self.home, name)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        return path
+
+    def change(self, name, old, new):
+        text = ablate_page.read_text(os.path.join(self.home, name))
+        self.assertIn(old, text)
+        self.write(name, text.replace(old, new, 1))
+
+    def test_update_writes_what_check_wants(self):
+        self.assertTrue(ablate_page.check(self.page))
+        ablate_page.update(self.page)
+        self.assertEqual(ablate_page.check(self.page), [])
+        text = ablate_page.read_text(self.page)
+        for part in ("ends at 0.750<!--", "**62.5 %**<!--", "worst 0.50<!--", "5.0e-5<!--", "4<!--",
+                     "+0.125<!--", "| objective | auc | collapsed | steps_to |\n| --- | ---: |",
+                     "| final_pass1, objective | fp32 | bf16 rollout |",
+                     "| pg-is | 0.625 (0.500 to 0.750) | 0.688 (0.562 to 0.812) |"):
+            self.assertIn(part, text)
+
+    def test_each_difference_is_found(self):
+        ablate_page.update(self.page)
+        shutil.copytree(self.home, self.home + ".good")
+        self.addCleanup(shutil.rmtree, self.home + ".good")
+        for name, old, new, message in [
+                ("page.md", "ends at 0.750", "ends at 0.751", "page.md:3"),
+                ("page.md", "62.5 %", "62.4 %", "page.md:4"),
+                ("page.md", "| 0.625 (", "| 0.626 (", "page.md:13"),
+                ("page.md", "with `--lr 3e-4`", "with 3e-4", "3e-4 names no source"),
+                ("page.md", "95 % intervals", "90 % intervals", "90 % names no source"),
+                ("page.md", "# A page", "# A page of 0.95", "0.95 names no source"),
+                ("page.md", "0.750<!--", "three quarters<!--", "has no number before it"),
+                ("page.md", "<!-- end -->", "", "has no number before it, or no end"),
+                ("r/curves.csv", "_seed-1,0,0,0.3,", "_seed-1,0,0,0.31,", "summary.csv is not what"),
+                ("r/summary.csv", "0.625", "0.626", "summary.csv is not what"),
+                ("r/runs.csv", "pg-is", "pg", "runs.csv is not what"),
+                ("r/reward-by-objective.svg", "<text", "<Text", "reward-by-objective.svg is not"),
+                ("r/matrix", "threshold = 0.5", "threshold = 0.6", "page.md")]:
+            self.change(name, old, new)
+            problems = ablate_page.check(self.page)
+            self.assertTrue(any(message in p for p in problems), (name, new, problems))
+            shutil.rmtree(self.home)
+            shutil.copytree(self.home + ".good", self.home)
+
+    def test_files_are_missing_or_too_many(self):
+        ablate_page.update(self.page)
+        os.rename(f"{self.home}/r/reward-by-objective.svg", f"{self.home}/r/old.svg")
+        problems = " ".join(ablate_page.check(self.page))
+        self.assertIn("reward-by-objective.svg is missing", problems)
+        self.assertIn("old.svg is not in", problems)
+
+    def test_marks_that_name_nothing(self):
+        for mark, message in [("r/none.csv auc", "choose one of"), ("r/runs.csv", "write FILE.csv"),
+                              ("r/runs.csv auc", "matches 8 rows"),
+                              ("r/runs.csv auc seed=9", "no row with seed=9"),
+                              ("r/runs.csv auc colour=red", "no column colour"),
+                              ("r/runs.csv no seed=1 mean", "write FILE"),
+                              ("r/runs.csv mean no", "no column no"),
+                              ("r/runs.csv max run", "not all numbers"),
+                              ("q/runs.csv auc", "cannot read")]:
+            page = self.write("bad.md", f"1.0<!-- {mark} -->\n")
+            with self.assertRaises(ablate_page.PageError, msg=mark) as caught:
+                ablate_page.check(page)
+            if message != "write FILE":
+                self.assertIn(message, str(caught.exception))
+
+    def test_like(self):
+        for number, percent, value, text in [
+                ("0.5", None, 0.25, "0.2"), ("1,000", None, 12345.6, "12,346"),
+                ("+1", None, -2.0, "-2"), ("−1.0", None, -2.04, "−2.0"), ("9", " %", 0.953, "95"),
+                ("1.0e-3", None, 0.00234, "2.3e-3"), ("-0.00", None, -0.001, "0.00")]:
+            self.assertEqual(ablate_page.like(number, percent, value), text)
+
+
+def without_seconds(path):
+    with open(path, encoding="utf-8") as f:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+
+
+@unittest.skipUnless(os.access(PROGRAM, os.X_OK), f"{PROGRAM} is not built")
+class RunTest(unittest.TestCase):
+    def setUp(self):
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home)
+
+    def command(self, matrix, out, *flags):
+        path = os.path.join(self.home, f"{out}.matrix")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(matrix)
+        return [sys.executable, os.path.join(HERE, "ablate.py"), path, "--out",
+                os.path.join(self.home, out), "--program", PROGRAM, "--jobs", "2", *flags]
+
+    def ablate(self, matrix, out, *flags):
+        return subprocess.run(self.command(matrix, out, *flags), text=True, capture_output=True,
+                              check=False)
+
+    def logs(self, out):
+        return [d for d, _, files in os.walk(os.path.join(self.home, out)) if "log.jsonl" in files]
+
+    def stopped(self, matrix, out, number):
+        """Starts a matrix and signals ablate.py once a run is on its way."""
+        process = subprocess.Popen(self.command(matrix, out), stdout=subprocess.PIPE, text=True)
+        while process.poll() is None:
+            texts = [ablate_page.read_text(f"{d}/log.jsonl") for d in self.logs(out)]
+            if any('"rollout","step":5' in t and '"eval","step":200' not in t for t in texts):
+                process.send_signal(number)
+                break
+            time.sleep(0.01)
+        return process.communicate()[0], process.returncode
+
+    def test_interrupted_runs_go_on(self):
+        long = re.sub("steps = 4\n", "steps = 200\n", SMALL).replace("checkpoint-every = 1\n", "")
+        whole = self.ablate(long, "whole")
+        self.assertEqual(whole.returncode, 0, whole.stdout + whole.stderr)
+        for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 130)):
+            name = signal.Signals(number).name
+            printed, code = self.stopped(long, name, number)
+            self.assertEqual(code, status, printed)
+            again = self.ablate(long, name)
+            self.assertEqual(again.returncode, 0, again.stdout + again.stderr)
+            self.assertIn("8 of 8 runs", again.stdout)
+            self.assertEqual(without_seconds(f"{self.home}/{name}/curves.csv"),
+                             without_seconds(f"{self.home}/whole/curves.csv"), name)
+            text = "".join(ablate_page.read_text(f"{self.home}/{name}/runs/{f}")
+                           for f in os.listdir(f"{self.home}/{name}/runs") if f.endswith(".out"))
+            self.assertIn("continuing after RL step", text, name)
+            self.assertFalse([f for d in self.logs(name) for f in os.listdir(d)
+                              if f in ("checkpoints", "samples.jsonl")])
+
+    def test_finished_runs_are_kept(self):
+        self.assertEqual(self.ablate(SMALL, "kept", "--keep").returncode, 0)
+        times = {d: os.stat(f"{d}/log.jsonl").st_mtime_ns for d in self.logs("kept")}
+        self.assertEqual(len(times), 8)
+        more = self.ablate(SMALL.replace("seeds = 1 2", "seeds = 1 2 3"), "kept", "--keep")
+        self.assertIn("12 runs, 8 finished", more.stdout)
+        self.assertEqual(len(self.logs("kept")), 12)
+        self.assertTrue(all(os.path.exists(f"{d}/samples.jsonl") for d in self.logs("kept")))
+        for folder, when in times.items():
+            self.assertEqual(os.stat(f"{folder}/log.jsonl").st_mtime_ns, when)
+        changed = self.ablate(SMALL.replace("steps = 4", "steps = 5"), "kept")
+        self.assertEqual(changed.returncode, 1)
+        self.assertIn("was made with other flags (steps = 4; steps = 5)", changed.stderr)
+        again = self.ablate(SMALL, "kept", "--report-only")
+        self.assertEqual(again.returncode, 0, again.stderr)
+        with open(f"{self.home}/kept/runs.csv", encoding="utf-8") as f:
+            self.assertEqual(len(list(csv.DictReader(f))), 8)
+
+    def test_a_failed_run_stops_no_other(self):
+        bad = SMALL.replace("[precision]\n", "spo: objective = spo, delta = 3\n[precision]\n")
+        done = self.ablate(bad, "bad")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("spo_fp32_seed-1 failed: ", done.stdout)
+        self.assertIn("--delta means nothing to --objective spo", done.stdout)
+        self.assertIn("8 of 12 runs", done.stdout)
+        with open(f"{self.home}/bad/runs/pg-is_fp32_seed-1/log.jsonl", encoding="utf-8") as f:
+            self.assertEqual(json.loads(f.readlines()[-1])["step"], 4)
+
+    def test_one_at_a_time_in_a_folder(self):
+        long = re.sub("steps = 4\n", "steps = 3000\n", SMALL)
+        first = subprocess.Popen(self.command(long, "same"), stdout=subprocess.PIPE, text=True)
+        while not self.logs("same"):
+            time.sleep(0.01)
+        second = self.ablate(long, "same")
+        self.assertEqual(second.returncode, 1)
+        self.assertIn("another ablate.py", second.stderr)
+        first.send_signal(signal.SIGINT)
+        first.communicate()
+        self.assertEqual(first.returncode, 130)
+
+
+if __name__ == "__main__":
+    unittest.main()
