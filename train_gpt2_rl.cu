@@ -207,16 +207,17 @@ static precision rollout_precision(void) {
     return p;
 }
 
-static int any_scaled(void) {
-    precision train = train_precision();
-    return train.linear->scaled || train.gradient_linear->scaled || rollout_precision().linear->scaled;
+static int weights_scaled(void) {
+    return train_precision().linear->scaled || rollout_precision().linear->scaled;
 }
+
+static int any_scaled(void) { return weights_scaled() || train_precision().gradient_linear->scaled; }
 
 // How an fp8 run depends on what runs at once, where it does; NULL where nothing does.
 static const char* batch_dependence(void) {
     precision train = train_precision();
     if (S.activation_scale)
-        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu differ, "
+        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu may differ, "
                "--slots and --micro-batch leave a trace";
     if (train.gradient_linear->scaled)
         return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
@@ -443,7 +444,7 @@ static void print_plan(const run* r) {
         log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
                   WEIGHT_SCALES[S.weight_scale], ACTIVATION_SCALES[S.activation_scale]);
     if (S.rollout_split_k > 1)
-        log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu differ",
+        log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu may differ",
                   S.rollout_split_k);
     if (batch_dependence()) log_print(r->log, "            %s", batch_dependence());
 }
@@ -672,9 +673,12 @@ static void check_settings(const task* t) {
     if (S.max_new_tokens > S.context - t->max_prompt)
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               t->max_prompt, S.max_new_tokens, S.context);
-    if (!any_scaled() && (S.weight_scale || S.activation_scale))
-        fatal("--%s-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
-              "--rollout-dtype; leave it out", S.weight_scale ? "weight" : "activation");
+    if (S.weight_scale && !weights_scaled())
+        fatal("--weight-scale tensor means nothing without an fp8 --train-dtype or --rollout-dtype; "
+              "leave it out");
+    if (S.activation_scale && !any_scaled())
+        fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
+              "--rollout-dtype; leave it out");
     if (S.batch_invariant && S.activation_scale)
         fatal("--batch-invariant cannot hold with --activation-scale tensor; use --activation-scale row");
     if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
