@@ -183,7 +183,7 @@ static void check_backward_on(backend* b, const attention_case* c) {
     const char* what = pack_text(&c->p, &c->a);
     tensor dqkv = matrix_new(c->dqkv.rows, c->dqkv.cols, c->dqkv.format);
     b->attention_backward(b, dqkv, c->dout, c->qkv, c->out, c->stats.data, c->start, c->sequences,
-                          c->p.heads, c->a.f[Q], c->a.f[Q]);
+                          c->p.heads, c->a.f[Q], c->a.f[DS]);
     check_same(dqkv, c->dqkv, "dqkv", what, b);
     arrays_free(mark, what);
 }
@@ -218,6 +218,18 @@ static void check_formats(void) {
     for (int i = 0; i < 3; i++)
         for (int plain = 0; plain < 2; plain++)
             check_case(p, formats_of(rows[i][0], rows[i][1]), plain, device_next(), device_step);
+    // Gradients of a format of their own: products', what is written, and as operands and written.
+    static const format* const gradients[][4] = {
+        {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP32, &FORMAT_FP32},
+        {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_BF16, &FORMAT_BF16},
+        {&FORMAT_TF32, &FORMAT_FP32, &FORMAT_FP16, &FORMAT_FP16},
+        {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP32}};
+    for (int i = 0; i < 4; i++) {
+        formats a = formats_of(gradients[i][0], gradients[i][1]);
+        a.f[DOUT] = a.f[DS] = gradients[i][2];
+        a.f[DQKV] = gradients[i][3];
+        check_case(p, a, 1, device_next(), device_step);
+    }
 }
 
 // Leaving out one rounding point changes bits.
