@@ -164,17 +164,17 @@ static option OPTIONS[] = {
     GROUP("Precision"),
     DTYPE("train-dtype", train_dtype, "the trainer's arithmetic"),
     DTYPE_OR_SAME("grad-dtype", grad_dtype,
-                  "gradients of activations; same = as the trainer computes, bf16 in fp8; with fp8 here "
-                  "and there its backward products are fp8 too"),
+                  "gradients of activations; same = as the trainer computes, bf16 in fp8; with fp8 "
+                  "here and there its backward products are fp8 too"),
     DTYPE("rollout-dtype", rollout_dtype, "the sampler's arithmetic"),
     INT("rollout-split-k", rollout_split_k, 1,
-        "the sampler's products sum in this many parts, as other engines do; 1 = as the trainer does"),
+        "parts in which the sampler's products sum, as other engines do; 1 = as the trainer does"),
     DTYPE("logits-dtype", logits_dtype, "logits, on both sides"),
     DTYPE_OR_SAME("rollout-logits-dtype", rollout_logits_dtype, "the sampler's logits"),
     DTYPE_OR_SAME("kv-dtype", kv_dtype, "the sampler's KV cache; same = as it computes"),
     CHOICE("weight-scale", weight_scale, WEIGHT_SCALES, "fp8: what of a weight shares a scale"),
     CHOICE("activation-scale", activation_scale, ACTIVATION_SCALES,
-           "fp8: what of an activation shares a scale; tensor makes a row's bits depend on its batch"),
+           "fp8: what of an activation shares a scale; tensor: a row's bits depend on its batch"),
     {"master-weights", OPTION_INT, &S.master_weights,
      "1: fp32 masters; 0: weights in the train dtype, rounded stochastically", 0, 1, NULL, 0, 0, 0,
      NULL},
@@ -217,8 +217,8 @@ static int any_scaled(void) { return weights_scaled() || train_precision().gradi
 static const char* batch_dependence(void) {
     precision train = train_precision();
     if (S.activation_scale)
-        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu may differ, "
-               "--slots and --micro-batch leave a trace";
+        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
+               "may differ, --slots and --micro-batch leave a trace";
     if (train.gradient_linear->scaled)
         return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
     return NULL;
@@ -444,8 +444,8 @@ static void print_plan(const run* r) {
         log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
                   WEIGHT_SCALES[S.weight_scale], ACTIVATION_SCALES[S.activation_scale]);
     if (S.rollout_split_k > 1)
-        log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu may differ",
-                  S.rollout_split_k);
+        log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu may "
+                  "differ", S.rollout_split_k);
     if (batch_dependence()) log_print(r->log, "            %s", batch_dependence());
 }
 
@@ -680,7 +680,7 @@ static void check_settings(const task* t) {
         fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
               "--rollout-dtype; leave it out");
     if (S.batch_invariant && S.activation_scale)
-        fatal("--batch-invariant cannot hold with --activation-scale tensor; use --activation-scale row");
+        fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
     if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
         fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
               t->max_response, S.max_new_tokens);
@@ -697,7 +697,8 @@ static void refuse_used_directory(void) {
 // A resumed run takes its flags from the run's own config. What would change its bits must not differ.
 static void read_resumed_config(void) {
     static const char* const FREE[] = {"threads", "isa", "recompute", "out", "checkpoint-every",
-                                       "checkpoint-keep", "warmup-cache", "slots", "micro-batch", NULL};
+                                       "checkpoint-keep", "warmup-cache", "slots", "micro-batch",
+                                       NULL};
     static const char* const BATCH[] = {"slots", "micro-batch", NULL};
     if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
     char* path = xprintf("%s/config", S.out);

@@ -58,7 +58,7 @@ typedef struct format {
 } format;
 
 extern const format FORMAT_FP32, FORMAT_TF32, FORMAT_BF16, FORMAT_FP16, FORMAT_E4M3, FORMAT_E5M2;
-extern const format* const FORMATS[];  // all of them, ends with NULL
+extern const format* const FORMATS[];  // these, ends with NULL
 
 // The format of this name, always the same pointer; NULL if there is none. Beside FORMATS, which
 // have names, there is eXmY for every X from 2 to 8 exponent bits and Y from 1 to 22 mantissa bits,

@@ -1,4 +1,5 @@
-// Products with a weight matrix: forward from packed panels, backward from the weight itself.
+// Products with a weight matrix: forward from packed panels, backward from the weight itself, or
+// from a copy where its operands are scaled.
 #include <stdlib.h>
 
 #include "gemm.h"
