@@ -33,9 +33,12 @@
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
-static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", NULL};
+static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2",
+                                     FORMAT_BY_BITS, NULL};
 static const char* const DTYPES_OR_SAME[] = {"same", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3",
-                                             "fp8_e5m2", NULL};
+                                             "fp8_e5m2", FORMAT_BY_BITS, NULL};
+static const char* const WEIGHT_SCALES[] = {"channel", "tensor", NULL};
+static const char* const ACTIVATION_SCALES[] = {"row", "tensor", NULL};
 static const char* const ANCHORS[] = {"rollout", "recompute", NULL};
 enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
 
@@ -55,8 +58,9 @@ typedef struct settings {
     double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
     int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
     double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
-    int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
-    int batch_invariant;
+    const char *train_dtype, *grad_dtype, *rollout_dtype, *logits_dtype, *rollout_logits_dtype;
+    const char* kv_dtype;
+    int weight_scale, activation_scale, rollout_split_k, master_weights, batch_invariant;
 } settings;
 
 // clang-format off
@@ -73,8 +77,9 @@ static settings S = {
     .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
     .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
     .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
-    .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
-    .kv_dtype = 0, .master_weights = 1, .batch_invariant = 0,
+    .train_dtype = "fp32", .grad_dtype = "same", .rollout_dtype = "fp32", .logits_dtype = "fp32",
+    .rollout_logits_dtype = "same", .kv_dtype = "same", .weight_scale = 0, .activation_scale = 0,
+    .rollout_split_k = 1, .master_weights = 1, .batch_invariant = 0,
 };
 
 #define GROUP(text) {NULL, OPTION_GROUP, NULL, text, 0, 0, NULL, 0, 0, 0, NULL}
@@ -84,6 +89,10 @@ static settings S = {
     {name, OPTION_DOUBLE, &S.field, help, low, high, NULL, above, 0, 0, NULL}
 #define CHOICE(name, field, names, help) \
     {name, OPTION_CHOICE, &S.field, help, 0, 0, names, 0, 0, 0, NULL}
+#define DTYPE(name, field, help) \
+    {name, OPTION_FORMAT, &S.field, help, 0, 0, DTYPES, 0, 0, 0, NULL}
+#define DTYPE_OR_SAME(name, field, help) \
+    {name, OPTION_FORMAT, &S.field, help, 0, 0, DTYPES_OR_SAME, 0, 0, 0, NULL}
 #define TEXT(name, field, help) {name, OPTION_TEXT, &S.field, help, 0, 0, NULL, 0, 0, 0, NULL}
 
 static option OPTIONS[] = {
@@ -153,11 +162,19 @@ static option OPTIONS[] = {
     REAL("weight-decay", weight_decay, 0, DBL_MAX, 0, "AdamW, on matrices"),
     REAL("grad-clip", grad_clip, 0, INFINITY, 1, "longest gradient; inf = off"),
     GROUP("Precision"),
-    CHOICE("train-dtype", train_dtype, DTYPES, "the trainer's arithmetic"),
-    CHOICE("rollout-dtype", rollout_dtype, DTYPES, "the sampler's arithmetic"),
-    CHOICE("logits-dtype", logits_dtype, DTYPES, "logits, on both sides"),
-    CHOICE("rollout-logits-dtype", rollout_logits_dtype, DTYPES_OR_SAME, "the sampler's logits"),
-    CHOICE("kv-dtype", kv_dtype, DTYPES_OR_SAME, "the sampler's KV cache; same = as it computes"),
+    DTYPE("train-dtype", train_dtype, "the trainer's arithmetic"),
+    DTYPE_OR_SAME("grad-dtype", grad_dtype,
+                  "gradients of activations; same = as the trainer computes, bf16 in fp8; with fp8 "
+                  "here and there its backward products are fp8 too"),
+    DTYPE("rollout-dtype", rollout_dtype, "the sampler's arithmetic"),
+    INT("rollout-split-k", rollout_split_k, 1,
+        "parts in which the sampler's products sum, as other engines do; 1 = as the trainer does"),
+    DTYPE("logits-dtype", logits_dtype, "logits, on both sides"),
+    DTYPE_OR_SAME("rollout-logits-dtype", rollout_logits_dtype, "the sampler's logits"),
+    DTYPE_OR_SAME("kv-dtype", kv_dtype, "the sampler's KV cache; same = as it computes"),
+    CHOICE("weight-scale", weight_scale, WEIGHT_SCALES, "fp8: what of a weight shares a scale"),
+    CHOICE("activation-scale", activation_scale, ACTIVATION_SCALES,
+           "fp8: what of an activation shares a scale; tensor: a row's bits depend on its batch"),
     {"master-weights", OPTION_INT, &S.master_weights,
      "1: fp32 masters; 0: weights in the train dtype, rounded stochastically", 0, 1, NULL, 0, 0, 0,
      NULL},
@@ -168,9 +185,43 @@ static option OPTIONS[] = {
 };
 // clang-format on
 
-static const format* dtype(int choice) { return format_find(DTYPES[choice]); }
-static const format* dtype_or(int choice, const format* same) {
-    return choice ? format_find(DTYPES_OR_SAME[choice]) : same;
+static const format* dtype_or(const char* name, const format* same) {
+    return strcmp(name, "same") ? format_find(name) : same;
+}
+
+// The trainer's and the sampler's arithmetic.
+static precision train_precision(void) {
+    precision p = precision_of(format_find(S.train_dtype), format_find(S.logits_dtype));
+    if (strcmp(S.grad_dtype, "same")) p = precision_with_gradient(p, format_find(S.grad_dtype));
+    p.weight_per_tensor = S.weight_scale;
+    p.activation_per_tensor = S.activation_scale;
+    return p;
+}
+
+static precision rollout_precision(void) {
+    const format* logits = dtype_or(S.rollout_logits_dtype, format_find(S.logits_dtype));
+    precision p = precision_of(format_find(S.rollout_dtype), logits);
+    p.weight_per_tensor = S.weight_scale;
+    p.activation_per_tensor = S.activation_scale;
+    p.split_k = S.rollout_split_k;
+    return p;
+}
+
+static int weights_scaled(void) {
+    return train_precision().linear->scaled || rollout_precision().linear->scaled;
+}
+
+static int any_scaled(void) { return weights_scaled() || train_precision().gradient_linear->scaled; }
+
+// How an fp8 run depends on what runs at once, where it does; NULL where nothing does.
+static const char* batch_dependence(void) {
+    precision train = train_precision();
+    if (S.activation_scale)
+        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
+               "may differ, --slots and --micro-batch leave a trace";
+    if (train.gradient_linear->scaled)
+        return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
+    return NULL;
 }
 
 // An option of the objective: the user's value, or its own default; refused where it is not read.
@@ -386,9 +437,16 @@ static void print_plan(const run* r) {
               AGGREGATE_NAMES[S.aggregate], ANCHORS[S.anchor]);
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
               S.prompts, S.group, S.updates, S.epochs, S.lr);
-    log_print(r->log, "precision   trainer %s, sampler %s, KV cache %s, %s", DTYPES[S.train_dtype],
-              DTYPES[S.rollout_dtype], S.kv_dtype ? DTYPES_OR_SAME[S.kv_dtype] : "same",
+    log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
+              S.train_dtype, S.grad_dtype, S.rollout_dtype, S.kv_dtype,
               S.master_weights ? "fp32 master weights" : "stochastic rounding");
+    if (any_scaled())
+        log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
+                  WEIGHT_SCALES[S.weight_scale], ACTIVATION_SCALES[S.activation_scale]);
+    if (S.rollout_split_k > 1)
+        log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu may "
+                  "differ", S.rollout_split_k);
+    if (batch_dependence()) log_print(r->log, "            %s", batch_dependence());
 }
 
 static void print_memory_line(const run* r, const char* what, size_t bytes) {
@@ -615,6 +673,14 @@ static void check_settings(const task* t) {
     if (S.max_new_tokens > S.context - t->max_prompt)
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               t->max_prompt, S.max_new_tokens, S.context);
+    if (S.weight_scale && !weights_scaled())
+        fatal("--weight-scale tensor means nothing without an fp8 --train-dtype or --rollout-dtype; "
+              "leave it out");
+    if (S.activation_scale && !any_scaled())
+        fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
+              "--rollout-dtype; leave it out");
+    if (S.batch_invariant && S.activation_scale)
+        fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
     if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
         fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
               t->max_response, S.max_new_tokens);
@@ -630,9 +696,10 @@ static void refuse_used_directory(void) {
 
 // A resumed run takes its flags from the run's own config. What would change its bits must not differ.
 static void read_resumed_config(void) {
-    static const char* const FREE[] = {"threads", "isa", "slots", "micro-batch", "recompute",
-                                       "out",
-                                       "checkpoint-every", "checkpoint-keep", "warmup-cache", NULL};
+    static const char* const FREE[] = {"threads", "isa", "recompute", "out", "checkpoint-every",
+                                       "checkpoint-keep", "warmup-cache", "slots", "micro-batch",
+                                       NULL};
+    static const char* const BATCH[] = {"slots", "micro-batch", NULL};
     if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
     char* path = xprintf("%s/config", S.out);
     if (file_size(path) < 0) fatal("%s does not exist: --out %s holds no run to resume", path, S.out);
@@ -640,6 +707,8 @@ static void read_resumed_config(void) {
     for (option* o = OPTIONS; o->kind != OPTION_GROUP || o->help; o++) {
         int is_free = 0;
         for (const char* const* f = FREE; *f; f++) is_free |= o->name && !strcmp(*f, o->name);
+        for (const char* const* f = BATCH; *f && batch_dependence(); f++)
+            is_free &= !o->name || strcmp(*f, o->name);
         if (!o->overruled || is_free) continue;
         char* now = option_text(o);
         fatal("--%s %s: the run in %s was started with %s; a resumed run must keep it", o->name, now,
@@ -648,15 +717,12 @@ static void read_resumed_config(void) {
     free(path);
 }
 
-static precision precision_with(int dtype_choice, const format* logits) {
-    return precision_of(dtype(dtype_choice), logits);
-}
-
 static optimizer_config rl_optimizer(precision p) {
     optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
                           .weight_decay = S.weight_decay, .clip = S.grad_clip,
                           .format = S.master_weights ? &FORMAT_FP32 : p.store,
-                          .loss_scaling = p.linear == &FORMAT_FP16, .seed = S.seed};
+                          .loss_scaling = p.gradient->exponent_bits < FORMAT_FP32.exponent_bits,
+                          .seed = S.seed};
     return c;
 }
 
@@ -664,9 +730,7 @@ static int maximum(int a, int b) { return a > b ? a : b; }
 static int minimum(int a, int b) { return a < b ? a : b; }
 
 static void create(run* r) {
-    const format* logits = dtype(S.logits_dtype);
-    precision train = precision_with(S.train_dtype, logits);
-    precision roll = precision_with(S.rollout_dtype, dtype_or(S.rollout_logits_dtype, logits));
+    precision train = train_precision(), roll = rollout_precision();
     int prompt = r->task.max_prompt, longest = prompt + S.max_new_tokens;
     int sequences = S.prompts * S.group, eval = maximum(maximum(sequences, 512), S.eval_samples);
     int filtered = S.top_k > 0 || (float)S.top_p < 1;
@@ -799,13 +863,17 @@ static void end(run* r) {
 // What keeps a run off the GPU: a flag and its value; or NULL.
 static const char* needs_cpu(void) {
     static const char* const PRECISIONS[] = {"train-dtype", "rollout-dtype", "kv-dtype", NULL};
+    const format* train = format_find(S.train_dtype);
     if (S.batch_invariant) return "--batch-invariant does not hold on the GPU yet";
     for (int i = 0; PRECISIONS[i]; i++) {
-        char* value = option_text(options_find(OPTIONS, PRECISIONS[i]));
-        const format* f = format_find(value);
-        if (f && f->scaled) return xprintf("--%s %s: the GPU has no fp8 yet", PRECISIONS[i], value);
-        free(value);
+        const char* value = *(const char**)options_find(OPTIONS, PRECISIONS[i])->value;
+        const format* f = dtype_or(value, &FORMAT_FP32);
+        if (f != &FORMAT_FP32 && f != &FORMAT_TF32 && f != &FORMAT_BF16 && f != &FORMAT_FP16)
+            return xprintf("--%s %s: the GPU has fp32, tf32, bf16 and fp16", PRECISIONS[i], value);
     }
+    if (dtype_or(S.grad_dtype, train) != train)
+        return xprintf("--grad-dtype %s: the GPU has gradients in the train dtype", S.grad_dtype);
+    if (S.rollout_split_k > 1) return "--rollout-split-k: the GPU has no such products";
     return NULL;
 }
 

@@ -865,7 +865,7 @@ static void attend(kernel_memory* m, int sequences, int length, int backward) {
     else
         m->b->attention_backward(m->b, matrix_of(m->z, n, 3 * CHANNELS),
                                  matrix_of(m->w, n, CHANNELS), qkv, out, m->stats, m->start,
-                                 sequences, HEADS, &FORMAT_FP32);
+                                 sequences, HEADS, &FORMAT_FP32, &FORMAT_FP32);
 }
 static void do_attention(kernel_memory* m) { attend(m, 4, 64, 0); }
 static void do_attention_backward(kernel_memory* m) { attend(m, 4, 64, 1); }

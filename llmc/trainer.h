@@ -1,6 +1,7 @@
 // trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward,
 // asks the objective for one coefficient a token, runs them backward, and steps the optimizer. How
-// sequences are cut into micro-batches leaves no trace in any bit.
+// sequences are cut into micro-batches leaves no trace in any bit, but for fp8 gradients (see
+// backend.h's matmul_backward_weight).
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 

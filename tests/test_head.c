@@ -174,8 +174,11 @@ static void check_case_on(backend* b, const head_case* c, tensor dx, tensor dw) 
     const format* logits = c->a.f[LOGITS];
     tensor logp = vector_new(c->s.n), entropy = vector_new(c->s.n);
     tensor got_dx = matrix_copy(c->dx), got_dw = matrix_copy(c->dw);
-    prepared* w = b->weight_prepare(b, NULL, c->w.data, c->s.vocabulary, c->s.channels, c->a.f[X],
-                                    c->a.f[BACK_WEIGHT]);
+    // A gradient that is rounded once more than the weight asks for.
+    product_plan plan = {.gradient = c->a.f[BACK_LOGITS]};
+    int planned = plan.gradient == &FORMAT_TF32 && c->a.f[BACK_WEIGHT] != &FORMAT_TF32;
+    prepared* w = b->weight_prepare(b, planned ? b->weight_plan(b, &plan) : NULL, c->w.data,
+                                    c->s.vocabulary, c->s.channels, c->a.f[X], c->a.f[BACK_WEIGHT]);
     b->head_forward(b, logp.data, entropy.data, c->x, c->row, c->target, c->s.n, w, logits, t,
                     c->keep);
     check_same(logp, c->logp, "logp", what, b);
@@ -243,6 +246,36 @@ static void check_formats(void) {
     const formats* rows = format_rows(&count);
     for (int i = 1; i < count; i++)
         check_case((shape){15, 67, 37, 0.75f, i % 2 * 40}, rows[i], device_next(), device_step);
+    formats a = formats_of(&FORMAT_BF16, &FORMAT_FP32, &FORMAT_BF16);
+    a.f[BACK_LOGITS] = &FORMAT_TF32;
+    check_case((shape){15, 67, 37, 1, 0}, a, device_next(), device_step);
+}
+
+// A sum in parts: the log-probabilities are those of the logits that such a product gives.
+static void check_split(void) {
+    int mark = array_count, v = 30, n = 17, row[17], target[17];
+    product_plan plan = {.split_k = 3};
+    backend* b = devices[device_next()];
+    tensor w = weight_random(v, 50), x = matrix_random(n, 50, &FORMAT_FP32);
+    tensor unit = array_new(v, v, 0, &FORMAT_FP32), logits = matrix_new(n, v, &FORMAT_FP32);
+    tensor logp = vector_new(n), expected = vector_new(n), whole = vector_new(n);
+    set_zero(unit);
+    for (int j = 0; j < v; j++) row_at(unit, j)[j] = 1;
+    for (int i = 0; i < n; i++) row[i] = i, target[i] = random_below(v);
+    prepared* parts =
+        b->weight_prepare(b, b->weight_plan(b, &plan), w.data, v, 50, &FORMAT_FP32, &FORMAT_FP32);
+    prepared* usual = b->weight_prepare(b, NULL, w.data, v, 50, &FORMAT_FP32, &FORMAT_FP32);
+    prepared* units = b->weight_prepare(b, NULL, unit.data, v, v, &FORMAT_FP32, &FORMAT_FP32);
+    b->matmul_forward(b, logits, x, parts, NULL);
+    b->head_forward(b, expected.data, NULL, logits, row, target, n, units, &FORMAT_FP32, 1, NULL);
+    b->head_forward(b, logp.data, NULL, x, row, target, n, parts, &FORMAT_FP32, 1, NULL);
+    b->head_forward(b, whole.data, NULL, x, row, target, n, usual, &FORMAT_FP32, 1, NULL);
+    check_same(logp, expected, "logp", "a head whose sums are in parts", b);
+    CHECK(first_difference(logp, whole) >= 0, "sums in parts change no bit");
+    b->weight_release(b, parts);
+    b->weight_release(b, usual);
+    b->weight_release(b, units);
+    arrays_free(mark, "a head whose sums are in parts");
 }
 
 // Leaving out one rounding point changes bits: of the results given here, in the first or the
@@ -724,6 +757,7 @@ int main(void) {
     devices_open();
     check_shapes();
     check_formats();
+    check_split();
     check_rounding_points();
     check_float64("head", 0);
     check_float64("head_keep", 1);

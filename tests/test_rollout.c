@@ -173,6 +173,12 @@ static void test_agreement(void) {
     s.how.top_k = 0;
     s.how.top_p = 0.7f;
     check_agreement(b, &s, parameters, "top-p");
+    s = long_setup(&FORMAT_FP32);
+    s.p.split_k = 3;
+    check_agreement(b, &s, parameters, "sums in parts, on both sides");
+    s = long_setup(format_find("e4m2"));
+    s.p.weight_per_tensor = 1;
+    check_agreement(b, &s, parameters, "e4m2, a scale a weight");
     free(parameters);
     cpu_close(b);
 }

@@ -470,25 +470,48 @@ static void test_agreement(void) {
                  dtypes[i], dtypes[i]);
         if (!quick) check_agreement(flags);
     }
+    check_agreement("--train-dtype e5m6 --rollout-dtype e5m6 --grad-dtype e6m9");
+    check_agreement(
+        "--train-dtype e3m3 --rollout-dtype e3m3 --grad-dtype e5m2 --weight-scale tensor");
+    check_agreement("--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --grad-dtype fp8_e5m2");
 }
 
-// Sampler formats against an fp32 trainer: the coarser, the further.
+// Mean |pi - mu| before the first update.
+static double mismatch_of(const char* flags) {
+    good_run("mismatch", flags);
+    run_lines log = read_log("mismatch");
+    double x = value_of(nth(&log, "numerics", 0), "prob_diff_mean");
+    free(log.line);
+    remove_tree(at_home("mismatch"));
+    return x;
+}
+
+// Each switch alone against fp32 everywhere else: the coarser, the further.
 static void test_mismatch(void) {
+    static const struct {
+        const char* flag;
+        double factor;
+    } switches[] = {
+        {"rollout-dtype", 2}, {"train-dtype", 2}, {"rollout-logits-dtype", 1.5}, {"kv-dtype", 1.5}};
     static const char* const dtypes[] = {"fp32", "fp16", "bf16", "fp8_e4m3"};
-    double previous = -1;
-    for (int i = 0; i < 4; i++) {
-        char flags[256];
-        snprintf(flags, sizeof flags, "--rollout-dtype %s --prompts 32", dtypes[i]);
-        good_run("mismatch", flags);
-        run_lines log = read_log("mismatch");
-        double x = value_of(nth(&log, "numerics", 0), "prob_diff_mean");
-        // One bit of mantissa is a factor of 2; fp16 and bf16 are three apart, bf16 and e4m3 four.
-        CHECK(x > 2 * previous, "%s: %g after %g", dtypes[i], x, previous);
-        CHECK(x < 0.02, "%s: %g", dtypes[i], x);
-        previous = x;
-        free(log.line);
-        remove_tree(at_home("mismatch"));
+    for (int k = 0; k < (quick ? 1 : 4); k++) {
+        double previous = -1;
+        for (int i = 0; i < 4; i++) {
+            char flags[256];
+            snprintf(flags, sizeof flags, "--%s %s --prompts 32 --steps 1", switches[k].flag,
+                     dtypes[i]);
+            double x = mismatch_of(flags);
+            // A bit of mantissa is a factor of 2; fp16 and bf16 are three apart, bf16 and e4m3
+            // four.
+            CHECK(x > switches[k].factor * previous, "%s: %g after %g", flags, x, previous);
+            CHECK((x == 0) == (i == 0) && x < 0.05, "%s: %g", flags, x);
+            previous = x;
+        }
     }
+    // The order of sums alone, and gradients, which no probability sees before an update.
+    double x = mismatch_of("--prompts 32 --steps 1 --rollout-split-k 2");
+    CHECK(x > 0 && x < 1e-5, "sums in parts: %g", x);
+    CHECK(mismatch_of("--steps 1 --grad-dtype fp8_e5m2") == 0, "gradients alone");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -746,6 +769,9 @@ static void test_refusals(void) {
         {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
         {"--device cuda --batch-invariant", "--batch-invariant"},
+        {"--device cuda --rollout-dtype e5m9", "--rollout-dtype e5m9"},
+        {"--device cuda --grad-dtype bf16", "--grad-dtype bf16"},
+        {"--device cuda --rollout-split-k 2", "--rollout-split-k"},
         {"--recompute 3", "--recompute"},
         {"--isa sse", "--isa"},
         {"--threads -1", "--threads"},
@@ -818,6 +844,15 @@ static void test_refusals(void) {
         {"--logits-dtype fp8", "--logits-dtype"},
         {"--rollout-logits-dtype fp64", "--rollout-logits-dtype"},
         {"--kv-dtype int8", "--kv-dtype"},
+        {"--train-dtype bf61", "did you mean bf16?"},
+        {"--train-dtype e9m2", "eXmY"},
+        {"--grad-dtype fp8_e5m1", "did you mean fp8_e5m2?"},
+        {"--rollout-split-k 0", "--rollout-split-k"},
+        {"--weight-scale row", "--weight-scale"},
+        {"--weight-scale tensor", "--weight-scale tensor"},
+        {"--grad-dtype fp8_e5m2 --weight-scale tensor", "--weight-scale tensor"},
+        {"--activation-scale tensor", "--activation-scale tensor"},
+        {"--train-dtype fp8_e4m3 --activation-scale tensor --batch-invariant", "--batch-invariant"},
         {"--master-weights 2", "--master-weights"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -858,6 +893,15 @@ static void test_refused_resume(void) {
     }
     ended e = run("--resume --out %s --seed 1 --steps 3", at_home("base_run"));
     CHECK(exit_code(&e) == 0, "the same values are fine: %s", e.err);
+    // What runs at once leaves a trace in fp8 gradients; in scales per tensor slots do too.
+    good_run("scaled", "--grad-dtype fp8_e5m2");
+    e = run("--resume --out %s --micro-batch 3", at_home("scaled"));
+    check_refused(&e, "another micro-batch", "--micro-batch 3");
+    remove_tree(at_home("scaled"));
+    good_run("scaled", "--rollout-dtype fp8_e4m3 --activation-scale tensor");
+    e = run("--resume --out %s --slots 3", at_home("scaled"));
+    check_refused(&e, "other slots", "--slots 3");
+    remove_tree(at_home("scaled"));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1056,6 +1100,20 @@ static const struct {
     {"", "--train-dtype bf16", MODEL},
     {"", "--train-dtype tf32", MODEL},
     {"", "--train-dtype fp8_e5m2", MODEL},
+    {"", "--train-dtype e6m11", MODEL},
+    {"", "--train-dtype e8m23", SAME},
+    {"", "--grad-dtype bf16", MODEL},
+    {"", "--grad-dtype tf32", MODEL},
+    {"", "--grad-dtype fp8_e5m2", MODEL},
+    {"", "--grad-dtype fp32", SAME},
+    {"--train-dtype bf16", "--grad-dtype bf16", SAME},
+    {"--train-dtype bf16", "--grad-dtype fp32", MODEL},
+    {"--train-dtype fp8_e4m3", "--grad-dtype bf16", SAME},
+    {"--train-dtype fp8_e4m3", "--grad-dtype fp8_e5m2", MODEL},
+    {"--train-dtype e3m2 --rollout-dtype e3m2", "--weight-scale tensor", MODEL},
+    {"--train-dtype e3m2 --rollout-dtype e3m2", "--activation-scale tensor", MODEL},
+    {"", "--rollout-split-k 2", MODEL},
+    {"", "--rollout-split-k 1", SAME},
     {"", "--rollout-dtype fp8_e4m3", MODEL},
     {"", "--logits-dtype bf16", MODEL},
     {"", "--rollout-logits-dtype bf16", MODEL},

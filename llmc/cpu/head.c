@@ -90,7 +90,7 @@ static void block_logits(backend* b, head_block* m, tensor x, const int* row, in
               .c = m->logits,
               .c_stride = m->vocabulary,
               .round = logits};
-    ISA(gemm_run)(b, &g);
+    ISA(gemm_run_split)(b, &g, w->plan.split_k);
 }
 
 static const uint32_t* keep_row(const uint32_t* keep, int64_t i, int vocabulary) {
@@ -122,7 +122,8 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
     head_block m = block_memory(b, w);
     int v = m.vocabulary, c = m.channels;
     // The gradient's own format is that of the logits; only tf32 products round it once more.
-    const format* operand = w->backward_operand == &FORMAT_TF32 ? &FORMAT_TF32 : &FORMAT_FP32;
+    const format* operand = w->plan.gradient ? w->plan.gradient : w->backward_operand;
+    if (operand != &FORMAT_TF32) operand = &FORMAT_FP32;
     float* rows_dx = cpu_scratch(b, SCRATCH_ROWS, (size_t)m.rows * c * sizeof(float));
     for (int first = 0; first < n; first += m.rows) {
         int rows = n - first < m.rows ? n - first : m.rows;

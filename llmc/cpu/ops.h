@@ -4,6 +4,7 @@
 
 #include "isa.h"
 
+prepared* ISA(weight_plan)(backend*, const product_plan*);
 prepared* ISA(weight_prepare)(backend*, prepared*, const float*, int, int, const format*,
                               const format*);
 void ISA(weight_release)(backend*, prepared*);
@@ -22,7 +23,7 @@ void ISA(gelu_forward)(backend*, tensor, tensor);
 void ISA(gelu_backward)(backend*, tensor, tensor, tensor);
 void ISA(attention_forward)(backend*, tensor, float*, tensor, const int*, int, int, const format*);
 void ISA(attention_backward)(backend*, tensor, tensor, tensor, tensor, const float*, const int*,
-                             int, int, const format*);
+                             int, int, const format*, const format*);
 size_t ISA(kv_bytes)(const kv_cache*);
 void ISA(kv_write)(backend*, const kv_cache*, int, tensor, const int*, const int*);
 void ISA(kv_copy_page)(backend*, const kv_cache*, int, int);
