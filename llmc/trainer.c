@@ -170,18 +170,20 @@ void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int fir
 }
 
 // The coefficients of one micro-batch, times their weight and the loss scale; sums the statistics.
+// `each` (max_new) is scratch.
 static void coefficients(trainer* t, const batch* d, int first, int count, const objective* o,
-                         const double* weight, double loss_scale, trainer_update_result* sum) {
+                         const double* weight, double loss_scale, coefficient* each,
+                         trainer_update_result* sum) {
     float* coef = t->buffers->host_coef;
     for (int s = first; s < first + count; s++) {
+        size_t at = (size_t)s * d->max_new;
+        objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
+                           d->length[s], each);
         for (int i = 0; i < d->length[s]; i++) {
-            size_t at = (size_t)s * d->max_new + i;
-            coefficient c =
-                objective_token(o, d->advantage[s], d->log_pi[at], d->anchor[at], d->log_ref[at]);
-            *coef++ = (float)(c.c * weight[s - first] * loss_scale);
-            sum->loss += c.loss * weight[s - first];
-            sum->masked += c.masked;
-            sum->corrective += c.corrective;
+            *coef++ = (float)(each[i].c * weight[s - first] * loss_scale);
+            sum->loss += each[i].loss * weight[s - first];
+            sum->masked += each[i].masked;
+            sum->corrective += each[i].corrective;
         }
     }
 }
@@ -194,12 +196,13 @@ trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
     int64_t targets = 0;
     double scale = t->optimizer->state.loss_scale;
     double* weight = xalloc(count, sizeof *weight, "sequence weights");
+    coefficient* each = xalloc(d->max_new, sizeof *each, "coefficients");
     objective_weights(aggregate, d->length + first, count, d->max_new, weight);
     optimizer_clear_gradients(t->optimizer);
     for (int done = 0; done < count; done += t->micro_batch) {
         int at = first + done, n = count - done < t->micro_batch ? count - done : t->micro_batch;
         gpt2_batch g = forward(t, t->weights, d, at, n, inverse_temperature, d->log_pi);
-        coefficients(t, d, at, n, o, weight + done, scale, &r);
+        coefficients(t, d, at, n, o, weight + done, scale, each, &r);
         t->b->upload(t->b, u->coef, u->host_coef, g.targets * sizeof(float));
         gpt2_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
                       t->optimizer->gradients);
@@ -207,6 +210,7 @@ trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
         targets += g.targets;
     }
     free(weight);
+    free(each);
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
     if (!step.skipped) gpt2_weights_sync(t->weights, t->parameters);
     r.grad_norm = step.grad_norm;

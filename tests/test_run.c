@@ -621,6 +621,45 @@ static void test_kill(void) {
     check_same_run("killed", "longer", "killed and resumed", 0);
 }
 
+// A run that is complete: resuming adds nothing.
+static void test_resume_complete(void) {
+    check_resumed("int_step", "longer", "--slots 5");
+    size_t bytes;
+    char* console = read_whole(at_home("stdout"), &bytes);
+    CHECK(strstr(console, "the run is complete"), "it says so");
+    free(console);
+}
+
+// The console shows completions of the model as it is, not of an untrained one.
+static void test_resume_samples(void) {
+    size_t bytes;
+    char *samples[2], *end;
+    for (int i = 0; i < 2; i++) {
+        if (i)
+            resume("shown", "");
+        else
+            good_run("shown", "");
+        char* console = read_whole(at_home("stdout"), &bytes);
+        char* after = strstr(console, "completions after RL");
+        CHECK(after, "three completions after RL");
+        samples[i] = xprintf("%s", after ? after : "");
+        if ((end = strstr(samples[i], "\nsampling")) || (end = strstr(samples[i], "\nthe run")))
+            *end = 0;
+        free(console);
+    }
+    CHECK(!strcmp(samples[0], samples[1]), "\"%s\" becomes \"%s\"", samples[0], samples[1]);
+    free(samples[0]);
+    free(samples[1]);
+}
+
+static void test_interrupt_without_out(void) {
+    pid_t child = start("--steps 100000");
+    for (int i = 0; i < 5000 && file_size(at_home("stdout")) <= 0; i++) sleep_ms(1);
+    kill(child, SIGINT);
+    ended e = wait_for(child);
+    CHECK(exit_code(&e) == 130 && !*e.err, "interrupted: %x, \"%s\"", e.status, e.err);
+}
+
 // ---------------------------------------------------------------------------------------------
 // A sampler with older weights
 
@@ -688,45 +727,6 @@ static void test_stale(void) {
     remove_tree(at_home("newest"));
     remove_tree(at_home("fresh"));
     remove_tree(at_home("again"));
-}
-
-// A run that is complete: resuming adds nothing.
-static void test_resume_complete(void) {
-    check_resumed("int_step", "longer", "--slots 5");
-    size_t bytes;
-    char* console = read_whole(at_home("stdout"), &bytes);
-    CHECK(strstr(console, "the run is complete"), "it says so");
-    free(console);
-}
-
-// The console shows completions of the model as it is, not of an untrained one.
-static void test_resume_samples(void) {
-    size_t bytes;
-    char *samples[2], *end;
-    for (int i = 0; i < 2; i++) {
-        if (i)
-            resume("shown", "");
-        else
-            good_run("shown", "");
-        char* console = read_whole(at_home("stdout"), &bytes);
-        char* after = strstr(console, "completions after RL");
-        CHECK(after, "three completions after RL");
-        samples[i] = xprintf("%s", after ? after : "");
-        if ((end = strstr(samples[i], "\nsampling")) || (end = strstr(samples[i], "\nthe run")))
-            *end = 0;
-        free(console);
-    }
-    CHECK(!strcmp(samples[0], samples[1]), "\"%s\" becomes \"%s\"", samples[0], samples[1]);
-    free(samples[0]);
-    free(samples[1]);
-}
-
-static void test_interrupt_without_out(void) {
-    pid_t child = start("--steps 100000");
-    for (int i = 0; i < 5000 && file_size(at_home("stdout")) <= 0; i++) sleep_ms(1);
-    kill(child, SIGINT);
-    ended e = wait_for(child);
-    CHECK(exit_code(&e) == 130 && !*e.err, "interrupted: %x, \"%s\"", e.status, e.err);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -862,6 +862,9 @@ static void test_refusals(void) {
         {"--ratio-cap 5", "--ratio-cap"},
         {"--objective grpo --delta 0.1", "--delta"},
         {"--objective grpo --ratio-cap 1", "--ratio-cap"},
+        {"--objective gspo --ratio-cap 3", "--ratio-cap"},
+        {"--objective seq-mis --clip-high 0.1", "--clip-high"},
+        {"--objective seq-tis --delta 0.1", "--delta"},
         {"--objective grpo --clip-low 1.5", "--clip-low"},
         {"--reg kl --reg-coef 0.1", "--reg kl"},
         {"--objective pg-is --reg kl --reg-coef -1", "--reg-coef"},
@@ -1082,8 +1085,7 @@ static const struct {
     {"", "--sync-every 2", MODEL},
     {"", "--lag 1", MODEL},
     {"", "--lag 2", MODEL},
-    {"--lr 0", "--sync-every 2",
-     LOG},  // weights that never change are never old, but it is not known
+    {"--lr 0", "--sync-every 2", LOG},  // numerics are null, though weights do not change
     {"--lag 1", "--sync-every 1", SAME},
     {"", "--objective sft", MODEL},
     {"", "--objective reinforce", MODEL},
@@ -1095,6 +1097,9 @@ static const struct {
     {"", "--objective dppo-kl", MODEL},
     {"", "--objective drpo-mask", MODEL},
     {"", "--objective drpo-noabs", MODEL},
+    {"", "--objective seq-tis", MODEL},
+    {"", "--objective seq-mis", MODEL},
+    {"", "--objective gspo", MODEL},
     {"", "--delta 0.1", MODEL},
     {"", "--delta inf", MODEL},
     {"--objective dppo-tv", "--delta 0.001", MODEL},
@@ -1103,6 +1108,10 @@ static const struct {
     {"--objective grpo", "--clip-high 0.001", MODEL},
     {"--objective grpo", "--ratio-cap 1.001", MODEL},
     {"--objective pg-is", "--ratio-cap 0.9", MODEL},
+    {"--objective seq-tis", "--ratio-cap 0.9", MODEL},
+    {"--objective seq-mis", "--ratio-cap 0.999", MODEL},
+    {"--objective gspo", "--clip-low 0.5", MODEL},
+    {"--objective gspo", "--clip-high 0.2", MODEL},
     {"--objective pg-is", "--reg kl --reg-coef 0.5", MODEL},
     {"--objective pg-is", "--reg k3 --reg-coef 0.5", MODEL},
     {"--objective pg-is", "--reg tv --reg-coef 0.5", MODEL},
@@ -1147,9 +1156,9 @@ static void check_finite_log(const char* out, const char* what) {
     run_lines log = read_log(out);
     int nulls = 0, stale = strstr(what, "--sync-every") || strstr(what, "--lag");
     for (int i = 0; i < log.count; i++)
-        for (int k = 0;
-             k < (stale && !strcmp(log.line[i].phase, "numerics") ? 0 : log.line[i].fields); k++)
-            nulls += !isfinite(log.line[i].value[k]);
+        for (int k = 0; k < log.line[i].fields; k++)
+            if (!stale || strcmp(log.line[i].phase, "numerics"))
+                nulls += !isfinite(log.line[i].value[k]);
     CHECK(nulls == 0 && log.count > 0, "%s: %d nulls in the log", what, nulls);
     free(log.line);
 }

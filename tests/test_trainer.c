@@ -175,6 +175,30 @@ static void test_bits(void) {
     for (int i = 0; i < devices; i++) cpu_close(device[i]);
 }
 
+// A weight of a whole sequence, which is never cut.
+static void test_sequence_bits(void) {
+    static const objective_kind kinds[] = {OBJECTIVE_SEQ_TIS, OBJECTIVE_SEQ_MIS, OBJECTIVE_GSPO};
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    for (int k = 0; k < 3; k++) {
+        objective o = objective_defaults(kinds[k]);
+        o.clip_low = o.clip_high = 0.02;
+        if (o.ratio_cap == 2) o.ratio_cap = 0.7;
+        trace e = run_updates(b, fp32(), 7, d, &o);
+        CHECK(e.result[0].grad_norm > 1e-3, "%s has a gradient", OBJECTIVE_NAMES[kinds[k]]);
+        CHECK((e.result[0].masked > 0) == (k > 0), "%s: masked %g", OBJECTIVE_NAMES[kinds[k]],
+              e.result[0].masked);
+        for (int m = 0; m < 3; m++) {
+            trace found = run_updates(b, fp32(), (const int[]){1, 4, 64}[m], d, &o);
+            check_same_trace(&found, &e, OBJECTIVE_NAMES[kinds[k]]);
+            free(found.end.parameters);
+        }
+        free(e.end.parameters);
+    }
+    batch_free(d);
+    cpu_close(b);
+}
+
 // The log pi that an update writes is the trainer's before it; other weights give another one.
 static void test_logprobs(void) {
     backend* b = cpu_open(1, "auto");
@@ -253,9 +277,10 @@ static void check_slope(backend* b, batch* d, const objective* o, aggregate_kind
 
 static void test_slopes(void) {
     static const objective_kind kinds[] = {
-        OBJECTIVE_SFT,       OBJECTIVE_REINFORCE, OBJECTIVE_PG_IS,   OBJECTIVE_GRPO,
-        OBJECTIVE_SPO,       OBJECTIVE_DPPO_TV,   OBJECTIVE_DPPO_KL, OBJECTIVE_DRPO,
-        OBJECTIVE_DRPO_MASK, OBJECTIVE_DRPO_NOABS};
+        OBJECTIVE_SFT,       OBJECTIVE_REINFORCE,  OBJECTIVE_PG_IS,   OBJECTIVE_GRPO,
+        OBJECTIVE_SPO,       OBJECTIVE_DPPO_TV,    OBJECTIVE_DPPO_KL, OBJECTIVE_DRPO,
+        OBJECTIVE_DRPO_MASK, OBJECTIVE_DRPO_NOABS, OBJECTIVE_SEQ_TIS, OBJECTIVE_SEQ_MIS,
+        OBJECTIVE_GSPO};
     backend* b = cpu_open(1, "auto");
     for (int k = 0; k < 2; k++) {
         batch* d = random_batch(b, 2 * k);
@@ -265,6 +290,8 @@ static void test_slopes(void) {
                 char what[96];
                 objective o = objective_defaults(kinds[i]);
                 o.delta /= 8;  // so that some tokens are beyond it
+                if (kinds[i] == OBJECTIVE_GSPO) o.clip_low = o.clip_high = 0.02;
+                if (kinds[i] == OBJECTIVE_SEQ_TIS) o.ratio_cap = INFINITY;  // else it is held fixed
                 snprintf(what, sizeof what, "%s, %s, keep sets %d", OBJECTIVE_NAMES[kinds[i]],
                          AGGREGATE_NAMES[a], k);
                 check_slope(b, d, &o, (aggregate_kind)a, what);
@@ -567,6 +594,7 @@ int main(int argc, char** argv) {
     quick = test_quick(argc, argv);
     test_patience();  // first: a child must not inherit other tests' threads
     test_bits();
+    test_sequence_bits();
     test_logprobs();
     test_slopes();
     test_result();
