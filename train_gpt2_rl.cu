@@ -54,6 +54,7 @@ typedef struct settings {
     double temperature, top_p;
     int objective, reg, kl_estimator, anchor, advantage, aggregate;
     double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
+    int top_candidates;
     int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
     double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
     int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
@@ -73,6 +74,7 @@ static settings S = {
     .objective = OBJECTIVE_DRPO, .reg = REG_NONE, .kl_estimator = KL_K2, .anchor = ANCHOR_ROLLOUT,
     .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
     .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
+    .top_candidates = 0,
     .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
     .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
     .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
@@ -134,6 +136,7 @@ static option OPTIONS[] = {
     REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo, gspo: ratios below 1 - this are clipped; 0.2, gspo 3e-4"),
     REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo, gspo: ratios above 1 + this; 0.28, gspo 4e-4"),
     REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf; of seq-tis, seq-mis; 2"),
+    INT("top-candidates", top_candidates, 0, "K of dppo-topk-*: most probable tokens compared; 0 = 20"),
     CHOICE("reg", reg, REG_NAMES, "regularizer of pg-is"),
     REAL("reg-coef", reg_coef, 0, DBL_MAX, 0, "its coefficient"),
     REAL("kl-coef", kl_coef, 0, DBL_MAX, 0, "KL term to the model before RL; 0 = none"),
@@ -195,6 +198,11 @@ static objective make_objective(void) {
     resolve(&S.clip_low, &o.clip_low, "clip-low");
     resolve(&S.clip_high, &o.clip_high, "clip-high");
     resolve(&S.ratio_cap, &o.ratio_cap, "ratio-cap");
+    int topk = objective_reads(o.kind, "top-candidates");
+    if (S.top_candidates && !topk)
+        fatal("--top-candidates means nothing to --objective %s; leave it out",
+              OBJECTIVE_NAMES[S.objective]);
+    if (topk && !S.top_candidates) S.top_candidates = 20;
     o.reg = (regularizer_kind)S.reg;
     o.reg_coef = S.reg_coef;
     o.kl = (kl_kind)S.kl_estimator;
@@ -537,6 +545,10 @@ static mismatch measure(run* r) {
     log_end(r->log);
     const float* anchor = S.anchor == ANCHOR_RECOMPUTE ? d->log_pi : d->log_mu;
     memcpy(d->anchor, anchor, (size_t)d->sequences * d->max_new * sizeof(float));
+    if (d->candidates)
+        memcpy(d->candidate_anchor,
+               S.anchor == ANCHOR_RECOMPUTE ? d->candidate_pi : d->candidate_mu,
+               (size_t)d->sequences * d->max_new * d->candidates * sizeof(float));
     if (r->reference)
         trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences, inverse_temperature(),
                          d->log_ref);
@@ -702,6 +714,11 @@ static void create(run* r) {
     r->stale = stale_create(r->device, r->parameters, S.sync_every, S.lag);
     r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
     r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
+    if (S.top_candidates) {
+        int count = minimum(S.top_candidates, r->model.vocab);
+        rollout_record_candidates(r->sampler, count);
+        batch_add_candidates(r->data, count);
+    }
     r->host = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     r->base = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     gpt2_init(&r->model, r->base, S.seed);

@@ -2,7 +2,7 @@
 // from standard input and prints the gradient coefficient of each, in the shortest text that reads
 // back to the same double; with --all "c loss masked corrective". For looking at an objective, and
 // for checking it against another implementation. To seq-tis, seq-mis and gspo a line is a
-// sequence.
+// sequence; dppo-topk-* have no candidates here.
 //     echo '1 -0.5 -1.0' | coefficients --objective drpo --delta 0.15
 #define _GNU_SOURCE
 #include <float.h>

@@ -11,8 +11,9 @@ numbers, which is what objective_sequence takes.
 
 Format: a line "objective NAME delta epsilon clip_low clip_high ratio_cap reg reg_coef kl kl_coef"
 sets what the lines after it use: "A log_pi log_mu log_ref c loss masked"; or, for a whole
-sequence, a line "sequence A n loss" and n lines "log_pi log_mu log_ref c masked". Numbers are the
-shortest text with the same double.
+sequence, a line "sequence A n loss" and n lines "log_pi log_mu log_ref c masked"; or, for
+dppo-topk-*, a line "topk A log_pi log_mu D c loss y K" and K lines "id log_pi log_mu", c and loss
+being those of a token that is kept. Numbers are the shortest text with the same double.
 """
 import math
 import random
@@ -179,6 +180,36 @@ def sequences():
             count += 1
 
 
+def topk():
+    """The divergence of whole distributions, coarsened to the K first of mu, y, and the rest."""
+    torch.manual_seed(3)
+    for name in "dppo-topk-tv", "dppo-topk-kl":
+        o = {**DEFAULTS, "name": name}
+        print("objective", name, *(repr(o[k]) if isinstance(o[k], float) else o[k]
+                                   for k in DEFAULTS))
+        for case in range(24):
+            vocabulary, k = 30, (1, 2, 5, 20)[case % 4]
+            logits = 2 * torch.randn(vocabulary, dtype=torch.float64)
+            moved = logits + 0.3 * torch.randn(vocabulary, dtype=torch.float64)
+            log_mu = torch.log_softmax(logits, 0).float().double()
+            log_pi = torch.log_softmax(moved, 0).float().double()
+            best = log_mu.topk(k).indices.tolist()
+            y = int(torch.randint(vocabulary, ())) if case % 3 else best[-1]
+            A = (-1 if case % 5 < 2 else 1) * (0.25 + case / 16)
+            cells = sorted(set(best) | {y})
+            mu, pi = log_mu[cells].exp(), log_pi[cells].exp()
+            mu = torch.cat([mu, 1 - mu.sum(0, keepdim=True)])
+            pi = torch.cat([pi, 1 - pi.sum(0, keepdim=True)])
+            d = (mu * (mu / pi).log()).sum() if name.endswith("kl") else (mu - pi).abs().sum() / 2
+            lp = log_pi[y].clone().requires_grad_(True)
+            loss = -A * (lp - log_mu[y]).exp()
+            grad, = torch.autograd.grad(loss, lp)
+            print("topk", repr(A), *(repr(v.item()) for v in (lp, log_mu[y], d)),
+                  repr(-grad.item()), repr(loss.item()), y, k)
+            for i in best:
+                print(i, repr(log_pi[i].item()), repr(log_mu[i].item()))
+
+
 def main():
     draw = random.Random(1)
     for config in CONFIGS:
@@ -210,3 +241,4 @@ def main():
 
 main()
 sequences()
+topk()

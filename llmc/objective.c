@@ -24,6 +24,7 @@
 //                                                         else: -A sg(min(R, C)) log pi
 //   seq-mis     A R; 0 if R > C                           -A R / n; 0 where masked
 //   gspo        A S; 0 as in grpo, S for r                -min(A S, A clamp(S, ..))
+//   dppo-topk-* as pg-is; 0 if D > delta, sign(A) x > 0   as pg-is; 0 where masked
 //   reg kl      - b r (1 + x)                             + b r x
 //   reg k3      - b (r - 1)                               + b (r - 1 - x)
 //   reg tv      - (b / 2) r sign(x)                       + (b / 2) |r - 1|
@@ -33,8 +34,11 @@
 // D = mu log(mu / pi) + (1 - mu) log((1 - mu) / (1 - pi)) is the KL divergence of "this token or
 // another"; g is its total variation. y = clamp(log pi - log ref, +-20). drpo in the form
 // A r w has w = 1 - sign(A) g / delta: 0 at pi = mu + sign(A) delta, negative (corrective) beyond.
-// The last three weigh whole sequences: of n tokens, R = exp(clamp(sum x, +-20)) and S = exp(mean
-// x). Their L is the token's share of the sequence's: the sum of the shares is what c
+// For dppo-topk-* D is the divergence, KL from mu to pi or total variation, of "one of these tokens
+// or another": the K that the sampler held most probable, and the sampled one. It is exactly 0
+// where both sides give these tokens equal log-probabilities.
+// seq-tis, seq-mis and gspo weigh whole sequences: of n tokens, R = exp(clamp(sum x, +-20)) and S =
+// exp(mean x). Their L is the token's share of the sequence's: the sum of the shares is what c
 // differentiates. As for every objective the aggregation multiplies c and L by one weight a
 // sequence. GSPO as published, a mean over sequences of -min(A S, ..), is seq-mean-token-mean,
 // whose weight has the 1/n of S's own gradient; with token-mean a sequence counts as often as it
@@ -57,9 +61,10 @@
 
 #include "numerics.h"
 
-const char* const OBJECTIVE_NAMES[] = {"sft",        "reinforce", "pg-is",   "cispo", "grpo",
-                                       "spo",        "dppo-tv",   "dppo-kl", "drpo",  "drpo-mask",
-                                       "drpo-noabs", "seq-tis",   "seq-mis", "gspo",  NULL};
+const char* const OBJECTIVE_NAMES[] = {
+    "sft",     "reinforce", "pg-is",        "cispo",        "grpo",       "spo",
+    "dppo-tv", "dppo-kl",   "drpo",         "drpo-mask",    "drpo-noabs", "seq-tis",
+    "seq-mis", "gspo",      "dppo-topk-tv", "dppo-topk-kl", NULL};
 const char* const REG_NAMES[] = {"none", "kl", "k3", "tv", NULL};
 const char* const KL_NAMES[] = {"k1", "k2", "k3", NULL};
 const char* const ADVANTAGE_NAMES[] = {"mean", "std", "rloo", NULL};
@@ -68,9 +73,10 @@ const char* const AGGREGATE_NAMES[] = {"token-mean", "seq-mean-token-mean",
 
 objective objective_defaults(objective_kind kind) {
     int gspo = kind == OBJECTIVE_GSPO;
+    int kl = kind == OBJECTIVE_DPPO_KL || kind == OBJECTIVE_DPPO_TOPK_KL;
     int capped = kind == OBJECTIVE_SEQ_TIS || kind == OBJECTIVE_SEQ_MIS;
     objective o = {.kind = kind,
-                   .delta = kind == OBJECTIVE_DPPO_KL ? 0.05 : 0.15,
+                   .delta = kl ? 0.05 : 0.15,
                    .epsilon = 0.2,
                    .clip_low = gspo ? 3e-4 : 0.2,
                    .clip_high = gspo ? 4e-4 : 0.28,
@@ -81,18 +87,20 @@ objective objective_defaults(objective_kind kind) {
 }
 
 int objective_reads(objective_kind kind, const char* flag) {
+    enum { TOPK = 1u << OBJECTIVE_DPPO_TOPK_TV | 1u << OBJECTIVE_DPPO_TOPK_KL };
     static const struct {
         const char* flag;
         unsigned kinds;  // bit k: the objective of number k reads it
     } table[] = {
         {"delta", 1u << OBJECTIVE_DPPO_TV | 1u << OBJECTIVE_DPPO_KL | 1u << OBJECTIVE_DRPO |
-                      1u << OBJECTIVE_DRPO_MASK | 1u << OBJECTIVE_DRPO_NOABS},
+                      1u << OBJECTIVE_DRPO_MASK | 1u << OBJECTIVE_DRPO_NOABS | TOPK},
         {"epsilon", 1u << OBJECTIVE_SPO},
         {"clip-low", 1u << OBJECTIVE_CISPO | 1u << OBJECTIVE_GRPO | 1u << OBJECTIVE_GSPO},
         {"clip-high", 1u << OBJECTIVE_CISPO | 1u << OBJECTIVE_GRPO | 1u << OBJECTIVE_GSPO},
         {"ratio-cap", 1u << OBJECTIVE_PG_IS | 1u << OBJECTIVE_GRPO | 1u << OBJECTIVE_DPPO_TV |
                           1u << OBJECTIVE_DPPO_KL | 1u << OBJECTIVE_SEQ_TIS |
-                          1u << OBJECTIVE_SEQ_MIS},
+                          1u << OBJECTIVE_SEQ_MIS | TOPK},
+        {"top-candidates", TOPK},
         {"reg", 1u << OBJECTIVE_PG_IS},
         {"reg-coef", 1u << OBJECTIVE_PG_IS},
     };
@@ -145,6 +153,8 @@ typedef struct token {
     double mu, gap;  // gap = pi - mu
     double weight;   // of the objectives for whole sequences: R or S
     int length;      // of the token's sequence
+    const objective_candidates* top;
+    int place;  // the token's among them
 } token;
 
 // -weight log pi: the loss of a constant weight. A weight of 0 makes nothing of log pi = -inf.
@@ -210,6 +220,38 @@ static int kl_masks(const token* t, double delta) {
     return sign(t->a) * sign(t->x) > 0 && binary_kl(t->log_mu, t->log_pi) > delta;
 }
 
+// What two distributions over a few tokens and "another" differ by, token by token.
+typedef struct divergence {
+    double tv, kl;            // of the tokens so far; tv twice
+    double rest_mu, rest_pi;  // of the others
+} divergence;
+
+static void diverge(divergence* d, double log_mu, double log_pi) {
+    double mu = num_exp(log_mu), pi = num_exp(log_pi);
+    d->tv += fabs(pi - mu);
+    if (mu > 0) d->kl += mu * (log_mu - log_pi);
+    d->rest_mu -= mu;
+    d->rest_pi -= pi;
+}
+
+static double topk_divergence(const token* t, int kl) {
+    divergence d = {.rest_mu = 1, .rest_pi = 1};
+    diverge(&d, t->log_mu, t->log_pi);
+    const objective_candidates* c = t->top;
+    for (int i = 0; c && i < c->count; i++) {
+        int at = t->place * c->count + i, id = c->id[at];
+        if (id >= 0 && id != c->token[t->place]) diverge(&d, c->log_mu[at], c->log_pi[at]);
+    }
+    // Kept from 0 as complement() is.
+    double mu = d.rest_mu < 1e-8 ? 1e-8 : d.rest_mu, pi = d.rest_pi < 1e-8 ? 1e-8 : d.rest_pi;
+    return kl ? d.kl + mu * (num_log(mu) - num_log(pi)) : 0.5 * (d.tv + fabs(pi - mu));
+}
+
+static int topk_masks(const token* t, const objective* o) {
+    return sign(t->a) * sign(t->x) > 0 &&
+           topk_divergence(t, o->kind == OBJECTIVE_DPPO_TOPK_KL) > o->delta;
+}
+
 static coefficient own_term(const objective* o, const token* t) {
     switch (o->kind) {
         case OBJECTIVE_SFT:
@@ -242,6 +284,9 @@ static coefficient own_term(const objective* o, const token* t) {
                        : importance(t, t->weight, INFINITY, t->length);
         case OBJECTIVE_GSPO:
             return ppo_clip(t, t->weight, o, INFINITY);
+        case OBJECTIVE_DPPO_TOPK_TV:
+        case OBJECTIVE_DPPO_TOPK_KL:
+            return topk_masks(t, o) ? zeroed() : importance(t, t->r, o->ratio_cap, 1);
     }
     fatal("there is no objective number %d", (int)o->kind);
 }
@@ -276,9 +321,10 @@ static coefficient reference_term(const objective* o, const token* t, double log
     return k;
 }
 
-// A token of a sequence of `length` tokens and this ratio.
+// Token `place` of a sequence of `length` tokens and this ratio.
 static coefficient token_of(const objective* o, double advantage, double log_pi, double log_mu,
-                            double log_ref, double weight, int length) {
+                            double log_ref, double weight, int length,
+                            const objective_candidates* top, int place) {
     double x = log_ratio(log_pi, log_mu), mu = num_exp(log_mu);
     token t = {.a = advantage,
                .log_pi = log_pi,
@@ -288,7 +334,9 @@ static coefficient token_of(const objective* o, double advantage, double log_pi,
                .mu = mu,
                .gap = num_exp(log_pi) - mu,
                .weight = weight,
-               .length = length};
+               .length = length,
+               .top = top,
+               .place = place};
     coefficient k = own_term(o, &t);
     coefficient reg = regularizer_term(o, &t), ref = reference_term(o, &t, log_ref);
     k.c += reg.c + ref.c;
@@ -305,16 +353,17 @@ static double sequence_ratio(const objective* o, double sum, int length) {
 coefficient objective_token(const objective* o, double advantage, double log_pi, double log_mu,
                             double log_ref) {
     double weight = sequence_ratio(o, log_ratio(log_pi, log_mu), 1);
-    return token_of(o, advantage, log_pi, log_mu, log_ref, weight, 1);
+    return token_of(o, advantage, log_pi, log_mu, log_ref, weight, 1, NULL, 0);
 }
 
 void objective_sequence(const objective* o, double advantage, const float* log_pi,
-                        const float* log_mu, const float* log_ref, int length, coefficient* each) {
+                        const float* log_mu, const float* log_ref, int length,
+                        const objective_candidates* top, coefficient* each) {
     double sum = 0;
     for (int t = 0; t < length; t++) sum += log_ratio(log_pi[t], log_mu[t]);
     double weight = sequence_ratio(o, sum, length);
     for (int t = 0; t < length; t++)
-        each[t] = token_of(o, advantage, log_pi[t], log_mu[t], log_ref[t], weight, length);
+        each[t] = token_of(o, advantage, log_pi[t], log_mu[t], log_ref[t], weight, length, top, t);
 }
 
 int objective_needs_zero_advantage(const objective* o) {

@@ -472,6 +472,27 @@ static void test_agreement(void) {
     }
 }
 
+// With equal formats the divergence is exactly 0 before the first update, so no region is too
+// small.
+static void test_topk_agreement(void) {
+    static const char* const objectives[] = {"dppo-topk-tv", "dppo-topk-kl"};
+    for (int i = 0; i < 2; i++) {
+        char flags[256];
+        snprintf(
+            flags, sizeof flags,
+            "--objective %s --delta 1e-300 --train-dtype bf16 --rollout-dtype bf16 --top-k 9%s",
+            objectives[i], i ? "" : " --top-candidates 1000");  // more than there are
+        good_run("agree", flags);
+        run_lines log = read_log("agree");
+        for (int u = 0; u < 12; u++)
+            CHECK((value_of(nth(&log, "update", u), "masked") == 0) == (u % 4 == 0),
+                  "%s, update %d: masked %g", objectives[i], u,
+                  value_of(nth(&log, "update", u), "masked"));
+        free(log.line);
+        remove_tree(at_home("agree"));
+    }
+}
+
 // Sampler formats against an fp32 trainer: the coarser, the further.
 static void test_mismatch(void) {
     static const char* const dtypes[] = {"fp32", "fp16", "bf16", "fp8_e4m3"};
@@ -522,6 +543,7 @@ static void test_same_bits(void) {
         "--objective grpo --advantage std --aggregate seq-mean-token-sum-norm",
         "bits_mixed");
     check_same_bits("--train-dtype fp16 --rollout-dtype fp16 --master-weights 0", "bits_fp16");
+    check_same_bits("--objective dppo-topk-tv --delta 0.01 --top-k 20", "bits_topk");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -865,6 +887,9 @@ static void test_refusals(void) {
         {"--objective gspo --ratio-cap 3", "--ratio-cap"},
         {"--objective seq-mis --clip-high 0.1", "--clip-high"},
         {"--objective seq-tis --delta 0.1", "--delta"},
+        {"--top-candidates 5", "--top-candidates"},
+        {"--objective dppo-tv --top-candidates 5", "--top-candidates"},
+        {"--objective dppo-topk-tv --top-candidates -1", "--top-candidates"},
         {"--objective grpo --clip-low 1.5", "--clip-low"},
         {"--reg kl --reg-coef 0.1", "--reg kl"},
         {"--objective pg-is --reg kl --reg-coef -1", "--reg-coef"},
@@ -1100,6 +1125,8 @@ static const struct {
     {"", "--objective seq-tis", MODEL},
     {"", "--objective seq-mis", MODEL},
     {"", "--objective gspo", MODEL},
+    {"", "--objective dppo-topk-tv", MODEL},
+    {"", "--objective dppo-topk-kl", MODEL},
     {"", "--delta 0.1", MODEL},
     {"", "--delta inf", MODEL},
     {"--objective dppo-tv", "--delta 0.001", MODEL},
@@ -1108,6 +1135,10 @@ static const struct {
     {"--objective grpo", "--clip-high 0.001", MODEL},
     {"--objective grpo", "--ratio-cap 1.001", MODEL},
     {"--objective pg-is", "--ratio-cap 0.9", MODEL},
+    {"--objective dppo-topk-tv --delta 0.01", "--top-candidates 1", MODEL},
+    {"--objective dppo-topk-tv --delta 0.01", "--top-candidates 20", SAME},
+    {"--objective dppo-topk-kl --delta 0.001", "--top-candidates 2", MODEL},
+    {"--objective dppo-topk-kl --rollout-dtype fp8_e4m3 --delta 1e-3", "--anchor recompute", MODEL},
     {"--objective seq-tis", "--ratio-cap 0.9", MODEL},
     {"--objective seq-mis", "--ratio-cap 0.999", MODEL},
     {"--objective gspo", "--clip-low 0.5", MODEL},
@@ -1245,6 +1276,7 @@ int main(int argc, char** argv) {
     test_log_keys();
     test_log_values();
     test_agreement();
+    test_topk_agreement();
     test_mismatch();
     test_same_bits();
     good_run("longer", LONGER);
