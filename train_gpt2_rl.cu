@@ -23,6 +23,7 @@
 #include "llmc/objective.h"
 #include "llmc/options.h"
 #include "llmc/rollout.h"
+#include "llmc/stale.h"
 #include "llmc/task.h"
 #include "llmc/tokenizer.h"
 #include "llmc/trainer.h"
@@ -52,10 +53,11 @@ typedef struct settings {
     double warmup_lr;
     const char* warmup_cache;
     int eval_every, eval_prompts, eval_samples, eval_k;
-    int prompts, group, top_k, max_new_tokens, slots;
+    int prompts, group, top_k, max_new_tokens, slots, sync_every, lag;
     double temperature, top_p;
     int objective, reg, kl_estimator, anchor, advantage, aggregate;
     double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
+    int top_candidates;
     int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
     double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
     const char *train_dtype, *grad_dtype, *rollout_dtype, *logits_dtype, *rollout_logits_dtype;
@@ -71,10 +73,12 @@ static settings S = {
     .warmup_steps = 1600, .warmup_batch = 128, .warmup_lr = 4e-3, .warmup_cache = "",
     .eval_every = 20, .eval_prompts = 512, .eval_samples = 8, .eval_k = 8,
     .prompts = 16, .group = 16, .top_k = 0, .max_new_tokens = 24, .slots = 256,
+    .sync_every = 1, .lag = 0,
     .temperature = 1, .top_p = 1,
     .objective = OBJECTIVE_DRPO, .reg = REG_NONE, .kl_estimator = KL_K2, .anchor = ANCHOR_ROLLOUT,
     .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
     .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
+    .top_candidates = 0,
     .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
     .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
     .train_dtype = "fp32", .grad_dtype = "same", .rollout_dtype = "fp32", .logits_dtype = "fp32",
@@ -132,13 +136,16 @@ static option OPTIONS[] = {
     REAL("top-p", top_p, 0, 1, 1, "sample from the fewest tokens of this share; 1 = off"),
     INT("max-new-tokens", max_new_tokens, 1, "longest response"),
     INT("slots", slots, 1, "sequences sampled at the same time"),
+    INT("sync-every", sync_every, 1, "RL steps after which the sampler takes over new weights"),
+    INT("lag", lag, 0, "RL steps by which the sampler's weights are behind (asynchronous RL)"),
     GROUP("Objective"),
     CHOICE("objective", objective, OBJECTIVE_NAMES, "how advantage and ratio become a gradient"),
     REAL("delta", delta, 0, INFINITY, 1, "trust region |pi - mu| of dppo-*, drpo*; 0.15, dppo-kl 0.05"),
     REAL("epsilon", epsilon, 0, INFINITY, 1, "trust region |r - 1| of spo; 0.2"),
-    REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo: ratios below 1 - this are clipped; 0.2"),
-    REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo: ratios above 1 + this; 0.28"),
-    REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf"),
+    REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo, gspo: ratios below 1 - this are clipped; 0.2, gspo 3e-4"),
+    REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo, gspo: ratios above 1 + this; 0.28, gspo 4e-4"),
+    REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf; of seq-tis, seq-mis; 2"),
+    INT("top-candidates", top_candidates, 0, "K of dppo-topk-*: most probable tokens compared; 0 = 20"),
     CHOICE("reg", reg, REG_NAMES, "regularizer of pg-is"),
     REAL("reg-coef", reg_coef, 0, DBL_MAX, 0, "its coefficient"),
     REAL("kl-coef", kl_coef, 0, DBL_MAX, 0, "KL term to the model before RL; 0 = none"),
@@ -242,6 +249,11 @@ static objective make_objective(void) {
     resolve(&S.clip_low, &o.clip_low, "clip-low");
     resolve(&S.clip_high, &o.clip_high, "clip-high");
     resolve(&S.ratio_cap, &o.ratio_cap, "ratio-cap");
+    int topk = objective_reads(o.kind, "top-candidates");
+    if (S.top_candidates && !topk)
+        fatal("--top-candidates means nothing to --objective %s; leave it out",
+              OBJECTIVE_NAMES[S.objective]);
+    if (topk && !S.top_candidates) S.top_candidates = 20;
     o.reg = (regularizer_kind)S.reg;
     o.reg_coef = S.reg_coef;
     o.kl = (kl_kind)S.kl_estimator;
@@ -264,6 +276,7 @@ typedef struct run {
     rollout* sampler;
     struct trainer* warmup;         // the warm-up's own trainer, while it runs
     struct trainer* trainer;
+    struct stale* stale;     // older weights, for --sync-every and --lag
     gpt2_weights* reference; // NULL without --kl-coef
     batch* data;             // the rollout of a step
     batch* eval_data;
@@ -295,8 +308,12 @@ static void save_checkpoint(run* r) {
     r->state.optimizer = o->state;
     r->state.elapsed = log_elapsed(r->log);
     log_position(r->log, &r->state.log_bytes, &r->state.sample_bytes);
-    checkpoint_save(S.out, &r->state, &r->model, r->host, moments, moments + r->parameters,
-                    S.checkpoint_keep);
+    int copies = r->state.step > 0 ? r->stale->copies : 0;  // before RL nothing is older
+    float* older = (float*)xalloc(copies * r->parameters, sizeof(float), "a checkpoint");
+    if (copies) stale_save(r->stale, older);
+    checkpoint_save(S.out, &r->state, &r->model, r->host, moments, moments + r->parameters, older,
+                    copies, S.checkpoint_keep);
+    free(older);
     free(moments);
 }
 
@@ -437,6 +454,11 @@ static void print_plan(const run* r) {
               AGGREGATE_NAMES[S.aggregate], ANCHORS[S.anchor]);
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
               S.prompts, S.group, S.updates, S.epochs, S.lr);
+    if (S.sync_every > 1)
+        log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
+                  S.sync_every);
+    if (S.lag > 0)
+        log_print(r->log, "staleness   the sampler's weights are %d steps behind", S.lag);
     log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
               S.train_dtype, S.grad_dtype, S.rollout_dtype, S.kv_dtype,
               S.master_weights ? "fp32 master weights" : "stochastic rounding");
@@ -464,6 +486,7 @@ static void print_memory(const run* r) {
     print_memory_line(r, "trainer: activations", r->trainer->acts->bytes);
     print_memory_line(r, "sampler: packed weights", rollout_weights(r->sampler)->bytes);
     print_memory_line(r, "sampler: KV cache", cache);
+    if (r->stale->copies) print_memory_line(r, "older weights", r->stale->copies * each);
     if (r->reference) print_memory_line(r, "reference model", r->reference->bytes);
     print_memory_line(r, "all on the device", r->device->allocated);
 }
@@ -526,7 +549,8 @@ static double seconds_left(const run* r) {
     return (clock_seconds() - r->rl_start) / done * (S.steps - r->state.step);
 }
 
-// Sample: group completions of each prompt, with the sampler's own copy of the weights.
+// Sample: group completions of each prompt, with the sampler's own copy of the weights, which may be
+// an older one.
 static rollout_stats sample(run* r, double* seconds) {
     batch* d = r->data;
     sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_SAMPLE,
@@ -534,13 +558,14 @@ static rollout_stats sample(run* r, double* seconds) {
     double start = clock_seconds();
     d->prompts = S.prompts;
     d->group = S.group;
-    rollout_sync(r->sampler, r->trainer->parameters);
+    rollout_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
     batch_training_prompts(d, &r->task, S.seed, r->state.step);
     rollout_begin(r->sampler, d, &how);
     for (int left; (left = rollout_step(r->sampler)) > 0;)
         log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
                      (double)r->tokens[SAMPLING] / r->seconds[SAMPLING], seconds_left(r));
     rollout_stats stats = rollout_end(r->sampler);
+    stale_keep(r->stale, r->trainer->parameters, r->state.step);
     *seconds = clock_seconds() - start;
     r->seconds[SAMPLING] += *seconds;
     r->tokens[SAMPLING] += stats.tokens;
@@ -563,17 +588,25 @@ static void log_rollout(run* r, const rollout_stats* stats, const batch_summary*
     log_end(r->log);
 }
 
-// Measure: the trainer's log pi of what was sampled, before any update: numerics alone.
+// Measure: the trainer's log pi of what was sampled, before any update: numerics alone. With an older
+// sampler it is numerics and drift, so the log has nulls; each update's line has the two together.
 static mismatch measure(run* r) {
     batch* d = r->data;
     trainer_logprobs(r->trainer, r->trainer->weights, d, 0, d->sequences, inverse_temperature(),
                      d->log_pi);
     mismatch m = trainer_mismatch(d, 0, d->sequences, r->objective.delta);
     log_begin(r->log, "numerics", r->state.step);
-    log_mismatch(r, &m);
+    if (stale_is_older(r->stale, r->state.step))
+        for (int i = 0; i < MISMATCH_METRICS; i++) log_number(r->log, MISMATCH_NAMES[i], NAN);
+    else
+        log_mismatch(r, &m);
     log_end(r->log);
     const float* anchor = S.anchor == ANCHOR_RECOMPUTE ? d->log_pi : d->log_mu;
     memcpy(d->anchor, anchor, (size_t)d->sequences * d->max_new * sizeof(float));
+    if (d->candidates)
+        memcpy(d->candidate_anchor,
+               S.anchor == ANCHOR_RECOMPUTE ? d->candidate_pi : d->candidate_mu,
+               (size_t)d->sequences * d->max_new * d->candidates * sizeof(float));
     if (r->reference)
         trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences, inverse_temperature(),
                          d->log_ref);
@@ -742,8 +775,14 @@ static void create(run* r) {
                                 minimum(S.micro_batch, sequences), longest,
                                 (gpt2_keep)S.recompute);
     if (S.kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
+    r->stale = stale_create(r->device, r->parameters, S.sync_every, S.lag);
     r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
     r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
+    if (S.top_candidates) {
+        int count = minimum(S.top_candidates, r->model.vocab);
+        rollout_record_candidates(r->sampler, count);
+        batch_add_candidates(r->data, count);
+    }
     r->host = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     r->base = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     gpt2_init(&r->model, r->base, S.seed);
@@ -802,7 +841,10 @@ static void begin(run* r) {
     char *config_path = xprintf("%s/config", S.out), *base_path = xprintf("%s/base.bin", S.out);
     float* m = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
     float* v = m + r->parameters;
-    int found = S.resume && checkpoint_load(S.out, &r->state, &r->model, r->host, m, v);
+    int copies = r->stale->copies;
+    float* older = (float*)xalloc(copies * r->parameters, sizeof(float), "a checkpoint");
+    int found = S.resume && checkpoint_load(S.out, &r->state, &r->model, r->host, m, v, older,
+                                            copies);
     if (S.resume) log_cut(S.out, r->state.log_bytes, r->state.sample_bytes);
     r->log = log_open(S.out, r->state.elapsed);
     if (*S.out) options_write(OPTIONS, config_path);
@@ -842,6 +884,11 @@ static void begin(run* r) {
         save_checkpoint(r);
     }
     if (r->reference) load_reference(r);
+    if (r->state.step > 0)
+        stale_load(r->stale, older);
+    else
+        stale_begin(r->stale, r->trainer->parameters);
+    free(older);
     free(m);
     free(config_path);
     free(base_path);

@@ -58,6 +58,14 @@ typedef struct sampling {
     uint32_t step;
 } sampling;
 
+// The tokens that a distribution holds most probable, for each of some rows: the best first, ties
+// to the lower id, -1 where it has no more; and log-probabilities of these tokens.
+typedef struct candidates {
+    int count;    // of a row; 0: none are asked for
+    int* id;      // (rows, count)
+    float* logp;  // (rows, count); -infinity for -1
+} candidates;
+
 // The state of the sampler's slots, advanced on the device; see rollout.c.
 typedef struct slot_state {
     int* token;          // (slots) next input token
@@ -71,6 +79,7 @@ typedef struct slot_state {
     uint32_t* out_keep;  // (sequences, max_new, keep_words), or NULL
     int max_new, keep_words;
     int end_token;
+    candidates best;  // rows: (sequences, max_new); of the distribution that was drawn from
 } slot_state;
 
 typedef struct adamw_step {
@@ -180,10 +189,11 @@ struct backend {
     // The vocabulary head, for i < n: logits = x[row[i]] W^T rounded to `logits`, divided by the
     // temperature; logp[i] = log-probability of target[i], entropy[i] in nats (may be NULL). With
     // keep (n, ceil(V / 32) words; may be NULL) everything is normalised over the kept tokens.
-    // Logits exist for a block of rows at a time.
+    // Logits exist for a block of rows at a time. Of `asked` (n rows; may be NULL) it reads the
+    // ids, which are kept tokens or -1, and writes their log-probabilities.
     void (*head_forward)(backend* b, float* logp, float* entropy, tensor x, const int* row,
                          const int* target, int n, const prepared* w, const format* logits,
-                         float inverse_temperature, const uint32_t* keep);
+                         float inverse_temperature, const uint32_t* keep, const candidates* asked);
     // From coef[i] = c / norm: dlogits = -coef (1[y] - p) / temperature, rounded to `logits`;
     // dx[row[i]] = dlogits W (rows not named stay as they are), dw += dlogits^T x: chain over i.
     void (*head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
@@ -191,9 +201,9 @@ struct backend {
                           const format* logits, float inverse_temperature, const uint32_t* keep);
 
     // Draws one token for each row i < n of x from slot row_slot[i] (slots with position -1 are
-    // passed over) and advances the slot: appends token, log-probability, entropy and keep set to
-    // its sequence, makes the token its next input, and sets it idle after the end token or when
-    // nothing is left to sample.
+    // passed over) and advances the slot: appends token, log-probability, entropy, keep set and
+    // best tokens to its sequence, makes the token its next input, and sets it idle after the end
+    // token or when nothing is left to sample.
     void (*sample)(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
                    const prepared* w, const format* logits, const sampling* how);
 

@@ -28,6 +28,15 @@ batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words) {
     return d;
 }
 
+void batch_add_candidates(batch* d, int count) {
+    size_t n = (size_t)d->capacity * d->max_new * count;
+    d->candidates = count;
+    d->candidate = xalloc(n, sizeof(int), "candidates");
+    d->candidate_mu = xalloc(3 * n, sizeof(float), "candidates");
+    d->candidate_pi = d->candidate_mu + n;
+    d->candidate_anchor = d->candidate_pi + n;
+}
+
 void batch_free(batch* d) {
     free(d->prompt);
     free(d->prompt_length);
@@ -35,6 +44,8 @@ void batch_free(batch* d) {
     free(d->length);
     free(d->log_mu);
     free(d->keep);
+    free(d->candidate);
+    free(d->candidate_mu);
     free(d->reward);
     free(d);
 }

@@ -26,11 +26,17 @@ typedef struct batch {
     float* log_ref;      // (sequences, max_new) what the reference model gives it
     uint32_t* keep;      // (sequences, max_new, keep_words): top-k / top-p sets, or NULL
     int keep_words;
+    int candidates;       // a token; 0: none
+    int* candidate;       // (sequences, max_new, candidates) the sampler's best, -1: no more
+    float* candidate_mu;  // as log_mu, log_pi and anchor, of these; the same shape
+    float *candidate_pi, *candidate_anchor;
     float *reward, *advantage;  // (sequences)
 } batch;
 
 batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words);
 void batch_free(batch* d);
+// Makes room for `count` candidates a token.
+void batch_add_candidates(batch* d, int count);
 // Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
 // one sequence after another into `to`; returns how many.
 int batch_flatten(const batch* d, const float* from, int first, int count, float* to);

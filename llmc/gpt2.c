@@ -417,7 +417,8 @@ void gpt2_forward(const gpt2_weights* w, gpt2_acts* a, const gpt2_batch* batch,
                   float inverse_temperature, float* logp, float* entropy) {
     tensor x = body_forward(w, a, batch->tokens, batch->token, batch->position, batch, NULL);
     w->b->head_forward(w->b, logp, entropy, x, batch->row, batch->target, batch->targets, w->head,
-                       w->precision.logits, inverse_temperature, batch->keep);
+                       w->precision.logits, inverse_temperature, batch->keep,
+                       batch->asked.count ? &batch->asked : NULL);
 }
 
 tensor gpt2_forward_cached(const gpt2_weights* w, gpt2_acts* a, const kv_cache* kv, int rows,

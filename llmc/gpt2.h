@@ -106,6 +106,7 @@ typedef struct gpt2_batch {
     int* seq_start;         // (sequences + 1)
     int *row, *target;      // (targets)
     uint32_t* keep;         // (targets, ceil(V / 32)), or NULL: what the head normalises over
+    candidates asked;       // other tokens whose log-probabilities forward writes, if count > 0
 } gpt2_batch;
 
 // How much of a layer's activations forward keeps for backward; the rest is computed again, with

@@ -41,7 +41,8 @@ void trainer_save(const trainer* t, float* parameters);
 void trainer_rehearse(trainer* t);
 
 // log-probability of every response token of sequences first .. first+count-1 of `d` under weights
-// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new).
+// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new). The trainer's
+// own write candidate_pi too, if there are candidates.
 void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int first, int count,
                       float inverse_temperature, float* out);
 
@@ -54,7 +55,7 @@ typedef struct trainer_update_result {
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1: reads token, anchor, log_ref, advantage,
-// keep; writes log_pi.
+// keep, candidate, candidate_anchor; writes log_pi and candidate_pi.
 trainer_update_result trainer_update(trainer* t, batch* d, int first, int count, const objective* o,
                                      aggregate_kind aggregate, float inverse_temperature,
                                      double lr);

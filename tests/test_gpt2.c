@@ -344,10 +344,10 @@ static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tenso
 
 static void watch_head(backend* b, float* logp, float* entropy, tensor x, const int* row,
                        const int* target, int n, const prepared* w, const format* logits,
-                       float inverse_temperature, const uint32_t* keep) {
+                       float inverse_temperature, const uint32_t* keep, const candidates* asked) {
     expect(logits == watched_precision.logits, "logits");
-    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature,
-                          keep);
+    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature, keep,
+                          asked);
 }
 
 static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
@@ -407,7 +407,7 @@ static void decode(tensor logp, gpt2_weights* w, gpt2_acts* a, const kv_cache* k
         }
         tensor x = gpt2_forward_cached(w, a, kv, n, token, slot, at);
         b->head_forward(b, result, NULL, x, rows, target, asked, w->head, w->precision.logits,
-                        c->inverse_temperature, NULL);
+                        c->inverse_temperature, NULL, NULL);
         for (int k = 0; k < asked; k++) row_at(logp, 0)[place[k]] = result[k];
     }
 }

@@ -476,6 +476,27 @@ static void test_agreement(void) {
     check_agreement("--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --grad-dtype fp8_e5m2");
 }
 
+// With equal formats the divergence is exactly 0 before the first update, so no region is too
+// small.
+static void test_topk_agreement(void) {
+    static const char* const objectives[] = {"dppo-topk-tv", "dppo-topk-kl"};
+    for (int i = 0; i < 2; i++) {
+        char flags[256];
+        snprintf(
+            flags, sizeof flags,
+            "--objective %s --delta 1e-300 --train-dtype bf16 --rollout-dtype bf16 --top-k 9%s",
+            objectives[i], i ? "" : " --top-candidates 1000");  // more than there are
+        good_run("agree", flags);
+        run_lines log = read_log("agree");
+        for (int u = 0; u < 12; u++)
+            CHECK((value_of(nth(&log, "update", u), "masked") == 0) == (u % 4 == 0),
+                  "%s, update %d: masked %g", objectives[i], u,
+                  value_of(nth(&log, "update", u), "masked"));
+        free(log.line);
+        remove_tree(at_home("agree"));
+    }
+}
+
 // Mean |pi - mu| before the first update.
 static double mismatch_of(const char* flags) {
     good_run("mismatch", flags);
@@ -545,6 +566,7 @@ static void test_same_bits(void) {
         "--objective grpo --advantage std --aggregate seq-mean-token-sum-norm",
         "bits_mixed");
     check_same_bits("--train-dtype fp16 --rollout-dtype fp16 --master-weights 0", "bits_fp16");
+    check_same_bits("--objective dppo-topk-tv --delta 0.01 --top-k 20", "bits_topk");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -684,6 +706,75 @@ static void test_interrupt_without_out(void) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// A sampler with older weights
+
+// In the log, numerics are null in the steps that sample with older weights; the metrics of the
+// first update, which sees drift too, say how old they are.
+static void check_numerics(const char* out, const char* older) {
+    run_lines log = read_log(out);
+    int steps = (int)strlen(older);
+    CHECK(count_lines(&log, "numerics") == steps, "%s: %d steps", out, steps);
+    for (int i = 0; i < steps; i++) {
+        const line *n = nth(&log, "numerics", i), *u = nth(&log, "update", 4 * i);
+        int nulls = 0;
+        for (int k = 0; k < n->fields; k++) nulls += isnan(n->value[k]);
+        CHECK(nulls == (older[i] == '1' ? 16 : 0), "%s, step %d: %d nulls", out, i, nulls);
+        CHECK((value_of(u, "logp_diff_max") == 0) == (older[i] == '0'), "%s, step %d: drift %g",
+              out, i, value_of(u, "logp_diff_max"));
+    }
+    free(log.line);
+}
+
+// Takes a run back to an earlier checkpoint, as if it had been killed after that step.
+static void take_back(const char* out, int step) {
+    int newest;
+    for (count_checkpoints(out, &newest); newest > step; newest--)
+        remove_tree(at_home("%s/checkpoints/step-%06d", out, newest));
+}
+
+static void test_stale(void) {
+    static const struct {
+        const char *flags, *older;
+    } cases[] = {{"--sync-every 3", "0110110"}, {"--lag 2", "0111111"}};
+    for (int i = 0; i < 2; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags, "%s --steps 7 --checkpoint-keep 0 --kl-coef 0.05",
+                 cases[i].flags);
+        good_run("fresh", flags);
+        check_numerics("fresh", cases[i].older);
+        good_run("again", flags);
+        for (int step = 5; step >= 0; step -= quick ? 2 : 1) {
+            char what[64];
+            take_back("again", step);
+            snprintf(what, sizeof what, "%s, resumed after step %d", cases[i].flags, step);
+            resume("again", "");
+            check_same_run("again", "fresh", what, 0);
+        }
+        remove(at_home("again/checkpoints/step-000005/stale.bin"));
+        take_back("again", 5);
+        ended e = run("--resume --out %s", at_home("again"));
+        check_refused(&e, "older weights are missing", "stale.bin");
+        remove_tree(at_home("fresh"));
+        remove_tree(at_home("again"));
+    }
+    // Evaluations use the newest weights and leave the sampler's alone.
+    good_run("fresh", "--lag 2 --eval-every 1");
+    good_run("again", "--lag 2 --eval-every 0");
+    CHECK(same_model("fresh", "again"), "an evaluation disturbs the sampler's older weights");
+    char flags[1024];
+    snprintf(flags, sizeof flags, "--steps 0 --init %s", checkpoint_file("fresh", "model.bin"));
+    good_run("newest", flags);
+    run_lines log = read_log("fresh"), newest = read_log("newest");
+    CHECK(value_of(nth(&log, "eval", -1), "greedy") == value_of(nth(&newest, "eval", 0), "greedy"),
+          "the last evaluation is not of the newest weights");
+    free(log.line);
+    free(newest.line);
+    remove_tree(at_home("newest"));
+    remove_tree(at_home("fresh"));
+    remove_tree(at_home("again"));
+}
+
+// ---------------------------------------------------------------------------------------------
 // A full disk, played by a limit on the size of files
 
 static void test_full_disk(void) {
@@ -807,6 +898,9 @@ static void test_refusals(void) {
         {"--top-p 0", "--top-p"},
         {"--top-p 1.1", "--top-p"},
         {"--slots 0", "--slots"},
+        {"--sync-every 0", "--sync-every"},
+        {"--lag -1", "--lag"},
+        {"--sync-every 2 --lag 1", "--sync-every 2 and --lag 1"},
         {"--objective ppo", "--objective"},
         {"--delta 0", "--delta"},
         {"--delta -0.1", "--delta"},
@@ -816,6 +910,12 @@ static void test_refusals(void) {
         {"--ratio-cap 5", "--ratio-cap"},
         {"--objective grpo --delta 0.1", "--delta"},
         {"--objective grpo --ratio-cap 1", "--ratio-cap"},
+        {"--objective gspo --ratio-cap 3", "--ratio-cap"},
+        {"--objective seq-mis --clip-high 0.1", "--clip-high"},
+        {"--objective seq-tis --delta 0.1", "--delta"},
+        {"--top-candidates 5", "--top-candidates"},
+        {"--objective dppo-tv --top-candidates 5", "--top-candidates"},
+        {"--objective dppo-topk-tv --top-candidates -1", "--top-candidates"},
         {"--objective grpo --clip-low 1.5", "--clip-low"},
         {"--reg kl --reg-coef 0.1", "--reg kl"},
         {"--objective pg-is --reg kl --reg-coef -1", "--reg-coef"},
@@ -1051,6 +1151,11 @@ static const struct {
     {"", "--top-p 0.999999999", SAME},  // as a float it is 1, and switches the filter off
     {"--aggregate seq-mean-token-sum-norm", "--max-new-tokens 13", MODEL},
     {"", "--slots 3", LOG},
+    {"", "--sync-every 2", MODEL},
+    {"", "--lag 1", MODEL},
+    {"", "--lag 2", MODEL},
+    {"--lr 0", "--sync-every 2", LOG},  // numerics are null, though weights do not change
+    {"--lag 1", "--sync-every 1", SAME},
     {"", "--objective sft", MODEL},
     {"", "--objective reinforce", MODEL},
     {"", "--objective pg-is", MODEL},
@@ -1061,6 +1166,11 @@ static const struct {
     {"", "--objective dppo-kl", MODEL},
     {"", "--objective drpo-mask", MODEL},
     {"", "--objective drpo-noabs", MODEL},
+    {"", "--objective seq-tis", MODEL},
+    {"", "--objective seq-mis", MODEL},
+    {"", "--objective gspo", MODEL},
+    {"", "--objective dppo-topk-tv", MODEL},
+    {"", "--objective dppo-topk-kl", MODEL},
     {"", "--delta 0.1", MODEL},
     {"", "--delta inf", MODEL},
     {"--objective dppo-tv", "--delta 0.001", MODEL},
@@ -1069,6 +1179,14 @@ static const struct {
     {"--objective grpo", "--clip-high 0.001", MODEL},
     {"--objective grpo", "--ratio-cap 1.001", MODEL},
     {"--objective pg-is", "--ratio-cap 0.9", MODEL},
+    {"--objective dppo-topk-tv --delta 0.01", "--top-candidates 1", MODEL},
+    {"--objective dppo-topk-tv --delta 0.01", "--top-candidates 20", SAME},
+    {"--objective dppo-topk-kl --delta 0.001", "--top-candidates 2", MODEL},
+    {"--objective dppo-topk-kl --rollout-dtype fp8_e4m3 --delta 1e-3", "--anchor recompute", MODEL},
+    {"--objective seq-tis", "--ratio-cap 0.9", MODEL},
+    {"--objective seq-mis", "--ratio-cap 0.999", MODEL},
+    {"--objective gspo", "--clip-low 0.5", MODEL},
+    {"--objective gspo", "--clip-high 0.2", MODEL},
     {"--objective pg-is", "--reg kl --reg-coef 0.5", MODEL},
     {"--objective pg-is", "--reg k3 --reg-coef 0.5", MODEL},
     {"--objective pg-is", "--reg tv --reg-coef 0.5", MODEL},
@@ -1125,9 +1243,11 @@ enum { FLAG_COUNT = sizeof FLAGS / sizeof *FLAGS };
 
 static void check_finite_log(const char* out, const char* what) {
     run_lines log = read_log(out);
-    int nulls = 0;
+    int nulls = 0, stale = strstr(what, "--sync-every") || strstr(what, "--lag");
     for (int i = 0; i < log.count; i++)
-        for (int k = 0; k < log.line[i].fields; k++) nulls += !isfinite(log.line[i].value[k]);
+        for (int k = 0; k < log.line[i].fields; k++)
+            if (!stale || strcmp(log.line[i].phase, "numerics"))
+                nulls += !isfinite(log.line[i].value[k]);
     CHECK(nulls == 0 && log.count > 0, "%s: %d nulls in the log", what, nulls);
     free(log.line);
 }
@@ -1214,6 +1334,7 @@ int main(int argc, char** argv) {
     test_log_keys();
     test_log_values();
     test_agreement();
+    test_topk_agreement();
     test_mismatch();
     test_same_bits();
     good_run("longer", LONGER);
@@ -1221,6 +1342,7 @@ int main(int argc, char** argv) {
     test_interrupt_between();
     test_interrupt_without_out();
     test_kill();
+    test_stale();
     test_resume_complete();
     test_resume_samples();
     test_full_disk();

@@ -465,7 +465,7 @@ static void do_short_attention_backward(void* arg, int call) {
 static void do_head_forward(void* arg, int call) {
     bench* d = arg;
     gpu->head_forward(gpu, d->logp, d->entropy, slice(d, set_of(d, call)->x, 0), d->identity,
-                      d->target, d->rows, d->head, &FORMAT_FP32, 1, NULL);
+                      d->target, d->rows, d->head, &FORMAT_FP32, 1, NULL, NULL);
 }
 static void do_head_backward(void* arg, int call) {
     bench* d = arg;

@@ -30,7 +30,7 @@ void ISA(kv_copy_page)(backend*, const kv_cache*, int, int);
 void ISA(attention_cached)(backend*, tensor, const kv_cache*, int, tensor, const int*, const int*);
 void ISA(gather_rows)(backend*, tensor, tensor, const int*);
 void ISA(head_forward)(backend*, float*, float*, tensor, const int*, const int*, int,
-                       const prepared*, const format*, float, const uint32_t*);
+                       const prepared*, const format*, float, const uint32_t*, const candidates*);
 void ISA(head_backward)(backend*, tensor, float*, tensor, const int*, const int*, const float*, int,
                         const prepared*, const format*, float, const uint32_t*);
 void ISA(sample)(backend*, const slot_state*, tensor, const int*, int, const prepared*,
