@@ -23,6 +23,7 @@
 #include "llmc/objective.h"
 #include "llmc/options.h"
 #include "llmc/rollout.h"
+#include "llmc/sanity.h"
 #include "llmc/stale.h"
 #include "llmc/task.h"
 #include "llmc/tokenizer.h"
@@ -53,6 +54,8 @@ typedef struct settings {
     double warmup_lr;
     const char* warmup_cache;
     int eval_every, eval_prompts, eval_samples, eval_k;
+    int sanity_samples, sanity_prompts;
+    double sanity_low, sanity_high;
     int prompts, group, top_k, max_new_tokens, slots, sync_every, lag;
     double temperature, top_p;
     int objective, reg, kl_estimator, anchor, advantage, aggregate;
@@ -72,6 +75,7 @@ static settings S = {
     .checkpoint_keep = 2, .seed = 1, .out = "",
     .warmup_steps = 1600, .warmup_batch = 128, .warmup_lr = 4e-3, .warmup_cache = "",
     .eval_every = 20, .eval_prompts = 512, .eval_samples = 8, .eval_k = 8,
+    .sanity_samples = 0, .sanity_prompts = 256, .sanity_low = 0.2, .sanity_high = 0.8,
     .prompts = 16, .group = 16, .top_k = 0, .max_new_tokens = 24, .slots = 256,
     .sync_every = 1, .lag = 0,
     .temperature = 1, .top_p = 1,
@@ -128,6 +132,14 @@ static option OPTIONS[] = {
     INT("eval-prompts", eval_prompts, 1, "prompts"),
     INT("eval-samples", eval_samples, 1, "samples a prompt"),
     INT("eval-k", eval_k, 1, "k of pass@k"),
+    GROUP("Sanity protocol (a sound method then comes to about 100 %)"),
+    {"sanity-samples", OPTION_INT, &S.sanity_samples,
+     "train and evaluate on what the model before RL solves at times, by so many samples; 0 = off", 0,
+     SANITY_SAMPLES_MAX, NULL, 0, 0, 0, NULL},
+    {"sanity-prompts", OPTION_INT, &S.sanity_prompts, "training prompts that it is asked", 1,
+     SANITY_PROMPTS_MAX, NULL, 0, 0, 0, NULL},
+    REAL("sanity-low", sanity_low, 0, 1, 0, "a prompt is kept if this share is right, at least"),
+    REAL("sanity-high", sanity_high, 0, 1, 0, "and at most this"),
     GROUP("Rollout"),
     INT("prompts", prompts, 1, "prompts a step"),
     INT("group", group, 1, "samples a prompt"),
@@ -280,6 +292,7 @@ typedef struct run {
     gpt2_weights* reference; // NULL without --kl-coef
     batch* data;             // the rollout of a step
     batch* eval_data;
+    prompt_list sanity;      // the prompts of --sanity-samples; none: the task's
     run_log* log;
     run_state state;
     double seconds[3];       // spent sampling, updating, evaluating
@@ -294,6 +307,9 @@ static void on_interrupt(int signal_number) {
     interrupted = signal_number;
     signal(signal_number, SIG_DFL);  // a second one ends the program at once
 }
+
+static int maximum(int a, int b) { return a > b ? a : b; }
+static int minimum(int a, int b) { return a < b ? a : b; }
 
 static float inverse_temperature(void) { return (float)(1 / S.temperature); }
 
@@ -519,8 +535,10 @@ static void show_samples(run* r, const char* when) {
 }
 
 static void evaluate(run* r) {
-    evaluate_config c = {S.eval_prompts, S.eval_samples, S.eval_k, S.seed, (uint32_t)r->state.step,
-                         inverse_temperature(), S.top_k, (float)S.top_p};
+    const prompt_list* list = r->sanity.count ? &r->sanity : NULL;
+    int prompts = list ? minimum(list->count, S.eval_prompts) : S.eval_prompts;
+    evaluate_config c = {prompts, S.eval_samples, S.eval_k, S.seed, (uint32_t)r->state.step,
+                         inverse_temperature(), S.top_k, (float)S.top_p, list};
     double start = clock_seconds();
     rollout_sync(r->sampler, r->trainer->parameters);
     evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
@@ -534,9 +552,9 @@ static void evaluate(run* r) {
     log_number(r->log, "prompts", e.prompts);
     log_number(r->log, "response_length", e.response_length);
     log_end(r->log);
-    log_print(r->log, "eval after step %d on %d held-out prompts: pass@1 %.3f  pass@%d %.3f  "
-              "greedy %.3f  length %.1f", r->state.step, e.prompts, e.pass1, e.k, e.passk, e.greedy,
-              e.response_length);
+    log_print(r->log, "eval after step %d on %d %s prompts: pass@1 %.3f  pass@%d %.3f  "
+              "greedy %.3f  length %.1f", r->state.step, e.prompts, list ? "training" : "held-out",
+              e.pass1, e.k, e.passk, e.greedy, e.response_length);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -559,7 +577,10 @@ static rollout_stats sample(run* r, double* seconds) {
     d->prompts = S.prompts;
     d->group = S.group;
     rollout_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
-    batch_training_prompts(d, &r->task, S.seed, r->state.step);
+    if (r->sanity.count)
+        batch_listed_prompts(d, &r->sanity, (int64_t)r->state.step * S.prompts);
+    else
+        batch_training_prompts(d, &r->task, S.seed, r->state.step);
     rollout_begin(r->sampler, d, &how);
     for (int left; (left = rollout_step(r->sampler)) > 0;)
         log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
@@ -703,6 +724,12 @@ static void check_settings(const task* t) {
     if (S.eval_k > S.eval_samples)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", S.eval_k,
               S.eval_samples);
+    if (!S.sanity_samples && (S.sanity_prompts != 256 || S.sanity_low != 0.2 || S.sanity_high != 0.8))
+        fatal("--sanity-prompts, --sanity-low and --sanity-high mean nothing without "
+              "--sanity-samples; give it, for example 40");
+    if (S.sanity_low > S.sanity_high)
+        fatal("--sanity-low %g is above --sanity-high %g; no prompt can be kept", S.sanity_low,
+              S.sanity_high);
     if (S.max_new_tokens > S.context - t->max_prompt)
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               t->max_prompt, S.max_new_tokens, S.context);
@@ -758,9 +785,6 @@ static optimizer_config rl_optimizer(precision p) {
                           .seed = S.seed};
     return c;
 }
-
-static int maximum(int a, int b) { return a > b ? a : b; }
-static int minimum(int a, int b) { return a < b ? a : b; }
 
 static void create(run* r) {
     precision train = train_precision(), roll = rollout_precision();
@@ -828,6 +852,33 @@ static void load_reference(run* r) {
     b->release(b, parameters, bytes);
 }
 
+// The model before RL chooses the prompts, in fp32: the same ones whatever the run's precision.
+static void choose_prompts(run* r) {
+    backend* b = r->device;
+    batch* d = r->eval_data;
+    sanity_config c = {S.sanity_prompts, S.sanity_samples, S.sanity_low, S.sanity_high, S.seed,
+                       inverse_temperature(), S.top_k, (float)S.top_p};
+    size_t bytes = r->parameters * sizeof(float);
+    float* parameters = (float*)b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
+    rollout* sampler = rollout_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
+                                      &FORMAT_FP32, S.slots, d->max_prompt, d->max_new, d->capacity,
+                                      d->keep_words, tokenizer_end());
+    b->upload(b, parameters, r->base, bytes);
+    rollout_sync(sampler, parameters);
+    sanity_result chosen = sanity_select(sampler, d, &r->task, &c);
+    r->sanity = chosen.kept;
+    rollout_free(sampler);
+    b->release(b, parameters, bytes);
+    log_begin(r->log, "sanity", 0);
+    log_number(r->log, "prompts", chosen.tried);
+    log_number(r->log, "kept", r->sanity.count);
+    log_number(r->log, "solved", chosen.solved);
+    log_end(r->log);
+    log_print(r->log, "sanity      %d of %d prompts are solved %g to %g %% of the time: these are "
+              "trained and evaluated on", r->sanity.count, chosen.tried, 100 * S.sanity_low,
+              100 * S.sanity_high);
+}
+
 // A checkpoint's parameters (in r->host) and moments into a trainer.
 static void restore(run* r, trainer* t, const float* m, const float* v) {
     trainer_load(t, r->host);
@@ -839,6 +890,7 @@ static void restore(run* r, trainer* t, const float* m, const float* v) {
 // Opens the log and leaves the model that RL starts or continues from in the trainer.
 static void begin(run* r) {
     char *config_path = xprintf("%s/config", S.out), *base_path = xprintf("%s/base.bin", S.out);
+    char* prompts_path = xprintf("%s/prompts", S.out);
     float* m = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
     float* v = m + r->parameters;
     int copies = r->stale->copies;
@@ -873,6 +925,7 @@ static void begin(run* r) {
     }
     if (found) {
         restore(r, r->trainer, m, v);
+        if (S.sanity_samples) r->sanity = sanity_read(&r->task, prompts_path);
         if (r->reference) {
             free(r->base);
             checkpoint_read_model(base_path, &r->base);
@@ -881,6 +934,8 @@ static void begin(run* r) {
         trainer_load(r->trainer, r->base);
         if (r->reference && *S.out)
             checkpoint_write_model(base_path, &r->model, r->base, &FORMAT_FP32);
+        if (S.sanity_samples) choose_prompts(r);
+        if (S.sanity_samples && *S.out) sanity_write(&r->sanity, prompts_path);
         save_checkpoint(r);
     }
     if (r->reference) load_reference(r);
@@ -892,6 +947,7 @@ static void begin(run* r) {
     free(m);
     free(config_path);
     free(base_path);
+    free(prompts_path);
 }
 
 static void end(run* r) {

@@ -80,6 +80,10 @@ void batch_held_out_prompts(batch* d, const task* t, uint64_t seed, int first) {
     }
 }
 
+void batch_listed_prompts(batch* d, const prompt_list* list, int64_t first) {
+    for (int p = 0; p < d->prompts; p++) put_prompt(d, p, list->text[(first + p) % list->count]);
+}
+
 static char* text_of(const int* tokens, int n) {
     char* text = xalloc((size_t)n + 1, 1, "text");
     tokenizer_decode(tokens, n, text);

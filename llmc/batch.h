@@ -46,6 +46,14 @@ int batch_flatten(const batch* d, const float* from, int first, int count, float
 void batch_training_prompts(batch* d, const task* t, uint64_t seed, int step);
 void batch_held_out_prompts(batch* d, const task* t, uint64_t seed, int first);
 
+typedef struct prompt_list {
+    int count;
+    char (*text)[TASK_TEXT_MAX];
+} prompt_list;
+
+// ... or with those of a list, from number `first` on; it begins again at its end.
+void batch_listed_prompts(batch* d, const prompt_list* list, int64_t first);
+
 // The text of a sequence, up to and including its end token; free with free().
 char* batch_prompt_text(const batch* d, int sequence);
 char* batch_response_text(const batch* d, int sequence);

@@ -129,7 +129,8 @@ typedef enum {
     STREAM_HELD_OUT,  // evaluation prompts
     STREAM_SAMPLE,    // tokens of training rollouts
     STREAM_EVALUATE,  // tokens of evaluation samples
-    STREAM_ROUND      // stochastic rounding of weights
+    STREAM_ROUND,     // stochastic rounding of weights
+    STREAM_SANITY     // tokens that choose the prompts of the sanity protocol
 } rng_stream;
 
 NUM_INLINE void philox4x32(uint32_t out[4], const uint32_t counter[4], uint32_t key0,

@@ -573,7 +573,7 @@ static void test_same_bits(void) {
 // Stopping and resuming
 
 // Slow enough to be caught in the middle: some hundred milliseconds.
-static const char LONGER[] = "--warmup-steps 150 --steps 20 --kl-coef 0.05";
+static const char LONGER[] = "--warmup-steps 150 --steps 20 --kl-coef 0.05 --sanity-samples 6";
 
 // Waits until the log of a run holds `phase` with at least this step; 0 if it ended before.
 static int wait_for_line(pid_t child, const char* out, const char* phase, int step) {
@@ -954,6 +954,10 @@ static void test_refusals(void) {
         {"--activation-scale tensor", "--activation-scale tensor"},
         {"--train-dtype fp8_e4m3 --activation-scale tensor --batch-invariant", "--batch-invariant"},
         {"--master-weights 2", "--master-weights"},
+        {"--sanity-samples 513", "--sanity-samples"},
+        {"--sanity-samples 8 --sanity-low 0.9", "--sanity-low 0.9"},
+        {"--sanity-high 0.9", "--sanity-samples"},
+        {"--sanity-samples 8 --sanity-high 1.1", "--sanity-high"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ended e = run("%s", cases[i].flags);
@@ -1117,6 +1121,46 @@ static void test_warmup_cache(void) {
     check_refused(&e, "a damaged cache", cache);
 }
 
+// The prompts of --sanity-samples: the only ones that are trained on, chosen by the model before RL
+// in fp32, so that runs of other precisions and objectives share them.
+static void test_sanity(void) {
+    size_t bytes;
+    good_run("sane", "--sanity-samples 8 --sanity-prompts 30 --eval-prompts 1000");
+    good_run("sane_other",
+             "--sanity-samples 8 --sanity-prompts 30 --objective grpo "
+             "--train-dtype bf16 --rollout-dtype fp8_e4m3 --master-weights 0");
+    CHECK(same_file(at_home("sane/prompts"), at_home("sane_other/prompts"), 0), "the same prompts");
+    char* prompts = read_whole(at_home("sane/prompts"), &bytes);
+    int kept = 0;
+    for (char* p = prompts; (p = strchr(p, '\n')); p++) kept++;
+    run_lines log = read_log("sane");
+    const line* l = nth(&log, "sanity", 0);
+    CHECK(count_lines(&log, "sanity") == 1 && value_of(l, "prompts") == 30, "30 are tried");
+    CHECK(value_of(l, "kept") == kept && kept > 0 && kept < 30, "%d are kept", kept);
+    CHECK(value_of(l, "solved") > 0.1 && value_of(l, "solved") < 0.9, "solved");
+    CHECK(value_of(nth(&log, "eval", 0), "prompts") == kept, "each is evaluated on once");
+    free(log.line);
+    char* samples = read_whole(at_home("sane/samples.jsonl"), &bytes);
+    int used = 0, found = 0;
+    for (char* p = samples; (p = strstr(p, "\"prompt\":\"")); used++) {
+        p += 10;
+        char* text = xprintf("%.*s\n", (int)strcspn(p, "\""), p);
+        found += strstr(prompts, text) != NULL;
+        free(text);
+    }
+    CHECK(used == 3 * 64 && found == used, "%d of %d samples are of these prompts", found, used);
+    free(prompts);
+    free(samples);
+    write_whole(at_home("sane/prompts"), "what?\n", 6);
+    ended e = run("--resume --out %s", at_home("sane"));
+    check_refused(&e, "altered prompts", "what?");
+    remove(at_home("sane/prompts"));
+    e = run("--resume --out %s", at_home("sane"));
+    check_refused(&e, "no prompts", "sane/prompts is missing");
+    e = run("--sanity-samples 8 --sanity-low 0.01 --sanity-high 0.02");
+    check_refused(&e, "no prompt is kept", "--sanity-low 0.01");
+}
+
 // ---------------------------------------------------------------------------------------------
 // Every flag: what it changes, beside `with`. MODEL: the weights at the end; LOG: the log alone;
 // SAME: nothing.
@@ -1143,6 +1187,11 @@ static const struct {
     {"", "--eval-prompts 17", LOG},
     {"", "--eval-samples 3", LOG},
     {"", "--eval-k 1", LOG},
+    {"", "--sanity-samples 8", MODEL},
+    {"", "--sanity-samples 12", MODEL},
+    {"--sanity-samples 8", "--sanity-prompts 20", MODEL},
+    {"--sanity-samples 8", "--sanity-low 0.5", MODEL},
+    {"--sanity-samples 8", "--sanity-high 0.5", MODEL},
     {"", "--prompts 6", MODEL},
     {"", "--group 6", MODEL},
     {"", "--temperature 0.9", MODEL},
@@ -1354,6 +1403,7 @@ int main(int argc, char** argv) {
     test_diverged();
     test_init();
     test_warmup_cache();
+    test_sanity();
     test_effects();
     test_help();
     test_config();
