@@ -25,7 +25,7 @@ static void list_add(prompt_list* list, const char* text) {
 
 // The first `count` training prompts that differ. A small task has fewer: it stops after having
 // drawn four times as many.
-static prompt_list candidates(const task* t, uint64_t seed, int count) {
+static prompt_list pool_of(const task* t, uint64_t seed, int count) {
     prompt_list list = list_create(count);
     char text[TASK_TEXT_MAX];
     for (int i = 0; i < 4 * count && list.count < count; i++) {
@@ -41,7 +41,7 @@ static int within(int right, const sanity_config* c) {
 }
 
 sanity_result sanity_select(rollout* r, batch* d, const task* t, const sanity_config* c) {
-    prompt_list all = candidates(t, c->seed, c->prompts);
+    prompt_list all = pool_of(t, c->seed, c->prompts);
     sanity_result result = {.kept = list_create(all.count), .tried = all.count};
     sampling how = {c->inverse_temperature, 0, c->top_k, c->top_p, c->seed, STREAM_SANITY, 0};
     int at_once = SANITY_SAMPLES_MAX / c->samples;

@@ -268,9 +268,10 @@ static void check_split(void) {
     prepared* usual = b->weight_prepare(b, NULL, w.data, v, 50, &FORMAT_FP32, &FORMAT_FP32);
     prepared* units = b->weight_prepare(b, NULL, unit.data, v, v, &FORMAT_FP32, &FORMAT_FP32);
     b->matmul_forward(b, logits, x, parts, NULL);
-    b->head_forward(b, expected.data, NULL, logits, row, target, n, units, &FORMAT_FP32, 1, NULL);
-    b->head_forward(b, logp.data, NULL, x, row, target, n, parts, &FORMAT_FP32, 1, NULL);
-    b->head_forward(b, whole.data, NULL, x, row, target, n, usual, &FORMAT_FP32, 1, NULL);
+    b->head_forward(b, expected.data, NULL, logits, row, target, n, units, &FORMAT_FP32, 1, NULL,
+                    NULL);
+    b->head_forward(b, logp.data, NULL, x, row, target, n, parts, &FORMAT_FP32, 1, NULL, NULL);
+    b->head_forward(b, whole.data, NULL, x, row, target, n, usual, &FORMAT_FP32, 1, NULL, NULL);
     check_same(logp, expected, "logp", "a head whose sums are in parts", b);
     CHECK(first_difference(logp, whole) >= 0, "sums in parts change no bit");
     b->weight_release(b, parts);
