@@ -23,6 +23,8 @@
 #include "llmc/objective.h"
 #include "llmc/options.h"
 #include "llmc/rollout.h"
+#include "llmc/sanity.h"
+#include "llmc/stale.h"
 #include "llmc/task.h"
 #include "llmc/tokenizer.h"
 #include "llmc/trainer.h"
@@ -33,9 +35,12 @@
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
-static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", NULL};
+static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2",
+                                     FORMAT_BY_BITS, NULL};
 static const char* const DTYPES_OR_SAME[] = {"same", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3",
-                                             "fp8_e5m2", NULL};
+                                             "fp8_e5m2", FORMAT_BY_BITS, NULL};
+static const char* const WEIGHT_SCALES[] = {"channel", "tensor", NULL};
+static const char* const ACTIVATION_SCALES[] = {"row", "tensor", NULL};
 static const char* const ANCHORS[] = {"rollout", "recompute", NULL};
 enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
 
@@ -49,14 +54,18 @@ typedef struct settings {
     double warmup_lr;
     const char* warmup_cache;
     int eval_every, eval_prompts, eval_samples, eval_k;
-    int prompts, group, top_k, max_new_tokens, slots;
+    int sanity_samples, sanity_prompts;
+    double sanity_low, sanity_high;
+    int prompts, group, top_k, max_new_tokens, slots, sync_every, lag;
     double temperature, top_p;
     int objective, reg, kl_estimator, anchor, advantage, aggregate;
     double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
+    int top_candidates;
     int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
     double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
-    int train_dtype, rollout_dtype, logits_dtype, rollout_logits_dtype, kv_dtype, master_weights;
-    int batch_invariant;
+    const char *train_dtype, *grad_dtype, *rollout_dtype, *logits_dtype, *rollout_logits_dtype;
+    const char* kv_dtype;
+    int weight_scale, activation_scale, rollout_split_k, master_weights, batch_invariant;
 } settings;
 
 // clang-format off
@@ -66,15 +75,19 @@ static settings S = {
     .checkpoint_keep = 2, .seed = 1, .out = "",
     .warmup_steps = 1600, .warmup_batch = 128, .warmup_lr = 4e-3, .warmup_cache = "",
     .eval_every = 20, .eval_prompts = 512, .eval_samples = 8, .eval_k = 8,
+    .sanity_samples = 0, .sanity_prompts = 256, .sanity_low = 0.2, .sanity_high = 0.8,
     .prompts = 16, .group = 16, .top_k = 0, .max_new_tokens = 24, .slots = 256,
+    .sync_every = 1, .lag = 0,
     .temperature = 1, .top_p = 1,
     .objective = OBJECTIVE_DRPO, .reg = REG_NONE, .kl_estimator = KL_K2, .anchor = ANCHOR_ROLLOUT,
     .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
     .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
+    .top_candidates = 0,
     .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
     .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
-    .train_dtype = 0, .rollout_dtype = 0, .logits_dtype = 0, .rollout_logits_dtype = 0,
-    .kv_dtype = 0, .master_weights = 1, .batch_invariant = 0,
+    .train_dtype = "fp32", .grad_dtype = "same", .rollout_dtype = "fp32", .logits_dtype = "fp32",
+    .rollout_logits_dtype = "same", .kv_dtype = "same", .weight_scale = 0, .activation_scale = 0,
+    .rollout_split_k = 1, .master_weights = 1, .batch_invariant = 0,
 };
 
 #define GROUP(text) {NULL, OPTION_GROUP, NULL, text, 0, 0, NULL, 0, 0, 0, NULL}
@@ -84,6 +97,10 @@ static settings S = {
     {name, OPTION_DOUBLE, &S.field, help, low, high, NULL, above, 0, 0, NULL}
 #define CHOICE(name, field, names, help) \
     {name, OPTION_CHOICE, &S.field, help, 0, 0, names, 0, 0, 0, NULL}
+#define DTYPE(name, field, help) \
+    {name, OPTION_FORMAT, &S.field, help, 0, 0, DTYPES, 0, 0, 0, NULL}
+#define DTYPE_OR_SAME(name, field, help) \
+    {name, OPTION_FORMAT, &S.field, help, 0, 0, DTYPES_OR_SAME, 0, 0, 0, NULL}
 #define TEXT(name, field, help) {name, OPTION_TEXT, &S.field, help, 0, 0, NULL, 0, 0, 0, NULL}
 
 static option OPTIONS[] = {
@@ -115,6 +132,14 @@ static option OPTIONS[] = {
     INT("eval-prompts", eval_prompts, 1, "prompts"),
     INT("eval-samples", eval_samples, 1, "samples a prompt"),
     INT("eval-k", eval_k, 1, "k of pass@k"),
+    GROUP("Sanity protocol (a sound method then comes to about 100 %)"),
+    {"sanity-samples", OPTION_INT, &S.sanity_samples,
+     "train and evaluate on what the model before RL solves at times, by so many samples; 0 = off", 0,
+     SANITY_SAMPLES_MAX, NULL, 0, 0, 0, NULL},
+    {"sanity-prompts", OPTION_INT, &S.sanity_prompts, "training prompts that it is asked", 1,
+     SANITY_PROMPTS_MAX, NULL, 0, 0, 0, NULL},
+    REAL("sanity-low", sanity_low, 0, 1, 0, "a prompt is kept if this share is right, at least"),
+    REAL("sanity-high", sanity_high, 0, 1, 0, "and at most this"),
     GROUP("Rollout"),
     INT("prompts", prompts, 1, "prompts a step"),
     INT("group", group, 1, "samples a prompt"),
@@ -123,13 +148,16 @@ static option OPTIONS[] = {
     REAL("top-p", top_p, 0, 1, 1, "sample from the fewest tokens of this share; 1 = off"),
     INT("max-new-tokens", max_new_tokens, 1, "longest response"),
     INT("slots", slots, 1, "sequences sampled at the same time"),
+    INT("sync-every", sync_every, 1, "RL steps after which the sampler takes over new weights"),
+    INT("lag", lag, 0, "RL steps by which the sampler's weights are behind (asynchronous RL)"),
     GROUP("Objective"),
     CHOICE("objective", objective, OBJECTIVE_NAMES, "how advantage and ratio become a gradient"),
     REAL("delta", delta, 0, INFINITY, 1, "trust region |pi - mu| of dppo-*, drpo*; 0.15, dppo-kl 0.05"),
     REAL("epsilon", epsilon, 0, INFINITY, 1, "trust region |r - 1| of spo; 0.2"),
-    REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo: ratios below 1 - this are clipped; 0.2"),
-    REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo: ratios above 1 + this; 0.28"),
-    REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf"),
+    REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo, gspo: ratios below 1 - this are clipped; 0.2, gspo 3e-4"),
+    REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo, gspo: ratios above 1 + this; 0.28, gspo 4e-4"),
+    REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf; of seq-tis, seq-mis; 2"),
+    INT("top-candidates", top_candidates, 0, "K of dppo-topk-*: most probable tokens compared; 0 = 20"),
     CHOICE("reg", reg, REG_NAMES, "regularizer of pg-is"),
     REAL("reg-coef", reg_coef, 0, DBL_MAX, 0, "its coefficient"),
     REAL("kl-coef", kl_coef, 0, DBL_MAX, 0, "KL term to the model before RL; 0 = none"),
@@ -153,11 +181,19 @@ static option OPTIONS[] = {
     REAL("weight-decay", weight_decay, 0, DBL_MAX, 0, "AdamW, on matrices"),
     REAL("grad-clip", grad_clip, 0, INFINITY, 1, "longest gradient; inf = off"),
     GROUP("Precision"),
-    CHOICE("train-dtype", train_dtype, DTYPES, "the trainer's arithmetic"),
-    CHOICE("rollout-dtype", rollout_dtype, DTYPES, "the sampler's arithmetic"),
-    CHOICE("logits-dtype", logits_dtype, DTYPES, "logits, on both sides"),
-    CHOICE("rollout-logits-dtype", rollout_logits_dtype, DTYPES_OR_SAME, "the sampler's logits"),
-    CHOICE("kv-dtype", kv_dtype, DTYPES_OR_SAME, "the sampler's KV cache; same = as it computes"),
+    DTYPE("train-dtype", train_dtype, "the trainer's arithmetic"),
+    DTYPE_OR_SAME("grad-dtype", grad_dtype,
+                  "gradients of activations; same = as the trainer computes, bf16 in fp8; with fp8 "
+                  "here and there its backward products are fp8 too"),
+    DTYPE("rollout-dtype", rollout_dtype, "the sampler's arithmetic"),
+    INT("rollout-split-k", rollout_split_k, 1,
+        "parts in which the sampler's products sum, as other engines do; 1 = as the trainer does"),
+    DTYPE("logits-dtype", logits_dtype, "logits, on both sides"),
+    DTYPE_OR_SAME("rollout-logits-dtype", rollout_logits_dtype, "the sampler's logits"),
+    DTYPE_OR_SAME("kv-dtype", kv_dtype, "the sampler's KV cache; same = as it computes"),
+    CHOICE("weight-scale", weight_scale, WEIGHT_SCALES, "fp8: what of a weight shares a scale"),
+    CHOICE("activation-scale", activation_scale, ACTIVATION_SCALES,
+           "fp8: what of an activation shares a scale; tensor: a row's bits depend on its batch"),
     {"master-weights", OPTION_INT, &S.master_weights,
      "1: fp32 masters; 0: weights in the train dtype, rounded stochastically", 0, 1, NULL, 0, 0, 0,
      NULL},
@@ -168,9 +204,43 @@ static option OPTIONS[] = {
 };
 // clang-format on
 
-static const format* dtype(int choice) { return format_find(DTYPES[choice]); }
-static const format* dtype_or(int choice, const format* same) {
-    return choice ? format_find(DTYPES_OR_SAME[choice]) : same;
+static const format* dtype_or(const char* name, const format* same) {
+    return strcmp(name, "same") ? format_find(name) : same;
+}
+
+// The trainer's and the sampler's arithmetic.
+static precision train_precision(void) {
+    precision p = precision_of(format_find(S.train_dtype), format_find(S.logits_dtype));
+    if (strcmp(S.grad_dtype, "same")) p = precision_with_gradient(p, format_find(S.grad_dtype));
+    p.weight_per_tensor = S.weight_scale;
+    p.activation_per_tensor = S.activation_scale;
+    return p;
+}
+
+static precision rollout_precision(void) {
+    const format* logits = dtype_or(S.rollout_logits_dtype, format_find(S.logits_dtype));
+    precision p = precision_of(format_find(S.rollout_dtype), logits);
+    p.weight_per_tensor = S.weight_scale;
+    p.activation_per_tensor = S.activation_scale;
+    p.split_k = S.rollout_split_k;
+    return p;
+}
+
+static int weights_scaled(void) {
+    return train_precision().linear->scaled || rollout_precision().linear->scaled;
+}
+
+static int any_scaled(void) { return weights_scaled() || train_precision().gradient_linear->scaled; }
+
+// How an fp8 run depends on what runs at once, where it does; NULL where nothing does.
+static const char* batch_dependence(void) {
+    precision train = train_precision();
+    if (S.activation_scale)
+        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
+               "may differ, --slots and --micro-batch leave a trace";
+    if (train.gradient_linear->scaled)
+        return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
+    return NULL;
 }
 
 // An option of the objective: the user's value, or its own default; refused where it is not read.
@@ -191,6 +261,11 @@ static objective make_objective(void) {
     resolve(&S.clip_low, &o.clip_low, "clip-low");
     resolve(&S.clip_high, &o.clip_high, "clip-high");
     resolve(&S.ratio_cap, &o.ratio_cap, "ratio-cap");
+    int topk = objective_reads(o.kind, "top-candidates");
+    if (S.top_candidates && !topk)
+        fatal("--top-candidates means nothing to --objective %s; leave it out",
+              OBJECTIVE_NAMES[S.objective]);
+    if (topk && !S.top_candidates) S.top_candidates = 20;
     o.reg = (regularizer_kind)S.reg;
     o.reg_coef = S.reg_coef;
     o.kl = (kl_kind)S.kl_estimator;
@@ -213,9 +288,11 @@ typedef struct run {
     rollout* sampler;
     struct trainer* warmup;         // the warm-up's own trainer, while it runs
     struct trainer* trainer;
+    struct stale* stale;     // older weights, for --sync-every and --lag
     gpt2_weights* reference; // NULL without --kl-coef
     batch* data;             // the rollout of a step
     batch* eval_data;
+    prompt_list sanity;      // the prompts of --sanity-samples; none: the task's
     run_log* log;
     run_state state;
     double seconds[3];       // spent sampling, updating, evaluating
@@ -231,6 +308,9 @@ static void on_interrupt(int signal_number) {
     signal(signal_number, SIG_DFL);  // a second one ends the program at once
 }
 
+static int maximum(int a, int b) { return a > b ? a : b; }
+static int minimum(int a, int b) { return a < b ? a : b; }
+
 static float inverse_temperature(void) { return (float)(1 / S.temperature); }
 
 static void save_checkpoint(run* r) {
@@ -244,8 +324,12 @@ static void save_checkpoint(run* r) {
     r->state.optimizer = o->state;
     r->state.elapsed = log_elapsed(r->log);
     log_position(r->log, &r->state.log_bytes, &r->state.sample_bytes);
-    checkpoint_save(S.out, &r->state, &r->model, r->host, moments, moments + r->parameters,
-                    S.checkpoint_keep);
+    int copies = r->state.step > 0 ? r->stale->copies : 0;  // before RL nothing is older
+    float* older = (float*)xalloc(copies * r->parameters, sizeof(float), "a checkpoint");
+    if (copies) stale_save(r->stale, older);
+    checkpoint_save(S.out, &r->state, &r->model, r->host, moments, moments + r->parameters, older,
+                    copies, S.checkpoint_keep);
+    free(older);
     free(moments);
 }
 
@@ -386,9 +470,21 @@ static void print_plan(const run* r) {
               AGGREGATE_NAMES[S.aggregate], ANCHORS[S.anchor]);
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
               S.prompts, S.group, S.updates, S.epochs, S.lr);
-    log_print(r->log, "precision   trainer %s, sampler %s, KV cache %s, %s", DTYPES[S.train_dtype],
-              DTYPES[S.rollout_dtype], S.kv_dtype ? DTYPES_OR_SAME[S.kv_dtype] : "same",
+    if (S.sync_every > 1)
+        log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
+                  S.sync_every);
+    if (S.lag > 0)
+        log_print(r->log, "staleness   the sampler's weights are %d steps behind", S.lag);
+    log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
+              S.train_dtype, S.grad_dtype, S.rollout_dtype, S.kv_dtype,
               S.master_weights ? "fp32 master weights" : "stochastic rounding");
+    if (any_scaled())
+        log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
+                  WEIGHT_SCALES[S.weight_scale], ACTIVATION_SCALES[S.activation_scale]);
+    if (S.rollout_split_k > 1)
+        log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu may "
+                  "differ", S.rollout_split_k);
+    if (batch_dependence()) log_print(r->log, "            %s", batch_dependence());
 }
 
 static void print_memory_line(const run* r, const char* what, size_t bytes) {
@@ -406,6 +502,7 @@ static void print_memory(const run* r) {
     print_memory_line(r, "trainer: activations", r->trainer->acts->bytes);
     print_memory_line(r, "sampler: packed weights", rollout_weights(r->sampler)->bytes);
     print_memory_line(r, "sampler: KV cache", cache);
+    if (r->stale->copies) print_memory_line(r, "older weights", r->stale->copies * each);
     if (r->reference) print_memory_line(r, "reference model", r->reference->bytes);
     print_memory_line(r, "all on the device", r->device->allocated);
 }
@@ -438,8 +535,10 @@ static void show_samples(run* r, const char* when) {
 }
 
 static void evaluate(run* r) {
-    evaluate_config c = {S.eval_prompts, S.eval_samples, S.eval_k, S.seed, (uint32_t)r->state.step,
-                         inverse_temperature(), S.top_k, (float)S.top_p};
+    const prompt_list* list = r->sanity.count ? &r->sanity : NULL;
+    int prompts = list ? minimum(list->count, S.eval_prompts) : S.eval_prompts;
+    evaluate_config c = {prompts, S.eval_samples, S.eval_k, S.seed, (uint32_t)r->state.step,
+                         inverse_temperature(), S.top_k, (float)S.top_p, list};
     double start = clock_seconds();
     rollout_sync(r->sampler, r->trainer->parameters);
     evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
@@ -453,9 +552,9 @@ static void evaluate(run* r) {
     log_number(r->log, "prompts", e.prompts);
     log_number(r->log, "response_length", e.response_length);
     log_end(r->log);
-    log_print(r->log, "eval after step %d on %d held-out prompts: pass@1 %.3f  pass@%d %.3f  "
-              "greedy %.3f  length %.1f", r->state.step, e.prompts, e.pass1, e.k, e.passk, e.greedy,
-              e.response_length);
+    log_print(r->log, "eval after step %d on %d %s prompts: pass@1 %.3f  pass@%d %.3f  "
+              "greedy %.3f  length %.1f", r->state.step, e.prompts, list ? "training" : "held-out",
+              e.pass1, e.k, e.passk, e.greedy, e.response_length);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -468,7 +567,8 @@ static double seconds_left(const run* r) {
     return (clock_seconds() - r->rl_start) / done * (S.steps - r->state.step);
 }
 
-// Sample: group completions of each prompt, with the sampler's own copy of the weights.
+// Sample: group completions of each prompt, with the sampler's own copy of the weights, which may be
+// an older one.
 static rollout_stats sample(run* r, double* seconds) {
     batch* d = r->data;
     sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_SAMPLE,
@@ -476,13 +576,17 @@ static rollout_stats sample(run* r, double* seconds) {
     double start = clock_seconds();
     d->prompts = S.prompts;
     d->group = S.group;
-    rollout_sync(r->sampler, r->trainer->parameters);
-    batch_training_prompts(d, &r->task, S.seed, r->state.step);
+    rollout_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
+    if (r->sanity.count)
+        batch_listed_prompts(d, &r->sanity, (int64_t)r->state.step * S.prompts);
+    else
+        batch_training_prompts(d, &r->task, S.seed, r->state.step);
     rollout_begin(r->sampler, d, &how);
     for (int left; (left = rollout_step(r->sampler)) > 0;)
         log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
                      (double)r->tokens[SAMPLING] / r->seconds[SAMPLING], seconds_left(r));
     rollout_stats stats = rollout_end(r->sampler);
+    stale_keep(r->stale, r->trainer->parameters, r->state.step);
     *seconds = clock_seconds() - start;
     r->seconds[SAMPLING] += *seconds;
     r->tokens[SAMPLING] += stats.tokens;
@@ -505,17 +609,25 @@ static void log_rollout(run* r, const rollout_stats* stats, const batch_summary*
     log_end(r->log);
 }
 
-// Measure: the trainer's log pi of what was sampled, before any update: numerics alone.
+// Measure: the trainer's log pi of what was sampled, before any update: numerics alone. With an older
+// sampler it is numerics and drift, so the log has nulls; each update's line has the two together.
 static mismatch measure(run* r) {
     batch* d = r->data;
     trainer_logprobs(r->trainer, r->trainer->weights, d, 0, d->sequences, inverse_temperature(),
                      d->log_pi);
     mismatch m = trainer_mismatch(d, 0, d->sequences, r->objective.delta);
     log_begin(r->log, "numerics", r->state.step);
-    log_mismatch(r, &m);
+    if (stale_is_older(r->stale, r->state.step))
+        for (int i = 0; i < MISMATCH_METRICS; i++) log_number(r->log, MISMATCH_NAMES[i], NAN);
+    else
+        log_mismatch(r, &m);
     log_end(r->log);
     const float* anchor = S.anchor == ANCHOR_RECOMPUTE ? d->log_pi : d->log_mu;
     memcpy(d->anchor, anchor, (size_t)d->sequences * d->max_new * sizeof(float));
+    if (d->candidates)
+        memcpy(d->candidate_anchor,
+               S.anchor == ANCHOR_RECOMPUTE ? d->candidate_pi : d->candidate_mu,
+               (size_t)d->sequences * d->max_new * d->candidates * sizeof(float));
     if (r->reference)
         trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences, inverse_temperature(),
                          d->log_ref);
@@ -612,9 +724,23 @@ static void check_settings(const task* t) {
     if (S.eval_k > S.eval_samples)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", S.eval_k,
               S.eval_samples);
+    if (!S.sanity_samples && (S.sanity_prompts != 256 || S.sanity_low != 0.2 || S.sanity_high != 0.8))
+        fatal("--sanity-prompts, --sanity-low and --sanity-high mean nothing without "
+              "--sanity-samples; give it, for example 40");
+    if (S.sanity_low > S.sanity_high)
+        fatal("--sanity-low %g is above --sanity-high %g; no prompt can be kept", S.sanity_low,
+              S.sanity_high);
     if (S.max_new_tokens > S.context - t->max_prompt)
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               t->max_prompt, S.max_new_tokens, S.context);
+    if (S.weight_scale && !weights_scaled())
+        fatal("--weight-scale tensor means nothing without an fp8 --train-dtype or --rollout-dtype; "
+              "leave it out");
+    if (S.activation_scale && !any_scaled())
+        fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
+              "--rollout-dtype; leave it out");
+    if (S.batch_invariant && S.activation_scale)
+        fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
     if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
         fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
               t->max_response, S.max_new_tokens);
@@ -630,9 +756,10 @@ static void refuse_used_directory(void) {
 
 // A resumed run takes its flags from the run's own config. What would change its bits must not differ.
 static void read_resumed_config(void) {
-    static const char* const FREE[] = {"threads", "isa", "slots", "micro-batch", "recompute",
-                                       "out",
-                                       "checkpoint-every", "checkpoint-keep", "warmup-cache", NULL};
+    static const char* const FREE[] = {"threads", "isa", "recompute", "out", "checkpoint-every",
+                                       "checkpoint-keep", "warmup-cache", "slots", "micro-batch",
+                                       NULL};
+    static const char* const BATCH[] = {"slots", "micro-batch", NULL};
     if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
     char* path = xprintf("%s/config", S.out);
     if (file_size(path) < 0) fatal("%s does not exist: --out %s holds no run to resume", path, S.out);
@@ -640,6 +767,8 @@ static void read_resumed_config(void) {
     for (option* o = OPTIONS; o->kind != OPTION_GROUP || o->help; o++) {
         int is_free = 0;
         for (const char* const* f = FREE; *f; f++) is_free |= o->name && !strcmp(*f, o->name);
+        for (const char* const* f = BATCH; *f && batch_dependence(); f++)
+            is_free &= !o->name || strcmp(*f, o->name);
         if (!o->overruled || is_free) continue;
         char* now = option_text(o);
         fatal("--%s %s: the run in %s was started with %s; a resumed run must keep it", o->name, now,
@@ -648,25 +777,17 @@ static void read_resumed_config(void) {
     free(path);
 }
 
-static precision precision_with(int dtype_choice, const format* logits) {
-    return precision_of(dtype(dtype_choice), logits);
-}
-
 static optimizer_config rl_optimizer(precision p) {
     optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
                           .weight_decay = S.weight_decay, .clip = S.grad_clip,
                           .format = S.master_weights ? &FORMAT_FP32 : p.store,
-                          .loss_scaling = p.linear == &FORMAT_FP16, .seed = S.seed};
+                          .loss_scaling = p.gradient->exponent_bits < FORMAT_FP32.exponent_bits,
+                          .seed = S.seed};
     return c;
 }
 
-static int maximum(int a, int b) { return a > b ? a : b; }
-static int minimum(int a, int b) { return a < b ? a : b; }
-
 static void create(run* r) {
-    const format* logits = dtype(S.logits_dtype);
-    precision train = precision_with(S.train_dtype, logits);
-    precision roll = precision_with(S.rollout_dtype, dtype_or(S.rollout_logits_dtype, logits));
+    precision train = train_precision(), roll = rollout_precision();
     int prompt = r->task.max_prompt, longest = prompt + S.max_new_tokens;
     int sequences = S.prompts * S.group, eval = maximum(maximum(sequences, 512), S.eval_samples);
     int filtered = S.top_k > 0 || (float)S.top_p < 1;
@@ -678,8 +799,14 @@ static void create(run* r) {
                                 minimum(S.micro_batch, sequences), longest,
                                 (gpt2_keep)S.recompute);
     if (S.kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
+    r->stale = stale_create(r->device, r->parameters, S.sync_every, S.lag);
     r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
     r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
+    if (S.top_candidates) {
+        int count = minimum(S.top_candidates, r->model.vocab);
+        rollout_record_candidates(r->sampler, count);
+        batch_add_candidates(r->data, count);
+    }
     r->host = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     r->base = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     gpt2_init(&r->model, r->base, S.seed);
@@ -725,6 +852,33 @@ static void load_reference(run* r) {
     b->release(b, parameters, bytes);
 }
 
+// The model before RL chooses the prompts, in fp32: the same ones whatever the run's precision.
+static void choose_prompts(run* r) {
+    backend* b = r->device;
+    batch* d = r->eval_data;
+    sanity_config c = {S.sanity_prompts, S.sanity_samples, S.sanity_low, S.sanity_high, S.seed,
+                       inverse_temperature(), S.top_k, (float)S.top_p};
+    size_t bytes = r->parameters * sizeof(float);
+    float* parameters = (float*)b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
+    rollout* sampler = rollout_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
+                                      &FORMAT_FP32, S.slots, d->max_prompt, d->max_new, d->capacity,
+                                      d->keep_words, tokenizer_end());
+    b->upload(b, parameters, r->base, bytes);
+    rollout_sync(sampler, parameters);
+    sanity_result chosen = sanity_select(sampler, d, &r->task, &c);
+    r->sanity = chosen.kept;
+    rollout_free(sampler);
+    b->release(b, parameters, bytes);
+    log_begin(r->log, "sanity", 0);
+    log_number(r->log, "prompts", chosen.tried);
+    log_number(r->log, "kept", r->sanity.count);
+    log_number(r->log, "solved", chosen.solved);
+    log_end(r->log);
+    log_print(r->log, "sanity      %d of %d prompts are solved %g to %g %% of the time: these are "
+              "trained and evaluated on", r->sanity.count, chosen.tried, 100 * S.sanity_low,
+              100 * S.sanity_high);
+}
+
 // A checkpoint's parameters (in r->host) and moments into a trainer.
 static void restore(run* r, trainer* t, const float* m, const float* v) {
     trainer_load(t, r->host);
@@ -736,9 +890,13 @@ static void restore(run* r, trainer* t, const float* m, const float* v) {
 // Opens the log and leaves the model that RL starts or continues from in the trainer.
 static void begin(run* r) {
     char *config_path = xprintf("%s/config", S.out), *base_path = xprintf("%s/base.bin", S.out);
+    char* prompts_path = xprintf("%s/prompts", S.out);
     float* m = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
     float* v = m + r->parameters;
-    int found = S.resume && checkpoint_load(S.out, &r->state, &r->model, r->host, m, v);
+    int copies = r->stale->copies;
+    float* older = (float*)xalloc(copies * r->parameters, sizeof(float), "a checkpoint");
+    int found = S.resume && checkpoint_load(S.out, &r->state, &r->model, r->host, m, v, older,
+                                            copies);
     if (S.resume) log_cut(S.out, r->state.log_bytes, r->state.sample_bytes);
     r->log = log_open(S.out, r->state.elapsed);
     if (*S.out) options_write(OPTIONS, config_path);
@@ -767,6 +925,7 @@ static void begin(run* r) {
     }
     if (found) {
         restore(r, r->trainer, m, v);
+        if (S.sanity_samples) r->sanity = sanity_read(&r->task, prompts_path);
         if (r->reference) {
             free(r->base);
             checkpoint_read_model(base_path, &r->base);
@@ -775,12 +934,20 @@ static void begin(run* r) {
         trainer_load(r->trainer, r->base);
         if (r->reference && *S.out)
             checkpoint_write_model(base_path, &r->model, r->base, &FORMAT_FP32);
+        if (S.sanity_samples) choose_prompts(r);
+        if (S.sanity_samples && *S.out) sanity_write(&r->sanity, prompts_path);
         save_checkpoint(r);
     }
     if (r->reference) load_reference(r);
+    if (r->state.step > 0)
+        stale_load(r->stale, older);
+    else
+        stale_begin(r->stale, r->trainer->parameters);
+    free(older);
     free(m);
     free(config_path);
     free(base_path);
+    free(prompts_path);
 }
 
 static void end(run* r) {
@@ -799,13 +966,17 @@ static void end(run* r) {
 // What keeps a run off the GPU: a flag and its value; or NULL.
 static const char* needs_cpu(void) {
     static const char* const PRECISIONS[] = {"train-dtype", "rollout-dtype", "kv-dtype", NULL};
+    const format* train = format_find(S.train_dtype);
     if (S.batch_invariant) return "--batch-invariant does not hold on the GPU yet";
     for (int i = 0; PRECISIONS[i]; i++) {
-        char* value = option_text(options_find(OPTIONS, PRECISIONS[i]));
-        const format* f = format_find(value);
-        if (f && f->scaled) return xprintf("--%s %s: the GPU has no fp8 yet", PRECISIONS[i], value);
-        free(value);
+        const char* value = *(const char**)options_find(OPTIONS, PRECISIONS[i])->value;
+        const format* f = dtype_or(value, &FORMAT_FP32);
+        if (f != &FORMAT_FP32 && f != &FORMAT_TF32 && f != &FORMAT_BF16 && f != &FORMAT_FP16)
+            return xprintf("--%s %s: the GPU has fp32, tf32, bf16 and fp16", PRECISIONS[i], value);
     }
+    if (dtype_or(S.grad_dtype, train) != train)
+        return xprintf("--grad-dtype %s: the GPU has gradients in the train dtype", S.grad_dtype);
+    if (S.rollout_split_k > 1) return "--rollout-split-k: the GPU has no such products";
     return NULL;
 }
 

@@ -5,7 +5,7 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
 
     window        a tenth of the steps, at least 3 (or all, if there are fewer)
     auc           area under the reward curve over its length: the mean reward over all steps
-    final_pass1   pass@1 on held-out prompts at the last evaluation
+    final_pass1   pass@1 at the last evaluation; base_pass1 at the first
     last_reward   mean reward of the last window
     best_reward   highest mean reward of any window
     collapsed     1 where last_reward < best_reward / 2

@@ -269,7 +269,7 @@ def score_figure(title, groups):
 # Column of curves.csv: title, limits of its axis, and whether the report shows it unfolded.
 DRAWN = {
     "reward": ("Reward of training rollouts", (0, 1), True),
-    "pass1": ("pass@1 on held-out prompts", (0, 1), True),
+    "pass1": ("pass@1 at evaluations", (0, 1), True),
     "prob_diff_mean": ("mean |π − μ| before the first update (numerics)", None, True),
     "logp_diff_max": ("max |log π − log μ| before the first update (numerics)", None, False),
     "kl_k3": ("KL (k3) before the first update (numerics)", None, False),

@@ -834,7 +834,7 @@ static void do_norm_backward(kernel_memory* m) {
 }
 static void do_softmax(kernel_memory* m) {
     m->b->head_forward(m->b, m->logp, m->logp + HEAD_ROWS, matrix_of(m->x, HEAD_ROWS, 1), m->row,
-                       m->target, HEAD_ROWS, m->column, &FORMAT_FP32, 1, NULL);
+                       m->target, HEAD_ROWS, m->column, &FORMAT_FP32, 1, NULL, NULL);
 }
 static void do_prepare(kernel_memory* m) {
     m->b->weight_prepare(m->b, m->matrix, m->x, KERNEL_ELEMENTS / CHANNELS, CHANNELS, &FORMAT_FP32,
@@ -865,7 +865,7 @@ static void attend(kernel_memory* m, int sequences, int length, int backward) {
     else
         m->b->attention_backward(m->b, matrix_of(m->z, n, 3 * CHANNELS),
                                  matrix_of(m->w, n, CHANNELS), qkv, out, m->stats, m->start,
-                                 sequences, HEADS, &FORMAT_FP32);
+                                 sequences, HEADS, &FORMAT_FP32, &FORMAT_FP32);
 }
 static void do_attention(kernel_memory* m) { attend(m, 4, 64, 0); }
 static void do_attention_backward(kernel_memory* m) { attend(m, 4, 64, 1); }

@@ -1,7 +1,8 @@
 // coefficients: an objective on its own. Reads lines of "A logpi logmu" or "A logpi logmu logref"
 // from standard input and prints the gradient coefficient of each, in the shortest text that reads
 // back to the same double; with --all "c loss masked corrective". For looking at an objective, and
-// for checking it against another implementation:
+// for checking it against another implementation. To seq-tis, seq-mis and gspo a line is a
+// sequence; dppo-topk-* have no candidates here.
 //     echo '1 -0.5 -1.0' | coefficients --objective drpo --delta 0.15
 #define _GNU_SOURCE
 #include <float.h>
@@ -43,7 +44,8 @@ static coefficient line_coefficient(const objective* o, const char* line, size_t
 static objective read_options(int argc, char** argv, int* all) {
     int kind = OBJECTIVE_DRPO;
     objective o = objective_defaults(OBJECTIVE_DRPO);
-    o.delta = NAN;                 // its default depends on the objective
+    // Their defaults depend on the objective.
+    o.delta = o.clip_low = o.clip_high = o.ratio_cap = NAN;
     int reg = (int)o.reg, kl = 0;  // k1 is a part of the reward and not of c
     option table[] = {
         {.kind = OPTION_GROUP, .help = "objective"},
@@ -52,12 +54,13 @@ static objective read_options(int argc, char** argv, int* all) {
          .max = INFINITY, .above_min = 1},
         {"epsilon", OPTION_DOUBLE, &o.epsilon, "trust region of spo, a ratio", .max = INFINITY,
          .above_min = 1},
-        {"clip-low", OPTION_DOUBLE, &o.clip_low, "grpo and cispo clip at 1 - this",
+        {"clip-low", OPTION_DOUBLE, &o.clip_low, "grpo, cispo and gspo clip at 1 - this",
          .max = INFINITY},
-        {"clip-high", OPTION_DOUBLE, &o.clip_high, "grpo and cispo clip at 1 + this",
+        {"clip-high", OPTION_DOUBLE, &o.clip_high, "grpo, cispo and gspo clip at 1 + this",
          .max = INFINITY},
         {"ratio-cap", OPTION_DOUBLE, &o.ratio_cap,
-         "largest ratio of pg-is and dppo; dual clip of grpo", .max = INFINITY, .above_min = 1},
+         "largest ratio of pg-is, dppo and seq; dual clip of grpo", .max = INFINITY,
+         .above_min = 1},
         {"reg", OPTION_CHOICE, &reg, "regularizer of pg-is", .choices = REG_NAMES},
         {"reg-coef", OPTION_DOUBLE, &o.reg_coef, "its coefficient", .max = DBL_MAX},
         {"kl-coef", OPTION_DOUBLE, &o.kl_coef, "coefficient of the reference term", .max = DBL_MAX},
@@ -71,7 +74,11 @@ static objective read_options(int argc, char** argv, int* all) {
     o.kind = (objective_kind)kind;
     o.reg = (regularizer_kind)reg;
     o.kl = (kl_kind)(KL_K2 + kl);
-    if (!options_find(table, "delta")->given) o.delta = objective_defaults(o.kind).delta;
+    objective own = objective_defaults(o.kind);
+    if (!options_find(table, "delta")->given) o.delta = own.delta;
+    if (!options_find(table, "clip-low")->given) o.clip_low = own.clip_low;
+    if (!options_find(table, "clip-high")->given) o.clip_high = own.clip_high;
+    if (!options_find(table, "ratio-cap")->given) o.ratio_cap = own.ratio_cap;
     for (option* f = table; f->name || f->help; f++)
         if (f->name && f->given && !objective_reads(o.kind, f->name))
             fatal("--%s means nothing to %s; leave it out", f->name, OBJECTIVE_NAMES[kind]);

@@ -1,9 +1,13 @@
-"""Writes two fixtures for tests/test_numerics.c:
+"""Writes three fixtures for tests/test_numerics.c:
 
 tests/fixtures/numerics_round.txt: roundings by PyTorch's casts from float32. A line "FORMAT COUNT",
 then COUNT lines of two hexadecimal numbers: the bits of a float32, the bits of its cast. The fp8
 inputs are clamped to the largest value first, for the casts do not all saturate. fp8 is covered
 whole: every value, every midpoint, and their float32 neighbours; bf16 and fp16 are sampled.
+
+tests/fixtures/numerics_scaled.txt: rows of float32 cast to fp8 under a power-of-two scale, the least
+that lets the row's largest magnitude fit. A line "FORMAT COUNT", then COUNT lines of two hexadecimal
+numbers: the bits of a float32, and of its cast times the scale.
 
 tests/fixtures/numerics_functions.txt: functions of doubles by mpmath. Lines "FUNCTION x y rest" in
 C's hexadecimal: y is the double nearest to f(x), and y + rest is f(x) to about 106 bits.
@@ -58,6 +62,26 @@ def write_roundings(path):
                 print("%08x" % (a & 0xffffffff), b.tobytes().hex(), file=f)
 
 
+def write_scaled(path):
+    draw = np.random.default_rng(2)
+    with open(path, "w") as f:
+        for row in range(40):
+            name = ("fp8_e4m3", "fp8_e5m2")[row % 2]
+            top = torch.finfo(FORMATS[name]).max
+            x = draw.standard_normal(24) * 2.0**draw.integers(-40, 40)
+            x[:8] *= 2.0**draw.integers(-24, 0, 8)  # into the subnormals
+            if row % 4 == 2:  # the largest magnitude is where the scale changes, or next to it
+                x *= top * 2.0**draw.integers(-30, 30) / np.abs(x).max() * (1 + 1e-7 * (row % 3 - 1))
+            x = torch.from_numpy(x.astype(np.float32))
+            mantissa, exponent = math.frexp(x.abs().max().item() / top)
+            scale = 2.0**(exponent - (mantissa == 0.5))
+            cast = (x / scale).clamp(-top, top).to(FORMATS[name])
+            print(name, len(x), file=f)
+            for a, b in zip(x.view(torch.int32).tolist(),
+                            (cast.float() * scale).view(torch.int32).tolist()):
+                print("%08x %08x" % (a & 0xffffffff, b & 0xffffffff), file=f)
+
+
 def write_functions(path):
     mpmath.mp.prec = 1300  # enough for e^x - 1 at tiny x, and for sin(pi x) at huge x
     draw = random.Random(1)
@@ -88,4 +112,5 @@ def write_functions(path):
 
 
 write_roundings("tests/fixtures/numerics_round.txt")
+write_scaled("tests/fixtures/numerics_scaled.txt")
 write_functions("tests/fixtures/numerics_functions.txt")

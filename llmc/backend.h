@@ -24,6 +24,16 @@ typedef struct tensor {
 // matter.
 typedef struct prepared prepared;
 
+// What the products of one weight do otherwise than usual; all 0 is the usual.
+typedef struct product_plan {
+    const format* gradient;  // operand that a gradient becomes; NULL: the weight's backward_operand
+    int weight_per_tensor;   // fp8: one scale for the weight, not one an output (and, for backward
+                             // products, one an input)
+    int activation_per_tensor;  // fp8: one scale for all rows of a call, not one a row or column: a
+                                // row's bits then depend on the others (not N1)
+    int split_k;                // forward: the sum over the inputs in this many parts, if above 1
+} product_plan;
+
 // Keys and values of many sequences in pages of KV_PAGE positions. A slot is a row of the page
 // table.
 enum { KV_PAGE = 16 };
@@ -48,6 +58,14 @@ typedef struct sampling {
     uint32_t step;
 } sampling;
 
+// The tokens that a distribution holds most probable, for each of some rows: the best first, ties
+// to the lower id, -1 where it has no more; and log-probabilities of these tokens.
+typedef struct candidates {
+    int count;    // of a row; 0: none are asked for
+    int* id;      // (rows, count)
+    float* logp;  // (rows, count); -infinity for -1
+} candidates;
+
 // The state of the sampler's slots, advanced on the device; see rollout.c.
 typedef struct slot_state {
     int* token;          // (slots) next input token
@@ -61,6 +79,7 @@ typedef struct slot_state {
     uint32_t* out_keep;  // (sequences, max_new, keep_words), or NULL
     int max_new, keep_words;
     int end_token;
+    candidates best;  // rows: (sequences, max_new); of the distribution that was drawn from
 } slot_state;
 
 typedef struct adamw_step {
@@ -94,7 +113,11 @@ struct backend {
 
     // Weights. prepare rounds W (outputs, inputs; contiguous fp32) to `operand` for forward
     // products (fp8: a power-of-two scale an output row) and remembers W and `backward_operand` for
-    // backward ones: W must stay unchanged between prepare and backward. `reuse` may be NULL.
+    // backward ones: W must stay unchanged between prepare and backward. `reuse` may be NULL. An
+    // fp8 `backward_operand` makes a second copy, with a scale an input column: scales must not
+    // vary along what a product sums over. plan makes a weight to prepare (`reuse`) whose products
+    // are not the usual ones; NULL where the device knows the usual ones alone.
+    prepared* (*weight_plan)(backend* b, const product_plan* plan);
     prepared* (*weight_prepare)(backend* b, prepared* reuse, const float* w, int outputs,
                                 int inputs, const format* operand, const format* backward_operand);
     void (*weight_release)(backend* b, prepared* p);
@@ -121,11 +144,15 @@ struct backend {
                           tensor residual, const float* stats, const float* gain);
 
     // out = in W^T + bias: for each element one chain over the inputs in blocks of 256 whose sums
-    // are added in order, then the bias. bias may be NULL.
+    // are added in order, then the bias. bias may be NULL. With split_k > 1 each of that many equal
+    // parts of the inputs is such a sum of its own, and the parts are added in order.
     void (*matmul_forward)(backend* b, tensor out, tensor in, const prepared* w, const float* bias);
     // din = dout W, the same order over the outputs.
     void (*matmul_backward_input)(backend* b, tensor din, tensor dout, const prepared* w);
     // dw += dout^T in, dbias += sum of dout: one chain over the rows, carried on from dw and dbias.
+    // fp8 operands have a scale a column here, over the rows of the call: then how rows are cut
+    // into calls leaves a trace, in values so small beside their column's largest that they are
+    // subnormal.
     void (*matmul_backward_weight)(backend* b, float* dw, float* dbias, tensor dout, tensor in,
                                    const prepared* w);
 
@@ -137,12 +164,13 @@ struct backend {
     // (rows, 3 * heads * head_dim). Scores: chains over head_dim, times 1/sqrt(head_dim); their
     // exp(s - max), rounded to `operand`, times V: chains over the keys in blocks of 256 from the
     // sequence's start; divided by the (unrounded) sum: tree. stats (rows, heads, 2) = {max, sum}.
+    // Backward rounds dout and dS to `gradient` where they are operands.
     void (*attention_forward)(backend* b, tensor out, float* stats, tensor qkv,
                               const int* seq_start, int sequences, int heads,
                               const format* operand);
     void (*attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                                const float* stats, const int* seq_start, int sequences, int heads,
-                               const format* operand);
+                               const format* operand, const format* gradient);
 
     // The same attention for rows whose keys and values lie in a cache: row r belongs to slot
     // row_slot[r] at position row_position[r] (-1: skipped, out becomes 0) and sees positions up to
@@ -161,10 +189,11 @@ struct backend {
     // The vocabulary head, for i < n: logits = x[row[i]] W^T rounded to `logits`, divided by the
     // temperature; logp[i] = log-probability of target[i], entropy[i] in nats (may be NULL). With
     // keep (n, ceil(V / 32) words; may be NULL) everything is normalised over the kept tokens.
-    // Logits exist for a block of rows at a time.
+    // Logits exist for a block of rows at a time. Of `asked` (n rows; may be NULL) it reads the
+    // ids, which are kept tokens or -1, and writes their log-probabilities.
     void (*head_forward)(backend* b, float* logp, float* entropy, tensor x, const int* row,
                          const int* target, int n, const prepared* w, const format* logits,
-                         float inverse_temperature, const uint32_t* keep);
+                         float inverse_temperature, const uint32_t* keep, const candidates* asked);
     // From coef[i] = c / norm: dlogits = -coef (1[y] - p) / temperature, rounded to `logits`;
     // dx[row[i]] = dlogits W (rows not named stay as they are), dw += dlogits^T x: chain over i.
     void (*head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
@@ -172,9 +201,9 @@ struct backend {
                           const format* logits, float inverse_temperature, const uint32_t* keep);
 
     // Draws one token for each row i < n of x from slot row_slot[i] (slots with position -1 are
-    // passed over) and advances the slot: appends token, log-probability, entropy and keep set to
-    // its sequence, makes the token its next input, and sets it idle after the end token or when
-    // nothing is left to sample.
+    // passed over) and advances the slot: appends token, log-probability, entropy, keep set and
+    // best tokens to its sequence, makes the token its next input, and sets it idle after the end
+    // token or when nothing is left to sample.
     void (*sample)(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
                    const prepared* w, const format* logits, const sampling* how);
 

@@ -28,6 +28,15 @@ batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words) {
     return d;
 }
 
+void batch_add_candidates(batch* d, int count) {
+    size_t n = (size_t)d->capacity * d->max_new * count;
+    d->candidates = count;
+    d->candidate = xalloc(n, sizeof(int), "candidates");
+    d->candidate_mu = xalloc(3 * n, sizeof(float), "candidates");
+    d->candidate_pi = d->candidate_mu + n;
+    d->candidate_anchor = d->candidate_pi + n;
+}
+
 void batch_free(batch* d) {
     free(d->prompt);
     free(d->prompt_length);
@@ -35,6 +44,8 @@ void batch_free(batch* d) {
     free(d->length);
     free(d->log_mu);
     free(d->keep);
+    free(d->candidate);
+    free(d->candidate_mu);
     free(d->reward);
     free(d);
 }
@@ -67,6 +78,10 @@ void batch_held_out_prompts(batch* d, const task* t, uint64_t seed, int first) {
         task_held_out_prompt(t, seed, (uint32_t)(first + p), text);
         put_prompt(d, p, text);
     }
+}
+
+void batch_listed_prompts(batch* d, const prompt_list* list, int64_t first) {
+    for (int p = 0; p < d->prompts; p++) put_prompt(d, p, list->text[(first + p) % list->count]);
 }
 
 static char* text_of(const int* tokens, int n) {

@@ -26,11 +26,17 @@ typedef struct batch {
     float* log_ref;      // (sequences, max_new) what the reference model gives it
     uint32_t* keep;      // (sequences, max_new, keep_words): top-k / top-p sets, or NULL
     int keep_words;
+    int candidates;       // a token; 0: none
+    int* candidate;       // (sequences, max_new, candidates) the sampler's best, -1: no more
+    float* candidate_mu;  // as log_mu, log_pi and anchor, of these; the same shape
+    float *candidate_pi, *candidate_anchor;
     float *reward, *advantage;  // (sequences)
 } batch;
 
 batch* batch_create(int capacity, int max_prompt, int max_new, int keep_words);
 void batch_free(batch* d);
+// Makes room for `count` candidates a token.
+void batch_add_candidates(batch* d, int count);
 // Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
 // one sequence after another into `to`; returns how many.
 int batch_flatten(const batch* d, const float* from, int first, int count, float* to);
@@ -39,6 +45,14 @@ int batch_flatten(const batch* d, const float* from, int first, int count, float
 // from number `first` on.
 void batch_training_prompts(batch* d, const task* t, uint64_t seed, int step);
 void batch_held_out_prompts(batch* d, const task* t, uint64_t seed, int first);
+
+typedef struct prompt_list {
+    int count;
+    char (*text)[TASK_TEXT_MAX];
+} prompt_list;
+
+// ... or with those of a list, from number `first` on; it begins again at its end.
+void batch_listed_prompts(batch* d, const prompt_list* list, int64_t first);
 
 // The text of a sequence, up to and including its end token; free with free().
 char* batch_prompt_text(const batch* d, int sequence);

@@ -51,6 +51,20 @@
 //   128     4 n   m, AdamW's first moments, fp32
 //   then    4 n   v, second moments; the end of the file
 //
+// Older parameters that a sampler is still to use (stale.bin, where --sync-every or --lag asks for
+// them): K copies of the n parameters.
+//
+//   offset  size   meaning
+//   0       8      magic "rl-stale"
+//   8       4      version: 1
+//   12      4      K
+//   16      20     T, V, L, heads, C; 4 each
+//   36      4      zero
+//   40      8      checksum of the model.bin beside it
+//   48      8      checksum of the copies
+//   56      8      checksum of bytes 0 to 55
+//   64      4 K n  the copies, fp32; the end of the file
+//
 // The checksum is FNV-1a of 64 bits taken over 32-bit words instead of bytes, for speed: h starts
 // as 0xcbf29ce484222325, and each word w makes it (h xor w) * 0x100000001b3.
 //
@@ -71,8 +85,10 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the files are little-endian");
 _Static_assert(sizeof(size_t) >= 8, "sizes within the header's bounds must not overflow");
 
-enum { MODEL_MAGIC = 20240326, VERSION_FP32 = 3, VERSION_BF16 = 5, STATE_VERSION = 1 };
+enum { MODEL_MAGIC = 20240326, VERSION_FP32 = 3, VERSION_BF16 = 5 };
+enum { STATE_VERSION = 1, STALE_VERSION = 1 };
 static const char STATE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 't', 'e'};
+static const char STALE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 'l', 'e'};
 
 typedef struct model_header {
     int32_t magic, version, context, vocab, layers, heads, channels, padded_vocab, unused[248];
@@ -86,7 +102,15 @@ typedef struct state_header {
     uint64_t model_checksum, moments_checksum, header_checksum;
 } state_header;
 
-_Static_assert(sizeof(model_header) == 1024, "the table above");
+typedef struct stale_header {
+    char magic[8];
+    int32_t version, copies;
+    gpt2_config model;
+    int32_t unused;
+    uint64_t model_checksum, copies_checksum, header_checksum;
+} stale_header;
+
+_Static_assert(sizeof(model_header) == 1024 && sizeof(stale_header) == 64, "the tables above");
 _Static_assert(sizeof(gpt2_config) == 20 && sizeof(run_state) == 72 && sizeof(state_header) == 128,
                "the table above: no gaps; other fields make another STATE_VERSION");
 
@@ -322,7 +346,7 @@ gpt2_config checkpoint_read_model(const char* path, float** parameters) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// The two files of a checkpoint
+// The files of a checkpoint
 
 // Returns the checksum of the file.
 static uint64_t write_model_file(const char* folder, const gpt2_config* c,
@@ -411,6 +435,57 @@ static void read_model_file(const char* folder, const char* advice, const gpt2_c
     if (same) read_model_values(&f, &h, parameters);
     if (!same || f.checksum != checksum)
         refuse(&f, "is damaged: it is not the file that its state.bin was written with");
+    file_close(f.f, path);
+    free(path);
+}
+
+static void write_stale_file(const char* folder, const state_header* state, const float* copies,
+                             int count) {
+    char* path = xprintf("%s/stale.bin", folder);
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t values = (size_t)count * gpt2_tensors(&state->model, table);
+    stale_header h = {.version = STALE_VERSION,
+                      .copies = count,
+                      .model = state->model,
+                      .model_checksum = state->model_checksum,
+                      .copies_checksum = checksum_words(CHECKSUM_START, copies, values)};
+    memcpy(h.magic, STALE_MAGIC, sizeof h.magic);
+    h.header_checksum =
+        checksum_words(CHECKSUM_START, &h, offsetof(stale_header, header_checksum) / 4);
+    file f = open_to_write(path);
+    put_words(&f, &h, sizeof h / 4);
+    put_words(&f, copies, values);
+    file_close_sync(f.f, path);
+    free(path);
+}
+
+static void read_stale_file(const char* folder, const char* advice, const state_header* state,
+                            float* copies, int count) {
+    char* path = xprintf("%s/stale.bin", folder);
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t values = (size_t)count * gpt2_tensors(&state->model, table);
+    file f = open_to_read(path, advice);
+    stale_header h;
+    int64_t expected = (int64_t)(sizeof h + values * sizeof(float));
+    if (f.bytes != expected)
+        refuse(&f, "is damaged: it has %lld bytes instead of %lld", (long long)f.bytes,
+               (long long)expected);
+    get_words(&f, &h, sizeof h / 4);
+    if (memcmp(h.magic, STALE_MAGIC, sizeof h.magic))
+        refuse(&f, "is damaged: it does not start as the older weights of a run");
+    if (h.version != STALE_VERSION)
+        refuse(&f, "has version %d of a run's older weights, and this program reads version %d",
+               h.version, STALE_VERSION);
+    if (h.header_checksum !=
+            checksum_words(CHECKSUM_START, &h, offsetof(stale_header, header_checksum) / 4) ||
+        h.copies != count || memcmp(&h.model, &state->model, sizeof h.model))
+        refuse(&f, "is damaged: its header does not match");
+    if (h.model_checksum != state->model_checksum)
+        refuse(&f, "is damaged: it was written with another model.bin");
+    f.checksum = CHECKSUM_START;
+    get_words(&f, copies, values);
+    if (f.checksum != h.copies_checksum)
+        refuse(&f, "is damaged: the checksum of its copies does not match");
     file_close(f.f, path);
     free(path);
 }
@@ -537,7 +612,8 @@ static void entries_retain(const char* parent, entry kept, int keep) {
 // ------------------------------------------------------------------------------------------------
 
 void checkpoint_save(const char* directory, const run_state* s, const gpt2_config* c,
-                     const float* parameters, const float* m, const float* v, int keep) {
+                     const float* parameters, const float* m, const float* v, const float* copies,
+                     int copy_count, int keep) {
     char* parent = xprintf("%s/checkpoints", directory);
     entry e = {s->step > 0, s->step > 0 ? s->step : s->warmup_step, COMPLETE};
     char* path = entry_path(parent, e);
@@ -553,6 +629,7 @@ void checkpoint_save(const char* directory, const run_state* s, const gpt2_confi
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
     h.model_checksum = write_model_file(aside, c, parameters);
     write_state_file(aside, &h, m, v);
+    if (copy_count) write_stale_file(aside, &h, copies, copy_count);
     dir_sync(aside);
 
     struct stat there;
@@ -568,7 +645,7 @@ void checkpoint_save(const char* directory, const run_state* s, const gpt2_confi
 }
 
 int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, float* parameters,
-                    float* m, float* v) {
+                    float* m, float* v, float* copies, int copy_count) {
     char* parent = xprintf("%s/checkpoints", directory);
     size_t count;
     entry* list = entry_list(parent, REPLACED, &count);
@@ -578,6 +655,7 @@ int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, f
                                count > 1 ? "resume from the checkpoint before it" : "start anew");
         state_header h = read_state_file(folder, advice, c, m, v);
         read_model_file(folder, advice, c, h.model_checksum, parameters);
+        if (copy_count && h.run.step > 0) read_stale_file(folder, advice, &h, copies, copy_count);
         *s = h.run;
         free(advice);
         free(folder);

@@ -25,7 +25,10 @@ static sums solve(rollout* r, batch* d, const task* t, const evaluate_config* c,
     d->group = group;
     for (int first = 0; first < c->prompts; first += at_once) {
         d->prompts = c->prompts - first < at_once ? c->prompts - first : at_once;
-        batch_held_out_prompts(d, t, c->seed, first);
+        if (c->list)
+            batch_listed_prompts(d, c->list, first);
+        else
+            batch_held_out_prompts(d, t, c->seed, first);
         how.step = c->step * (uint32_t)c->prompts + (uint32_t)first;  // other draws each time
         sample_and_grade(r, d, t, &how);
         for (int p = 0; p < d->prompts; p++) {

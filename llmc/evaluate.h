@@ -1,4 +1,5 @@
-// evaluate: how well the sampler solves held-out prompts: greedily, and by sampling.
+// evaluate: how well the sampler solves prompts, held-out ones as a rule: greedily, and by
+// sampling.
 #ifndef LLMC_EVALUATE_H
 #define LLMC_EVALUATE_H
 
@@ -23,6 +24,7 @@ typedef struct evaluate_config {
     float inverse_temperature;
     int top_k;
     float top_p;
+    const prompt_list* list;  // whose prompts, or NULL: held-out ones
 } evaluate_config;
 
 // 1 - C(n - right, k) / C(n, k): Chen et al., arXiv 2107.03374. k <= n.

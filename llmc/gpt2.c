@@ -7,9 +7,17 @@
 #include <stdlib.h>
 
 precision precision_of(const format* dtype, const format* logits) {
-    precision p = {dtype, dtype, dtype, dtype, logits};
+    precision p = {.linear = dtype, .product = dtype, .store = dtype, .logits = logits};
     if (dtype == &FORMAT_TF32) p.store = &FORMAT_FP32;
-    if (dtype->scaled) p.linear_backward = p.product = p.store = &FORMAT_BF16;
+    if (dtype->scaled) p.product = p.store = &FORMAT_BF16;
+    return precision_with_gradient(p, p.product);
+}
+
+precision precision_with_gradient(precision p, const format* gradient) {
+    p.linear_backward = p.linear->scaled && !gradient->scaled ? &FORMAT_BF16 : p.linear;
+    p.gradient_linear = p.gradient_product = p.gradient = gradient;
+    if (gradient == &FORMAT_TF32) p.gradient = &FORMAT_FP32;
+    if (gradient->scaled) p.gradient_product = p.gradient = &FORMAT_BF16;
     return p;
 }
 
@@ -84,6 +92,21 @@ static int is_other(const gpt2_tensor* t) {
     return !t->matrix || !strcmp(t->name, "wte") || !strcmp(t->name, "wpe");
 }
 
+// The weights' plans, where their products are not the usual ones.
+static void plan_products(gpt2_weights* w) {
+    backend* b = w->b;
+    precision p = w->precision;
+    product_plan block = {p.gradient_linear, p.weight_per_tensor, p.activation_per_tensor,
+                          p.split_k};
+    product_plan head = {p.gradient_product, 0, 0, p.split_k};
+    int usual = p.gradient_linear == p.linear_backward && p.gradient_product == p.product;
+    if (usual && !p.weight_per_tensor && !p.activation_per_tensor && p.split_k <= 1) return;
+    if (!b->weight_plan)
+        fatal("%s has products in their usual formats and order alone; use --device cpu", b->name);
+    for (int l = 0; l < 4 * w->config.layers; l++) w->qkv[l] = b->weight_plan(b, &block);
+    w->head = b->weight_plan(b, &head);
+}
+
 gpt2_weights* gpt2_weights_create(backend* b, const gpt2_config* c, precision p) {
     gpt2_weights* w = xalloc(1, sizeof *w, "model weights");
     size_t before = b->allocated;
@@ -110,6 +133,7 @@ gpt2_weights* gpt2_weights_create(backend* b, const gpt2_config* c, precision p)
     w->attproj = all + c->layers;
     w->fc = all + 2 * c->layers;
     w->fcproj = all + 3 * c->layers;
+    plan_products(w);
     w->bytes = b->allocated - before;
     return w;
 }
@@ -393,7 +417,8 @@ void gpt2_forward(const gpt2_weights* w, gpt2_acts* a, const gpt2_batch* batch,
                   float inverse_temperature, float* logp, float* entropy) {
     tensor x = body_forward(w, a, batch->tokens, batch->token, batch->position, batch, NULL);
     w->b->head_forward(w->b, logp, entropy, x, batch->row, batch->target, batch->targets, w->head,
-                       w->precision.logits, inverse_temperature, batch->keep);
+                       w->precision.logits, inverse_temperature, batch->keep,
+                       batch->asked.count ? &batch->asked : NULL);
 }
 
 tensor gpt2_forward_cached(const gpt2_weights* w, gpt2_acts* a, const kv_cache* kv, int rows,
@@ -430,13 +455,13 @@ static void block_backward(const gpt2_weights* w, const layer_acts* a, const sha
     backend* b = w->b;
     int N = batch->tokens, heads = w->config.heads;
     size_t C = w->config.channels;
-    const format *f = w->precision.store, *product = w->precision.product;
+    const format *f = w->precision.store, *d = w->precision.gradient;
     layer_params p = layer_params_at(&w->p, C, l), dp = layer_params_at(g, C, l);
     tensor norm1 = matrix(a->norm1, N, C, f), qkv = matrix(a->qkv, N, 3 * C, f);
     tensor attention = matrix(a->attention, N, C, f), norm2 = matrix(a->norm2, N, C, f);
     tensor pre = matrix(a->pre, N, 4 * C, f), gelu = matrix(a->gelu, N, 4 * C, f);
-    tensor dresidual = matrix(s->dresidual, N, C, f), dbranch = matrix(s->dbranch, N, C, f);
-    tensor dgelu = matrix(s->dwide, N, 4 * C, f), dqkv = matrix(s->dwide, N, 3 * C, f);
+    tensor dresidual = matrix(s->dresidual, N, C, d), dbranch = matrix(s->dbranch, N, C, d);
+    tensor dgelu = matrix(s->dwide, N, 4 * C, d), dqkv = matrix(s->dwide, N, 3 * C, d);
     tensor dnorm = matrix(s->dsum, N, C, &FORMAT_FP32);
     tensor dgelu_sum = matrix(s->dsum, N, 4 * C, &FORMAT_FP32);
 
@@ -452,7 +477,8 @@ static void block_backward(const gpt2_weights* w, const layer_acts* a, const sha
                               w->attproj[l]);
     b->matmul_backward_input(b, dbranch, dresidual, w->attproj[l]);
     b->attention_backward(b, dqkv, dbranch, qkv, attention, a->softmax, batch->seq_start,
-                          batch->sequences, heads, product);
+                          batch->sequences, heads, w->precision.product,
+                          w->precision.gradient_product);
     b->matmul_backward_weight(b, g->qkvw + l * 3 * C * C, dp.qkvb, dqkv, norm1, w->qkv[l]);
     b->matmul_backward_input(b, dnorm, dqkv, w->qkv[l]);
     b->norm_backward(b, dresidual, dp.ln1w, dp.ln1b, dnorm, matrix(a->residual, N, C, f), a->stats1,
@@ -466,9 +492,9 @@ void gpt2_backward(const gpt2_weights* w, gpt2_acts* acts, const gpt2_batch* bat
     const format* f = w->precision.store;
     gpt2_params g = gpt2_params_at(&w->config, gradients.all);
     shared_acts s = shared_at(acts);
-    tensor dresidual = matrix(s.dresidual, N, C, f);
+    tensor dresidual = matrix(s.dresidual, N, C, w->precision.gradient);
     tensor dnorm = matrix(s.dsum, N, C, &FORMAT_FP32);
-    b->clear(b, s.dresidual, (size_t)N * C * b->bytes_per(f));
+    b->clear(b, s.dresidual, (size_t)N * C * b->bytes_per(w->precision.gradient));
     b->clear(b, s.dsum, (size_t)N * C * sizeof(float));
     b->head_backward(b, dnorm, g.wte, matrix(s.norm, N, C, f), batch->row, batch->target, coef,
                      batch->targets, w->head, w->precision.logits, inverse_temperature,

@@ -21,9 +21,18 @@ typedef struct precision {
     const format* product;          // operands of attention's and the head's products
     const format* store;            // whatever else an op writes, and all other weights
     const format* logits;
+    // Gradients of activations, but for those of the logits: operands of the blocks' backward
+    // products, of attention's, and what an op writes.
+    const format *gradient_linear, *gradient_product, *gradient;
+    int weight_per_tensor, activation_per_tensor;  // scales: see product_plan
+    int split_k;                                   // of the forward products
 } precision;
 
+// Gradients follow dtype; fp8's backward products read bf16.
 precision precision_of(const format* dtype, const format* logits);
+// The same with gradients of a format of their own. A scaled one makes the backward products of an
+// fp8 dtype fp8 too, with copies of weight, input and gradient that are scaled for them.
+precision precision_with_gradient(precision p, const format* gradient);
 
 typedef struct gpt2_config {
     int context;  // longest sequence
@@ -97,6 +106,7 @@ typedef struct gpt2_batch {
     int* seq_start;         // (sequences + 1)
     int *row, *target;      // (targets)
     uint32_t* keep;         // (targets, ceil(V / 32)), or NULL: what the head normalises over
+    candidates asked;       // other tokens whose log-probabilities forward writes, if count > 0
 } gpt2_batch;
 
 // How much of a layer's activations forward keeps for backward; the rest is computed again, with

@@ -3,6 +3,8 @@
 //
 //   phase     the other keys
 //   warmup    loss, lr, grad_norm, tokens_per_s
+//   sanity    once, with --sanity-samples: prompts (tried), kept, solved (mean share of right
+//             completions, over all that were tried)
 //   rollout   reward, reward_std, response_length (mean, tokens), truncated (fraction of
 //             completions), zero_std_groups (fraction of groups), entropy (nats a token), tokens,
 //             prefill_tokens, occupancy (mean share of busy slots), tokens_per_s

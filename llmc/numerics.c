@@ -20,9 +20,39 @@ const format FORMAT_E5M2 = {"fp8_e5m2", 5, 2, 57344.0f, 57344.0f, 21, 0x1p-14f, 
 const format* const FORMATS[] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_BF16, &FORMAT_FP16,
                                  &FORMAT_E4M3, &FORMAT_E5M2, NULL};
 
+// eXmY by mantissa bits, then exponent bits. `top` and `least` are the powers of two of the largest
+// and of the smallest normal value; what ends at 8 bits with the sign is scaled and saturates.
+#define LARGEST(y, top) ((2 - 0x1p-##y##f) * top)
+#define BY_BITS(x, y, top, least)                                                              \
+    {                                                                                          \
+        "e" #x "m" #y, x, y, LARGEST(y, top), x + y <= 7 ? LARGEST(y, top) : INFINITY, 23 - y, \
+            least, least * 0x1p-##y##f, x + y <= 7                                             \
+    }
+#define BY_MANTISSA(y)                                                                             \
+    BY_BITS(2, y, 0x1p1f, 0x1p0f), BY_BITS(3, y, 0x1p3f, 0x1p-2f), BY_BITS(4, y, 0x1p7f, 0x1p-6f), \
+        BY_BITS(5, y, 0x1p15f, 0x1p-14f), BY_BITS(6, y, 0x1p31f, 0x1p-30f),                        \
+        BY_BITS(7, y, 0x1p63f, 0x1p-62f), BY_BITS(8, y, 0x1p127f, 0.0f) /* fp32's exponents */
+static const format FORMATS_BY_BITS[] = {
+    BY_MANTISSA(1),  BY_MANTISSA(2),  BY_MANTISSA(3),  BY_MANTISSA(4),  BY_MANTISSA(5),
+    BY_MANTISSA(6),  BY_MANTISSA(7),  BY_MANTISSA(8),  BY_MANTISSA(9),  BY_MANTISSA(10),
+    BY_MANTISSA(11), BY_MANTISSA(12), BY_MANTISSA(13), BY_MANTISSA(14), BY_MANTISSA(15),
+    BY_MANTISSA(16), BY_MANTISSA(17), BY_MANTISSA(18), BY_MANTISSA(19), BY_MANTISSA(20),
+    BY_MANTISSA(21), BY_MANTISSA(22)};
+
 const format* format_find(const char* name) {
+    static const struct {
+        const char* name;
+        const format* f;
+    } same[] = {{"e8m23", &FORMAT_FP32},
+                {"e8m7", &FORMAT_BF16},
+                {"e5m10", &FORMAT_FP16},
+                {"e5m2", &FORMAT_E5M2}};
     for (const format* const* f = FORMATS; *f; f++)
         if (!strcmp((*f)->name, name)) return *f;
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        if (!strcmp(same[i].name, name)) return same[i].f;
+    for (size_t i = 0; i < sizeof FORMATS_BY_BITS / sizeof *FORMATS_BY_BITS; i++)
+        if (!strcmp(FORMATS_BY_BITS[i].name, name)) return &FORMATS_BY_BITS[i];
     return NULL;
 }
 

@@ -58,9 +58,15 @@ typedef struct format {
 } format;
 
 extern const format FORMAT_FP32, FORMAT_TF32, FORMAT_BF16, FORMAT_FP16, FORMAT_E4M3, FORMAT_E5M2;
-extern const format* const FORMATS[];  // all of them, ends with NULL
+extern const format* const FORMATS[];  // these, ends with NULL
 
-const format* format_find(const char* name);  // NULL if there is none of this name
+// The format of this name, always the same pointer; NULL if there is none. Beside FORMATS, which
+// have names, there is eXmY for every X from 2 to 8 exponent bits and Y from 1 to 22 mantissa bits,
+// in the manner of IEEE 754: the top exponent is infinity and NaN, and what rounds beyond max is
+// infinity. Up to 8 bits with the sign they are as fp8 is: scaled, and saturating. So e4m3 ends at
+// 240 where fp8_e4m3 has 448. e8m23, e8m7, e5m10 and e5m2 are fp32, bf16, fp16 and fp8_e5m2.
+const format* format_find(const char* name);
+#define FORMAT_BY_BITS "eXmY (X from 2 to 8, Y from 1 to 22)"
 
 // The end of both roundings of x: picks the normal (fp32 bits) or the subnormal result, both for
 // |x|, and sees to the sign, overflow and NaN (made quiet, its payload cut to the format).
@@ -123,7 +129,8 @@ typedef enum {
     STREAM_HELD_OUT,  // evaluation prompts
     STREAM_SAMPLE,    // tokens of training rollouts
     STREAM_EVALUATE,  // tokens of evaluation samples
-    STREAM_ROUND      // stochastic rounding of weights
+    STREAM_ROUND,     // stochastic rounding of weights
+    STREAM_SANITY     // tokens that choose the prompts of the sanity protocol
 } rng_stream;
 
 NUM_INLINE void philox4x32(uint32_t out[4], const uint32_t counter[4], uint32_t key0,

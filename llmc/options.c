@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "numerics.h"
+
 enum { HELP_COLUMNS = 100 };
 
 static int at_end(const option* o) { return o->kind == OPTION_GROUP && !o->help; }
@@ -33,6 +35,7 @@ char* option_text(const option* o) {
         case OPTION_CHOICE:
             return xprintf("%s", o->choices[*(int*)o->value]);
         case OPTION_TEXT:
+        case OPTION_FORMAT:
             return xprintf("%s", *(const char**)o->value);
         default:
             return xprintf("%d", *(int*)o->value);
@@ -69,16 +72,20 @@ static char* choices_text(const option* o, const char* separator) {
     return text;
 }
 
+static int has_choices(const option* o) {
+    return o->kind == OPTION_CHOICE || o->kind == OPTION_FORMAT;
+}
+
 // Ends the sentence "it must be ...".
 static char* legal_text(const option* o) {
     if (o->kind == OPTION_SWITCH) return xprintf("0 or 1");
     if (o->kind == OPTION_TEXT)
         return xprintf("one line, without control characters or a blank at either end");
-    char* values = o->kind == OPTION_CHOICE ? choices_text(o, ", ") : range_text(o);
-    const char* noun = o->kind == OPTION_CHOICE   ? "one of "
+    char* values = has_choices(o) ? choices_text(o, ", ") : range_text(o);
+    const char* noun = has_choices(o)             ? "one of "
                        : o->kind == OPTION_DOUBLE ? "a number"
                                                   : "a whole number";
-    char* text = xprintf("%s%s%s", noun, o->kind != OPTION_CHOICE && *values ? ", " : "", values);
+    char* text = xprintf("%s%s%s", noun, !has_choices(o) && *values ? ", " : "", values);
     free(values);
     return text;
 }
@@ -179,19 +186,41 @@ static int set_text(const option* o, const char* text) {
     return 1;
 }
 
+static int set_format(const option* o, const char* text) {
+    if (!format_find(text) && strcmp(text, o->choices[0])) return 0;
+    *(const char**)o->value = text;
+    return 1;
+}
+
 static int set_switch(const option* o, const char* text) {
     if (strcmp(text, "0") && strcmp(text, "1")) return 0;
     *(int*)o->value = text[0] == '1';
     return 1;
 }
 
-// `text` must outlive the table if the option is an OPTION_TEXT.
+// The name that a refused one was likely meant to be, or NULL.
+static const char* nearest_choice(const option* o, const char* text) {
+    const char* best = NULL;
+    int best_distance = 2 + (int)strlen(text) / 3;
+    for (int i = 0; has_choices(o) && o->choices[i]; i++) {
+        int distance = name_distance(text, strlen(text), o->choices[i]);
+        if (distance >= best_distance) continue;
+        best = o->choices[i];
+        best_distance = distance;
+    }
+    return best;
+}
+
+// `text` must outlive the table if the option is an OPTION_TEXT or an OPTION_FORMAT.
 static void option_set(const option* o, const char* text, const char* where) {
     static int (*const set[])(const option*, const char*) = {
         [OPTION_INT] = set_int,       [OPTION_U64] = set_u64,   [OPTION_DOUBLE] = set_double,
-        [OPTION_CHOICE] = set_choice, [OPTION_TEXT] = set_text, [OPTION_SWITCH] = set_switch};
-    if (!set[o->kind](o, text))
-        fatal("%s--%s is \"%s\"; it must be %s", where, o->name, quoted(text), legal_text(o));
+        [OPTION_CHOICE] = set_choice, [OPTION_TEXT] = set_text, [OPTION_SWITCH] = set_switch,
+        [OPTION_FORMAT] = set_format};
+    if (set[o->kind](o, text)) return;
+    const char* nearest = nearest_choice(o, text);
+    fatal("%s--%s is \"%s\"; it must be %s%s%s%s", where, o->name, quoted(text), legal_text(o),
+          nearest ? "; did you mean " : "", nearest ? nearest : "", nearest ? "?" : "");
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -241,7 +270,7 @@ static void print_option(const option* o, int name_width, int default_width) {
         printf("\n%*s", indent, "");
     else
         printf("  ");
-    char* legal = o->kind == OPTION_CHOICE                             ? choices_text(o, " | ")
+    char* legal = has_choices(o)                                       ? choices_text(o, " | ")
                   : o->kind == OPTION_TEXT || o->kind == OPTION_SWITCH ? xprintf("%s", "")
                                                                        : range_text(o);
     char* text = *legal ? xprintf("%s (%s)", o->help, legal) : xprintf("%s", o->help);
@@ -378,7 +407,8 @@ static void read_line(option* table, char* line, char* seen, const char* where) 
     if (o->given) {
         overrule(o, text, where);
     } else {
-        option_set(o, o->kind == OPTION_TEXT ? xprintf("%s", text) : text, where);
+        int kept = o->kind == OPTION_TEXT || o->kind == OPTION_FORMAT;
+        option_set(o, kept ? xprintf("%s", text) : text, where);
         o->given = 1;
     }
 }

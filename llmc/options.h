@@ -14,6 +14,7 @@ typedef enum {
     OPTION_DOUBLE,  // double*; "inf" is legal where max is infinite; NAN = no value yet
     OPTION_CHOICE,  // int*, index into `choices`
     OPTION_TEXT,    // const char**; "" = not given; the text outlives the table
+    OPTION_FORMAT,  // const char**: a number format's name (numerics.h), or the first of `choices`
     OPTION_SWITCH   // int*: --name sets 1; --name=0 and --name=1 are legal too
 } option_kind;
 
@@ -24,7 +25,7 @@ typedef struct option {
     const char* help;            // what it means and in what unit, without a full stop
     double min, max;             // INT, U64, DOUBLE: the legal range, inclusive; INT_MAX, 0x1p64 or
                                  // DBL_MAX where there is no upper limit
-    const char* const* choices;  // CHOICE: names, NULL at the end
+    const char* const* choices;  // CHOICE: names, NULL at the end; FORMAT: what to list of them
     int above_min;               // DOUBLE: min itself is not legal
     int given;        // set by options_parse and options_read: the command line or a file named it
     int not_saved;    // left out of options_write (--resume; what does not apply to this run)

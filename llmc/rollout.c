@@ -117,6 +117,13 @@ rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const for
     return r;
 }
 
+void rollout_record_candidates(rollout* r, int count) {
+    size_t n = (size_t)r->capacity * r->max_new * count;
+    r->slot.best.count = count;
+    r->slot.best.id = r->b->alloc(r->b, n * sizeof(int), "candidates (lower --top-candidates)");
+    r->slot.best.logp = r->b->alloc(r->b, n * sizeof(float), "candidates (lower --top-candidates)");
+}
+
 void rollout_free(rollout* r) {
     backend* b = r->b;
     gpt2_weights_free(r->weights);
@@ -127,6 +134,11 @@ void rollout_free(rollout* r) {
     b->release(b, r->slot.out_logp, r->floats * sizeof(float));
     b->release(b, r->prompt_output, (size_t)(r->capacity + r->slot_count) * r->row_bytes);
     if (r->slot.out_keep) b->release(b, r->slot.out_keep, r->keep_bytes);
+    size_t best = (size_t)r->capacity * r->max_new * r->slot.best.count;
+    if (best) {
+        b->release(b, r->slot.best.id, best * sizeof(int));
+        b->release(b, r->slot.best.logp, best * sizeof(float));
+    }
     free(r->token);
     free(r->list);
     free(r->table);
@@ -302,6 +314,11 @@ rollout_stats rollout_end(rollout* r) {
     b->download(b, d->entropy, r->slot.out_entropy, places * sizeof(float));
     if (d->keep && r->slot.out_keep)
         b->download(b, d->keep, r->slot.out_keep, places * d->keep_words * sizeof(uint32_t));
+    if (d->candidates) {
+        size_t n = places * d->candidates;
+        b->download(b, d->candidate, r->slot.best.id, n * sizeof(int));
+        b->download(b, d->candidate_mu, r->slot.best.logp, n * sizeof(float));
+    }
     int slots = d->sequences < r->slot_count ? d->sequences : r->slot_count;
     for (int s = 0; s < d->sequences; s++) r->stats.tokens += d->length[s];
     // A sequence's first token comes from its prompt's prefill, each other one from a decode step.

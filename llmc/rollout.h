@@ -23,13 +23,17 @@ typedef struct rollout rollout;
 rollout* rollout_create(backend* b, const gpt2_config* c, precision p, const format* kv, int slots,
                         int max_prompt, int max_new, int capacity, int keep_words, int end_token);
 void rollout_free(rollout* r);
+// From now on the `count` most probable tokens at each place are recorded; a batch that has room
+// for candidates has room for as many.
+void rollout_record_candidates(rollout* r, int count);
 // Takes over the trainer's parameters (device, fp32), rounded to nearest.
 void rollout_sync(rollout* r, const float* parameters);
 const gpt2_weights* rollout_weights(const rollout* r);
 size_t rollout_cache_bytes(const rollout* r);
 
 // Samples group completions of each prompt of `d`: begin, then step until it returns 0 (sequences
-// not yet finished), then end, which fills in token, length, log_mu, entropy and keep.
+// not yet finished), then end, which fills in token, length, log_mu, entropy, keep and
+// candidates.
 void rollout_begin(rollout* r, batch* d, const sampling* how);
 int rollout_step(rollout* r);
 rollout_stats rollout_end(rollout* r);

@@ -12,6 +12,7 @@ typedef struct trainer_buffers {
     float *host_logp, *host_coef;  // (capacity)
     float *logp, *coef;            // device (capacity)
     uint32_t *host_keep, *keep;    // (capacity, keep_words), made when first needed
+    candidates host_asked, asked;  // (capacity), likewise
 } trainer_buffers;
 
 trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
@@ -49,12 +50,19 @@ void trainer_free(trainer* t) {
     b->release(b, u->device, (4 * (size_t)u->capacity + t->micro_batch + 1) * sizeof(int));
     b->release(b, u->logp, 2 * (size_t)u->capacity * sizeof(float));
     if (u->keep) b->release(b, u->keep, (size_t)u->capacity * u->keep_words * sizeof(uint32_t));
+    size_t asked = (size_t)u->capacity * u->asked.count;
+    if (asked) {
+        b->release(b, u->asked.id, asked * sizeof(int));
+        b->release(b, u->asked.logp, asked * sizeof(float));
+    }
     gpt2_weights_free(t->weights);
     gpt2_acts_free(t->acts);
     optimizer_free(t->optimizer);
     free(u->host);
     free(u->host_logp);
     free(u->host_keep);
+    free(u->host_asked.id);
+    free(u->host_asked.logp);
     free(u);
     free(t);
 }
@@ -120,6 +128,38 @@ static void pack_keep(trainer* t, const batch* d, int first, int count, gpt2_bat
     g->keep = u->keep;
 }
 
+static void pack_candidates(trainer* t, const batch* d, int first, int count, gpt2_batch* g) {
+    trainer_buffers* u = t->buffers;
+    size_t most = (size_t)u->capacity * d->candidates, at = 0;
+    if (!u->asked.count) {
+        u->asked.count = u->host_asked.count = d->candidates;
+        u->host_asked.id = xalloc(most, sizeof(int), "candidates");
+        u->host_asked.logp = xalloc(most, sizeof(float), "candidates");
+        u->asked.id = t->b->alloc(t->b, most * sizeof(int), "candidates (lower --micro-batch)");
+        u->asked.logp = t->b->alloc(t->b, most * sizeof(float), "candidates (lower --micro-batch)");
+    }
+    for (int s = first; s < first + count; s++) {
+        size_t n = (size_t)d->length[s] * d->candidates;
+        memcpy(u->host_asked.id + at, d->candidate + (size_t)s * d->max_new * d->candidates,
+               n * sizeof(int));
+        at += n;
+    }
+    t->b->upload(t->b, u->asked.id, u->host_asked.id, at * sizeof(int));
+    g->asked = u->asked;
+}
+
+static void unpack_candidates(trainer* t, const batch* d, int first, int count, int targets) {
+    const candidates* from = &t->buffers->host_asked;
+    size_t at = 0, bytes = (size_t)targets * from->count * sizeof(float);
+    t->b->download(t->b, from->logp, t->buffers->asked.logp, bytes);
+    for (int s = first; s < first + count; s++) {
+        size_t n = (size_t)d->length[s] * d->candidates;
+        memcpy(d->candidate_pi + (size_t)s * d->max_new * d->candidates, from->logp + at,
+               n * sizeof(float));
+        at += n;
+    }
+}
+
 // Sequences first .. first+count-1 as a packed batch on the device.
 static gpt2_batch pack(trainer* t, const batch* d, int first, int count) {
     trainer_buffers* u = t->buffers;
@@ -151,6 +191,8 @@ static gpt2_batch forward(trainer* t, const gpt2_weights* w, const batch* d, int
                           float inverse_temperature, float* out) {
     trainer_buffers* u = t->buffers;
     gpt2_batch g = pack(t, d, first, count);
+    int own = d->candidates && w == t->weights;
+    if (own) pack_candidates(t, d, first, count, &g);
     gpt2_forward(w, t->acts, &g, inverse_temperature, u->logp, NULL);
     t->b->download(t->b, u->host_logp, u->logp, g.targets * sizeof(float));
     const float* from = u->host_logp;
@@ -158,6 +200,7 @@ static gpt2_batch forward(trainer* t, const gpt2_weights* w, const batch* d, int
         memcpy(out + (size_t)s * d->max_new, from, d->length[s] * sizeof(float));
         from += d->length[s];
     }
+    if (own) unpack_candidates(t, d, first, count, g.targets);
     return g;
 }
 
@@ -169,19 +212,30 @@ void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int fir
     }
 }
 
+// Those of the sequence whose tokens begin at `at`.
+static objective_candidates candidates_at(const batch* d, size_t at) {
+    size_t first = at * d->candidates;
+    return (objective_candidates){d->candidates, d->token + at, d->candidate + first,
+                                  d->candidate_pi + first, d->candidate_anchor + first};
+}
+
 // The coefficients of one micro-batch, times their weight and the loss scale; sums the statistics.
+// `each` (max_new) is scratch.
 static void coefficients(trainer* t, const batch* d, int first, int count, const objective* o,
-                         const double* weight, double loss_scale, trainer_update_result* sum) {
+                         const double* weight, double loss_scale, coefficient* each,
+                         trainer_update_result* sum) {
     float* coef = t->buffers->host_coef;
     for (int s = first; s < first + count; s++) {
+        size_t at = (size_t)s * d->max_new;
+        objective_candidates top = {0};
+        if (d->candidates) top = candidates_at(d, at);
+        objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
+                           d->length[s], &top, each);
         for (int i = 0; i < d->length[s]; i++) {
-            size_t at = (size_t)s * d->max_new + i;
-            coefficient c =
-                objective_token(o, d->advantage[s], d->log_pi[at], d->anchor[at], d->log_ref[at]);
-            *coef++ = (float)(c.c * weight[s - first] * loss_scale);
-            sum->loss += c.loss * weight[s - first];
-            sum->masked += c.masked;
-            sum->corrective += c.corrective;
+            *coef++ = (float)(each[i].c * weight[s - first] * loss_scale);
+            sum->loss += each[i].loss * weight[s - first];
+            sum->masked += each[i].masked;
+            sum->corrective += each[i].corrective;
         }
     }
 }
@@ -194,12 +248,13 @@ trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
     int64_t targets = 0;
     double scale = t->optimizer->state.loss_scale;
     double* weight = xalloc(count, sizeof *weight, "sequence weights");
+    coefficient* each = xalloc(d->max_new, sizeof *each, "coefficients");
     objective_weights(aggregate, d->length + first, count, d->max_new, weight);
     optimizer_clear_gradients(t->optimizer);
     for (int done = 0; done < count; done += t->micro_batch) {
         int at = first + done, n = count - done < t->micro_batch ? count - done : t->micro_batch;
         gpt2_batch g = forward(t, t->weights, d, at, n, inverse_temperature, d->log_pi);
-        coefficients(t, d, at, n, o, weight + done, scale, &r);
+        coefficients(t, d, at, n, o, weight + done, scale, each, &r);
         t->b->upload(t->b, u->coef, u->host_coef, g.targets * sizeof(float));
         gpt2_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
                       t->optimizer->gradients);
@@ -207,6 +262,7 @@ trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
         targets += g.targets;
     }
     free(weight);
+    free(each);
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
     if (!step.skipped) gpt2_weights_sync(t->weights, t->parameters);
     r.grad_norm = step.grad_norm;

@@ -1,6 +1,7 @@
 // trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward,
 // asks the objective for one coefficient a token, runs them backward, and steps the optimizer. How
-// sequences are cut into micro-batches leaves no trace in any bit.
+// sequences are cut into micro-batches leaves no trace in any bit, but for fp8 gradients (see
+// backend.h's matmul_backward_weight).
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
@@ -40,7 +41,8 @@ void trainer_save(const trainer* t, float* parameters);
 void trainer_rehearse(trainer* t);
 
 // log-probability of every response token of sequences first .. first+count-1 of `d` under weights
-// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new).
+// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new). The trainer's
+// own write candidate_pi too, if there are candidates.
 void trainer_logprobs(trainer* t, const gpt2_weights* w, const batch* d, int first, int count,
                       float inverse_temperature, float* out);
 
@@ -53,7 +55,7 @@ typedef struct trainer_update_result {
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1: reads token, anchor, log_ref, advantage,
-// keep; writes log_pi.
+// keep, candidate, candidate_anchor; writes log_pi and candidate_pi.
 trainer_update_result trainer_update(trainer* t, batch* d, int first, int count, const objective* o,
                                      aggregate_kind aggregate, float inverse_temperature,
                                      double lr);

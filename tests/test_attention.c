@@ -183,7 +183,7 @@ static void check_backward_on(backend* b, const attention_case* c) {
     const char* what = pack_text(&c->p, &c->a);
     tensor dqkv = matrix_new(c->dqkv.rows, c->dqkv.cols, c->dqkv.format);
     b->attention_backward(b, dqkv, c->dout, c->qkv, c->out, c->stats.data, c->start, c->sequences,
-                          c->p.heads, c->a.f[Q]);
+                          c->p.heads, c->a.f[Q], c->a.f[DS]);
     check_same(dqkv, c->dqkv, "dqkv", what, b);
     arrays_free(mark, what);
 }
@@ -218,6 +218,18 @@ static void check_formats(void) {
     for (int i = 0; i < 3; i++)
         for (int plain = 0; plain < 2; plain++)
             check_case(p, formats_of(rows[i][0], rows[i][1]), plain, device_next(), device_step);
+    // Gradients of a format of their own: products', what is written, and as operands and written.
+    static const format* const gradients[][4] = {
+        {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP32, &FORMAT_FP32},
+        {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_BF16, &FORMAT_BF16},
+        {&FORMAT_TF32, &FORMAT_FP32, &FORMAT_FP16, &FORMAT_FP16},
+        {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP32}};
+    for (int i = 0; i < 4; i++) {
+        formats a = formats_of(gradients[i][0], gradients[i][1]);
+        a.f[DOUT] = a.f[DS] = gradients[i][2];
+        a.f[DQKV] = gradients[i][3];
+        check_case(p, a, 1, device_next(), device_step);
+    }
 }
 
 // Leaving out one rounding point changes bits.
@@ -269,7 +281,7 @@ static void check_backward_apart(void) {
         set_rows(c.dout, 0, 18, NAN);
         set_rows(c.dout, 58, 3, NAN);
         b->attention_backward(b, dqkv, c.dout, c.qkv, c.out, c.stats.data, c.start, 3, 2,
-                              &FORMAT_FP32);
+                              &FORMAT_FP32, &FORMAT_FP32);
         check_same(rows_of(dqkv, 18, 40), rows_of(c.dqkv, 18, 40), "dqkv",
                    "attention's gradient beside NaN", b);
         arrays_free(mark, "attention's gradient beside NaN");
@@ -515,7 +527,7 @@ static void check_float64_op(const char* op, int rows, int sequences) {
         tensor dqkv = matrix_new(rows, qkv.cols, &FORMAT_FP32);
         float* stats = floats_new(rows * heads * 2);
         b->attention_forward(b, out, stats, qkv, start, sequences, heads, &FORMAT_FP32);
-        b->attention_backward(b, dqkv, dout, qkv, out, stats, start, sequences, heads,
+        b->attention_backward(b, dqkv, dout, qkv, out, stats, start, sequences, heads, &FORMAT_FP32,
                               &FORMAT_FP32);
         check_fixture(out, op, "out", b);
         check_fixture(dqkv, op, "dqkv", b);
@@ -546,7 +558,7 @@ static void check_differences(void) {
     double size = 0;
     forward_loss(&s, &size);
     b->attention_backward(b, dqkv, s.weight, s.qkv, s.out, s.stats, SLOPE_STARTS, 3, 2,
-                          &FORMAT_FP32);
+                          &FORMAT_FP32, &FORMAT_FP32);
     // A score of 3 terms, its exp, the sums over at most 7 keys, the quotient; and the terms of a
     // weighted mean are larger than the mean.
     for (int i = 0; i < 3; i++)

@@ -436,6 +436,8 @@ static run_state state_of(int32_t warmup_step, int32_t step, int k) {
 
 static const gpt2_config* run_model = &TINY;
 static float params[60000], first[60000], second[60000];  // parameters and moments
+static float older[3 * COUNT];                            // copies, of the tiny model alone
+static int older_count;
 
 static void save(int32_t warmup_step, int32_t step, int k, int keep) {
     gpt2_tensor table[GPT2_TENSORS];
@@ -445,19 +447,21 @@ static void save(int32_t warmup_step, int32_t step, int k, int keep) {
         first[i] = (float)k + 0.25f;
         second[i] = (float)k + 0.5f;
     }
-    checkpoint_save(run, &s, run_model, params, first, second, keep);
+    for (int i = 0; i < older_count * COUNT; i++) older[i] = (float)(k + i);
+    checkpoint_save(run, &s, run_model, params, first, second, older, older_count, keep);
 }
 
 // The k of the checkpoint that loads; -1 if there is none, -2 if it is a mixture.
 static int load(void) {
     gpt2_tensor table[GPT2_TENSORS];
     run_state s = {0};
-    if (!checkpoint_load(run, &s, run_model, params, first, second)) return -1;
+    if (!checkpoint_load(run, &s, run_model, params, first, second, older, older_count)) return -1;
     int k = (int)s.elapsed, same = 1;
     run_state expected = state_of(s.warmup_step, s.step, k);
     for (size_t i = 0, n = gpt2_tensors(run_model, table); i < n; i++)
         same &=
             params[i] == (float)k && first[i] == (float)k + 0.25f && second[i] == (float)k + 0.5f;
+    for (int i = 0; i < older_count * COUNT; i++) same &= older[i] == (float)(k + i);
     return same && !memcmp(&s, &expected, sizeof s) ? k : -2;
 }
 
@@ -494,7 +498,7 @@ static void test_state_layout(void) {
     run_state s = state_of(11, 12, 1000);
     s.updates += (int64_t)1 << 40;
     fill_random(p, COUNT, 20), fill_random(m, COUNT, 21), fill_random(v, COUNT, 22);
-    checkpoint_save(run, &s, &TINY, p, m, v, 1);
+    checkpoint_save(run, &s, &TINY, p, m, v, NULL, 0, 1);
     CHECK(read_bytes(in_run("step-000012/model.bin")) == 5104, "the size of model.bin");
     int64_t model_checksum = (int64_t)fnv(bytes, 0, 5104);
     float* read;
@@ -529,7 +533,7 @@ static void test_state_layout(void) {
 
     float p2[COUNT], m2[COUNT], v2[COUNT];
     run_state s2 = {0};
-    CHECK(checkpoint_load(run, &s2, &TINY, p2, m2, v2) == 1, "it loads");
+    CHECK(checkpoint_load(run, &s2, &TINY, p2, m2, v2, NULL, 0) == 1, "it loads");
     CHECK(same_bits(p, p2, COUNT) && same_bits(m, m2, COUNT) && same_bits(v, v2, COUNT),
           "p, m and v come back with the same bits");
     CHECK(!memcmp(&s, &s2, sizeof s), "the state comes back with the same bits");
@@ -689,9 +693,68 @@ static void test_damage(void) {
     remove_tree(run);
 }
 
+static int load_warm_up(void) {
+    run_state s = {0};
+    int found = checkpoint_load(run, &s, run_model, params, first, second, older, older_count);
+    return found ? (int)s.elapsed : -1;
+}
+
+// Older weights, in a file of their own.
+static void test_stale(void) {
+    enum { BYTES = 64 + 8 * COUNT };
+    static const char file[] = "step-000002/stale.bin";
+    save(0, 1, 1, 0);
+    CHECK(file_size(in_run("step-000001/stale.bin")) < 0, "no file without older weights");
+    older_count = 2;
+    save(0, 2, 2, 0);
+    CHECK(read_bytes(in_run("step-000002/model.bin")) == MODEL_BYTES, "the size of model.bin");
+    int64_t model_checksum = (int64_t)fnv(bytes, 0, MODEL_BYTES);
+    size_t n = read_bytes(in_run(file));
+    CHECK(n == BYTES && !memcmp(bytes, "rl-stale", 8), "the size and the magic of stale.bin");
+    static const int words[] = {1, 2, 3, 5, 2, 2, 4, 0};
+    for (size_t i = 0; i < 8; i++)
+        CHECK(integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4), i);
+    CHECK(integer_at(40, 8) == model_checksum, "the model's checksum");
+    CHECK(integer_at(48, 8) == (int64_t)fnv(bytes, 64, BYTES), "the copies' checksum");
+    CHECK(integer_at(56, 8) == (int64_t)fnv(bytes, 0, 56), "the header's checksum");
+    memset(older, 0, sizeof older);
+    CHECK_LOADS(2, "with older weights");
+
+    rng r = rng_at(5, STREAM_INIT, 0, 0);
+    for (size_t at = 0; at < 72; at++) damage_byte(file, n, at, 1 << rng_below(&r, 8), "");
+    damage_byte(file, n, n - 1, 0x80, "is damaged: the checksum of its copies");
+    bytes[8] = 2;
+    write_bytes(in_run(file), bytes, n);
+    check_damage(file, "a later version", "has version 2");
+    bytes[8] = 1;
+    static const size_t cuts[] = {0, 7, 63, 64, 65, BYTES - 1};
+    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+        write_bytes(in_run(file), bytes, cuts[i]);
+        check_damage(file, "cut short", "is damaged");
+    }
+    write_bytes(in_run(file), bytes, n + 4);
+    check_damage(file, "trailing bytes", "is damaged");
+    unlink(in_run(file));
+    check_damage(file, "missing", "No such file");
+    save(0, 1, 1, 0);  // with older weights
+    read_bytes(in_run("step-000001/stale.bin"));
+    write_bytes(in_run(file), bytes, n);
+    check_damage(file, "of another checkpoint", "another model.bin");
+    older_count = 3;
+    check_damage(file, "another number", "is damaged");
+    older_count = 0;
+    CHECK_LOADS(2, "where older weights are not asked for");
+    remove_tree(run);
+    save(3, 0, 4, 0);
+    older_count = 2;
+    CHECK(load_warm_up() == 4, "before RL there are no older weights to read");
+    older_count = 0;
+    remove_tree(run);
+}
+
 static void load_other_child(const void* config) {
     run_state s;
-    checkpoint_load(run, &s, config, params, first, second);
+    checkpoint_load(run, &s, config, params, first, second, NULL, 0);
 }
 
 static void test_other_model(void) {
@@ -1010,6 +1073,7 @@ int main(void) {
     test_retention();
     test_same_name();
     test_damage();
+    test_stale();
     test_other_model();
     test_full_disk();
     test_kill_at_calls();

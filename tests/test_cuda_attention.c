@@ -144,7 +144,7 @@ static results on_cpu(const training* t) {
     const int *start = t->start, n = t->p.sequences, heads = t->p.heads;
     cpu->attention_forward(cpu, r.out, r.stats.data, t->qkv, start, n, heads, t->f.operand);
     cpu->attention_backward(cpu, r.dqkv, t->dout, t->qkv, r.out, r.stats.data, start, n, heads,
-                            t->f.operand);
+                            t->f.operand, t->f.operand);
     return r;
 }
 
@@ -157,7 +157,8 @@ static results on_gpu(const training* t, int gap) {
     tensor stats = gpu_matrix(r.stats);
     const int* start = gpu_copy(t->start, sizeof t->start);
     gpu->attention_forward(gpu, out, stats.data, qkv, start, n, heads, t->f.operand);
-    gpu->attention_backward(gpu, dqkv, dout, qkv, out, stats.data, start, n, heads, t->f.operand);
+    gpu->attention_backward(gpu, dqkv, dout, qkv, out, stats.data, start, n, heads, t->f.operand,
+                            t->f.operand);
     r = (results){gpu_read(out), gpu_read(stats), gpu_read(dqkv)};
     gpu_arrays_free(mark);
     return r;

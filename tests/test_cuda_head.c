@@ -148,7 +148,7 @@ static head_result plain_result(const head_case* c) {
     prepared* w = cpu->weight_prepare(cpu, NULL, c->w.data, c->s.vocabulary, c->s.channels,
                                       c->operand, c->operand);
     cpu->head_forward(cpu, a.logp.data, a.entropy.data, c->x, c->row, c->target, n, w, c->logits,
-                      c->s.inverse_temperature, c->keep);
+                      c->s.inverse_temperature, c->keep, NULL);
     cpu->head_backward(cpu, a.dx, a.dw.data, c->x, c->row, c->target, c->coef.data, n, w, c->logits,
                        c->s.inverse_temperature, c->keep);
     cpu->weight_release(cpu, w);
@@ -189,9 +189,9 @@ static head_result gpu_result(const head_case* c, const gpu_case* g) {
     tensor entropy = gpu_matrix(empty.entropy), dw = gpu_matrix(c->dw);
     tensor dx = n % 3 ? gpu_matrix_odd(c->dx) : gpu_matrix(c->dx);
     gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row, g->target, n, g->w, c->logits,
-                      c->s.inverse_temperature, g->keep);
+                      c->s.inverse_temperature, g->keep, NULL);
     gpu->head_forward(gpu, again.data, NULL, g->x, g->row, g->target, n, g->w, c->logits,
-                      c->s.inverse_temperature, g->keep);
+                      c->s.inverse_temperature, g->keep, NULL);
     gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, n, g->w, c->logits,
                        c->s.inverse_temperature, g->keep);
     a = (head_result){gpu_read(logp), gpu_read(entropy), gpu_read(dx), gpu_read(dw)};
@@ -227,7 +227,7 @@ static void check_alone(const head_case* c, const gpu_case* g, const head_result
         tensor one = vector_new(1), logp = gpu_matrix(one), entropy = gpu_matrix(one);
         gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row + i, g->target + i, 1, g->w,
                           c->logits, c->s.inverse_temperature,
-                          g->keep ? g->keep + i * words_of(c->s.vocabulary) : NULL);
+                          g->keep ? g->keep + i * words_of(c->s.vocabulary) : NULL, NULL);
         check_same(gpu_read(logp), columns_of(all->logp, i, 1), "logp alone", case_text(c), gpu);
         check_same(gpu_read(entropy), columns_of(all->entropy, i, 1), "entropy alone", case_text(c),
                    gpu);
@@ -335,8 +335,8 @@ static const char* sampler_text(const sampler_case* c) {
 // Points t->s into the array at `at`.
 static void state_at(slots* t, int* at, int vocabulary) {
     int n = t->count, words = words_of(vocabulary);
-    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n,
-                    NULL, NULL,   NULL,       MAX_NEW,    words,      vocabulary - 1};
+    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n,     at + 5 * n,     NULL,
+                    NULL, NULL,   MAX_NEW,    words,      vocabulary - 1, {0, NULL, NULL}};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
     s.out_keep = (uint32_t*)(s.out_entropy + n * MAX_NEW);
@@ -424,7 +424,7 @@ static void check_same_logp(const slots* before, const slots* after, tensor x, c
     gpu->head_forward(gpu, logp.data, entropy.data, x, gpu_copy(row, count * sizeof(int)),
                       gpu_copy(target, count * sizeof(int)), count, w, c->logits,
                       c->how.inverse_temperature,
-                      narrowed ? gpu_copy(keep, (size_t)count * words * sizeof *keep) : NULL);
+                      narrowed ? gpu_copy(keep, (size_t)count * words * sizeof *keep) : NULL, NULL);
     check_same(columns_of(drawn, 0, count), gpu_read(logp), "logp against the head's",
                sampler_text(c), gpu);
     check_same(columns_of(drawn_entropy, 0, count), gpu_read(entropy), "entropy against the head's",
@@ -490,6 +490,80 @@ static void check_sampler_case(sampler_case c, int orders) {
     fill_exact(x, w, &c);
     check_sampler_with(&c, x, w, orders);
     arrays_free(mark, sampler_text(&c));
+}
+
+// The best tokens are the CPU device's, where logits are; head_forward gives their
+// log-probabilities the bits that the sampler gave them.
+static void check_best(int rows, int v, int count, sampling how, int orders) {
+    int mark = array_count, words = words_of(v), narrowed = how.top_k > 0 || how.top_p < 1;
+    sampler_case c = {rows, v, 6, &FORMAT_BF16, &FORMAT_FP32, 1, how};
+    tensor x_host = matrix_new(rows, 6, &FORMAT_BF16), w_host = weight_random(v, 6);
+    fill_exact(x_host, w_host, &c);
+    slots before = slots_new(&c), expected = slots_copy(&before, v);
+    int size = before.count * MAX_NEW * count;
+    tensor ids = vector_new(size), logps = vector_new(size);
+    memset(ids.data, 0, size * sizeof(int));
+    memset(logps.data, 0, size * sizeof(float));
+    prepared* p = cpu->weight_prepare(cpu, NULL, w_host.data, v, 6, c.operand, c.operand);
+    tensor cpu_ids = matrix_copy(ids), cpu_logps = matrix_copy(logps);
+    expected.s.best = (candidates){count, cpu_ids.data, cpu_logps.data};
+    cpu->sample(cpu, &expected.s, x_host, expected.row_slot, rows, p, c.logits, &how);
+    cpu->weight_release(cpu, p);
+
+    int gpu_mark = gpu_array_count;
+    tensor x = gpu_matrix(x_host), one = vector_new(1);
+    prepared* w =
+        gpu->weight_prepare(gpu, NULL, gpu_matrix(w_host).data, v, 6, c.operand, c.operand);
+    for (int order = 0; order < orders; order++) {
+        schedule_set(order);
+        tensor all = gpu_matrix(before.all), id = gpu_matrix(ids), logp = gpu_matrix(logps);
+        slots there = before;
+        state_at(&there, all.data, v);
+        there.s.best = (candidates){count, id.data, logp.data};
+        gpu->sample(gpu, &there.s, x, gpu_copy(before.row_slot, rows * sizeof(int)), rows, w,
+                    c.logits, &how);
+        tensor found = gpu_read(id), found_logp = gpu_read(logp);
+        check_same(found, cpu_ids, "candidates", sampler_text(&c), gpu);
+        for (int i = 0; i < size; i++) {
+            float a = row_at(found_logp, 0)[i], e = row_at(cpu_logps, 0)[i];
+            // As in check_slots.
+            CHECK(a == e || fabsf(a - e) <= 100 * 0x1p-22f, "%s: candidate's logp %g, not %g",
+                  sampler_text(&c), (double)a, (double)e);
+        }
+        for (int i = 0; i < rows; i++) {
+            int slot = before.row_slot[i], sequence = before.s.sequence[slot];
+            if (before.s.position[slot] < 0) continue;
+            int at = sequence * MAX_NEW + before.s.length[sequence];
+            int row_mark = array_count, row_gpu_mark = gpu_array_count;
+            tensor part = columns_of(found, at * count, count), again = gpu_matrix(part);
+            candidates asked = {count, gpu_matrix(part).data, again.data};
+            gpu->head_forward(
+                gpu, gpu_matrix(one).data, NULL, x, gpu_copy(&i, sizeof i),
+                gpu_copy(expected.s.out_token + at, sizeof(int)), 1, w, c.logits,
+                how.inverse_temperature,
+                narrowed ? gpu_copy(expected.s.out_keep + at * words, words * sizeof(uint32_t))
+                         : NULL,
+                &asked);
+            check_same(gpu_read(again), columns_of(found_logp, at * count, count),
+                       "the head's candidates", sampler_text(&c), gpu);
+            gpu_arrays_free(row_gpu_mark);
+            arrays_drop(row_mark);
+        }
+    }
+    gpu->weight_release(gpu, w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, sampler_text(&c));
+}
+
+static void check_candidates(void) {
+    static const sampling hows[] = {{1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
+                                    {0.7f, 0, 9, 1, 12, STREAM_SAMPLE, 4},
+                                    {1, 1, 0, 0.8f, 13, STREAM_EVALUATE, 5}};
+    static const int vocabularies[] = {2, 33, 520, 1000};
+    for (int i = 0; i < 3; i++)
+        for (int v = 0; v < 4; v++)
+            check_best(i == 0 && v == 1 ? 9 : 4, vocabularies[v], v == 2 ? 40 : 5, hows[i],
+                       v % 2 ? schedules : 1);
 }
 
 static const sampling HOWS[] = {
@@ -567,6 +641,7 @@ int main(void) {
     check_shapes();
     check_formats();
     check_sampler();
+    check_candidates();
     check_rare_tokens();
     check_zeros();
     cuda_test_close();

@@ -114,9 +114,29 @@ static model_case case_random(gpt2_config config, const int* length) {
 static const gpt2_config CONFIG = {40, 37, 2, 2, 20};  // context, vocab, layers, heads, channels
 static const int LENGTHS[SEQUENCES_MAX] = {5, 40, 2, 17, 33, 9};
 
-// The trainer's precisions, with the logits' two in turn.
+// The trainer's precisions, with the logits' two in turn: the table's formats, then some by their
+// bits, gradients of their own format (NULL: the same) and fp8 scales per tensor.
+static const struct {
+    const char *dtype, *gradient;
+    int weight_per_tensor;
+} PRECISIONS[] = {{"fp32", NULL, 0},   {"tf32", NULL, 0},      {"bf16", NULL, 0},
+                  {"fp16", NULL, 0},   {"fp8_e4m3", NULL, 0},  {"fp8_e5m2", NULL, 0},
+                  {"e5m6", NULL, 0},   {"e3m4", NULL, 1},      {"fp8_e4m3", "fp8_e5m2", 0},
+                  {"e4m3", "e5m2", 1}, {"bf16", "fp32", 0},    {"tf32", "bf16", 0},
+                  {"fp32", "tf32", 0}, {"bf16", "fp8_e5m2", 0}};
+enum { PRECISION_COUNT = sizeof PRECISIONS / sizeof *PRECISIONS };
+
 static precision precision_number(int i) {
-    return precision_of(FORMATS[i], i % 2 ? &FORMAT_FP32 : &FORMAT_BF16);
+    precision p =
+        precision_of(format_find(PRECISIONS[i].dtype), i % 2 ? &FORMAT_FP32 : &FORMAT_BF16);
+    if (PRECISIONS[i].gradient) p = precision_with_gradient(p, format_find(PRECISIONS[i].gradient));
+    p.weight_per_tensor = PRECISIONS[i].weight_per_tensor;
+    return p;
+}
+
+static const char* precision_name(int i) {
+    return text("%s, gradients %s", PRECISIONS[i].dtype,
+                PRECISIONS[i].gradient ? PRECISIONS[i].gradient : "the same");
 }
 
 static void check_same_result(const model_result* got, const model_result* expected,
@@ -129,15 +149,17 @@ static void check_same_result(const model_result* got, const model_result* expec
 
 // Every device, and micro-batches of 1, 2, ... sequences on them.
 static void check_devices(void) {
-    for (int i = 0; FORMATS[i]; i++) {
+    for (int i = 0; i < PRECISION_COUNT; i++) {
         int mark = array_count;
         model_case c = case_random(CONFIG, LENGTHS);
         model_result expected =
             run_model(devices[0], &c, precision_number(i), c.batch.sequences, 0);
         for (int d = device_next(); d < device_count; d += device_step) {
             int inner = array_count, micro = random_between(1, c.batch.sequences);
+            // fp8 gradients have scales over the tokens of a micro-batch.
+            if (precision_number(i).gradient_linear->scaled) micro = c.batch.sequences;
             const char* what =
-                text("a model in %s, %d sequences at a time", FORMATS[i]->name, micro);
+                text("a model in %s, %d sequences at a time", precision_name(i), micro);
             model_result got = run_model(devices[d], &c, precision_number(i), micro, 0);
             check_same_result(&got, &expected, what, devices[d]);
             arrays_free(inner, what);
@@ -152,13 +174,34 @@ static void check_devices(void) {
 static void check_precisions(void) {
     const format *fp32 = &FORMAT_FP32, *tf32 = &FORMAT_TF32, *bf16 = &FORMAT_BF16;
     const format *fp16 = &FORMAT_FP16, *e4m3 = &FORMAT_E4M3, *e5m2 = &FORMAT_E5M2;
-    // linear, linear_backward, product, store
-    const precision expected[] = {{fp32, fp32, fp32, fp32, fp16}, {tf32, tf32, tf32, fp32, fp16},
-                                  {bf16, bf16, bf16, bf16, fp16}, {fp16, fp16, fp16, fp16, fp16},
-                                  {e4m3, bf16, bf16, bf16, fp16}, {e5m2, bf16, bf16, bf16, fp16}};
-    for (int i = 0; FORMATS[i]; i++) {
-        precision p = precision_of(FORMATS[i], fp16);
-        CHECK(!memcmp(&p, &expected[i], sizeof p), "the precision of %s", FORMATS[i]->name);
+    const format *e5m6 = format_find("e5m6"), *e3m4 = format_find("e3m4");
+    static const struct {
+        const char *dtype, *gradient;
+    } cases[] = {{"fp32", NULL},           {"tf32", NULL},       {"bf16", NULL},   {"fp16", NULL},
+                 {"fp8_e4m3", NULL},       {"fp8_e5m2", NULL},   {"e5m6", NULL},   {"e3m4", NULL},
+                 {"fp8_e4m3", "fp8_e5m2"}, {"bf16", "fp8_e5m2"}, {"tf32", "fp32"}, {"fp32", "tf32"},
+                 {"fp8_e4m3", "fp16"},     {"fp8_e4m3", "tf32"}, {"bf16", "e5m6"}};
+    // linear, linear_backward, product, store, logits, and of gradients: linear, product, store
+    const precision expected[] = {{fp32, fp32, fp32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0},
+                                  {tf32, tf32, tf32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0},
+                                  {bf16, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
+                                  {fp16, fp16, fp16, fp16, fp16, fp16, fp16, fp16, 0, 0, 0},
+                                  {e4m3, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
+                                  {e5m2, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
+                                  {e5m6, e5m6, e5m6, e5m6, fp16, e5m6, e5m6, e5m6, 0, 0, 0},
+                                  {e3m4, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
+                                  {e4m3, e4m3, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0},
+                                  {bf16, bf16, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0},
+                                  {tf32, tf32, tf32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0},
+                                  {fp32, fp32, fp32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0},
+                                  {e4m3, bf16, bf16, bf16, fp16, fp16, fp16, fp16, 0, 0, 0},
+                                  {e4m3, bf16, bf16, bf16, fp16, tf32, tf32, fp32, 0, 0, 0},
+                                  {bf16, bf16, bf16, bf16, fp16, e5m6, e5m6, e5m6, 0, 0, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        precision p = precision_of(format_find(cases[i].dtype), fp16);
+        if (cases[i].gradient) p = precision_with_gradient(p, format_find(cases[i].gradient));
+        CHECK(!memcmp(&p, &expected[i], offsetof(precision, split_k)), "the precision of %s, %s",
+              cases[i].dtype, cases[i].gradient ? cases[i].gradient : "gradients the same");
     }
 }
 
@@ -174,7 +217,19 @@ static void expect(int right, const char* what) {
 }
 
 static int stored(tensor t) { return t.format == watched_precision.store; }
+static int gradient(tensor t) { return t.format == watched_precision.gradient; }
 static int plain(tensor t) { return t.format == &FORMAT_FP32; }
+
+// Four weights a layer, then the head.
+static int planned;
+static prepared* watch_plan(backend* b, const product_plan* plan) {
+    precision p = watched_precision;
+    int head = planned++ == 4 * CONFIG.layers;
+    expect(plan->gradient == (head ? p.gradient_product : p.gradient_linear), "a plan's gradient");
+    expect(plan->weight_per_tensor == (head ? 0 : p.weight_per_tensor), "a plan's scale");
+    expect(plan->activation_per_tensor == 0 && plan->split_k == p.split_k, "a plan");
+    return watched->weight_plan(b, plan);
+}
 
 static prepared* watch_prepare(backend* b, prepared* reuse, const float* w, int outputs, int inputs,
                                const format* operand, const format* backward) {
@@ -205,7 +260,7 @@ static void watch_norm(backend* b, tensor out, tensor sum, float* stats, tensor 
 static void watch_norm_backward(backend* b, tensor dresidual, float* dgain, float* dbias,
                                 tensor dout, tensor residual, const float* stats,
                                 const float* gain) {
-    expect(stored(dresidual) && plain(dout), "a residual-gradient sum");
+    expect(gradient(dresidual) && plain(dout), "a residual-gradient sum");
     watched->norm_backward(b, dresidual, dgain, dbias, dout, residual, stats, gain);
 }
 
@@ -217,14 +272,46 @@ static void watch_matmul(backend* b, tensor out, tensor in, const prepared* w, c
 // The gradient of the attention output is the only one that no op rounds after the product.
 static void watch_matmul_input(backend* b, tensor din, tensor dout, const prepared* w) {
     int attention = din.cols == CONFIG.channels && dout.cols == CONFIG.channels;
-    expect(attention ? stored(din) : plain(din), "a gradient of a product's input");
-    expect(stored(dout), "a gradient that a product reads");
+    expect(attention ? gradient(din) : plain(din), "a gradient of a product's input");
+    expect(gradient(dout), "a gradient that a product reads");
     watched->matmul_backward_input(b, din, dout, w);
+}
+
+// What the backward product of weight w reads of `dout`, seen through a product with a unit matrix
+// instead of its input: values of the gradients' format times a power of two for each column.
+static void see_gradient(backend* b, tensor dout, tensor in, const prepared* w) {
+    const format* f = watched_precision.gradient_linear;
+    int mark = array_count, strange = 0;
+    tensor seen = matrix_new(dout.cols, dout.rows, &FORMAT_FP32), bias = vector_new(dout.cols);
+    tensor unit = matrix_new(in.rows, in.cols, in.format);
+    tensor part = array_new(dout.cols, in.cols, 0, &FORMAT_FP32);
+    set_zero(bias);
+    for (int first = 0; first < dout.rows; first += in.cols) {
+        set_zero(unit);
+        set_zero(part);
+        for (int i = 0; i < in.cols && first + i < dout.rows; i++) row_at(unit, first + i)[i] = 1;
+        watched->matmul_backward_weight(b, part.data, bias.data, dout, unit, w);
+        for (int j = 0; j < dout.cols; j++)
+            for (int i = 0; i < in.cols && first + i < dout.rows; i++)
+                row_at(seen, j)[first + i] = row_at(part, j)[i];
+    }
+    for (int j = 0; j < seen.rows; j++) {
+        float amax = 0;
+        for (int r = 0; r < seen.cols; r++) amax = fmaxf(amax, fabsf(row_at(dout, r)[j]));
+        float scale = format_scale(amax, f);
+        for (int r = 0; r < seen.cols; r++) {
+            float x = row_at(seen, j)[r] / scale;
+            strange += !same_bits(x + 0.0f, format_round(row_at(dout, r)[j] / scale, f) + 0.0f);
+        }
+    }
+    expect(strange == 0, "the values of a gradient are");
+    arrays_free(mark, "what a product reads of a gradient");
 }
 
 static void watch_matmul_weight(backend* b, float* dw, float* dbias, tensor dout, tensor in,
                                 const prepared* w) {
-    expect(stored(dout) && stored(in), "an operand of a weight's gradient");
+    expect(gradient(dout) && stored(in), "an operand of a weight's gradient");
+    if (watched_precision.gradient_linear->scaled) see_gradient(b, dout, in, w);
     watched->matmul_backward_weight(b, dw, dbias, dout, in, w);
 }
 
@@ -234,7 +321,7 @@ static void watch_gelu(backend* b, tensor out, tensor pre) {
 }
 
 static void watch_gelu_backward(backend* b, tensor dpre, tensor dout, tensor pre) {
-    expect(stored(dpre), "the gradient of the pre-GELU");
+    expect(gradient(dpre), "the gradient of the pre-GELU");
     watched->gelu_backward(b, dpre, dout, pre);
 }
 
@@ -246,18 +333,21 @@ static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, co
 
 static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                                      const float* stats, const int* seq_start, int sequences,
-                                     int heads, const format* operand) {
-    expect(stored(dqkv) && operand == watched_precision.product, "the gradient of QKV");
+                                     int heads, const format* operand,
+                                     const format* operand_gradient) {
+    expect(gradient(dqkv) && gradient(dout), "the gradient of QKV");
+    expect(operand == watched_precision.product, "an operand of attention");
+    expect(operand_gradient == watched_precision.gradient_product, "attention's gradients");
     watched->attention_backward(b, dqkv, dout, qkv, out, stats, seq_start, sequences, heads,
-                                operand);
+                                operand, operand_gradient);
 }
 
 static void watch_head(backend* b, float* logp, float* entropy, tensor x, const int* row,
                        const int* target, int n, const prepared* w, const format* logits,
-                       float inverse_temperature, const uint32_t* keep) {
+                       float inverse_temperature, const uint32_t* keep, const candidates* asked) {
     expect(logits == watched_precision.logits, "logits");
-    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature,
-                          keep);
+    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature, keep,
+                          asked);
 }
 
 static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
@@ -274,17 +364,20 @@ static void check_formats(void) {
     model_case c = case_random(CONFIG, LENGTHS);
     watched = devices[device_count - device_step];
     backend b = *watched;
-    b.weight_prepare = watch_prepare, b.cast = watch_cast, b.embed_forward = watch_embed;
+    b.weight_plan = watch_plan, b.weight_prepare = watch_prepare, b.cast = watch_cast,
+    b.embed_forward = watch_embed;
     b.norm_forward = watch_norm, b.norm_backward = watch_norm_backward;
     b.matmul_forward = watch_matmul, b.matmul_backward_input = watch_matmul_input;
     b.matmul_backward_weight = watch_matmul_weight, b.gelu_forward = watch_gelu;
     b.gelu_backward = watch_gelu_backward, b.attention_forward = watch_attention;
     b.attention_backward = watch_attention_backward, b.head_forward = watch_head;
     b.head_backward = watch_head_backward;
-    for (int i = 0; FORMATS[i]; i++) {
+    for (int i = 0; i < PRECISION_COUNT; i++) {
         watched_precision = precision_number(i);
-        watched_calls = 0;
+        watched_calls = planned = 0;
         run_model(&b, &c, watched_precision, c.batch.sequences, 0);
+        CHECK(planned == 0 || planned == 4 * CONFIG.layers + 1, "%d plans", planned);
+        CHECK(!PRECISIONS[i].gradient || planned, "no plans for %s", precision_name(i));
         CHECK(watched_calls > 60, "only %d calls of 2 layers were watched", watched_calls);
     }
     arrays_free(mark, "formats");
@@ -314,13 +407,13 @@ static void decode(tensor logp, gpt2_weights* w, gpt2_acts* a, const kv_cache* k
         }
         tensor x = gpt2_forward_cached(w, a, kv, n, token, slot, at);
         b->head_forward(b, result, NULL, x, rows, target, asked, w->head, w->precision.logits,
-                        c->inverse_temperature, NULL);
+                        c->inverse_temperature, NULL, NULL);
         for (int k = 0; k < asked; k++) row_at(logp, 0)[place[k]] = result[k];
     }
 }
 
 static void check_cache(void) {
-    for (int i = 0; FORMATS[i]; i++) {
+    for (int i = 0; i < PRECISION_COUNT; i++) {
         int mark = array_count, n, pages = (CONFIG.context + KV_PAGE - 1) / KV_PAGE;
         model_case c = case_random(CONFIG, LENGTHS);
         precision p = precision_number(i);
@@ -346,7 +439,7 @@ static void check_cache(void) {
         decode(logp, w, a, &kv, &c);
         gpt2_acts_free(a);
         gpt2_weights_free(w);
-        check_same(logp, expected.logp, "logp", text("decoding in %s", FORMATS[i]->name), b);
+        check_same(logp, expected.logp, "logp", text("decoding in %s", precision_name(i)), b);
         arrays_free(mark, "decoding");
     }
 }

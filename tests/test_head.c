@@ -174,14 +174,18 @@ static void check_case_on(backend* b, const head_case* c, tensor dx, tensor dw) 
     const format* logits = c->a.f[LOGITS];
     tensor logp = vector_new(c->s.n), entropy = vector_new(c->s.n);
     tensor got_dx = matrix_copy(c->dx), got_dw = matrix_copy(c->dw);
-    prepared* w = b->weight_prepare(b, NULL, c->w.data, c->s.vocabulary, c->s.channels, c->a.f[X],
-                                    c->a.f[BACK_WEIGHT]);
+    // A gradient that is rounded once more than the weight asks for.
+    product_plan plan = {.gradient = c->a.f[BACK_LOGITS]};
+    int planned = plan.gradient == &FORMAT_TF32 && c->a.f[BACK_WEIGHT] != &FORMAT_TF32;
+    prepared* w = b->weight_prepare(b, planned ? b->weight_plan(b, &plan) : NULL, c->w.data,
+                                    c->s.vocabulary, c->s.channels, c->a.f[X], c->a.f[BACK_WEIGHT]);
     b->head_forward(b, logp.data, entropy.data, c->x, c->row, c->target, c->s.n, w, logits, t,
-                    c->keep);
+                    c->keep, NULL);
     check_same(logp, c->logp, "logp", what, b);
     check_same(entropy, c->entropy, "entropy", what, b);
     poison(logp);
-    b->head_forward(b, logp.data, NULL, c->x, c->row, c->target, c->s.n, w, logits, t, c->keep);
+    b->head_forward(b, logp.data, NULL, c->x, c->row, c->target, c->s.n, w, logits, t, c->keep,
+                    NULL);
     check_same(logp, c->logp, "logp without entropy", what, b);
     int split = random_below(c->s.n + 1);
     for (int part = 0; part < 2; part++) {  // two micro-batches: dw carries one chain
@@ -243,6 +247,37 @@ static void check_formats(void) {
     const formats* rows = format_rows(&count);
     for (int i = 1; i < count; i++)
         check_case((shape){15, 67, 37, 0.75f, i % 2 * 40}, rows[i], device_next(), device_step);
+    formats a = formats_of(&FORMAT_BF16, &FORMAT_FP32, &FORMAT_BF16);
+    a.f[BACK_LOGITS] = &FORMAT_TF32;
+    check_case((shape){15, 67, 37, 1, 0}, a, device_next(), device_step);
+}
+
+// A sum in parts: the log-probabilities are those of the logits that such a product gives.
+static void check_split(void) {
+    int mark = array_count, v = 30, n = 17, row[17], target[17];
+    product_plan plan = {.split_k = 3};
+    backend* b = devices[device_next()];
+    tensor w = weight_random(v, 50), x = matrix_random(n, 50, &FORMAT_FP32);
+    tensor unit = array_new(v, v, 0, &FORMAT_FP32), logits = matrix_new(n, v, &FORMAT_FP32);
+    tensor logp = vector_new(n), expected = vector_new(n), whole = vector_new(n);
+    set_zero(unit);
+    for (int j = 0; j < v; j++) row_at(unit, j)[j] = 1;
+    for (int i = 0; i < n; i++) row[i] = i, target[i] = random_below(v);
+    prepared* parts =
+        b->weight_prepare(b, b->weight_plan(b, &plan), w.data, v, 50, &FORMAT_FP32, &FORMAT_FP32);
+    prepared* usual = b->weight_prepare(b, NULL, w.data, v, 50, &FORMAT_FP32, &FORMAT_FP32);
+    prepared* units = b->weight_prepare(b, NULL, unit.data, v, v, &FORMAT_FP32, &FORMAT_FP32);
+    b->matmul_forward(b, logits, x, parts, NULL);
+    b->head_forward(b, expected.data, NULL, logits, row, target, n, units, &FORMAT_FP32, 1, NULL,
+                    NULL);
+    b->head_forward(b, logp.data, NULL, x, row, target, n, parts, &FORMAT_FP32, 1, NULL, NULL);
+    b->head_forward(b, whole.data, NULL, x, row, target, n, usual, &FORMAT_FP32, 1, NULL, NULL);
+    check_same(logp, expected, "logp", "a head whose sums are in parts", b);
+    CHECK(first_difference(logp, whole) >= 0, "sums in parts change no bit");
+    b->weight_release(b, parts);
+    b->weight_release(b, usual);
+    b->weight_release(b, units);
+    arrays_free(mark, "a head whose sums are in parts");
 }
 
 // Leaving out one rounding point changes bits: of the results given here, in the first or the
@@ -294,7 +329,8 @@ static void check_float64(const char* op, int with_keep) {
         tensor dw = array_new(v, 20, 0, &FORMAT_FP32);
         memset(dw.data, 0, v * 20 * sizeof(float));
         prepared* p = b->weight_prepare(b, NULL, w.data, v, 20, &FORMAT_FP32, &FORMAT_FP32);
-        b->head_forward(b, logp.data, entropy.data, x, row, target, 6, p, &FORMAT_FP32, t, keep);
+        b->head_forward(b, logp.data, entropy.data, x, row, target, 6, p, &FORMAT_FP32, t, keep,
+                        NULL);
         b->head_backward(b, dx, dw.data, x, row, target, fixture_floats(op, "coef"), 6, p,
                          &FORMAT_FP32, t, keep);
         b->weight_release(b, p);
@@ -319,7 +355,7 @@ static double logp_loss(const void* context, double* size) {
     prepared* p = s->b->weight_prepare(s->b, NULL, c->w.data, c->s.vocabulary, c->s.channels,
                                        &FORMAT_FP32, &FORMAT_FP32);
     s->b->head_forward(s->b, s->logp.data, NULL, c->x, c->row, c->target, c->s.n, p, &FORMAT_FP32,
-                       c->s.inverse_temperature, c->keep);
+                       c->s.inverse_temperature, c->keep, NULL);
     s->b->weight_release(s->b, p);
     return -weighted_sum(s->logp, c->coef, size);
 }
@@ -370,8 +406,8 @@ typedef struct slots {
 
 // Pointers of a state into one array.
 static slot_state state_at(int* at, int n, int words) {
-    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n,
-                    NULL, NULL,   NULL,       MAX_NEW,    words,      0};
+    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n,     NULL,
+                    NULL, NULL,   MAX_NEW,    words,      0,          {0, NULL, NULL}};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
     s.out_keep = (uint32_t*)(s.out_entropy + n * MAX_NEW);
@@ -510,7 +546,7 @@ static void check_same_logp(backend* b, const slots* before, const slots* after,
     }
     int narrowed = c->how.top_k > 0 || c->how.top_p < 1;
     b->head_forward(b, logp.data, entropy.data, x, row, target, count, w, c->logits,
-                    c->how.inverse_temperature, narrowed ? keep : NULL);
+                    c->how.inverse_temperature, narrowed ? keep : NULL, NULL);
     check_same(columns_of(drawn, 0, count), columns_of(logp, 0, count), "logp against the head's",
                sampler_text(c), b);
     check_same(columns_of(drawn_entropy, 0, count), columns_of(entropy, 0, count),
@@ -536,6 +572,82 @@ static void check_sampler_on(backend* b, const sampler_case* c, const slots* bef
     CHECK(at < 0, "%s: word %d differs where no keep sets are kept (%s)", what, (int)at, b->name);
     b->weight_release(b, p);
     arrays_free(mark, what);
+}
+
+// The best tokens at each place, of those that are kept, by a full sort; their log-probabilities,
+// which head_forward gives again, bit for bit.
+static void check_best_on(backend* b, const sampler_case* c, const slots* before, int count,
+                          tensor x, tensor w) {
+    int mark = array_count, v = c->vocabulary, words = words_of(v), asked = 0;
+    int places = before->count * MAX_NEW, narrowed = c->how.top_k > 0 || c->how.top_p < 1;
+    slots t = slots_copy(before);
+    tensor best_logp = vector_new(places * count), again = vector_new(c->rows * count);
+    tensor logp = vector_new(c->rows);
+    float *l = floats_new(v), *e = floats_new(v);
+    int *order = ints_new(v), *row = ints_new(c->rows), *target = ints_new(c->rows);
+    int *place = ints_new(c->rows), *id = ints_new(c->rows * count);
+    uint32_t* keep = (uint32_t*)ints_new(c->rows * words);
+    t.s.best = (candidates){count, ints_new(places * count), best_logp.data};
+    prepared* p = b->weight_prepare(b, NULL, w.data, v, c->channels, &FORMAT_FP32, &FORMAT_FP32);
+    b->sample(b, &t.s, x, t.row_slot, c->rows, p, c->logits, &c->how);
+    for (int i = 0; i < c->rows; i++) {
+        int slot = t.row_slot[i], sequence = t.s.sequence[slot], found = 0;
+        if (before->s.position[slot] < 0) continue;
+        int at = sequence * MAX_NEW + before->s.length[sequence];
+        uint32_t* set = narrowed ? t.s.out_keep + at * words : NULL;
+        naive_logits(l, row_at(x, i), w, c->logits, c->how.inverse_temperature);
+        distribution d = naive_softmax(e, l, v, set);
+        naive_order(order, l, v);
+        for (int j = 0; j < v && found < count; j++) {
+            if (set && !(set[order[j] / 32] >> (order[j] % 32) & 1)) continue;
+            int k = at * count + found++;
+            CHECK(t.s.best.id[k] == order[j] &&
+                      same_bits(t.s.best.logp[k], naive_logp(&d, l[order[j]])),
+                  "%s: candidate %d is %d, not %d (%s)", sampler_text(c), found, t.s.best.id[k],
+                  order[j], b->name);
+        }
+        for (; found < count; found++)
+            CHECK(t.s.best.id[at * count + found] == -1 &&
+                      t.s.best.logp[at * count + found] == -INFINITY,
+                  "%s: there is no candidate %d", sampler_text(c), found);
+        if (set) memcpy(keep + asked * words, set, words * sizeof *keep);
+        memcpy(id + asked * count, t.s.best.id + at * count, count * sizeof *id);
+        row[asked] = i;
+        target[asked] = t.s.out_token[at];
+        place[asked++] = at;
+    }
+    candidates question = {count, id, again.data};
+    b->head_forward(b, logp.data, NULL, x, row, target, asked, p, c->logits,
+                    c->how.inverse_temperature, narrowed ? keep : NULL, &question);
+    for (int i = 0; i < asked; i++)
+        CHECK(!memcmp((float*)again.data + i * count, t.s.best.logp + place[i] * count,
+                      count * sizeof(float)),
+              "%s: the head's candidates of row %d (%s)", sampler_text(c), i, b->name);
+    b->weight_release(b, p);
+    arrays_drop(mark);
+}
+
+static void check_best(void) {
+    static const int counts[] = {1, 2, 5, 20, 40};
+    for (int i = 0; i < 5; i++)
+        for (int how = 0; how < 4; how++) {
+            int mark = array_count, v = i == 1 ? 3 : 33 + 300 * (i % 2);
+            sampler_case c = {
+                how ? 9 : 300,
+                v,
+                7,
+                how % 2 ? &FORMAT_BF16 : &FORMAT_FP32,
+                how == 1 ? 4 : 0,
+                {0.8f, how == 3, how == 2 ? 9 : 0, how > 1 ? 0.7f : 1, 5, STREAM_SAMPLE, 1}};
+            tensor x = matrix_random(c.rows, c.channels, &FORMAT_FP32);
+            tensor w = weight_random(v, c.channels);
+            for (int j = 0; c.ties && j < v; j++)
+                copy_values(rows_of(w, j, 1), rows_of(w, j * 7 % c.ties % v, 1));
+            slots before = slots_new(c.rows, v);
+            for (int d = 0; d < device_count; d += device_step)
+                check_best_on(devices[d], &c, &before, counts[i], x, w);
+            arrays_free(mark, "candidates");
+        }
 }
 
 static void check_sampler_case(sampler_case c, int first_device, int step) {
@@ -724,11 +836,13 @@ int main(void) {
     devices_open();
     check_shapes();
     check_formats();
+    check_split();
     check_rounding_points();
     check_float64("head", 0);
     check_float64("head_keep", 1);
     check_differences();
     check_sampler();
+    check_best();
     check_rare_tokens();
     check_keys();
     check_frequencies();

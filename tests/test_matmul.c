@@ -9,18 +9,19 @@ typedef struct shape {
 // What is rounded where. `in` is the format that input and gradient have when they come.
 typedef struct formats {
     const format *in, *operand, *backward, *out;
+    product_plan plan;
 } formats;
 
 static const formats FORMAT_ROWS[] = {
-    {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32},
-    {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_TF32, &FORMAT_FP32},
-    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16},
-    {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16},
-    {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_BF16},
-    {&FORMAT_BF16, &FORMAT_E5M2, &FORMAT_BF16, &FORMAT_BF16},
+    {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32, {0}},
+    {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_TF32, &FORMAT_FP32, {0}},
+    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, {0}},
+    {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16, {0}},
+    {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_BF16, {0}},
+    {&FORMAT_BF16, &FORMAT_E5M2, &FORMAT_BF16, &FORMAT_BF16, {0}},
     // Not rows of the contract's table: every rounding point has work to do.
-    {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32},
-    {&FORMAT_FP32, &FORMAT_E4M3, &FORMAT_TF32, &FORMAT_FP16},
+    {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32, {0}},
+    {&FORMAT_FP32, &FORMAT_E4M3, &FORMAT_TF32, &FORMAT_FP16, {0}},
 };
 enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
 
@@ -29,18 +30,59 @@ enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
 
 enum { IN, WEIGHT, OUT, POINTS };
 
+static const product_plan USUAL;
+
+static tensor transposed(tensor from) {
+    tensor to = matrix_new(from.cols, from.rows, from.format);
+    for (int r = 0; r < from.rows; r++)
+        for (int c = 0; c < from.cols; c++) row_at(to, c)[r] = row_at(from, r)[c];
+    return to;
+}
+
+// Operands with a scale a column, or with one for all.
+static tensor operands_along(tensor from, const format* f, int per_tensor) {
+    if (!per_tensor) return transposed(operands_of(transposed(from), f));
+    tensor all = vector_new(from.rows * from.cols),
+           to = matrix_new(from.rows, from.cols, all.format);
+    for (int i = 0; i < all.cols; i++)
+        row_at(all, 0)[i] = row_at(from, i / from.cols)[i % from.cols];
+    all = operands_of(all, f);
+    for (int i = 0; i < all.cols; i++) row_at(to, i / from.cols)[i % from.cols] = row_at(all, 0)[i];
+    return to;
+}
+
+static tensor operands_across(tensor from, const format* f, int per_tensor) {
+    return per_tensor ? operands_along(from, f, 1) : operands_of(from, f);
+}
+
+// The sum over k in equal parts.
+static float split_chain(const float* a, const float* b, int n, int parts) {
+    float sum = 0;
+    for (int p = 0, k = 0, end; p < parts; p++, k = end) {
+        end = n * (p + 1) / parts;
+        float part = block_chain(a + k, 1, b + k, 1, end - k);
+        sum = p ? sum + part : part;
+    }
+    return sum;
+}
+
 static void naive_forward(tensor out, tensor in, tensor w, const float* bias,
-                          const format* const f[POINTS]) {
-    tensor a = operands_of(in, f[IN]), b = operands_of(w, f[WEIGHT]);
+                          const format* const f[POINTS], const product_plan* plan) {
+    tensor a = operands_across(in, f[IN], plan->activation_per_tensor);
+    tensor b = operands_across(w, f[WEIGHT], plan->weight_per_tensor);
+    int parts = plan->split_k < 1 ? 1 : plan->split_k > in.cols ? in.cols : plan->split_k;
     for (int i = 0; i < out.rows; i++)
         for (int j = 0; j < out.cols; j++) {
-            float sum = block_chain(row_at(a, i), 1, row_at(b, j), 1, in.cols);
+            float sum = split_chain(row_at(a, i), row_at(b, j), in.cols, parts);
             row_at(out, i)[j] = format_round(bias ? sum + bias[j] : sum, f[OUT]);
         }
 }
 
-static void naive_backward_input(tensor din, tensor dout, tensor w, const format* const f[POINTS]) {
-    tensor a = operands_of(dout, f[IN]), b = operands_of(w, f[WEIGHT]);
+// The weight's scales do not vary along what is summed over: the outputs.
+static void naive_backward_input(tensor din, tensor dout, tensor w, const format* const f[POINTS],
+                                 const product_plan* plan) {
+    tensor a = operands_across(dout, f[IN], plan->activation_per_tensor);
+    tensor b = operands_along(w, f[WEIGHT], plan->weight_per_tensor);
     for (int i = 0; i < din.rows; i++)
         for (int j = 0; j < din.cols; j++) {
             float sum = block_chain(row_at(a, i), 1, (float*)b.data + j, b.stride, dout.cols);
@@ -48,10 +90,12 @@ static void naive_backward_input(tensor din, tensor dout, tensor w, const format
         }
 }
 
-// Without k-blocks: the chains go on from what dw and dbias hold. OUT has no part in it.
+// Without k-blocks: the chains go on from what dw and dbias hold. OUT has no part in it. Scales do
+// not vary along the rows.
 static void naive_backward_weight(tensor dw, tensor dbias, tensor dout, tensor in,
-                                  const format* const f[POINTS]) {
-    tensor a = operands_of(dout, f[IN]), b = operands_of(in, f[WEIGHT]);
+                                  const format* const f[POINTS], const product_plan* plan) {
+    tensor a = operands_along(dout, f[IN], plan->activation_per_tensor);
+    tensor b = operands_along(in, f[WEIGHT], plan->activation_per_tensor);
     for (int i = 0; i < dw.rows; i++)
         for (int j = 0; j < dw.cols; j++)
             row_at(dw, i)[j] = chain(row_at(dw, i)[j], (float*)a.data + i, a.stride,
@@ -90,18 +134,20 @@ static void check_case(shape s, formats f, int first_device, int step) {
     tensor out = matrix_copy(p.out), plain = matrix_copy(p.out), din = matrix_copy(p.din);
     tensor dw = matrix_copy(p.dw), dbias = matrix_copy(p.dbias);
     const format* const forward[POINTS] = {f.operand, f.operand, f.out};
-    const format* const backward[POINTS] = {f.backward, f.backward, f.out};
-    naive_forward(out, p.in, p.w, p.bias.data, forward);
-    naive_forward(plain, p.in, p.w, NULL, forward);
-    naive_backward_input(din, p.dout, p.w, backward);
-    naive_backward_weight(dw, dbias, p.dout, p.in, backward);
+    const format* const backward[POINTS] = {f.plan.gradient ? f.plan.gradient : f.backward,
+                                            f.backward, f.out};
+    naive_forward(out, p.in, p.w, p.bias.data, forward, &f.plan);
+    naive_forward(plain, p.in, p.w, NULL, forward, &f.plan);
+    naive_backward_input(din, p.dout, p.w, backward, &f.plan);
+    naive_backward_weight(dw, dbias, p.dout, p.in, backward, &f.plan);
     for (int d = first_device; d < device_count; d += step) {
         backend* b = devices[d];
         int inner = array_count;
         tensor got_out = matrix_new(s.m, s.n, f.out), got_plain = matrix_new(s.m, s.n, f.out);
         tensor got_din = matrix_new(s.m, s.k, f.out);
         tensor got_dw = matrix_copy(p.dw), got_dbias = matrix_copy(p.dbias);
-        prepared* w = b->weight_prepare(b, NULL, p.w.data, s.n, s.k, f.operand, f.backward);
+        prepared* w = memcmp(&f.plan, &USUAL, sizeof USUAL) ? b->weight_plan(b, &f.plan) : NULL;
+        w = b->weight_prepare(b, w, p.w.data, s.n, s.k, f.operand, f.backward);
         b->matmul_forward(b, got_out, p.in, w, p.bias.data);
         b->matmul_forward(b, got_plain, p.in, w, NULL);
         b->matmul_backward_input(b, got_din, p.dout, w);
@@ -151,22 +197,124 @@ static void check_rounding_points(void) {
             const format* g[POINTS] = {p.f.backward, p.f.backward, p.f.out};
             tensor out = matrix_copy(p.out), din = matrix_copy(p.din);
             tensor dw = matrix_copy(p.dw), dbias = matrix_copy(p.dbias), dw_start = p.dw;
-            naive_forward(p.out, p.in, p.w, p.bias.data, f);
-            naive_backward_input(p.din, p.dout, p.w, g);
+            naive_forward(p.out, p.in, p.w, p.bias.data, f, &USUAL);
+            naive_backward_input(p.din, p.dout, p.w, g, &USUAL);
             f[off] = g[off] = &FORMAT_FP32;
-            naive_forward(out, p.in, p.w, p.bias.data, f);
-            naive_backward_input(din, p.dout, p.w, g);
+            naive_forward(out, p.in, p.w, p.bias.data, f, &USUAL);
+            naive_backward_input(din, p.dout, p.w, g, &USUAL);
             CHECK(first_difference(out, p.out) >= 0, "matmul forward, point %d", off);
             CHECK(first_difference(din, p.din) >= 0, "matmul backward to input, point %d", off);
             if (off == OUT) continue;
-            naive_backward_weight(dw, dbias, p.dout, p.in, g);
+            naive_backward_weight(dw, dbias, p.dout, p.in, g, &USUAL);
             g[off] = p.f.backward;
             tensor full = matrix_copy(dw_start);
-            naive_backward_weight(full, dbias, p.dout, p.in, g);
+            naive_backward_weight(full, dbias, p.dout, p.in, g, &USUAL);
             CHECK(first_difference(dw, full) >= 0, "matmul backward to weight, point %d", off);
         }
     }
     arrays_free(mark, "rounding points of matmul");
+}
+
+// Plans: fp8 backward, scales per tensor, gradients of their own format, split sums.
+static formats plan_row(const char* in, const char* operand, const char* backward, const char* out,
+                        const char* gradient, int weight, int activation, int split_k) {
+    formats f = {format_find(in),
+                 format_find(operand),
+                 format_find(backward),
+                 format_find(out),
+                 {gradient ? format_find(gradient) : NULL, weight, activation, split_k}};
+    return f;
+}
+
+static void check_plans(void) {
+    const formats rows[] = {
+        plan_row("bf16", "fp8_e4m3", "fp8_e4m3", "bf16", "fp8_e5m2", 0, 0, 0),
+        plan_row("bf16", "fp8_e5m2", "fp8_e5m2", "fp32", NULL, 0, 0, 1),
+        plan_row("bf16", "fp8_e4m3", "fp8_e4m3", "bf16", "fp8_e5m2", 1, 1, 0),
+        plan_row("bf16", "fp8_e4m3", "bf16", "bf16", NULL, 1, 0, 0),
+        plan_row("bf16", "fp8_e4m3", "bf16", "bf16", NULL, 0, 1, 0),
+        plan_row("bf16", "bf16", "bf16", "bf16", "fp8_e5m2", 0, 0, 0),
+        plan_row("fp32", "tf32", "tf32", "fp32", "bf16", 0, 0, 2),
+        plan_row("fp32", "fp32", "fp32", "fp32", NULL, 0, 0, 3),
+        plan_row("fp16", "fp16", "fp16", "fp16", NULL, 0, 0, 1000),
+        plan_row("bf16", "e3m4", "e3m4", "bf16", "e2m3", 0, 1, 4),
+        plan_row("e5m7", "e5m7", "e5m7", "e5m7", NULL, 0, 0, 0),
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_case((shape){17, 35, 270}, rows[i], device_next(), device_step);
+        check_case((shape){41, 70, 600}, rows[i], device_next(), device_step);
+        check_case((shape){1, 16, 5}, rows[i], device_next(), device_step);
+    }
+}
+
+// Each part of a plan changes bits, so the equalities above see it; and so would scales along the
+// other axis.
+static void check_plan_points(void) {
+    int mark = array_count;
+    formats f = plan_row("bf16", "fp8_e4m3", "fp8_e4m3", "fp32", "fp8_e5m2", 0, 0, 0);
+    product_case p = case_new((shape){30, 31, 300}, f);
+    const format* const forward[POINTS] = {f.operand, f.operand, f.out};
+    const format* const backward[POINTS] = {f.plan.gradient, f.backward, f.out};
+    const format* const same[POINTS] = {f.backward, f.backward, f.out};
+    product_plan plans[] = {{NULL, 0, 0, 0}, {NULL, 1, 0, 0}, {NULL, 0, 1, 0}, {NULL, 0, 0, 2}};
+    tensor out[4], din[4], dw[4];
+    for (int i = 0; i < 4; i++) {
+        tensor dbias = matrix_copy(p.dbias);
+        out[i] = matrix_copy(p.out), din[i] = matrix_copy(p.din), dw[i] = matrix_copy(p.dw);
+        naive_forward(out[i], p.in, p.w, NULL, forward, &plans[i]);
+        naive_backward_input(din[i], p.dout, p.w, backward, &plans[i]);
+        naive_backward_weight(dw[i], dbias, p.dout, p.in, backward, &plans[i]);
+    }
+    for (int i = 1; i < 4; i++) {
+        CHECK(first_difference(out[i], out[0]) >= 0, "forward, plan %d", i);
+        CHECK((first_difference(din[i], din[0]) >= 0) == (i < 3), "backward to input, plan %d", i);
+        CHECK((first_difference(dw[i], dw[0]) >= 0) == (i == 2), "backward to weight, plan %d", i);
+    }
+    naive_backward_input(din[1], p.dout, p.w, same, &plans[0]);
+    CHECK(first_difference(din[1], din[0]) >= 0, "a gradient of its own format, to the input");
+    tensor by_row = operands_of(p.in, f.backward), by_column = operands_along(p.in, f.backward, 0);
+    CHECK(first_difference(by_row, by_column) >= 0, "scales of rows and of columns");
+    arrays_free(mark, "plans of products");
+}
+
+// What fp8 products read of a gradient is values of its format times powers of two: a product with
+// a unit matrix gives the operand itself, rows scaled alike backward to the input, columns backward
+// to the weight.
+static void check_scaled_values(tensor t, const format* f, const char* what, const backend* b) {
+    int strange = 0, distinct = 0;
+    for (int r = 0; r < t.rows; r++) {
+        float amax = 0;
+        for (int c = 0; c < t.cols; c++) amax = fmaxf(amax, fabsf(row_at(t, r)[c]));
+        float scale = format_scale(amax, f);
+        for (int c = 0; c < t.cols; c++) {
+            float x = row_at(t, r)[c] / scale;
+            strange += !same_bits(format_round(x, f), x);
+            distinct += x != 0;
+        }
+    }
+    CHECK(strange == 0 && distinct > t.rows * t.cols / 2, "%s: %d values are not %s's (%s)", what,
+          strange, f->name, b->name);
+}
+
+static void check_gradient_values(void) {
+    int mark = array_count, n = 33;
+    formats f = plan_row("bf16", "fp8_e4m3", "fp8_e4m3", "fp32", "fp8_e5m2", 0, 0, 0);
+    for (int d = 0; d < device_count; d += device_step) {
+        backend* b = devices[d];
+        product_case p = case_new((shape){n, n, n}, f);
+        set_zero(p.w);
+        set_zero(p.in);
+        set_zero(p.dw);
+        for (int i = 0; i < n; i++) row_at(p.w, i)[i] = row_at(p.in, i)[i] = 1;
+        prepared* w =
+            b->weight_prepare(b, b->weight_plan(b, &f.plan), p.w.data, n, n, f.operand, f.backward);
+        b->matmul_backward_input(b, p.din, p.dout, w);
+        b->matmul_backward_weight(b, p.dw.data, p.dbias.data, p.dout, p.in, w);
+        b->weight_release(b, w);
+        check_scaled_values(p.din, f.plan.gradient, "backward to the input", b);
+        check_scaled_values(p.dw, f.plan.gradient, "backward to the weight", b);
+    }
+    arrays_free(mark, "values of a gradient");
 }
 
 // Micro-batches leave no trace in a weight's gradient (N5).
@@ -175,7 +323,7 @@ static void check_splits(void) {
     product_case p = case_new((shape){300, 21, 37}, FORMAT_ROWS[0]);
     const format* const f[POINTS] = {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32};
     tensor dw = matrix_copy(p.dw), dbias = matrix_copy(p.dbias);
-    naive_backward_weight(dw, dbias, p.dout, p.in, f);
+    naive_backward_weight(dw, dbias, p.dout, p.in, f, &USUAL);
     for (int d = 0; d < device_count; d++) {
         backend* b = devices[d];
         prepared* w = b->weight_prepare(b, NULL, p.w.data, 21, 37, &FORMAT_FP32, &FORMAT_FP32);
@@ -193,6 +341,34 @@ static void check_splits(void) {
     arrays_free(mark, "matmul in micro-batches");
 }
 
+// With fp8 gradients they leave none either in values that are normal beside their column's
+// largest; but in smaller ones they do.
+static void check_scaled_splits(void) {
+    formats f = plan_row("bf16", "fp8_e4m3", "fp8_e4m3", "fp32", "fp8_e5m2", 0, 0, 0);
+    backend* b = devices[device_next()];
+    for (int small = 0; small < 2; small++) {
+        int mark = array_count;
+        product_case p = case_new((shape){60, 21, 37}, f);
+        for (int r = 0; r < 60 && !small; r++) {
+            for (int j = 0; j < 21; j++)
+                row_at(p.dout, r)[j] = ldexpf(1 + (float)random_below(128) / 128, random_below(8));
+            for (int j = 0; j < 37; j++)
+                row_at(p.in, r)[j] = -ldexpf(1 + (float)random_below(128) / 128, random_below(8));
+        }
+        tensor parts = matrix_copy(p.dw), parts_bias = matrix_copy(p.dbias);
+        prepared* w = b->weight_prepare(b, b->weight_plan(b, &f.plan), p.w.data, 21, 37, f.operand,
+                                        f.backward);
+        b->matmul_backward_weight(b, p.dw.data, p.dbias.data, p.dout, p.in, w);
+        for (int first = 0; first < 60; first += 20)
+            b->matmul_backward_weight(b, parts.data, parts_bias.data, rows_of(p.dout, first, 20),
+                                      rows_of(p.in, first, 20), w);
+        b->weight_release(b, w);
+        CHECK((first_difference(parts, p.dw) >= 0) == small, "fp8 in parts, small values: %d",
+              small);
+        arrays_free(mark, "fp8 products in parts");
+    }
+}
+
 // Preparing again takes the new weight, for all products; release gives back all memory.
 static void check_prepare_again(void) {
     int mark = array_count;
@@ -207,8 +383,8 @@ static void check_prepare_again(void) {
         prepared* again = b->weight_prepare(b, w, p.w.data, 19, 40, p.f.operand, p.f.backward);
         CHECK(again == w, "a second weight (%s)", b->name);
         tensor out = matrix_copy(p.out), din = matrix_copy(p.din);
-        naive_forward(out, p.in, p.w, p.bias.data, forward);
-        naive_backward_input(din, p.dout, p.w, backward);
+        naive_forward(out, p.in, p.w, p.bias.data, forward, &USUAL);
+        naive_backward_input(din, p.dout, p.w, backward, &USUAL);
         b->matmul_forward(b, p.out, p.in, again, p.bias.data);
         b->matmul_backward_input(b, p.din, p.dout, again);
         check_same(p.out, out, "out", "a weight prepared again", b);
@@ -310,7 +486,11 @@ int main(void) {
     check_shapes();
     check_formats();
     check_rounding_points();
+    check_plans();
+    check_plan_points();
+    check_gradient_values();
     check_splits();
+    check_scaled_splits();
     check_prepare_again();
     check_rows_alone();
     check_float64();

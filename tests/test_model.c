@@ -516,6 +516,19 @@ static void test_formats(void) {
         CHECK(lookup < 8 * roundoff && lookup > roundoff / 100, "%s: %g", name, lookup);
         outcome_free(&o);
     }
+    // Gradients alone in a format: forward keeps its bits, and they err as much as their format.
+    double previous = 0;
+    for (int i = 2; i < DTYPES; i++) {  // from fp16 on: tf32 has as many bits
+        double roundoff = ldexp(1, -DTYPE[i]->mantissa_bits - 1);
+        precision p = precision_of(&FORMAT_FP32, &FORMAT_FP32);
+        outcome o = run_text(b, &c, precision_with_gradient(p, DTYPE[i]), parameters, &t, 1, 3);
+        double gradient = distance(o.all, exact.all, o.parameters);
+        CHECK(!memcmp(o.logp, exact.logp, 4 * o.targets), "gradients in %s", DTYPE[i]->name);
+        CHECK(gradient < 8 * roundoff && gradient > 1.5 * previous, "gradients in %s: %g after %g",
+              DTYPE[i]->name, gradient, previous);
+        previous = gradient;
+        outcome_free(&o);
+    }
     text_free(&t);
     outcome_free(&exact);
     free(parameters);

@@ -209,7 +209,7 @@ static void test_arithmetic(void) {
 static double value[1 << 18];  // (values + 1): with the first one beyond the largest
 static int values;
 
-static int has_infinity(const format* f) { return f->exponent_bits != 4; }
+static int has_infinity(const format* f) { return strcmp(f->name, "fp8_e4m3") != 0; }
 
 static double decode(const format* f, int pattern) {
     int m = f->mantissa_bits, bias = (1 << (f->exponent_bits - 1)) - 1;
@@ -240,10 +240,10 @@ static int index_below(double x) {
     return low;
 }
 
-// What index stands for as a result: beyond the largest value lies infinity, but fp8 saturates.
+// What index stands for as a result: beyond the largest value lies infinity, but 8 bits saturate.
 static float result(const format* f, int index) {
     if (index < values) return (float)value[index];
-    return f->exponent_bits + f->mantissa_bits == 7 ? (float)value[values - 1] : INFINITY;
+    return f->exponent_bits + f->mantissa_bits <= 7 ? (float)value[values - 1] : INFINITY;
 }
 
 static float round_reference(const format* f, float x) {
@@ -372,11 +372,32 @@ static void test_round_fixture(void) {
     file_close(file, path);
 }
 
-static void test_format_find(void) {
-    for (int i = 0; FORMATS[i]; i++)
-        CHECK(format_find(FORMATS[i]->name) == FORMATS[i], "%s", FORMATS[i]->name);
-    CHECK(format_find("fp64") == NULL && format_find("") == NULL, "found what there is not");
-    CHECK(FORMAT_E4M3.scaled && FORMAT_E5M2.scaled && !FORMAT_FP16.scaled, "fp8 alone is scaled");
+// PyTorch's casts to fp8 of rows under their power-of-two scales.
+static void test_scaled_fixture(void) {
+    const char* path = "tests/fixtures/numerics_scaled.txt";
+    FILE* file = file_open(path, "r");
+    char name[16];
+    int count, rows = 0;
+    for (; fscanf(file, "%15s %d", name, &count) == 2; rows++) {
+        const format* f = format_find(name);
+        unsigned x[64], expected[64];
+        float amax = 0;
+        CHECK(f && count <= 64, "a row of %d in %s", count, name);
+        if (!f || count > 64) break;
+        for (int i = 0; i < count; i++) {
+            CHECK(fscanf(file, "%x %x", &x[i], &expected[i]) == 2, "%s ends early", path);
+            amax = fmaxf(amax, fabsf(float_from_bits(x[i])));
+        }
+        float scale = format_scale(amax, f);
+        for (int i = 0; i < count; i++) {
+            float y = format_round(float_from_bits(x[i]) / scale, f) * scale;
+            CHECK(float_bits(y) == expected[i], "%s, scale %a: %a becomes %a, not %a", name,
+                  (double)scale, (double)float_from_bits(x[i]), (double)y,
+                  (double)float_from_bits(expected[i]));
+        }
+    }
+    CHECK(rows == 40, "%d rows in %s", rows, path);
+    file_close(file, path);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -528,6 +549,84 @@ static void test_scale(void) {
     }
     CHECK_SAME(format_scale(448.5f, &FORMAT_E4M3), 2.0f, "e4m3's scale for 448.5");
     CHECK_SAME(format_scale(1e5f, &FORMAT_BF16), 1.0f, "bf16 carries no scale");
+}
+
+// ---------------------------------------------------------------------------------------------
+// eXmY
+
+// Rounding by integers alone: a float is an integer times a power of two.
+static float round_by_integers(float x, int exponent_bits, int mantissa_bits) {
+    uint32_t a = float_bits(x) & 0x7fffffffu;
+    if (a >= 0x7f800000u) a = 0x7f7fffffu;  // infinity goes where the largest float goes
+    int bias = (1 << (exponent_bits - 1)) - 1, exponent = a >> 23 ? (int)(a >> 23) : 1, top = 23;
+    uint64_t significand = a >> 23 ? (a & 0x7fffffu) | 0x800000u : a;
+    while (top > 0 && !(significand >> top)) top--;
+    int log2 = top + exponent - 150, unit = log2 - mantissa_bits, least = 1 - bias - mantissa_bits;
+    if (unit < least) unit = least;
+    int shift = unit - (exponent - 150);  // bits that are lost
+    if (shift > 40) shift = 40;
+    if (shift > 0) {
+        uint64_t half = 1ull << (shift - 1), rest = significand & (2 * half - 1);
+        significand >>= shift;
+        significand += rest > half || (rest == half && significand % 2);
+        exponent += shift;
+    }
+    double y = ldexp((double)significand, exponent - 150);
+    double largest = ldexp(2 - ldexp(1, -mantissa_bits), bias);
+    if (y > largest) y = exponent_bits + mantissa_bits <= 7 ? largest : INFINITY;
+    return copysignf((float)y, x);
+}
+
+static void test_by_bits(int exponent_bits, int mantissa_bits) {
+    char name[16];
+    snprintf(name, sizeof name, "e%dm%d", exponent_bits, mantissa_bits);
+    const format* f = format_find(name);
+    CHECK(f && f == format_find(name), "no format %s, or two", name);
+    if (!f) return;
+    CHECK(f->exponent_bits == exponent_bits && f->mantissa_bits == mantissa_bits, "%s", name);
+    CHECK(f->scaled == (exponent_bits + mantissa_bits <= 7), "%s is scaled: %d", name, f->scaled);
+    rng r = rng_at(6, STREAM_INIT, 0, (uint32_t)(32 * exponent_bits + mantissa_bits));
+    int wrong = 0;
+    for (int i = 0; i < 4000; i++) {
+        float x = float_from_bits(rng_u32(&r));
+        // Among the format's own exponents too, and at its midpoints.
+        if (i % 2) x = (float)ldexp(1 + rng_uniform(&r), (int)rng_below(&r, 40) - 20);
+        if (i % 4 == 3) x = float_from_bits(float_bits(x) & ~((1u << f->drop) / 2 - 1));
+        if (x == x)
+            wrong += !same(format_round(x, f), round_by_integers(x, exponent_bits, mantissa_bits));
+    }
+    CHECK(wrong == 0, "%s: %d of 4000 roundings differ from the integers'", name, wrong);
+    if (f->scaled)
+        for (int k = -126; k < 127; k++) check_scale(f, (float)ldexp(1.3, k));
+    test_round_nan(f);
+}
+
+static void test_formats_by_bits(void) {
+    for (int x = 2; x <= 8; x++)
+        for (int y = 1; y <= 22; y++) test_by_bits(x, y);
+    // The whole argument of test_round, for some.
+    static const char* const names[] = {"e2m1", "e3m2", "e2m3", "e4m3", "e3m4",
+                                        "e2m5", "e6m9", "e4m6", "e8m1", "e8m4"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const format* f = format_find(names[i]);
+        test_round(f);
+        test_stochastic(f);
+        test_stochastic_neighbours(f);
+    }
+    CHECK_SAME(format_find("e4m3")->max, 240.0f, "e4m3 is not fp8_e4m3");
+}
+
+static void test_format_find(void) {
+    static const char* const none[] = {"fp64", "",    "e1m5",  "e9m2", "e5m0",  "e5m23", "e5",
+                                       "m3",   "e5m", "e5m2x", "E5M2", "e05m2", "e5m02", "same"};
+    for (int i = 0; FORMATS[i]; i++)
+        CHECK(format_find(FORMATS[i]->name) == FORMATS[i], "%s", FORMATS[i]->name);
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        CHECK(format_find(none[i]) == NULL, "found a format %s", none[i]);
+    CHECK(format_find("e8m23") == &FORMAT_FP32 && format_find("e8m7") == &FORMAT_BF16 &&
+              format_find("e5m10") == &FORMAT_FP16 && format_find("e5m2") == &FORMAT_E5M2,
+          "other names of formats");
+    CHECK(FORMAT_E4M3.scaled && FORMAT_E5M2.scaled && !FORMAT_FP16.scaled, "fp8 alone is scaled");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -805,7 +904,9 @@ int main(void) {
         test_round_nan(FORMATS[i]);
     }
     test_round_fixture();
+    test_scaled_fixture();
     test_scale();
+    test_formats_by_bits();
     test_philox();
     test_rng();
     test_rng_moments();

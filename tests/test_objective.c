@@ -6,7 +6,7 @@
 #include "objective.h"
 #include "refusal.h"
 
-enum { KINDS = OBJECTIVE_DRPO_NOABS + 1 };
+enum { KINDS = OBJECTIVE_DPPO_TOPK_KL + 1 };
 
 // One of each form that objective_token has.
 static const objective FORMS[] = {
@@ -33,6 +33,12 @@ static const objective FORMS[] = {
     {OBJECTIVE_DRPO, .02, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, .1},
     {OBJECTIVE_DRPO_MASK, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
     {OBJECTIVE_DRPO_NOABS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_SEQ_TIS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_SEQ_TIS, .15, .2, .2, .28, 1.5, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_SEQ_MIS, .15, .2, .2, .28, 1.5, REG_NONE, 0, KL_K3, .1},
+    {OBJECTIVE_GSPO, .15, .2, 3e-4, 4e-4, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DPPO_TOPK_TV, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
+    {OBJECTIVE_DPPO_TOPK_KL, .05, .2, .2, .28, 2, REG_NONE, 0, KL_K2, 0},
 };
 enum { FORM_COUNT = sizeof FORMS / sizeof *FORMS };
 
@@ -175,11 +181,69 @@ static int index_of(const char* const* names, const char* name) {
     return -1;
 }
 
+// The tokens of a sequence of the fixture: c of each, and the loss of all.
+static void check_sequence_fixture(FILE* f, const objective* o, double a, int n, double loss) {
+    enum { LONGEST = 16 };
+    float log_pi[LONGEST], log_mu[LONGEST], log_ref[LONGEST];
+    double c[LONGEST], size = 0, sum = 0;
+    int masked[LONGEST];
+    coefficient each[LONGEST];
+    char line[512];
+    for (int t = 0; t < n && n <= LONGEST; t++) {
+        double v[3];
+        if (!fgets(line, sizeof line, f) ||
+            sscanf(line, "%lf %lf %lf %lf %d", &v[0], &v[1], &v[2], &c[t], &masked[t]) != 5) {
+            CHECK(0, "the fixture has a sequence that ends with \"%s\"", line);
+            return;
+        }
+        log_pi[t] = (float)v[0], log_mu[t] = (float)v[1], log_ref[t] = (float)v[2];
+        size += term_size(o, a, v[0], v[1], v[2]);
+    }
+    objective_sequence(o, a, log_pi, log_mu, log_ref, n, NULL, each);
+    for (int t = 0; t < n; t++) {
+        const char* what = point_text(o, a, log_pi[t], log_mu[t], log_ref[t]);
+        // The sum over tokens rounds, too.
+        CHECK_NEAR(each[t].c, c[t], 2 * DBL_EPSILON * size, what);
+        CHECK(each[t].masked == masked[t], "%s: %d", what, each[t].masked);
+        sum += each[t].loss;
+    }
+    CHECK_NEAR(sum, loss, 2 * DBL_EPSILON * size * n, "the loss of a sequence");
+}
+
+// A token with its candidates: D lies where the token begins to be masked.
+static void check_topk_fixture(FILE* f, objective o, const char* text) {
+    enum { MOST = 20 };
+    double a, log_pi, log_mu, d, c, loss;
+    int y, k, id[MOST], at = 0;
+    float top_pi[MOST], top_mu[MOST];
+    char line[512] = "";
+    CHECK(sscanf(text, "topk %lf %lf %lf %lf %lf %lf %d %d", &a, &log_pi, &log_mu, &d, &c, &loss,
+                 &y, &k) == 8 &&
+              k <= MOST,
+          "the fixture has a line \"%s\"", text);
+    while (at < k && fgets(line, sizeof line, f) &&
+           sscanf(line, "%d %f %f", &id[at], &top_pi[at], &top_mu[at]) == 3)
+        at++;
+    CHECK(at == k, "the fixture has candidates that end with \"%s\"", line);
+    float pi = (float)log_pi, mu = (float)log_mu;
+    for (int side = -1; side <= 1; side += 2) {
+        objective_candidates top = {k, &y, id, top_pi, top_mu};
+        coefficient found;
+        int masked = side < 0 && a * (log_pi - log_mu) > 0;
+        o.delta = d * (1 + side * 1e-9);  // far beyond the rounding of sums below 1
+        objective_sequence(&o, a, &pi, &mu, &mu, 1, &top, &found);
+        CHECK(d > 1e-4 && found.masked == masked, "%s: masked %d, delta %.17g", text, found.masked,
+              o.delta);
+        CHECK_NEAR(found.c, masked ? 0 : c, 4 * DBL_EPSILON * fabs(c), text);
+        CHECK_NEAR(found.loss, masked ? 0 : loss, 4 * DBL_EPSILON * fabs(c), text);
+    }
+}
+
 static void check_fixture(void) {
     FILE* f = file_open("tests/fixtures/objective.txt", "r");
     objective o = objective_defaults(OBJECTIVE_SFT);
     char line[512], name[32], reg[8], kl[8];
-    int points = 0, masked = 0, seen[KINDS] = {0};
+    int points = 0, masked = 0, sequences = 0, topk = 0, n, seen[KINDS] = {0};
     while (fgets(line, sizeof line, f)) {
         double a, lp, lm, lr, c, loss;
         int mask;
@@ -204,12 +268,20 @@ static void check_fixture(void) {
             CHECK(k.masked == mask, "%s: %d", what, k.masked);
             points++;
             masked += mask;
+        } else if (sscanf(line, "sequence %lf %d %lf", &a, &n, &loss) == 3) {
+            check_sequence_fixture(f, &o, a, n, loss);
+            sequences++;
+        } else if (!strncmp(line, "topk ", 5)) {
+            line[strcspn(line, "\n")] = 0;
+            check_topk_fixture(f, o, line);
+            topk++;
         } else {
             CHECK(0, "the fixture has a line \"%s\"", line);
         }
     }
     file_close(f, "tests/fixtures/objective.txt");
     CHECK(points >= 300 && masked >= 20, "%d points, %d masked", points, masked);
+    CHECK(sequences >= 60 && topk >= 40, "%d sequences, %d with candidates", sequences, topk);
     for (int i = 0; i < KINDS; i++) CHECK(seen[i], "%s is not in the fixture", OBJECTIVE_NAMES[i]);
 }
 
@@ -236,7 +308,8 @@ static void each_point(const objective* o, point_check check, int* tally) {
 static int holds_weight(const objective* o) {
     int capped = o->ratio_cap < INFINITY;
     return o->kind == OBJECTIVE_SFT || o->kind == OBJECTIVE_REINFORCE ||
-           o->kind == OBJECTIVE_CISPO || (capped && o->kind != OBJECTIVE_GRPO);
+           o->kind == OBJECTIVE_CISPO ||
+           (capped && o->kind != OBJECTIVE_GRPO && o->kind != OBJECTIVE_SEQ_MIS);
 }
 
 // Which smooth piece of the loss the point is on.
@@ -303,7 +376,8 @@ static void check_slopes(void) {
               tally[H_TALLY_SKIPPED]);
         int pieces = o->kind == OBJECTIVE_GRPO || o->kind == OBJECTIVE_DPPO_TV ||
                      o->kind == OBJECTIVE_DPPO_KL || o->kind == OBJECTIVE_DRPO_MASK ||
-                     o->reg == REG_TV;
+                     o->kind == OBJECTIVE_DPPO_TOPK_TV || o->kind == OBJECTIVE_DPPO_TOPK_KL ||
+                     o->kind == OBJECTIVE_SEQ_MIS || o->kind == OBJECTIVE_GSPO || o->reg == REG_TV;
         CHECK(tally[H_TALLY_PIECE0] > 50, "%s: %d", what, tally[H_TALLY_PIECE0]);
         CHECK(!pieces || tally[H_TALLY_PIECE1] > 20, "%s: %d", what, tally[H_TALLY_PIECE1]);
     }
@@ -373,7 +447,7 @@ static void check_fixed_points(void) {
             }
 }
 
-// Without a trust region everything is pg-is, bit for bit.
+// Without a trust region everything is pg-is, bit for bit; for whole sequences, those of one token.
 static void check_no_region(const objective* o, double a, double lp, double lm, int* tally) {
     objective plain = objective_defaults(OBJECTIVE_PG_IS);
     plain.ratio_cap = o->ratio_cap;
@@ -397,9 +471,13 @@ static void check_limits(void) {
         each_point(&o, check_no_region, &tally);
     }
     CHECK(tally > 1000, "%d points", tally);
-    objective wide = objective_defaults(OBJECTIVE_GRPO);
-    wide.clip_low = wide.clip_high = INFINITY;
-    each_point(&wide, check_no_region, &tally);
+    static const objective_kind clipped[] = {OBJECTIVE_GRPO, OBJECTIVE_GSPO, OBJECTIVE_SEQ_TIS,
+                                             OBJECTIVE_SEQ_MIS};
+    for (int i = 0; i < COUNT(clipped); i++) {
+        objective wide = objective_defaults(clipped[i]);
+        wide.clip_low = wide.clip_high = wide.ratio_cap = INFINITY;
+        each_point(&wide, check_no_region, &tally);
+    }
 }
 
 // At r = 1 every objective but sft is A, exactly.
@@ -414,6 +492,221 @@ static void check_on_policy(void) {
                 if (o.reg == REG_KL) expected -= o.reg_coef;
                 CHECK(c == expected, "%s: %.17g", point_text(&o, a, logs[j], logs[j], 0), c);
             }
+}
+
+// ------------------------------------------------------------------------------------------------
+// Whole sequences
+
+typedef struct sequence_case {
+    objective_kind kind;
+    double low, high, cap, a, c[3], loss;  // the loss of all three tokens
+    int masked;
+} sequence_case;
+
+// x = 1/2, -1/4, 1/4: R = exp(1/2) = 1.6487212707001281468, S = exp(1/6) = 1.1813604128656458935;
+// the sum of log pi is -3.5.
+static void check_sequences_by_hand(void) {
+    static const float log_pi[3] = {-.5f, -1.25f, -1.75f}, log_mu[3] = {-1, -1, -2};
+    static const sequence_case cases[] = {
+#define ALL(c) {c, c, c}
+        {OBJECTIVE_SEQ_TIS, 9, 9, INFINITY, -2, ALL(-3.2974425414002562936), 3.2974425414002562936,
+         0},
+        {OBJECTIVE_SEQ_TIS, 9, 9, 1.7, 2, ALL(3.2974425414002562936), 11.541048894900897028, 0},
+        {OBJECTIVE_SEQ_TIS, 9, 9, 1.6, 2, ALL(3.2), 11.2, 0},
+        {OBJECTIVE_SEQ_MIS, 9, 9, 1.7, 2, ALL(3.2974425414002562936), -3.2974425414002562936, 0},
+        {OBJECTIVE_SEQ_MIS, 9, 9, 1.6, 2, ALL(0), 0, 1},
+        {OBJECTIVE_SEQ_MIS, 9, 9, 1.6, -2, ALL(0), 0, 1},
+        {OBJECTIVE_SEQ_MIS, 9, 9, 1.6, 0, ALL(0), 0, 0},
+        {OBJECTIVE_GSPO, .1, .2, INFINITY, 2, ALL(2.362720825731291787), -7.088162477193875361, 0},
+        {OBJECTIVE_GSPO, .1, .1, INFINITY, 2, ALL(0), -6.6, 1},
+        {OBJECTIVE_GSPO, .1, .1, INFINITY, -2, ALL(-2.362720825731291787), 7.088162477193875361, 0},
+        // tokens on their own: r = exp(1/2), exp(-1/4), exp(1/4)
+        {OBJECTIVE_GRPO,
+         .2,
+         .28,
+         INFINITY,
+         2,
+         {0, 1.5576015661428097315, 0},
+         -6.6776015661428097315,
+         0},
+#undef ALL
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        const sequence_case* h = &cases[i];
+        objective o = objective_defaults(h->kind);
+        o.clip_low = h->low, o.clip_high = h->high, o.ratio_cap = h->cap;
+        coefficient each[3];
+        objective_sequence(&o, h->a, log_pi, log_mu, log_mu, 3, NULL, each);
+        double loss = 0;
+        for (int t = 0; t < 3; t++) {
+            // A handful of roundings of numbers below 4.
+            CHECK_NEAR(each[t].c, h->c[t], 4e-15, OBJECTIVE_NAMES[h->kind]);
+            if (h->kind != OBJECTIVE_GRPO)
+                CHECK(each[t].masked == h->masked, "case %d, token %d: masked %d", i, t,
+                      each[t].masked);
+            loss += each[t].loss;
+        }
+        CHECK_NEAR(loss, h->loss, 16e-15, OBJECTIVE_NAMES[h->kind]);
+    }
+}
+
+// A fixed sequence of n tokens at the points of the grid.
+static int grid_sequence(float* log_pi, float* log_mu, int n, int shift) {
+    for (int t = 0; t < n; t++) {
+        log_mu[t] = (float)(GRID_MU[(t + shift) % COUNT(GRID_MU)] - .5);
+        log_pi[t] = (float)(log_mu[t] + GRID_X[4 + (t * 5 + shift) % 6]);
+    }
+    return n;
+}
+
+static int weighs_sequences(const objective* o) {
+    return o->kind == OBJECTIVE_SEQ_TIS || o->kind == OBJECTIVE_SEQ_MIS ||
+           o->kind == OBJECTIVE_GSPO;
+}
+
+// Objectives of single tokens see nothing of the sequence, the others only its ratio; a sequence of
+// one token is that token; and where pi = mu everything is on policy.
+static void check_sequences_and_tokens(void) {
+    float log_pi[9], log_mu[9];
+    coefficient each[9];
+    for (int i = 0; i < FORM_COUNT; i++)
+        for (int n = 1; n <= 9; n++) {
+            const objective* o = &FORMS[i];
+            const char* what = point_text(o, 1.5, n, 0, 0);
+            grid_sequence(log_pi, log_mu, n, n);
+            objective_sequence(o, 1.5, log_pi, log_mu, log_mu, n, NULL, each);
+            for (int t = 0; t < n; t++) {
+                coefficient k = objective_token(o, 1.5, log_pi[t], log_mu[t], log_mu[t]);
+                int same = k.c == each[t].c && k.loss == each[t].loss &&
+                           k.masked == each[t].masked && k.corrective == each[t].corrective;
+                CHECK(same || (n > 1 && weighs_sequences(o)), "%s: token %d of %d", what, t, n);
+                if (weighs_sequences(o) && o->kl_coef == 0)
+                    CHECK(each[t].c == each[0].c, "%s: token %d has another weight", what, t);
+            }
+            objective_sequence(o, 1.5, log_mu, log_mu, log_mu, n, NULL, each);
+            for (int t = 0; t < n; t++)
+                CHECK(each[t].c ==
+                          (o->kind == OBJECTIVE_SFT ? 1 : 1.5 - (o->reg == REG_KL) * o->reg_coef),
+                      "%s: on policy", what);
+        }
+}
+
+// The loss of a sequence as a function of one of its log pi, by differences as in check_slope, with
+// steps that fp32 holds exactly: error h^4 / 30 = 5e-10 of the fifth derivative, which is R or S
+// times 1 or less, beside the rounding of log pi to fp32.
+static void check_sequence_slopes(void) {
+    static const double step = 0x1p-7;
+    int tested = 0;
+    for (int i = 0; i < FORM_COUNT; i++)
+        for (int shift = 0; shift < 12; shift++) {
+            const objective* o = &FORMS[i];
+            float log_pi[5], log_mu[5];
+            coefficient each[5];
+            if (!weighs_sequences(o) || holds_weight(o) || o->kl_coef != 0) continue;
+            int n = grid_sequence(log_pi, log_mu, 5, shift), t = shift % 5, kinks = 0;
+            double a = shift % 2 ? 1.5 : -.75, loss[5];
+            for (int j = 0; j < n; j++) log_pi[j] = (float)(rint(log_pi[j] * 0x1p12) * 0x1p-12);
+            objective_sequence(o, a, log_pi, log_mu, log_mu, n, NULL, each);
+            double c = each[t].c;
+            int masked = each[0].masked;
+            for (int j = -2; j <= 2; j++) {
+                float moved[5];
+                memcpy(moved, log_pi, sizeof moved);
+                moved[t] += (float)(j * step);
+                objective_sequence(o, a, moved, log_mu, log_mu, n, NULL, each);
+                kinks += each[0].masked != masked;
+                loss[j + 2] = 0;
+                for (int k = 0; k < n; k++) loss[j + 2] += each[k].loss;
+            }
+            if (kinks) continue;
+            double slope = (8 * (loss[3] - loss[1]) - (loss[4] - loss[0])) / (12 * step);
+            CHECK_NEAR(c, -slope, 1e-9 * (1 + fabs(c)), point_text(o, a, log_pi[t], log_mu[t], 0));
+            tested++;
+        }
+    CHECK(tested > 15, "%d sequences", tested);
+}
+
+// What is out of range stays finite, or shows in every token.
+static void check_sequence_edges(void) {
+    static const float logs[] = {0, -1e-9f, -1, -50, -745, -INFINITY};
+    float log_pi[3], log_mu[3];
+    coefficient each[3];
+    for (int i = 0; i < FORM_COUNT; i++)
+        for (int j = 0; j < 6 * 6 * 6; j++) {
+            for (int t = 0; t < 3; t++) {
+                log_pi[t] = logs[(j / (t == 0 ? 1 : t == 1 ? 6 : 36)) % 6];
+                log_mu[t] = logs[(j * 5 + t * 7) % 6];
+            }
+            objective_sequence(&FORMS[i], 1e30, log_pi, log_mu, log_mu, 3, NULL, each);
+            for (int t = 0; t < 3; t++)
+                CHECK(isfinite(each[t].c), "%s: c is %g", point_text(&FORMS[i], j, 0, 0, 0),
+                      each[t].c);
+            if (!weighs_sequences(&FORMS[i])) continue;
+            log_pi[1] = NAN;
+            objective_sequence(&FORMS[i], 1, log_pi, log_mu, log_mu, 3, NULL, each);
+            for (int t = 0; t < 3; t++)
+                CHECK(isnan(each[t].c), "%s hides a NaN", OBJECTIVE_NAMES[FORMS[i].kind]);
+        }
+    objective_sequence(&FORMS[0], 1, log_pi, log_mu, log_mu, 0, NULL, each);  // touches nothing
+}
+
+// ------------------------------------------------------------------------------------------------
+// Candidates
+
+// mu = (1/2, 1/4, 1/8, ..), pi = (1/4, 1/4, 3/8, ..) of tokens 5, 2, 7; token 7 was sampled. With
+// tokens 5 and 2: TV = (1/4 + 0 + 1/4 + 0) / 2; KL = log(2) / 2 - log(3) / 8.
+static void check_candidates_by_hand(void) {
+    const float mu[3] = {(float)log(.5), (float)log(.25), (float)log(.125)};
+    const float pi[3] = {(float)log(.25), (float)log(.25), (float)log(.375)};
+    static const int id[] = {5, 2, -1, -1}, token[] = {7};
+    static const double nearly[] = {-1e-6, 1e-6};  // the logarithms were rounded to fp32
+    const float top_mu[4] = {mu[0], mu[1], -INFINITY, -INFINITY};
+    const float top_pi[4] = {pi[0], pi[1], -INFINITY, -INFINITY};
+    const struct {
+        objective_kind kind;
+        int count;
+        double d;
+    } cases[] = {
+        {OBJECTIVE_DPPO_TOPK_TV, 4, .25},
+        {OBJECTIVE_DPPO_TOPK_TV, 2, .25},
+        {OBJECTIVE_DPPO_TOPK_TV, 1, .25},
+        {OBJECTIVE_DPPO_TOPK_TV, 0, .25},
+        {OBJECTIVE_DPPO_TOPK_KL, 4, .20924705419645892},
+        {OBJECTIVE_DPPO_TOPK_KL, 2, .20924705419645892},
+        // of token 7 or another: log(1/3) / 8 + 7/8 log(7/5)
+        {OBJECTIVE_DPPO_TOPK_KL, 0, .15708667096004755},
+    };
+    for (int i = 0; i < COUNT(cases); i++)
+        for (int side = 0; side < 2; side++) {
+            objective o = objective_defaults(cases[i].kind);
+            objective_candidates top = {cases[i].count, token, id, top_pi, top_mu};
+            coefficient k;
+            o.delta = cases[i].d + nearly[side];
+            objective_sequence(&o, 2, &pi[2], &mu[2], &mu[2], 1, &top, &k);
+            CHECK(k.masked == !side, "case %d, side %d: masked %d", i, side, k.masked);
+            CHECK_NEAR(k.c, side ? 6 : 0, 1e-6, "c with candidates");
+            objective_sequence(&o, -2, &pi[2], &mu[2], &mu[2], 1, &top, &k);
+            CHECK(!k.masked, "case %d: it moves against its advantage", i);
+        }
+}
+
+// With equal log-probabilities of the candidates D is 0: no region is too small, even where the
+// sampled token's differ in their last bit and the candidate that it is does not count twice.
+static void check_candidates_equal(void) {
+    for (int kl = 0; kl < 2; kl++) {
+        objective o = objective_defaults(kl ? OBJECTIVE_DPPO_TOPK_KL : OBJECTIVE_DPPO_TOPK_TV);
+        float log_pi[3] = {-.9f, -1.7f, -2.3f};
+        static const int id[3] = {3, 1, 4}, token[1] = {1};
+        objective_candidates top = {3, token, id, log_pi, log_pi};
+        coefficient k;
+        o.delta = DBL_MIN;
+        objective_sequence(&o, 1, &log_pi[1], &log_pi[1], log_pi, 1, &top, &k);
+        CHECK(!k.masked && k.c == 1, "equal: masked %d, c %g", k.masked, k.c);
+        float moved = nextafterf(log_pi[1], 0);
+        o.delta = 1e-6;
+        objective_sequence(&o, 1, &moved, &log_pi[1], log_pi, 1, &top, &k);
+        CHECK(!k.masked && k.c > 1, "one bit: masked %d", k.masked);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -495,7 +788,7 @@ static void check_reads(void) {
             varied = o;
             double* fields[] = {&varied.delta, &varied.epsilon, &varied.clip_low, &varied.clip_high,
                                 &varied.ratio_cap};
-            *fields[f] = f == 4 ? 2 : *fields[f] * 2;
+            *fields[f] = f == 4 ? (o.ratio_cap == 2 ? 2.5 : 2) : f >= 2 ? .5 : *fields[f] * 2;
             int tally = 0;
             each_point(&o, count_changed, &tally);
             CHECK(objective_reads(o.kind, flags[f]) == (tally > 0), "%s and --%s: %d points",
@@ -505,6 +798,10 @@ static void check_reads(void) {
           "pg-is has regularizers");
     CHECK(!objective_reads(OBJECTIVE_DRPO, "reg") && !objective_reads(OBJECTIVE_SFT, "reg-coef"),
           "others have none");
+    CHECK(objective_reads(OBJECTIVE_DPPO_TOPK_TV, "top-candidates") &&
+              objective_reads(OBJECTIVE_DPPO_TOPK_KL, "top-candidates") &&
+              !objective_reads(OBJECTIVE_DPPO_TV, "top-candidates"),
+          "candidates");
     CHECK(objective_reads(OBJECTIVE_SFT, "kl-coef") && objective_reads(OBJECTIVE_SFT, "lr"),
           "flags of no objective");
 }
@@ -513,6 +810,9 @@ static void check_names_and_defaults(void) {
     CHECK(index_of(OBJECTIVE_NAMES, "drpo-noabs") == OBJECTIVE_DRPO_NOABS, "names");
     CHECK(index_of(OBJECTIVE_NAMES, "dppo-kl") == OBJECTIVE_DPPO_KL, "names");
     CHECK(index_of(OBJECTIVE_NAMES, "grpo") == OBJECTIVE_GRPO, "names");
+    CHECK(index_of(OBJECTIVE_NAMES, "seq-mis") == OBJECTIVE_SEQ_MIS, "names");
+    CHECK(index_of(OBJECTIVE_NAMES, "gspo") == OBJECTIVE_GSPO, "names");
+    CHECK(index_of(OBJECTIVE_NAMES, "dppo-topk-kl") == OBJECTIVE_DPPO_TOPK_KL, "names");
     CHECK(index_of(REG_NAMES, "tv") == REG_TV && index_of(KL_NAMES, "k3") == KL_K3, "names");
     CHECK(index_of(ADVANTAGE_NAMES, "rloo") == ADVANTAGE_RLOO, "names");
     CHECK(index_of(AGGREGATE_NAMES, "seq-mean-token-sum-norm") == AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM,
@@ -522,11 +822,15 @@ static void check_names_and_defaults(void) {
           "each list ends with NULL");
     for (int kind = 0; kind < KINDS; kind++) {
         objective o = objective_defaults((objective_kind)kind);
+        int kl = kind == OBJECTIVE_DPPO_KL || kind == OBJECTIVE_DPPO_TOPK_KL;
         objective_check(&o);
-        CHECK((int)o.kind == kind && o.delta == (kind == OBJECTIVE_DPPO_KL ? .05 : .15), "delta %g",
-              o.delta);
-        CHECK(o.epsilon == .2 && o.clip_low == .2 && o.clip_high == .28, "epsilon, clips");
-        CHECK(isinf(o.ratio_cap) && o.reg == REG_NONE && !o.reg_coef && !o.kl_coef, "the rest");
+        CHECK((int)o.kind == kind && o.delta == (kl ? .05 : .15), "delta %g", o.delta);
+        int gspo = kind == OBJECTIVE_GSPO;
+        int seq = kind == OBJECTIVE_SEQ_TIS || kind == OBJECTIVE_SEQ_MIS;
+        CHECK(o.epsilon == .2 && o.clip_low == (gspo ? 3e-4 : .2), "epsilon, clip-low");
+        CHECK(o.clip_high == (gspo ? 4e-4 : .28), "clip-high");
+        CHECK(o.ratio_cap == (seq ? 2 : INFINITY) && o.reg == REG_NONE && !o.reg_coef && !o.kl_coef,
+              "the rest");
     }
 }
 
@@ -559,6 +863,9 @@ static void check_refusals(void) {
         {OBJECTIVE_GRPO, CAP, .5, "dual clip"},
         {OBJECTIVE_DRPO, CAP, 2, "not with drpo"},
         {OBJECTIVE_SPO, CAP, 2, "not with spo"},
+        {OBJECTIVE_GSPO, CAP, 2, "not with gspo"},
+        {OBJECTIVE_GSPO, LOW, -.1, "--clip-low is -0.1"},
+        {OBJECTIVE_SEQ_MIS, CAP, 0, "--ratio-cap is 0"},
         {OBJECTIVE_PG_IS, REG_COEF, -1, "--reg-coef is -1"},
         {OBJECTIVE_PG_IS, REG_COEF, INFINITY, "--reg-coef is inf"},
         {OBJECTIVE_PG_IS, REG_COEF, .1, "no regularizer"},
@@ -682,6 +989,12 @@ int main(void) {
     check_fixed_points();
     check_limits();
     check_on_policy();
+    check_sequences_by_hand();
+    check_sequences_and_tokens();
+    check_sequence_slopes();
+    check_sequence_edges();
+    check_candidates_by_hand();
+    check_candidates_equal();
     check_edges();
     check_nan();
     check_needs_zero_advantage();

@@ -13,11 +13,12 @@ static char folder[] = "/tmp/test_options.XXXXXX";
 static char config_path[64], saved_path[64];
 
 static const char* const COLOURS[] = {"red", "green", "blue-green", NULL};
+static const char* const DTYPES[] = {"same", "bf16", "fp8_e4m3", "eXmY (bits)", NULL};
 
 static int depth, top_k, colour, fast, resume;
 static uint64_t seed;
 static double delta, lr, shift, late;
-static const char *out, *init;
+static const char *out, *init, *dtype;
 
 static option table[] = {
     {.kind = OPTION_GROUP, .help = "model"},
@@ -30,6 +31,7 @@ static option table[] = {
     {"shift", OPTION_DOUBLE, &shift, "any number", .min = -DBL_MAX, .max = DBL_MAX},
     {"late", OPTION_DOUBLE, &late, "chosen later", .min = 0, .max = DBL_MAX},
     {"colour", OPTION_CHOICE, &colour, "a colour", .choices = COLOURS},
+    {"dtype", OPTION_FORMAT, &dtype, "a format", .choices = DTYPES},
     {"out", OPTION_TEXT, &out, .help = "where the run goes"},
     {"init", OPTION_TEXT, &init, .help = "a model file"},
     {"fast", OPTION_SWITCH, &fast,
@@ -40,7 +42,7 @@ static option table[] = {
 
 static void set_defaults(void) {
     depth = 4, top_k = -1, seed = 1, delta = 0.15, lr = 1e-3, shift = 0, late = NAN;
-    colour = 0, fast = 0, resume = 0, out = "runs/a", init = "";
+    colour = 0, fast = 0, resume = 0, out = "runs/a", init = "", dtype = "same";
 }
 
 static void write_text(const char* path, const char* text, size_t bytes) {
@@ -83,6 +85,10 @@ static void test_values(void) {
     CHECK(lr == 1e-6, "lr is %g", lr);
     CHECK(fast == 1 && colour == 0 && resume == 0, "fast alone is set");
     CHECK(options_find(table, "fast")->given && !options_find(table, "resume")->given, "given");
+    parse_fresh("--dtype|e5m7");
+    CHECK(!strcmp(dtype, "e5m7"), "dtype is %s", dtype);
+    parse_fresh("--dtype=same");
+    CHECK(!strcmp(dtype, "same"), "dtype is %s", dtype);
     parse_fresh("--top-k|-5|--shift|-2.5e-3|--colour=blue-green|--out|a b # c = d|--depth=1");
     CHECK(top_k == -5 && depth == 1, "top-k is %d, depth is %d", top_k, depth);
     CHECK(shift == -2.5e-3, "shift is %g", shift);
@@ -165,6 +171,13 @@ static void test_refusals(void) {
         {"--colour|pink", {"--colour is \"pink\"; it must be one of red, green, blue-green"}},
         {"--colour|re", {"--colour is \"re\""}},
         {"--colour=", {"--colour is \"\""}},
+        {"--dtype|int8",
+         {"--dtype is \"int8\"; it must be one of same, bf16, fp8_e4m3, eXmY (bits)\n"}},
+        {"--dtype|bf61", {"--dtype is \"bf61\"", "; did you mean bf16?"}},
+        {"--dtype|fp8_e4m4", {"; did you mean fp8_e4m3?"}},
+        {"--dtype|e5m23", {"--dtype is \"e5m23\""}},
+        {"--dtype|eXmY (bits)", {"--dtype is \"eXmY (bits)\""}},
+        {"--dtype=", {"--dtype is \"\""}},
         {"--fast=yes", {"--fast is \"yes\"; it must be 0 or 1"}},
         {"--fast=", {"--fast is \"\""}},
         {"--out=a\nb", {"--out is \"a?b\"; it must be one line"}},
@@ -230,7 +243,7 @@ static void test_config_refusals(void) {
 static void test_config(void) {
     const char text[] =
         "# a recipe\n\n  depth=7\ncolour\t= green \r\nfast\n\t# more\n"
-        "out = runs/a b # c = d\ninit =\nlr = 5e-4";
+        "out = runs/a b # c = d\ninit =\nlr = 5e-4\ndtype = e3m4";
     write_text(config_path, text, strlen(text));
     char line[200];
     for (int after = 0; after < 2; after++) {
@@ -243,6 +256,7 @@ static void test_config(void) {
         CHECK(fast == 0, "the command line wins: fast is %d", fast);
         CHECK(colour == 1, "colour is %d", colour);
         CHECK(!strcmp(out, "runs/a b # c = d"), "out is %s", out);
+        CHECK(!strcmp(dtype, "e3m4"), "dtype is %s", dtype);
         CHECK(lr == 5e-4, "lr is %g", lr);
         CHECK(options_find(table, "colour")->given, "a file's option counts as given");
         CHECK(!options_find(table, "seed")->given, "seed was not given");
@@ -254,6 +268,7 @@ static void test_config(void) {
         CHECK(!options_find(table, "colour")->overruled, "colour was not on the command line");
         free((char*)out);
         free((char*)init);
+        free((char*)dtype);
     }
     parse_fresh("--depth|8");
     CHECK(!options_find(table, "depth")->overruled, "a new parse forgets");
@@ -328,6 +343,7 @@ static void test_round_trip(void) {
         uint64_t seed_was = random_bits();
         shift = shift_was, lr = lr_was, seed = seed_was, delta = INFINITY, top_k = INT_MIN;
         colour = i % 3, fast = i % 2, resume = 1, out = "a # b = \"c\" \xc3\xa9", init = "";
+        dtype = i % 2 ? "same" : "e2m5";
         options_write(table, saved_path);
         set_defaults();
         fast = 1, init = "default";
@@ -338,10 +354,12 @@ static void test_round_trip(void) {
         CHECK(colour == i % 3 && fast == i % 2, "colour %d, fast %d", colour, fast);
         CHECK(!strcmp(out, "a # b = \"c\" \xc3\xa9"), "out is %s", out);
         CHECK(!strcmp(init, ""), "init is %s", init);
+        CHECK(!strcmp(dtype, i % 2 ? "same" : "e2m5"), "dtype is %s", dtype);
         CHECK(resume == 0, "--resume is not saved");
         CHECK(isnan(late), "an option without a value is not saved");
         free((char*)out);
         free((char*)init);
+        free((char*)dtype);
         if (i) continue;
         char first[8] = "";
         FILE* f = file_open(saved_path, "r");
@@ -406,6 +424,7 @@ static void test_help(void) {
                                         "(from 1 to 64)",
                                         "(above 0, or inf)",
                                         "(red | green | blue-green)",
+                                        "(same | bf16 | fp8_e4m3 | eXmY (bits))",
                                         "--config",
                                         "--help",
                                         "0.15",

@@ -173,6 +173,61 @@ static void test_agreement(void) {
     s.how.top_k = 0;
     s.how.top_p = 0.7f;
     check_agreement(b, &s, parameters, "top-p");
+    s = long_setup(&FORMAT_FP32);
+    s.p.split_k = 3;
+    check_agreement(b, &s, parameters, "sums in parts, on both sides");
+    s = long_setup(format_find("e4m2"));
+    s.p.weight_per_tensor = 1;
+    check_agreement(b, &s, parameters, "e4m2, a scale a weight");
+    free(parameters);
+    cpu_close(b);
+}
+
+// The sampler's best tokens: both sides give them equal bits; the first is the most probable one,
+// and the sampled token has its own log-probability among them.
+static void check_candidates(backend* b, const setup* s, const float* parameters,
+                             const char* what) {
+    enum { COUNT = 6 };
+    batch* d = empty_batch(s);
+    rollout* r = make_rollout(b, s, parameters);
+    rollout_record_candidates(r, COUNT);
+    batch_add_candidates(d, COUNT);
+    run_rollout(r, d, &s->how);
+    judge(b, s, parameters, d);
+    int wrong = 0, among = 0, unordered = 0, none = 0;
+    for (int q = 0; q < d->sequences; q++)
+        for (int i = 0; i < d->length[q] * COUNT; i++) {
+            size_t place = (size_t)q * d->max_new + i / COUNT, at = place * COUNT + i % COUNT;
+            int same = d->candidate[at] == d->token[place];
+            wrong += float_bits(d->candidate_pi[at]) != float_bits(d->candidate_mu[at]);
+            wrong += same && float_bits(d->candidate_mu[at]) != float_bits(d->log_mu[place]);
+            unordered += i % COUNT && d->candidate_mu[at] > d->candidate_mu[at - 1];
+            among += same;
+            none += d->candidate[at] < 0;
+        }
+    CHECK(wrong == 0 && unordered == 0, "%s: %d candidates differ, %d are out of order", what,
+          wrong, unordered);
+    CHECK(among > response_tokens(d) / 4, "%s: %d sampled tokens are candidates", what, among);
+    CHECK((none > 0) == (s->how.top_k == 5), "%s: %d places are empty", what, none);
+    rollout_free(r);
+    batch_free(d);
+}
+
+static void test_candidates(void) {
+    backend* b = cpu_open(1, "auto");
+    setup s = long_setup(&FORMAT_FP32);
+    float* parameters = random_parameters(&s.c, 1, 0.2);
+    for (int i = 0; i < DTYPES; i++) {
+        s = long_setup(DTYPE[i]);
+        s.max_new = 40;
+        check_candidates(b, &s, parameters, DTYPE[i]->name);
+        s.how.top_k = 5;
+        s.how.inverse_temperature = 1 / 1.3f;
+        check_candidates(b, &s, parameters, DTYPE[i]->name);
+    }
+    size_t before = b->allocated;
+    check_candidates(b, &s, parameters, "again");
+    CHECK(b->allocated == before, "%zu bytes stay", b->allocated - before);
     free(parameters);
     cpu_close(b);
 }
@@ -751,6 +806,7 @@ int main(int argc, char** argv) {
     quick = test_quick(argc, argv);
     test_refusals();  // first: a child must not inherit other tests' threads
     test_agreement();
+    test_candidates();
     test_one_ulp();
     test_cache_formats();
     test_sync();

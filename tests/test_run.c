@@ -470,25 +470,69 @@ static void test_agreement(void) {
                  dtypes[i], dtypes[i]);
         if (!quick) check_agreement(flags);
     }
+    check_agreement("--train-dtype e5m6 --rollout-dtype e5m6 --grad-dtype e6m9");
+    check_agreement(
+        "--train-dtype e3m3 --rollout-dtype e3m3 --grad-dtype e5m2 --weight-scale tensor");
+    check_agreement("--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --grad-dtype fp8_e5m2");
 }
 
-// Sampler formats against an fp32 trainer: the coarser, the further.
-static void test_mismatch(void) {
-    static const char* const dtypes[] = {"fp32", "fp16", "bf16", "fp8_e4m3"};
-    double previous = -1;
-    for (int i = 0; i < 4; i++) {
+// With equal formats the divergence is exactly 0 before the first update, so no region is too
+// small.
+static void test_topk_agreement(void) {
+    static const char* const objectives[] = {"dppo-topk-tv", "dppo-topk-kl"};
+    for (int i = 0; i < 2; i++) {
         char flags[256];
-        snprintf(flags, sizeof flags, "--rollout-dtype %s --prompts 32", dtypes[i]);
-        good_run("mismatch", flags);
-        run_lines log = read_log("mismatch");
-        double x = value_of(nth(&log, "numerics", 0), "prob_diff_mean");
-        // One bit of mantissa is a factor of 2; fp16 and bf16 are three apart, bf16 and e4m3 four.
-        CHECK(x > 2 * previous, "%s: %g after %g", dtypes[i], x, previous);
-        CHECK(x < 0.02, "%s: %g", dtypes[i], x);
-        previous = x;
+        snprintf(
+            flags, sizeof flags,
+            "--objective %s --delta 1e-300 --train-dtype bf16 --rollout-dtype bf16 --top-k 9%s",
+            objectives[i], i ? "" : " --top-candidates 1000");  // more than there are
+        good_run("agree", flags);
+        run_lines log = read_log("agree");
+        for (int u = 0; u < 12; u++)
+            CHECK((value_of(nth(&log, "update", u), "masked") == 0) == (u % 4 == 0),
+                  "%s, update %d: masked %g", objectives[i], u,
+                  value_of(nth(&log, "update", u), "masked"));
         free(log.line);
-        remove_tree(at_home("mismatch"));
+        remove_tree(at_home("agree"));
     }
+}
+
+// Mean |pi - mu| before the first update.
+static double mismatch_of(const char* flags) {
+    good_run("mismatch", flags);
+    run_lines log = read_log("mismatch");
+    double x = value_of(nth(&log, "numerics", 0), "prob_diff_mean");
+    free(log.line);
+    remove_tree(at_home("mismatch"));
+    return x;
+}
+
+// Each switch alone against fp32 everywhere else: the coarser, the further.
+static void test_mismatch(void) {
+    static const struct {
+        const char* flag;
+        double factor;
+    } switches[] = {
+        {"rollout-dtype", 2}, {"train-dtype", 2}, {"rollout-logits-dtype", 1.5}, {"kv-dtype", 1.5}};
+    static const char* const dtypes[] = {"fp32", "fp16", "bf16", "fp8_e4m3"};
+    for (int k = 0; k < (quick ? 1 : 4); k++) {
+        double previous = -1;
+        for (int i = 0; i < 4; i++) {
+            char flags[256];
+            snprintf(flags, sizeof flags, "--%s %s --prompts 32 --steps 1", switches[k].flag,
+                     dtypes[i]);
+            double x = mismatch_of(flags);
+            // A bit of mantissa is a factor of 2; fp16 and bf16 are three apart, bf16 and e4m3
+            // four.
+            CHECK(x > switches[k].factor * previous, "%s: %g after %g", flags, x, previous);
+            CHECK((x == 0) == (i == 0) && x < 0.05, "%s: %g", flags, x);
+            previous = x;
+        }
+    }
+    // The order of sums alone, and gradients, which no probability sees before an update.
+    double x = mismatch_of("--prompts 32 --steps 1 --rollout-split-k 2");
+    CHECK(x > 0 && x < 1e-5, "sums in parts: %g", x);
+    CHECK(mismatch_of("--steps 1 --grad-dtype fp8_e5m2") == 0, "gradients alone");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -522,13 +566,14 @@ static void test_same_bits(void) {
         "--objective grpo --advantage std --aggregate seq-mean-token-sum-norm",
         "bits_mixed");
     check_same_bits("--train-dtype fp16 --rollout-dtype fp16 --master-weights 0", "bits_fp16");
+    check_same_bits("--objective dppo-topk-tv --delta 0.01 --top-k 20", "bits_topk");
 }
 
 // ---------------------------------------------------------------------------------------------
 // Stopping and resuming
 
 // Slow enough to be caught in the middle: some hundred milliseconds.
-static const char LONGER[] = "--warmup-steps 150 --steps 20 --kl-coef 0.05";
+static const char LONGER[] = "--warmup-steps 150 --steps 20 --kl-coef 0.05 --sanity-samples 6";
 
 // Waits until the log of a run holds `phase` with at least this step; 0 if it ended before.
 static int wait_for_line(pid_t child, const char* out, const char* phase, int step) {
@@ -661,6 +706,75 @@ static void test_interrupt_without_out(void) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// A sampler with older weights
+
+// In the log, numerics are null in the steps that sample with older weights; the metrics of the
+// first update, which sees drift too, say how old they are.
+static void check_numerics(const char* out, const char* older) {
+    run_lines log = read_log(out);
+    int steps = (int)strlen(older);
+    CHECK(count_lines(&log, "numerics") == steps, "%s: %d steps", out, steps);
+    for (int i = 0; i < steps; i++) {
+        const line *n = nth(&log, "numerics", i), *u = nth(&log, "update", 4 * i);
+        int nulls = 0;
+        for (int k = 0; k < n->fields; k++) nulls += isnan(n->value[k]);
+        CHECK(nulls == (older[i] == '1' ? 16 : 0), "%s, step %d: %d nulls", out, i, nulls);
+        CHECK((value_of(u, "logp_diff_max") == 0) == (older[i] == '0'), "%s, step %d: drift %g",
+              out, i, value_of(u, "logp_diff_max"));
+    }
+    free(log.line);
+}
+
+// Takes a run back to an earlier checkpoint, as if it had been killed after that step.
+static void take_back(const char* out, int step) {
+    int newest;
+    for (count_checkpoints(out, &newest); newest > step; newest--)
+        remove_tree(at_home("%s/checkpoints/step-%06d", out, newest));
+}
+
+static void test_stale(void) {
+    static const struct {
+        const char *flags, *older;
+    } cases[] = {{"--sync-every 3", "0110110"}, {"--lag 2", "0111111"}};
+    for (int i = 0; i < 2; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags, "%s --steps 7 --checkpoint-keep 0 --kl-coef 0.05",
+                 cases[i].flags);
+        good_run("fresh", flags);
+        check_numerics("fresh", cases[i].older);
+        good_run("again", flags);
+        for (int step = 5; step >= 0; step -= quick ? 2 : 1) {
+            char what[64];
+            take_back("again", step);
+            snprintf(what, sizeof what, "%s, resumed after step %d", cases[i].flags, step);
+            resume("again", "");
+            check_same_run("again", "fresh", what, 0);
+        }
+        remove(at_home("again/checkpoints/step-000005/stale.bin"));
+        take_back("again", 5);
+        ended e = run("--resume --out %s", at_home("again"));
+        check_refused(&e, "older weights are missing", "stale.bin");
+        remove_tree(at_home("fresh"));
+        remove_tree(at_home("again"));
+    }
+    // Evaluations use the newest weights and leave the sampler's alone.
+    good_run("fresh", "--lag 2 --eval-every 1");
+    good_run("again", "--lag 2 --eval-every 0");
+    CHECK(same_model("fresh", "again"), "an evaluation disturbs the sampler's older weights");
+    char flags[1024];
+    snprintf(flags, sizeof flags, "--steps 0 --init %s", checkpoint_file("fresh", "model.bin"));
+    good_run("newest", flags);
+    run_lines log = read_log("fresh"), newest = read_log("newest");
+    CHECK(value_of(nth(&log, "eval", -1), "greedy") == value_of(nth(&newest, "eval", 0), "greedy"),
+          "the last evaluation is not of the newest weights");
+    free(log.line);
+    free(newest.line);
+    remove_tree(at_home("newest"));
+    remove_tree(at_home("fresh"));
+    remove_tree(at_home("again"));
+}
+
+// ---------------------------------------------------------------------------------------------
 // A full disk, played by a limit on the size of files
 
 static void test_full_disk(void) {
@@ -746,6 +860,9 @@ static void test_refusals(void) {
         {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
         {"--device cuda --batch-invariant", "--batch-invariant"},
+        {"--device cuda --rollout-dtype e5m9", "--rollout-dtype e5m9"},
+        {"--device cuda --grad-dtype bf16", "--grad-dtype bf16"},
+        {"--device cuda --rollout-split-k 2", "--rollout-split-k"},
         {"--recompute 3", "--recompute"},
         {"--isa sse", "--isa"},
         {"--threads -1", "--threads"},
@@ -781,6 +898,9 @@ static void test_refusals(void) {
         {"--top-p 0", "--top-p"},
         {"--top-p 1.1", "--top-p"},
         {"--slots 0", "--slots"},
+        {"--sync-every 0", "--sync-every"},
+        {"--lag -1", "--lag"},
+        {"--sync-every 2 --lag 1", "--sync-every 2 and --lag 1"},
         {"--objective ppo", "--objective"},
         {"--delta 0", "--delta"},
         {"--delta -0.1", "--delta"},
@@ -790,6 +910,12 @@ static void test_refusals(void) {
         {"--ratio-cap 5", "--ratio-cap"},
         {"--objective grpo --delta 0.1", "--delta"},
         {"--objective grpo --ratio-cap 1", "--ratio-cap"},
+        {"--objective gspo --ratio-cap 3", "--ratio-cap"},
+        {"--objective seq-mis --clip-high 0.1", "--clip-high"},
+        {"--objective seq-tis --delta 0.1", "--delta"},
+        {"--top-candidates 5", "--top-candidates"},
+        {"--objective dppo-tv --top-candidates 5", "--top-candidates"},
+        {"--objective dppo-topk-tv --top-candidates -1", "--top-candidates"},
         {"--objective grpo --clip-low 1.5", "--clip-low"},
         {"--reg kl --reg-coef 0.1", "--reg kl"},
         {"--objective pg-is --reg kl --reg-coef -1", "--reg-coef"},
@@ -818,7 +944,20 @@ static void test_refusals(void) {
         {"--logits-dtype fp8", "--logits-dtype"},
         {"--rollout-logits-dtype fp64", "--rollout-logits-dtype"},
         {"--kv-dtype int8", "--kv-dtype"},
+        {"--train-dtype bf61", "did you mean bf16?"},
+        {"--train-dtype e9m2", "eXmY"},
+        {"--grad-dtype fp8_e5m1", "did you mean fp8_e5m2?"},
+        {"--rollout-split-k 0", "--rollout-split-k"},
+        {"--weight-scale row", "--weight-scale"},
+        {"--weight-scale tensor", "--weight-scale tensor"},
+        {"--grad-dtype fp8_e5m2 --weight-scale tensor", "--weight-scale tensor"},
+        {"--activation-scale tensor", "--activation-scale tensor"},
+        {"--train-dtype fp8_e4m3 --activation-scale tensor --batch-invariant", "--batch-invariant"},
         {"--master-weights 2", "--master-weights"},
+        {"--sanity-samples 513", "--sanity-samples"},
+        {"--sanity-samples 8 --sanity-low 0.9", "--sanity-low 0.9"},
+        {"--sanity-high 0.9", "--sanity-samples"},
+        {"--sanity-samples 8 --sanity-high 1.1", "--sanity-high"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ended e = run("%s", cases[i].flags);
@@ -858,6 +997,15 @@ static void test_refused_resume(void) {
     }
     ended e = run("--resume --out %s --seed 1 --steps 3", at_home("base_run"));
     CHECK(exit_code(&e) == 0, "the same values are fine: %s", e.err);
+    // What runs at once leaves a trace in fp8 gradients; in scales per tensor slots do too.
+    good_run("scaled", "--grad-dtype fp8_e5m2");
+    e = run("--resume --out %s --micro-batch 3", at_home("scaled"));
+    check_refused(&e, "another micro-batch", "--micro-batch 3");
+    remove_tree(at_home("scaled"));
+    good_run("scaled", "--rollout-dtype fp8_e4m3 --activation-scale tensor");
+    e = run("--resume --out %s --slots 3", at_home("scaled"));
+    check_refused(&e, "other slots", "--slots 3");
+    remove_tree(at_home("scaled"));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -973,6 +1121,46 @@ static void test_warmup_cache(void) {
     check_refused(&e, "a damaged cache", cache);
 }
 
+// The prompts of --sanity-samples: the only ones that are trained on, chosen by the model before RL
+// in fp32, so that runs of other precisions and objectives share them.
+static void test_sanity(void) {
+    size_t bytes;
+    good_run("sane", "--sanity-samples 8 --sanity-prompts 30 --eval-prompts 1000");
+    good_run("sane_other",
+             "--sanity-samples 8 --sanity-prompts 30 --objective grpo "
+             "--train-dtype bf16 --rollout-dtype fp8_e4m3 --master-weights 0");
+    CHECK(same_file(at_home("sane/prompts"), at_home("sane_other/prompts"), 0), "the same prompts");
+    char* prompts = read_whole(at_home("sane/prompts"), &bytes);
+    int kept = 0;
+    for (char* p = prompts; (p = strchr(p, '\n')); p++) kept++;
+    run_lines log = read_log("sane");
+    const line* l = nth(&log, "sanity", 0);
+    CHECK(count_lines(&log, "sanity") == 1 && value_of(l, "prompts") == 30, "30 are tried");
+    CHECK(value_of(l, "kept") == kept && kept > 0 && kept < 30, "%d are kept", kept);
+    CHECK(value_of(l, "solved") > 0.1 && value_of(l, "solved") < 0.9, "solved");
+    CHECK(value_of(nth(&log, "eval", 0), "prompts") == kept, "each is evaluated on once");
+    free(log.line);
+    char* samples = read_whole(at_home("sane/samples.jsonl"), &bytes);
+    int used = 0, found = 0;
+    for (char* p = samples; (p = strstr(p, "\"prompt\":\"")); used++) {
+        p += 10;
+        char* text = xprintf("%.*s\n", (int)strcspn(p, "\""), p);
+        found += strstr(prompts, text) != NULL;
+        free(text);
+    }
+    CHECK(used == 3 * 64 && found == used, "%d of %d samples are of these prompts", found, used);
+    free(prompts);
+    free(samples);
+    write_whole(at_home("sane/prompts"), "what?\n", 6);
+    ended e = run("--resume --out %s", at_home("sane"));
+    check_refused(&e, "altered prompts", "what?");
+    remove(at_home("sane/prompts"));
+    e = run("--resume --out %s", at_home("sane"));
+    check_refused(&e, "no prompts", "sane/prompts is missing");
+    e = run("--sanity-samples 8 --sanity-low 0.01 --sanity-high 0.02");
+    check_refused(&e, "no prompt is kept", "--sanity-low 0.01");
+}
+
 // ---------------------------------------------------------------------------------------------
 // Every flag: what it changes, beside `with`. MODEL: the weights at the end; LOG: the log alone;
 // SAME: nothing.
@@ -999,6 +1187,11 @@ static const struct {
     {"", "--eval-prompts 17", LOG},
     {"", "--eval-samples 3", LOG},
     {"", "--eval-k 1", LOG},
+    {"", "--sanity-samples 8", MODEL},
+    {"", "--sanity-samples 12", MODEL},
+    {"--sanity-samples 8", "--sanity-prompts 20", MODEL},
+    {"--sanity-samples 8", "--sanity-low 0.5", MODEL},
+    {"--sanity-samples 8", "--sanity-high 0.5", MODEL},
     {"", "--prompts 6", MODEL},
     {"", "--group 6", MODEL},
     {"", "--temperature 0.9", MODEL},
@@ -1007,6 +1200,11 @@ static const struct {
     {"", "--top-p 0.999999999", SAME},  // as a float it is 1, and switches the filter off
     {"--aggregate seq-mean-token-sum-norm", "--max-new-tokens 13", MODEL},
     {"", "--slots 3", LOG},
+    {"", "--sync-every 2", MODEL},
+    {"", "--lag 1", MODEL},
+    {"", "--lag 2", MODEL},
+    {"--lr 0", "--sync-every 2", LOG},  // numerics are null, though weights do not change
+    {"--lag 1", "--sync-every 1", SAME},
     {"", "--objective sft", MODEL},
     {"", "--objective reinforce", MODEL},
     {"", "--objective pg-is", MODEL},
@@ -1017,6 +1215,11 @@ static const struct {
     {"", "--objective dppo-kl", MODEL},
     {"", "--objective drpo-mask", MODEL},
     {"", "--objective drpo-noabs", MODEL},
+    {"", "--objective seq-tis", MODEL},
+    {"", "--objective seq-mis", MODEL},
+    {"", "--objective gspo", MODEL},
+    {"", "--objective dppo-topk-tv", MODEL},
+    {"", "--objective dppo-topk-kl", MODEL},
     {"", "--delta 0.1", MODEL},
     {"", "--delta inf", MODEL},
     {"--objective dppo-tv", "--delta 0.001", MODEL},
@@ -1025,6 +1228,14 @@ static const struct {
     {"--objective grpo", "--clip-high 0.001", MODEL},
     {"--objective grpo", "--ratio-cap 1.001", MODEL},
     {"--objective pg-is", "--ratio-cap 0.9", MODEL},
+    {"--objective dppo-topk-tv --delta 0.01", "--top-candidates 1", MODEL},
+    {"--objective dppo-topk-tv --delta 0.01", "--top-candidates 20", SAME},
+    {"--objective dppo-topk-kl --delta 0.001", "--top-candidates 2", MODEL},
+    {"--objective dppo-topk-kl --rollout-dtype fp8_e4m3 --delta 1e-3", "--anchor recompute", MODEL},
+    {"--objective seq-tis", "--ratio-cap 0.9", MODEL},
+    {"--objective seq-mis", "--ratio-cap 0.999", MODEL},
+    {"--objective gspo", "--clip-low 0.5", MODEL},
+    {"--objective gspo", "--clip-high 0.2", MODEL},
     {"--objective pg-is", "--reg kl --reg-coef 0.5", MODEL},
     {"--objective pg-is", "--reg k3 --reg-coef 0.5", MODEL},
     {"--objective pg-is", "--reg tv --reg-coef 0.5", MODEL},
@@ -1056,6 +1267,20 @@ static const struct {
     {"", "--train-dtype bf16", MODEL},
     {"", "--train-dtype tf32", MODEL},
     {"", "--train-dtype fp8_e5m2", MODEL},
+    {"", "--train-dtype e6m11", MODEL},
+    {"", "--train-dtype e8m23", SAME},
+    {"", "--grad-dtype bf16", MODEL},
+    {"", "--grad-dtype tf32", MODEL},
+    {"", "--grad-dtype fp8_e5m2", MODEL},
+    {"", "--grad-dtype fp32", SAME},
+    {"--train-dtype bf16", "--grad-dtype bf16", SAME},
+    {"--train-dtype bf16", "--grad-dtype fp32", MODEL},
+    {"--train-dtype fp8_e4m3", "--grad-dtype bf16", SAME},
+    {"--train-dtype fp8_e4m3", "--grad-dtype fp8_e5m2", MODEL},
+    {"--train-dtype e3m2 --rollout-dtype e3m2", "--weight-scale tensor", MODEL},
+    {"--train-dtype e3m2 --rollout-dtype e3m2", "--activation-scale tensor", MODEL},
+    {"", "--rollout-split-k 2", MODEL},
+    {"", "--rollout-split-k 1", SAME},
     {"", "--rollout-dtype fp8_e4m3", MODEL},
     {"", "--logits-dtype bf16", MODEL},
     {"", "--rollout-logits-dtype bf16", MODEL},
@@ -1067,9 +1292,11 @@ enum { FLAG_COUNT = sizeof FLAGS / sizeof *FLAGS };
 
 static void check_finite_log(const char* out, const char* what) {
     run_lines log = read_log(out);
-    int nulls = 0;
+    int nulls = 0, stale = strstr(what, "--sync-every") || strstr(what, "--lag");
     for (int i = 0; i < log.count; i++)
-        for (int k = 0; k < log.line[i].fields; k++) nulls += !isfinite(log.line[i].value[k]);
+        for (int k = 0; k < log.line[i].fields; k++)
+            if (!stale || strcmp(log.line[i].phase, "numerics"))
+                nulls += !isfinite(log.line[i].value[k]);
     CHECK(nulls == 0 && log.count > 0, "%s: %d nulls in the log", what, nulls);
     free(log.line);
 }
@@ -1156,6 +1383,7 @@ int main(int argc, char** argv) {
     test_log_keys();
     test_log_values();
     test_agreement();
+    test_topk_agreement();
     test_mismatch();
     test_same_bits();
     good_run("longer", LONGER);
@@ -1163,6 +1391,7 @@ int main(int argc, char** argv) {
     test_interrupt_between();
     test_interrupt_without_out();
     test_kill();
+    test_stale();
     test_resume_complete();
     test_resume_samples();
     test_full_disk();
@@ -1174,6 +1403,7 @@ int main(int argc, char** argv) {
     test_diverged();
     test_init();
     test_warmup_cache();
+    test_sanity();
     test_effects();
     test_help();
     test_config();

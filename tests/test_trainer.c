@@ -175,6 +175,30 @@ static void test_bits(void) {
     for (int i = 0; i < devices; i++) cpu_close(device[i]);
 }
 
+// A weight of a whole sequence, which is never cut.
+static void test_sequence_bits(void) {
+    static const objective_kind kinds[] = {OBJECTIVE_SEQ_TIS, OBJECTIVE_SEQ_MIS, OBJECTIVE_GSPO};
+    backend* b = cpu_open(1, "auto");
+    batch* d = random_batch(b, 0);
+    for (int k = 0; k < 3; k++) {
+        objective o = objective_defaults(kinds[k]);
+        o.clip_low = o.clip_high = 0.02;
+        if (o.ratio_cap == 2) o.ratio_cap = 0.7;
+        trace e = run_updates(b, fp32(), 7, d, &o);
+        CHECK(e.result[0].grad_norm > 1e-3, "%s has a gradient", OBJECTIVE_NAMES[kinds[k]]);
+        CHECK((e.result[0].masked > 0) == (k > 0), "%s: masked %g", OBJECTIVE_NAMES[kinds[k]],
+              e.result[0].masked);
+        for (int m = 0; m < 3; m++) {
+            trace found = run_updates(b, fp32(), (const int[]){1, 4, 64}[m], d, &o);
+            check_same_trace(&found, &e, OBJECTIVE_NAMES[kinds[k]]);
+            free(found.end.parameters);
+        }
+        free(e.end.parameters);
+    }
+    batch_free(d);
+    cpu_close(b);
+}
+
 // The log pi that an update writes is the trainer's before it; other weights give another one.
 static void test_logprobs(void) {
     backend* b = cpu_open(1, "auto");
@@ -253,9 +277,10 @@ static void check_slope(backend* b, batch* d, const objective* o, aggregate_kind
 
 static void test_slopes(void) {
     static const objective_kind kinds[] = {
-        OBJECTIVE_SFT,       OBJECTIVE_REINFORCE, OBJECTIVE_PG_IS,   OBJECTIVE_GRPO,
-        OBJECTIVE_SPO,       OBJECTIVE_DPPO_TV,   OBJECTIVE_DPPO_KL, OBJECTIVE_DRPO,
-        OBJECTIVE_DRPO_MASK, OBJECTIVE_DRPO_NOABS};
+        OBJECTIVE_SFT,       OBJECTIVE_REINFORCE,  OBJECTIVE_PG_IS,   OBJECTIVE_GRPO,
+        OBJECTIVE_SPO,       OBJECTIVE_DPPO_TV,    OBJECTIVE_DPPO_KL, OBJECTIVE_DRPO,
+        OBJECTIVE_DRPO_MASK, OBJECTIVE_DRPO_NOABS, OBJECTIVE_SEQ_TIS, OBJECTIVE_SEQ_MIS,
+        OBJECTIVE_GSPO};
     backend* b = cpu_open(1, "auto");
     for (int k = 0; k < 2; k++) {
         batch* d = random_batch(b, 2 * k);
@@ -265,12 +290,85 @@ static void test_slopes(void) {
                 char what[96];
                 objective o = objective_defaults(kinds[i]);
                 o.delta /= 8;  // so that some tokens are beyond it
+                if (kinds[i] == OBJECTIVE_GSPO) o.clip_low = o.clip_high = 0.02;
+                if (kinds[i] == OBJECTIVE_SEQ_TIS) o.ratio_cap = INFINITY;  // else it is held fixed
                 snprintf(what, sizeof what, "%s, %s, keep sets %d", OBJECTIVE_NAMES[kinds[i]],
                          AGGREGATE_NAMES[a], k);
                 check_slope(b, d, &o, (aggregate_kind)a, what);
             }
         batch_free(d);
     }
+    cpu_close(b);
+}
+
+// Candidates: three tokens a place, one of them perhaps the sampled one, and as if a slightly
+// different model had given them what they have.
+static void add_candidates(batch* d, trainer* t) {
+    enum { COUNT = 3 };
+    rng r = rng_at(33, STREAM_PROMPT, 0, 0);
+    batch_add_candidates(d, COUNT);
+    for (int i = 0; i < SEQUENCES * MAX_NEW; i++)
+        for (int j = 0; j < COUNT; j++)
+            d->candidate[i * COUNT + j] =
+                j == 2 && i % 5 == 0 ? -1 : (d->token[i] + 5 * j + i % 2) % 36;
+    float* unused = xalloc(SEQUENCES * MAX_NEW, sizeof *unused, "log pi");
+    trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 1, unused);
+    for (int i = 0; i < SEQUENCES * MAX_NEW * COUNT; i++)
+        d->candidate_anchor[i] = d->candidate_pi[i] + (float)(0.15 * rng_normal(&r));
+    free(unused);
+}
+
+// Candidates have the log-probabilities that the trainer gives the same tokens as targets, and no
+// bit depends on how the batch is cut; a reference model's do not take their place.
+static void test_candidates(void) {
+    backend* b = cpu_open(1, "auto");
+    batch *d = random_batch(b, 0), *e = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer* t = make_trainer(b, fp32(), &config, 5);
+    const int n = SEQUENCES * MAX_NEW;
+    float* log_pi = xalloc(n, sizeof *log_pi, "log pi");
+    add_candidates(d, t);
+    gpt2_weights* reference = gpt2_weights_create(b, &MODEL, t->weights->precision);
+    gpt2_weights_sync(reference, t->parameters);
+    trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 0.8f, log_pi);
+    float* before = xalloc(3 * n, sizeof *before, "log pi");
+    memcpy(before, d->candidate_pi, 3 * n * sizeof *before);
+    trainer_logprobs(t, reference, d, 0, SEQUENCES, 1.3f, log_pi);
+    CHECK(!memcmp(before, d->candidate_pi, 3 * n * sizeof *before), "the reference's are written");
+    for (int s = 0; s < SEQUENCES; s++) {
+        // The last place of each sequence: what it holds changes no other place.
+        int at = s * MAX_NEW + d->length[s] - 1;
+        for (int j = 0; j < 3; j++) {
+            int id = d->candidate[at * 3 + j];
+            if (id < 0) {
+                CHECK(before[at * 3 + j] == -INFINITY, "no candidate: %g", before[at * 3 + j]);
+                continue;
+            }
+            e->token[at] = id;
+            trainer_logprobs(t, t->weights, e, s, 1, 0.8f, log_pi);
+            CHECK_SAME(before[at * 3 + j], log_pi[at], "a candidate's log-probability");
+        }
+    }
+    for (int kl = 0; kl < 2; kl++) {
+        objective o = objective_defaults(kl ? OBJECTIVE_DPPO_TOPK_KL : OBJECTIVE_DPPO_TOPK_TV);
+        o.delta = kl ? 1e-3 : 0.01;
+        trace expected = run_updates(b, fp32(), 7, d, &o);
+        CHECK(expected.result[0].masked > 0 && expected.result[0].masked < 1, "masked %g",
+              expected.result[0].masked);
+        for (int m = 0; m < 3; m++) {
+            trace found = run_updates(b, fp32(), (const int[]){1, 4, 64}[m], d, &o);
+            check_same_trace(&found, &expected, OBJECTIVE_NAMES[o.kind]);
+            free(found.end.parameters);
+        }
+        free(expected.end.parameters);
+        check_slope(b, d, &o, AGGREGATE_TOKEN_MEAN, OBJECTIVE_NAMES[o.kind]);
+    }
+    gpt2_weights_free(reference);
+    trainer_free(t);
+    batch_free(d);
+    batch_free(e);
+    free(log_pi);
+    free(before);
     cpu_close(b);
 }
 
@@ -567,9 +665,11 @@ int main(int argc, char** argv) {
     quick = test_quick(argc, argv);
     test_patience();  // first: a child must not inherit other tests' threads
     test_bits();
+    test_sequence_bits();
     test_logprobs();
     test_slopes();
     test_result();
+    test_candidates();
     test_keep_sets();
     test_skipping();
     test_loss_scaling_rescues();

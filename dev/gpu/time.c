@@ -444,7 +444,7 @@ static void attend_backward(bench* d, int call, const int* start, int sequences)
     array_set* s = set_of(d, call);
     gpu->attention_backward(gpu, qkv_of(d, s->wide, d->rows), slice(d, s->x, 3),
                             qkv_of(d, s->x, d->rows), slice(d, s->y, 0), s->stats, start, sequences,
-                            d->heads, &FORMAT_BF16);
+                            d->heads, &FORMAT_BF16, &FORMAT_BF16);
 }
 static void do_long_attention(void* arg, int call) {
     bench* d = arg;
@@ -465,7 +465,7 @@ static void do_short_attention_backward(void* arg, int call) {
 static void do_head_forward(void* arg, int call) {
     bench* d = arg;
     gpu->head_forward(gpu, d->logp, d->entropy, slice(d, set_of(d, call)->x, 0), d->identity,
-                      d->target, d->rows, d->head, &FORMAT_FP32, 1, NULL);
+                      d->target, d->rows, d->head, &FORMAT_FP32, 1, NULL, NULL);
 }
 static void do_head_backward(void* arg, int call) {
     bench* d = arg;

@@ -218,7 +218,7 @@ static backward_head backward_at(float* memory, int n, int blocks, int head_dim)
 }
 
 static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, int channels,
-                          int head, const format* operand) {
+                          int head, const format* operand, const format* gradient) {
     for (int i = 0; i < w->n; i++) {
         const float* q = row_of(qkv, start + i) + head * w->head_dim;
         const float *k = q + channels, *v = k + channels;
@@ -227,7 +227,7 @@ static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, 
         put_row(w->q + at, q, w->head_dim, operand);
         put_row(w->k + at, k, w->head_dim, operand);
         put_row(w->dq, v, w->head_dim, operand);
-        put_row(w->dout + at, d, w->head_dim, operand);
+        put_row(w->dout + at, d, w->head_dim, gradient);
         put_transposed(w->k_transposed, w->k + at, i, w->head_dim);
         put_transposed(w->v_transposed, w->dq, i, w->head_dim);
     }
@@ -237,7 +237,8 @@ static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, 
 
 // p and ds of query i, as operands.
 static void backward_scores(const backward_head* w, float* p, float* ds, int i, const float* stats,
-                            float delta, float scale, const format* operand) {
+                            float delta, float scale, const format* operand,
+                            const format* gradient) {
     float max = stats[0], total = stats[1];
     int whole = padded_dim(i + 1);  // the last block's other keys are computed and not read
     scores(p, w->q + (size_t)i * w->padded, w->k_block, i + 1, w->head_dim, scale);
@@ -248,7 +249,7 @@ static void backward_scores(const backward_head* w, float* p, float* ds, int i, 
         ds[j] = p[j] * (ds[j] - delta);
     }
     row_round(p, whole, operand);
-    row_round(ds, whole, operand);
+    row_round(ds, whole, gradient);
 }
 
 // sum += x_i row_i for 16 columns and `count` rows, carrying on the chain in `sum`.
@@ -282,10 +283,11 @@ static void backward_keys(const backward_head* w, int i0, int i1) {
 }
 
 static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                         const float* stats, int start, int heads, int h, const format* operand) {
+                         const float* stats, int start, int heads, int h, const format* operand,
+                         const format* gradient) {
     int head_dim = w->head_dim, channels = heads * head_dim, width = w->blocks * KV_PAGE;
     float scale = 1.0f / __builtin_sqrtf((float)head_dim);
-    backward_load(w, qkv, dout, start, channels, h, operand);
+    backward_load(w, qkv, dout, start, channels, h, operand, gradient);
     for (int i0 = 0; i0 < w->n; i0 += QUERIES) {
         int i1 = i0 + QUERIES < w->n ? i0 + QUERIES : w->n;
         for (int i = i0; i < i1; i++) {
@@ -295,7 +297,7 @@ static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv,
             for (int j = 0; j < head_dim; j++) w->dq[j] = d[j] * o[j];
             float delta = row_sum(w->dq, head_dim);
             backward_scores(w, p, ds, i, stats + ((int64_t)(start + i) * heads + h) * 2, delta,
-                            scale, operand);
+                            scale, operand, gradient);
             weighted_rows(w->dq, ds, w->k_rows, i + 1, w->padded);
             float* to = row_of(dqkv, start + i) + h * head_dim;
             for (int j = 0; j < head_dim; j++) to[j] = w->dq[j] * scale;
@@ -317,7 +319,7 @@ static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv,
 
 void ISA(attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                              const float* stats, const int* seq_start, int sequences, int heads,
-                             const format* operand) {
+                             const format* operand, const format* gradient) {
     int head_dim = out.cols / heads,
         blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
     size_t each = backward_floats(blocks * KV_PAGE, blocks, padded_dim(head_dim));
@@ -327,7 +329,7 @@ void ISA(attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, t
         int s = t / heads, h = t % heads;
         int start = seq_start[s], n = seq_start[s + 1] - start;
         backward_head w = backward_at(memory + cpu_thread() * each, n, blocks, head_dim);
-        backward_one(&w, dqkv, dout, qkv, out, stats, start, heads, h, operand);
+        backward_one(&w, dqkv, dout, qkv, out, stats, start, heads, h, operand, gradient);
     }
 }
 

@@ -4,7 +4,15 @@
 
 #include "../backend.h"
 
-enum { SCRATCH_PACK, SCRATCH_OPERAND, SCRATCH_LOGITS, SCRATCH_ROWS, SCRATCHES };
+enum {
+    SCRATCH_PACK,
+    SCRATCH_OPERAND,
+    SCRATCH_INPUT,
+    SCRATCH_SPLIT,
+    SCRATCH_LOGITS,
+    SCRATCH_ROWS,
+    SCRATCHES
+};
 
 typedef struct cpu_context {
     int threads;
@@ -24,8 +32,11 @@ struct prepared {
     int outputs, inputs;
     const float* w;  // (outputs, inputs), the caller's
     const format *operand, *backward_operand;
+    product_plan plan;
     float* packed;  // see cpu/gemm.c
     size_t packed_bytes;
+    float* backward;  // (outputs, inputs) as scaled backward operands, or NULL: see cpu/matmul.c
+    size_t backward_bytes;
 };
 
 void cpu_ops_c(backend* b);

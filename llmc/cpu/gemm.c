@@ -246,19 +246,19 @@ static void block_run(const gemm* g, const part* d, const a_block* a, int i0, in
 // `memory`: THREAD_FLOATS, for a group of panels and a block of A.
 static void part_run(const gemm* g, const part* d, float* memory) {
     int rows = d->i1 - d->i0, block_rows = BLOCK_TILES * GEMM_MR;
+    int64_t packed_k = g->packed_k ? g->packed_k : g->k;
     int blocks = (rows + block_rows - 1) / block_rows;
     for (int k0 = 0; k0 < g->k; k0 += GEMM_KC) {
         int kc = g->k - k0 < GEMM_KC ? g->k - k0 : GEMM_KC;
         const float* panels = memory;
         if (g->packed)
-            panels = g->packed + ((int64_t)d->p0 * g->k + k0) * GEMM_NR;
+            panels = g->packed + (d->p0 * packed_k + k0) * GEMM_NR;
         else
             pack_group(memory, g, d, k0, kc);
         for (int r = 0; r < blocks; r++) {
             int i0 = d->i0 + rows * r / blocks, i1 = d->i0 + rows * (r + 1) / blocks;
             a_block a = block_of(g, memory + GROUP_FLOATS, i0, i1 - i0, k0, kc, d->p1 - d->p0);
-            block_run(g, d, &a, i0, k0, kc, panels,
-                      (g->packed ? g->k : GEMM_KC) * (int64_t)GEMM_NR);
+            block_run(g, d, &a, i0, k0, kc, panels, (g->packed ? packed_k : GEMM_KC) * GEMM_NR);
         }
     }
 }
@@ -288,6 +288,36 @@ void ISA(gemm_run)(backend* b, const gemm* g) {
     }
 }
 
+void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
+    if (parts > g->k) parts = g->k;
+    if (parts <= 1) {
+        ISA(gemm_run)(b, g);
+        return;
+    }
+    gemm piece = *g;
+    float* more = cpu_scratch(b, SCRATCH_SPLIT, (size_t)g->m * g->n * sizeof(float));
+    piece.bias = NULL;
+    piece.round = &FORMAT_FP32;
+    piece.packed_k = g->k;
+    for (int p = 0; p < parts; p++) {
+        int k0 = (int)((int64_t)g->k * p / parts), k1 = (int)((int64_t)g->k * (p + 1) / parts);
+        piece.k = k1 - k0;
+        piece.a = g->a + k0;
+        piece.packed = g->packed + (int64_t)k0 * GEMM_NR;
+        ISA(gemm_run)(b, &piece);
+        PARALLEL_FOR(b)
+        for (int i = 0; i < g->m; i++) {
+            float* row = g->c + i * g->c_stride;
+            const float* plus = more + (size_t)i * g->n;
+            if (p > 0) SIMD
+            for (int j = 0; j < g->n; j++) row[j] += plus[j];
+            if (p == parts - 1) finish(g, row, 1, 0, g->n);
+        }
+        piece.c = more;
+        piece.c_stride = g->n;
+    }
+}
+
 size_t ISA(gemm_packed_size)(int n, int k) {
     return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k;
 }
@@ -295,8 +325,11 @@ size_t ISA(gemm_packed_size)(int n, int k) {
 // Rows of W beyond the last are zeros.
 static const float ZEROS[16];
 
-void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k,
-                    const format* operand) {
+void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, const format* operand,
+                    int per_tensor) {
+    float amax = 0;
+    if (operand->scaled && per_tensor)
+        for (int j = 0; j < n; j++) amax = row_amax(amax, w + (size_t)j * k, k);
     int panels = (n + GEMM_NR - 1) / GEMM_NR, rounds = operand->drop != 0;
     size_t row_floats = rounds ? (size_t)GEMM_NR * k : 0;
     float* rows = cpu_scratch(b, SCRATCH_PACK, cpu_threads(b) * row_floats * sizeof(float));
@@ -307,8 +340,13 @@ void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k,
         const float* from = w + (size_t)p * GEMM_NR * k;
         if (rounds) {
             float* row = rows + cpu_thread() * row_floats;
-            for (int j = 0; j < cols; j++)
-                operand_round(row + (size_t)j * k, from + (size_t)j * k, k, operand);
+            for (int j = 0; j < cols; j++) {
+                float* to = row + (size_t)j * k;
+                if (operand->scaled && per_tensor)
+                    operand_round_to(to, from + (size_t)j * k, k, operand, amax);
+                else
+                    operand_round(to, from + (size_t)j * k, k, operand);
+            }
             from = row;
         }
         for (int i0 = 0; i0 < k; i0 += 16) {  // 16 columns at a time, to stay in cache lines

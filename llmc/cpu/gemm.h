@@ -21,6 +21,7 @@ typedef struct gemm {
     int64_t a_stride;
     int a_transposed;     // 0: A[i][k] = a[i * a_stride + k]; 1: A[i][k] = a[k * a_stride + i]
     const float* packed;  // B in panels (gemm_pack), or NULL: then b is packed on the fly
+    int packed_k;         // rows of each of its panels; 0 = k
     const float* b;
     int64_t b_stride;       // B[k][j] = b[k * b_stride + j]
     const format* b_round;  // applied while packing
@@ -32,11 +33,15 @@ typedef struct gemm {
 } gemm;
 
 void ISA(gemm_run)(backend* b, const gemm* g);
+// The same with the sum over k in `parts` equal parts, each in the usual order, added in order; for
+// a packed B and an A that is not transposed. parts <= 1: gemm_run.
+void ISA(gemm_run_split)(backend* b, const gemm* g, int parts);
 
 // Floats that gemm_pack needs for a (n, k) matrix.
 size_t ISA(gemm_packed_size)(int n, int k);
 // Packs W (n, k) as B = W^T: panel p holds columns p * NR ..., [k][NR], zeros beyond n. Rows are
-// rounded to `operand` first.
-void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, const format* operand);
+// rounded to `operand` first, where that is scaled with a scale each, or with one for all.
+void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, const format* operand,
+                    int per_tensor);
 
 #endif

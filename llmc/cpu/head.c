@@ -90,16 +90,24 @@ static void block_logits(backend* b, head_block* m, tensor x, const int* row, in
               .c = m->logits,
               .c_stride = m->vocabulary,
               .round = logits};
-    ISA(gemm_run)(b, &g);
+    ISA(gemm_run_split)(b, &g, w->plan.split_k);
 }
 
 static const uint32_t* keep_row(const uint32_t* keep, int64_t i, int vocabulary) {
     return keep ? keep + i * ((vocabulary + 31) / 32) : NULL;
 }
 
+// Log-probabilities of the candidates of row i.
+static void answer(const candidates* c, int64_t i, const row_softmax* s, const float* l) {
+    const int* id = c->id + i * c->count;
+    float* logp = c->logp + i * c->count;
+    for (int j = 0; j < c->count; j++)
+        logp[j] = id[j] < 0 ? -__builtin_inff() : log_probability(s, l[id[j]]);
+}
+
 void ISA(head_forward)(backend* b, float* logp, float* entropy, tensor x, const int* row,
                        const int* target, int n, const prepared* w, const format* logits,
-                       float inverse_temperature, const uint32_t* keep) {
+                       float inverse_temperature, const uint32_t* keep, const candidates* asked) {
     head_block m = block_memory(b, w);
     int v = m.vocabulary;
     for (int first = 0; first < n; first += m.rows) {
@@ -111,6 +119,7 @@ void ISA(head_forward)(backend* b, float* logp, float* entropy, tensor x, const 
             row_scale(l, v, inverse_temperature);
             row_softmax s = softmax(e, l, v, keep_row(keep, first + i, v));
             logp[first + i] = log_probability(&s, l[target[first + i]]);
+            if (asked) answer(asked, first + i, &s, l);
             if (entropy) entropy[first + i] = entropy_of(&s, e, l, v);
         }
     }
@@ -122,7 +131,8 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
     head_block m = block_memory(b, w);
     int v = m.vocabulary, c = m.channels;
     // The gradient's own format is that of the logits; only tf32 products round it once more.
-    const format* operand = w->backward_operand == &FORMAT_TF32 ? &FORMAT_TF32 : &FORMAT_FP32;
+    const format* operand = w->plan.gradient ? w->plan.gradient : w->backward_operand;
+    if (operand != &FORMAT_TF32) operand = &FORMAT_FP32;
     float* rows_dx = cpu_scratch(b, SCRATCH_ROWS, (size_t)m.rows * c * sizeof(float));
     for (int first = 0; first < n; first += m.rows) {
         int rows = n - first < m.rows ? n - first : m.rows;
@@ -221,6 +231,21 @@ static void choose_kept(uint32_t* keep, int* heap, const float* l, const float* 
     }
 }
 
+// The first of the kept tokens, as row i of the candidates: each token finds its place among them.
+static void find_best(const candidates* c, int64_t i, const row_softmax* s, const float* l, int n,
+                      const uint32_t* keep) {
+    int *id = c->id + i * c->count, found = 0;
+    for (int token = 0; token < n; token++) {
+        if (!kept(keep, token)) continue;
+        if (found == c->count && !precedes(l, token, id[found - 1])) continue;
+        int at = found < c->count ? found++ : found - 1;
+        for (; at > 0 && precedes(l, token, id[at - 1]); at--) id[at] = id[at - 1];
+        id[at] = token;
+    }
+    for (int j = found; j < c->count; j++) id[j] = -1;
+    answer(c, i, s, l);
+}
+
 static int draw_greedy(const float* l, int n) {
     int best = 0;
     for (int i = 1; i < n; i++)
@@ -275,6 +300,10 @@ static void sample_row(const slot_state* s, int slot, float* l, float* e, int* h
         token = draw(e, v, random);
     }
     float logp = log_probability(&d, l[token]);
+    if (s->best.count) {
+        int sequence = s->sequence[slot];
+        find_best(&s->best, (int64_t)sequence * s->max_new + s->length[sequence], &d, l, v, keep);
+    }
     advance(s, slot, token, logp, entropy_of(&d, e, l, v), keep);
 }
 

@@ -108,26 +108,31 @@ INLINE int format_fits(const format* from, const format* to) {
     return to == &FORMAT_FP32 || (from == to && !to->scaled);
 }
 
-// Rounds n values to an operand of a product; fp8 with the power-of-two scale of these n.
-INLINE void operand_round(float* to, const float* from, int n, const format* how) {
-    if (how->drop == 0) {
-        memcpy(to, from, n * sizeof(float));
-        return;
+// The larger of amax and the largest magnitude of n values.
+INLINE float row_amax(float amax, const float* x, int n) {
+    PRAGMA(omp simd reduction(max : amax))
+    for (int i = 0; i < n; i++) {
+        float a = float_from_bits(float_bits(x[i]) & 0x7fffffffu);
+        amax = a > amax ? a : amax;
     }
+    return amax;
+}
+
+// Rounds n values to an operand of a product; fp8 with the power-of-two scale for the magnitude
+// `amax`.
+INLINE void operand_round_to(float* to, const float* from, int n, const format* how, float amax) {
     const format f = *how;
-    float scale = 1, inverse = 1;
-    if (f.scaled) {
-        float amax = 0;
-        PRAGMA(omp simd reduction(max : amax))
-        for (int i = 0; i < n; i++) {
-            float a = float_from_bits(float_bits(from[i]) & 0x7fffffffu);
-            amax = a > amax ? a : amax;
-        }
-        scale = format_scale(amax, how);
-        inverse = 1 / scale;
-    }
+    const float scale = format_scale(amax, how), inverse = 1 / scale;
     SIMD
     for (int i = 0; i < n; i++) to[i] = format_round(from[i] * inverse, &f) * scale;
+}
+
+// The same with the scale of these n.
+INLINE void operand_round(float* to, const float* from, int n, const format* how) {
+    if (how->drop == 0)
+        memcpy(to, from, n * sizeof(float));
+    else
+        operand_round_to(to, from, n, how, how->scaled ? row_amax(0, from, n) : 0);
 }
 
 #endif

@@ -2,6 +2,7 @@
 #include "ops.h"
 
 void ISA(cpu_ops)(backend* b) {
+    b->weight_plan = ISA(weight_plan);
     b->weight_prepare = ISA(weight_prepare);
     b->weight_release = ISA(weight_release);
     b->cast = ISA(cast);

@@ -4,6 +4,7 @@
 
 #include "isa.h"
 
+prepared* ISA(weight_plan)(backend*, const product_plan*);
 prepared* ISA(weight_prepare)(backend*, prepared*, const float*, int, int, const format*,
                               const format*);
 void ISA(weight_release)(backend*, prepared*);
@@ -22,14 +23,14 @@ void ISA(gelu_forward)(backend*, tensor, tensor);
 void ISA(gelu_backward)(backend*, tensor, tensor, tensor);
 void ISA(attention_forward)(backend*, tensor, float*, tensor, const int*, int, int, const format*);
 void ISA(attention_backward)(backend*, tensor, tensor, tensor, tensor, const float*, const int*,
-                             int, int, const format*);
+                             int, int, const format*, const format*);
 size_t ISA(kv_bytes)(const kv_cache*);
 void ISA(kv_write)(backend*, const kv_cache*, int, tensor, const int*, const int*);
 void ISA(kv_copy_page)(backend*, const kv_cache*, int, int);
 void ISA(attention_cached)(backend*, tensor, const kv_cache*, int, tensor, const int*, const int*);
 void ISA(gather_rows)(backend*, tensor, tensor, const int*);
 void ISA(head_forward)(backend*, float*, float*, tensor, const int*, const int*, int,
-                       const prepared*, const format*, float, const uint32_t*);
+                       const prepared*, const format*, float, const uint32_t*, const candidates*);
 void ISA(head_backward)(backend*, tensor, float*, tensor, const int*, const int*, const float*, int,
                         const prepared*, const format*, float, const uint32_t*);
 void ISA(sample)(backend*, const slot_state*, tensor, const int*, int, const prepared*,

@@ -807,8 +807,11 @@ void cuda_attention_forward(backend* b, tensor out, float* stats, tensor qkv, co
 
 void cuda_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                              const float* stats, const int* seq_start, int sequences, int heads,
-                             const format* operand) {
+                             const format* operand, const format* gradient) {
     if (!out.rows) return;
+    if (gradient != operand)
+        fatal("the CUDA device has no attention of %s with gradients in %s; use --device cpu",
+              operand->name, gradient->name);
     size_t bytes = (size_t)out.rows * heads * sizeof(query_stats);
     query_stats* queries = (query_stats*)cuda_scratch(b, SCRATCH_ROWS, bytes);
     WITH_STORAGE(qkv.format, T, {

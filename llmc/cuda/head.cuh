@@ -126,6 +126,12 @@ static __device__ inline float log_probability(const distribution& d, float l) {
     return (l - d.max) - d.log_sum;
 }
 
+// Of a candidate, which may be none.
+static __device__ inline float log_probability_of(const distribution& d, const logits_row& r,
+                                                  int id) {
+    return id < 0 ? -float_from_bits(0x7f800000u) : log_probability(d, logit(r, r.l[id]));
+}
+
 // ------------------------------------------------------------------------------------------------
 // Kernels
 
@@ -160,11 +166,16 @@ static __global__ void rows_move(T* to, int64_t to_stride, const int* to_row, co
 }
 
 static __global__ void __launch_bounds__(ROW_THREADS_MAX)
-    head_forward_rows(float* logp, float* entropy, const int* target, const logits_block b) {
+    head_forward_rows(float* logp, float* entropy, const int* target, const candidates asked,
+                      const logits_block b) {
     logits_row r = row_of_block(b);
     distribution d = row_distribution(r);
-    if (threadIdx.x) return;
     int i = blockIdx.x;
+    for (int j = threadIdx.x; j < asked.count; j += blockDim.x) {
+        int64_t at = (int64_t)i * asked.count + j;
+        asked.logp[at] = log_probability_of(d, r, asked.id[at]);
+    }
+    if (threadIdx.x) return;
     logp[i] = log_probability(d, logit(r, r.l[target[i]]));
     if (entropy) entropy[i] = d.entropy;
 }
@@ -246,7 +257,8 @@ static inline void rows_gather(backend* b, void* to, const tensor& x, const int*
 
 static void cuda_head_forward(backend* b, float* logp, float* entropy, tensor x, const int* row,
                               const int* target, int n, const prepared* w, const format* logits,
-                              float inverse_temperature, const uint32_t* keep) {
+                              float inverse_temperature, const uint32_t* keep,
+                              const candidates* asked) {
     int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
     if (n <= 0) return;
     if (most > n) most = n;
@@ -258,8 +270,13 @@ static void cuda_head_forward(backend* b, float* logp, float* entropy, tensor x,
         rows_gather(b, named, x, row + first, rows);
         logits_product(b, l, named, x.cols, rows, w);
         l.keep = keep ? keep + (int64_t)first * words : NULL;
+        candidates part = {};
+        if (asked) {
+            int64_t at = (int64_t)first * asked->count;
+            part = {asked->count, asked->id + at, asked->logp + at};
+        }
         LAUNCH(head_forward_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), logp + first,
-               entropy ? entropy + first : NULL, target + first, l);
+               entropy ? entropy + first : NULL, target + first, part, l);
     }
 }
 

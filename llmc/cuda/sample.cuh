@@ -180,6 +180,26 @@ static __device__ inline int draw(const logits_row& r, float max, uint64_t unifo
 
 // ------------------------------------------------------------------------------------------------
 
+// The first tokens of a row, as row `at` of the candidates: a pass for each, which looks for the
+// greatest key below the last.
+static __device__ inline void find_best(const candidates& c, int64_t at, const logits_row& r,
+                                        const distribution& d) {
+    uint64_t last = ~(uint64_t)0;
+    for (int j = 0; j < c.count; j++) {
+        uint64_t best = 0;
+        row_each(r, [&](int i, float l) {
+            uint64_t key = key_of(l, i);
+            if (key < last && key > best && kept(r, i)) best = key;
+        });
+        last =
+            block_combine(best, (uint64_t)0, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+        if (threadIdx.x) continue;
+        int id = last ? (int)~(uint32_t)last : -1;
+        c.id[at * c.count + j] = id;
+        c.logp[at * c.count + j] = log_probability_of(d, r, id);
+    }
+}
+
 // Appends a token to its slot's sequence and moves the slot on.
 static __device__ inline void advance(const slot_state& s, int slot, int64_t at, int token,
                                       float logp, float entropy) {
@@ -209,6 +229,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
         for (int i = threadIdx.x; s.out_keep && i < s.keep_words; i += blockDim.x)
             s.out_keep[at * s.keep_words + i] = keep[i];
     }
+    find_best(s.best, at, r, d);
     int token;
     if (how.greedy) {
         token = draw_greedy(r);

@@ -1,0 +1,177 @@
+// The sanity protocol: which prompts are kept, with verifiers whose verdict is known; that the
+// choice depends on neither the slots nor what else fits; its file.
+#define _GNU_SOURCE  // mkstemp
+#include "refusal.h"
+#include "sanity.h"
+#include "small_model.h"
+#include "tokenizer.h"
+
+enum { MAX_NEW = 8, TRIED = 60 };
+
+static struct { int asked, held_out; } seen;
+
+// By the prompt: 7 samples of 8 are right if its first digit is odd, 2 of 8 if not.
+static int by_prompt(const task* t, const char* prompt, const char* response) {
+    (void)t, (void)response;
+    int sample = seen.asked++ % 8;
+    seen.held_out += task_is_held_out(prompt);
+    return (prompt[0] - '0') % 2 ? sample != 3 : sample < 2;
+}
+
+static int by_response(const task* t, const char* prompt, const char* response) {
+    (void)t, (void)prompt;
+    seen.asked++;
+    return strlen(response) % 2;
+}
+
+static int never(const task* t, const char* prompt, const char* response) {
+    (void)t, (void)prompt, (void)response;
+    return 0;
+}
+
+typedef int (*verifier)(const task*, const char*, const char*);
+
+static sanity_config settings(void) { return (sanity_config){TRIED, 8, 0.2, 0.8, 7, 1, 0, 1}; }
+
+static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
+    const gpt2_config model = {32, tokenizer_size(), 1, 2, 16};
+    backend* b = cpu_open(1, "auto");
+    task t = task_open("chain");
+    t.verify = verify;
+    float* parameters = random_parameters(&model, 3, 0.3);
+    size_t bytes = parameter_count(&model) * sizeof(float);
+    float* weights = to_device(b, parameters, bytes);
+    rollout* sampler =
+        rollout_create(b, &model, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32, slots,
+                       t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
+    batch* d = batch_create(capacity, t.max_prompt, MAX_NEW, 0);
+    rollout_sync(sampler, weights);
+    memset(&seen, 0, sizeof seen);
+    sanity_result result = sanity_select(sampler, d, &t, c);
+    b->release(b, weights, bytes);
+    free(parameters);
+    batch_free(d);
+    rollout_free(sampler);
+    cpu_close(b);
+    return result;
+}
+
+static int same_list(const prompt_list* a, const prompt_list* b) {
+    int same = a->count == b->count;
+    for (int i = 0; same && i < a->count; i++) same = !strcmp(a->text[i], b->text[i]);
+    return same;
+}
+
+static void test_shares(void) {
+    sanity_config c = settings();
+    sanity_result even = selected(by_prompt, &c, 64, SANITY_SAMPLES_MAX);
+    CHECK(seen.asked == TRIED * 8 && seen.held_out == 0, "%d asked, %d of them held out",
+          seen.asked, seen.held_out);
+    CHECK(even.tried == TRIED && even.kept.count > 10 && even.kept.count < 50, "%d of %d kept",
+          even.kept.count, even.tried);
+    for (int i = 0; i < even.kept.count; i++)
+        CHECK((even.kept.text[i][0] - '0') % 2 == 0, "%s was solved 7 of 8 times",
+              even.kept.text[i]);
+    CHECK_NEAR(even.solved, (even.kept.count * 2 + (TRIED - even.kept.count) * 7) / 8.0 / TRIED,
+               1e-15, "mean share");
+    c.low = 0.25, c.high = 0.875;  // both ends are in
+    sanity_result all = selected(by_prompt, &c, 64, SANITY_SAMPLES_MAX);
+    CHECK(all.kept.count == TRIED, "%d kept", all.kept.count);
+    for (int i = 0; i < TRIED; i++)
+        for (int j = 0; j < i; j++)
+            CHECK(strcmp(all.kept.text[i], all.kept.text[j]), "%s twice", all.kept.text[i]);
+    c.low = 0.26;
+    sanity_result odd = selected(by_prompt, &c, 64, SANITY_SAMPLES_MAX);
+    CHECK(odd.kept.count + even.kept.count == TRIED, "every prompt is on one side");
+    free(even.kept.text);
+    free(all.kept.text);
+    free(odd.kept.text);
+}
+
+static void test_independence(void) {
+    sanity_config c = settings(), other = c;
+    sanity_result a = selected(by_response, &c, 64, SANITY_SAMPLES_MAX);
+    sanity_result b = selected(by_response, &c, 5, SANITY_SAMPLES_MAX + 100);
+    CHECK(a.kept.count > 0 && a.kept.count < TRIED, "%d kept", a.kept.count);
+    CHECK(same_list(&a.kept, &b.kept) && a.solved == b.solved, "slots and capacity");
+    other.seed = 8;
+    sanity_result d = selected(by_response, &other, 64, SANITY_SAMPLES_MAX);
+    CHECK(!same_list(&a.kept, &d.kept), "another seed, other prompts");
+    free(a.kept.text);
+    free(b.kept.text);
+    free(d.kept.text);
+}
+
+static void test_list(void) {
+    task t = task_open("chain");
+    char text[3][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:", "2+2+2+2+2:"};
+    prompt_list list = {3, text};
+    batch* d = batch_create(5, t.max_prompt, MAX_NEW, 0);
+    d->prompts = 5;
+    d->group = 1;
+    batch_listed_prompts(d, &list, 3000000001);  // 3000000001 = 1 modulo 3
+    for (int p = 0; p < 5; p++) {
+        char* prompt = batch_prompt_text(d, p);
+        CHECK(!strcmp(prompt, text[(p + 1) % 3]), "prompt %d is %s", p, prompt);
+        free(prompt);
+    }
+    batch_free(d);
+}
+
+static char path[] = "/tmp/test_sanity.XXXXXX";
+
+static void test_file(void) {
+    task t = task_open("chain");
+    char text[2][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:"};
+    prompt_list list = {2, text};
+    sanity_write(&list, path);
+    prompt_list back = sanity_read(&t, path);
+    CHECK(same_list(&list, &back), "what was written is read");
+    free(back.text);
+}
+
+static void refuse_read(const void* contents) {
+    task t = task_open("chain");
+    FILE* f = fopen(path, "w");
+    if (!f || fputs(contents, f) < 0 || fclose(f)) exit(3);
+    sanity_read(&t, path);
+}
+
+static void refuse_missing(const void* unused) {
+    (void)unused;
+    task t = task_open("chain");
+    sanity_read(&t, "/nowhere/prompts");
+}
+
+static void refuse_nothing_kept(const void* unused) {
+    (void)unused;
+    sanity_config c = settings();
+    selected(never, &c, 64, SANITY_SAMPLES_MAX);
+}
+
+static void test_refusals(void) {
+    check_refusal(refuse_read, "", "an empty file", (const char* [4]){path, "no prompts"});
+    check_refusal(refuse_read, "7+8+1-8-5:\n1+1:\x01\n", "no prompt",
+                  (const char* [4]){path, ":2: \"1+1:?\"", "chain"});
+    char too_long[1000];
+    memset(too_long, '1', sizeof too_long - 1);
+    too_long[sizeof too_long - 1] = 0;
+    check_refusal(refuse_read, too_long, "a long line", (const char* [4]){path, ":1:"});
+    check_refusal(refuse_missing, NULL, "no file",
+                  (const char* [4]){"/nowhere/prompts", "missing"});
+    check_refusal(refuse_nothing_kept, NULL, "none in between",
+                  (const char* [4]){"none of 60 prompts", "--sanity-low 0.2", "--sanity-high 0.8"});
+}
+
+int main(void) {
+    int file = mkstemp(path);
+    if (file < 0) return 1;
+    close(file);
+    test_shares();
+    test_independence();
+    test_list();
+    test_file();
+    test_refusals();
+    remove(path);
+    return test_report();
+}
