@@ -578,7 +578,7 @@ static float round_by_integers(float x, int exponent_bits, int mantissa_bits) {
 }
 
 static void test_by_bits(int exponent_bits, int mantissa_bits) {
-    char name[16];
+    char name[32];
     snprintf(name, sizeof name, "e%dm%d", exponent_bits, mantissa_bits);
     const format* f = format_find(name);
     CHECK(f && f == format_find(name), "no format %s, or two", name);
