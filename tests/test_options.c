@@ -402,6 +402,7 @@ static void test_write_failures(void) {
     CHECK(depth == 5, "the old file holds depth 5, not %d", depth);
     free((char*)out);
     free((char*)init);
+    free((char*)dtype);
     set_defaults();
     check_refusal(write_to_missing_folder, NULL, "no folder",
                   (const char* [REFUSAL_WORDS]){"/no/such/folder/config", "No such file"});
