@@ -474,7 +474,7 @@ static void print_plan(const run* r) {
         log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
                   S.sync_every);
     if (S.lag > 0)
-        log_print(r->log, "staleness   the sampler's weights are %d steps behind", S.lag);
+        log_print(r->log, "staleness   the sampler's weights lag by %d", S.lag);
     log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
               S.train_dtype, S.grad_dtype, S.rollout_dtype, S.kv_dtype,
               S.master_weights ? "fp32 master weights" : "stochastic rounding");
