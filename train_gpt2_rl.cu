@@ -455,6 +455,8 @@ static void print_plan(const run* r) {
     const objective* o = &r->objective;
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
+    if (S.device == DEVICE_CUDA && (S.threads || S.isa))
+        log_print(r->log, "            --threads and --isa are the CPU's: the GPU does not read them");
     log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S.task,
               r->task.max_prompt, r->task.max_response);
     log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
@@ -676,6 +678,7 @@ static trainer_update_result update(run* r, double lr, double* seconds) {
         log_number(r->log, "tokens_per_s", (double)u.tokens / (clock_seconds() - begin));
         log_mismatch(r, &m);
         log_number(r->log, "masked", u.masked);
+        log_number(r->log, "masked_mu", u.masked_mu);
         log_number(r->log, "corrective", u.corrective);
         log_end(r->log);
         if (u.skipped)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Runs a matrix of experiments and reports on it.
+"""Runs matrices of experiments and reports on them.
 
     python3 dev/ablate.py recipes/quick.matrix --out DIR [--jobs N]     run what is not finished
     python3 dev/ablate.py recipes/quick.matrix --out DIR --report-only  tables and report, no runs
+    python3 dev/ablate.py recipes/study/*.matrix --out DIR              one after the other
     python3 dev/ablate.py --check docs/precision.md       does the page follow from its CSV files?
     python3 dev/ablate.py --update docs/precision.md      write into it what follows from them
 
@@ -11,7 +12,8 @@ many at a time as --jobs. Finished runs are kept, interrupted ones continued wit
 failed ones reported and tried again the next time. Ctrl-C lets every run save, then stops; after
 `kill -9` too the same command continues. A run whose flags in the matrix have changed is refused.
 
-DIR gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv,
+Of several matrices each gets its folder DIR/NAME, and all share DIR/warmup. The folder of a matrix
+gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv,
 summary.csv and differences.csv, which dev/ablate_stats.py describes, and runs/NAME with each run's
 log; samples and checkpoints of finished runs are removed unless --keep. Python's standard library is enough.
 """
@@ -63,9 +65,8 @@ def read_text(path):
 # The folder of an ablation
 
 class Folder:
-    def __init__(self, path):
-        self.path = path
-        self.warmup = os.path.join(path, "warmup")
+    def __init__(self, path, warmup):
+        self.path, self.warmup = path, warmup
         os.makedirs(os.path.join(path, "runs"), exist_ok=True)
         self.lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
 
@@ -329,11 +330,13 @@ def run_matrix(folder, matrix, args):
 # Reporting
 
 def report(folder, matrix):
-    """Writes the tables and the report from the logs of the finished runs."""
+    """Writes tables and report from the logs of the finished runs; False if there are none."""
     curves = {run.name: ablate_stats.curve_rows(folder.log(run))
               for run in matrix.runs() if folder.finished(run)}
     if not curves:
-        stop(f"no run in {folder.path} is finished; there is nothing to report")
+        print(f"ablate.py: no run in {folder.path} is finished; there is nothing to report",
+              file=sys.stderr)
+        return False
     text = ablate_stats.curves_csv(curves)
     # Only what stands in curves.csv counts, so that the rest follows from it.
     results = ablate_stats.Results(matrix, ablate_stats.read_curves(text))
@@ -343,12 +346,18 @@ def report(folder, matrix):
     for name, content in files.items():
         write_whole(os.path.join(folder.path, name), content)
     print(f"{folder.path}/report.html and CSV files: {len(curves)} of {len(matrix.runs())} runs")
+    return True
+
+
+def name_of(path):
+    """What the folder of a matrix is called, if there are several."""
+    return os.path.basename(path).removesuffix(".matrix")
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("matrix", nargs="?", help="the file that lists factors, levels and seeds")
+    parser.add_argument("matrix", nargs="*", help="a file that lists factors, levels and seeds")
     parser.add_argument("--out", help="folder of the runs and the report")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)),
                         help="runs at a time (one a core)")
@@ -362,6 +371,8 @@ def parse_arguments():
         parser.error("name a matrix and --out, or a page with --check or --update")
     if args.jobs < 1:
         parser.error("--jobs has to be at least 1")
+    if len(set(map(name_of, args.matrix))) < len(args.matrix):
+        parser.error("two of the matrices have the same name, and so the same folder")
     return args
 
 
@@ -377,10 +388,13 @@ def main():
             sys.exit(bool(problems))
         if args.update:
             return
-        matrix = ablate_matrix.read(args.matrix)
-        folder = Folder(args.out)
-        failed = 0 if args.report_only else run_matrix(folder, matrix, args)
-        report(folder, matrix)
+        matrices = {name_of(path): ablate_matrix.read(path) for path in args.matrix}
+        failed = 0
+        for name, matrix in matrices.items():
+            path = os.path.join(args.out, name) if len(matrices) > 1 else args.out
+            folder = Folder(path, os.path.join(args.out, "warmup"))
+            failed += 0 if args.report_only else run_matrix(folder, matrix, args)
+            failed += not report(folder, matrix)
         sys.exit(bool(failed))
     except (ablate_matrix.MatrixError, ablate_page.PageError, OSError) as error:
         stop(error)

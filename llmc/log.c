@@ -12,7 +12,8 @@
 //             sampler's weights are older
 //   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before
 //             clipping), skipped (1: not finite, no update), tokens_per_s, the metrics of
-//             mismatch.c, masked and corrective (fractions of tokens)
+//             mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean probability
+//             of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), k, prompts, response_length
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,

@@ -235,6 +235,7 @@ static void coefficients(trainer* t, const batch* d, int first, int count, const
             *coef++ = (float)(each[i].c * weight[s - first] * loss_scale);
             sum->loss += each[i].loss * weight[s - first];
             sum->masked += each[i].masked;
+            if (each[i].masked) sum->masked_mu += num_exp(d->anchor[at + i]);
             sum->corrective += each[i].corrective;
         }
     }
@@ -267,6 +268,7 @@ trainer_update_result trainer_update(trainer* t, batch* d, int first, int count,
     if (!step.skipped) gpt2_weights_sync(t->weights, t->parameters);
     r.grad_norm = step.grad_norm;
     r.skipped = step.skipped;
+    r.masked_mu /= r.masked;
     r.masked /= (double)targets;
     r.corrective /= (double)targets;
     return r;

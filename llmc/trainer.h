@@ -51,6 +51,7 @@ typedef struct trainer_update_result {
     double grad_norm;
     int skipped;
     double masked, corrective;  // fractions of response tokens
+    double masked_mu;           // mean over the masked ones of the anchor's probability; NaN: none
     int64_t tokens;             // tokens run through the model
 } trainer_update_result;
 

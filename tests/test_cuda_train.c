@@ -272,7 +272,8 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
 
 // ------------------------------------------------------------------------------------------------
 // The sampler on the GPU: what it says of its tokens is what the trainer there says, up to the
-// dtype's error; no number of slots and no schedule changes what it says.
+// dtype's error; no schedule changes what it says, and with handwritten products, whose rows do not
+// depend on one another, no number of slots does.
 
 static double largest_difference(const batch* a, const float* x, const float* y) {
     double largest = 0;
@@ -298,12 +299,14 @@ static void check_sampler(const format* dtype) {
     double off = largest_difference(d, d->log_mu, d->log_pi);
     CHECK(off <= 64 * roundoff, "%s: log mu and log pi differ by %g", dtype->name, off);
     schedule_set(3);
-    batch* again = sample_on(gpu, dtype, 5, &s, 0, 0);
+    const char* products = getenv("CUDA_PRODUCTS");
+    int library = products && !strcmp(products, "cublaslt");
+    batch* again = sample_on(gpu, dtype, library ? PROMPTS * GROUP : 5, &s, 0, 0);
     schedule_set(0);
     size_t places = PROMPTS * GROUP * MAX_NEW;
-    CHECK(!memcmp(d->length, again->length, PROMPTS * GROUP * sizeof(int)), "lengths, 5 slots");
-    CHECK(!memcmp(d->token, again->token, places * sizeof(int)), "tokens, 5 slots");
-    CHECK(!memcmp(d->log_mu, again->log_mu, places * sizeof(float)), "log mu, 5 slots");
+    CHECK(!memcmp(d->length, again->length, PROMPTS * GROUP * sizeof(int)), "lengths, again");
+    CHECK(!memcmp(d->token, again->token, places * sizeof(int)), "tokens, again");
+    CHECK(!memcmp(d->log_mu, again->log_mu, places * sizeof(float)), "log mu, again");
     if (dtype == &FORMAT_FP32) {
         // The same uniform numbers and, but for rounding, the same probabilities: a token differs
         // only where a number falls within rounding of a boundary, once in 10^5 draws.

@@ -795,8 +795,9 @@ static attention_call<T> attention_call_of(tensor out, tensor qkv, const int* se
     return x;
 }
 
-void cuda_attention_forward(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
-                            int sequences, int heads, const format* operand) {
+static void cuda_attention_forward(backend* b, tensor out, float* stats, tensor qkv,
+                                   const int* seq_start, int sequences, int heads,
+                                   const format* operand) {
     if (!out.rows) return;
     WITH_STORAGE(qkv.format, T, {
         attention_call<T> x = attention_call_of<T>(out, qkv, seq_start, sequences, heads, operand);
@@ -805,9 +806,9 @@ void cuda_attention_forward(backend* b, tensor out, float* stats, tensor qkv, co
     });
 }
 
-void cuda_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                             const float* stats, const int* seq_start, int sequences, int heads,
-                             const format* operand, const format* gradient) {
+static void cuda_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
+                                    const float* stats, const int* seq_start, int sequences,
+                                    int heads, const format* operand, const format* gradient) {
     if (!out.rows) return;
     if (gradient != operand)
         fatal("the CUDA device has no attention of %s with gradients in %s; use --device cpu",

@@ -46,7 +46,7 @@ static __device__ inline C* page_of(const cache_pages<C>& x, int row, int i, int
     return x.data + ((int64_t)page * x.heads + head) * 2 * KV_PAGE * x.head_dim;
 }
 
-size_t cuda_kv_bytes(const kv_cache* kv) {
+static size_t cuda_kv_bytes(const kv_cache* kv) {
     size_t element = storage_of(kv->format) == STORE_FP32 ? 4 : 2;
     return element * kv->layers * kv->pages * kv->heads * 2 * KV_PAGE * kv->head_dim;
 }
@@ -68,8 +68,8 @@ static __global__ void kv_write_kernel(cache_pages<C> x, matrix<T> qkv) {
     }
 }
 
-void cuda_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
-                   const int* row_position) {
+static void cuda_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv,
+                          const int* row_slot, const int* row_position) {
     if (!qkv.rows) return;
     WITH_STORAGE(qkv.format, T, WITH_STORAGE(kv->format, C, {
                      LAUNCH((kv_write_kernel<T, C>), dim3(qkv.rows), dim3(256), 0, stream_of(b),
@@ -86,7 +86,7 @@ static __global__ void copy_page_kernel(int4* data, int64_t layer_count, int64_t
     if (i < count) layer[to_page * count + i] = layer[from_page * count + i];
 }
 
-void cuda_kv_copy_page(backend* b, const kv_cache* kv, int to_page, int from_page) {
+static void cuda_kv_copy_page(backend* b, const kv_cache* kv, int to_page, int from_page) {
     size_t layer = cuda_kv_bytes(kv) / kv->layers / sizeof(int4), page = layer / kv->pages;
     LAUNCH(copy_page_kernel, dim3(blocks_for(page, 256), kv->layers), dim3(256), 0, stream_of(b),
            (int4*)kv->data, layer, page, to_page, from_page);
@@ -264,8 +264,8 @@ static __global__ void __launch_bounds__(CACHED_THREADS)
         store_as(out.data, out_at + d, out.element, combined(results, d));
 }
 
-void cuda_attention_cached(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
-                           const int* row_slot, const int* row_position) {
+static void cuda_attention_cached(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
+                                  const int* row_slot, const int* row_position) {
     if (!out.rows) return;
     int head_dim = kv->head_dim;
     if (head_dim > 256)
@@ -307,7 +307,7 @@ static void gather_units(backend* b, tensor to_rows, tensor from, const int* row
            to_rows.cols / elements);
 }
 
-void cuda_gather_rows(backend* b, tensor to_rows, tensor from, const int* row) {
+static void cuda_gather_rows(backend* b, tensor to_rows, tensor from, const int* row) {
     if (!to_rows.rows) return;
     bool wide = storage_of(to_rows.format) == STORE_FP32;
     if (spans_fit(to_rows) && spans_fit(from))
