@@ -366,7 +366,7 @@ def parse_arguments():
     parser.add_argument("--report-only", action="store_true", help="start no runs")
     parser.add_argument("--check", metavar="PAGE", help="compare a page with its CSV files")
     parser.add_argument("--update", metavar="PAGE", help="write a page's numbers and figures")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if not args.check and not args.update and not (args.matrix and args.out):
         parser.error("name a matrix and --out, or a page with --check or --update")
     if args.jobs < 1:

@@ -75,7 +75,9 @@ def mismatch_table(results):
              ("KL (k3)", "kl_k3"), ("mean |π−μ|<br>mini-batches", "update_prob_diff_mean"),
              ("max |log π−log μ|<br>mini-batches", "update_logp_diff_max"),
              ("KL<br>mini-batches", "update_kl"), ("ESS<br>mini-batches", "update_ess"),
-             ("outside δ<br>mini-batches", "update_outside")]
+             ("outside δ<br>mini-batches", "update_outside"),
+             ("masked<br>mini-batches", "update_masked"),
+             ("μ of the<br>masked", "update_masked_mu")]
     rows = [[html.escape(row[f]) for f in results.factors]
             + [short(row[key], 4) for _, key in names] for row in results.summary_table()]
     return table([html.escape(f) for f in results.factors] + [n for n, _ in names], rows,

@@ -14,7 +14,8 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
     prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone
     logp_diff_max             the largest over steps, there
     update_...                in the mini-batches, numerics and drift: mean over updates and steps,
-                              but the largest for logp_diff_max and grad_norm
+                              but the largest for logp_diff_max and grad_norm, and of masked_mu,
+                              the probability of masked tokens, where any is masked
     intervals     95 %, percentile bootstrap over seeds: the resampling distribution of the mean,
                   exact up to 7 seeds, else 10000 resamples with a fixed seed
     differences   of two levels at the same seed, all else equal; * averages over a factor's levels
@@ -44,6 +45,8 @@ COLUMNS = [
     ("update_kl", "update", "kl", "mean"),
     ("update_ess", "update", "ess", "mean"),
     ("update_outside", "update", "outside", "mean"),
+    ("update_masked", "update", "masked", "mean"),
+    ("update_masked_mu", "update", "masked_mu", "mean of some"),
     ("update_grad_norm", "update", "grad_norm", "max"),
     ("pass1", "eval", "pass1", "mean"),
     ("greedy", "eval", "greedy", "mean"),
@@ -52,7 +55,8 @@ CURVES = ["seconds"] + [name for name, *_ in COLUMNS]
 # Of a run, over its steps.
 OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "mean"),
               ("update_prob_diff_mean", "mean"), ("update_logp_diff_max", "max"),
-              ("update_kl", "mean"), ("update_ess", "mean"), ("update_outside", "mean")]
+              ("update_kl", "mean"), ("update_ess", "mean"), ("update_outside", "mean"),
+              ("update_masked", "mean"), ("update_masked_mu", "mean")]
 SCORES = ["auc", "final_pass1", "last_reward"]  # these get intervals and differences
 RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "steps_to",
                                      "seconds_to", "seconds"] + [name for name, _ in OVER_STEPS])
@@ -66,7 +70,7 @@ def mean(values):
     return math.fsum(values) / len(values)
 
 
-REDUCE = {"mean": mean, "max": max}
+REDUCE = {"mean": mean, "max": max, "mean of some": mean}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -96,6 +100,8 @@ def curve_rows(log):
             row["seconds"] = rollout[-1]["time"] - start
         for name, phase, key, how in COLUMNS:
             values = [e.get(key) for e in found.get((step, phase), [])]
+            if how == "mean of some":
+                values = [v for v in values if v is not None]
             if values and all(isinstance(v, (int, float)) for v in values):
                 row[name] = REDUCE[how](values)
     return rows

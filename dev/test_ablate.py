@@ -91,10 +91,11 @@ class MatrixTest(unittest.TestCase):
 
     def test_recipes(self):
         folder = os.path.join(HERE, "..", "recipes")
-        names = [n for n in os.listdir(folder) if n.endswith(".matrix")]
-        self.assertTrue(names)
-        for name in names:
-            self.assertTrue(ablate_matrix.read(os.path.join(folder, name)).runs())
+        paths = [os.path.join(d, n) for d, _, names in os.walk(folder) for n in names
+                 if n.endswith(".matrix")]
+        self.assertTrue(paths)
+        for path in paths:
+            self.assertTrue(ablate_matrix.read(path).runs())
 
 
 def entry(phase, step, **keys):
@@ -114,12 +115,14 @@ class StatisticsTest(unittest.TestCase):
         log = [entry("warmup", 50, loss=1), entry("eval", 0, pass1=0.25, greedy=0.5),
                entry("rollout", 0, reward=0.5, entropy=1),
                entry("numerics", 0, prob_diff_mean=None),
-               entry("update", 0, kl=1.0, logp_diff_max=2.0),
-               entry("update", 0, kl=2.0, logp_diff_max=5.0), entry("eval", 1, pass1=0.75)]
+               entry("update", 0, kl=1.0, logp_diff_max=2.0, ess=0.5, masked_mu=None),
+               entry("update", 0, kl=2.0, logp_diff_max=5.0, ess=None, masked_mu=0.25),
+               entry("eval", 1, pass1=0.75)]
         rows = ablate_stats.curve_rows(log)
         self.assertEqual(list(rows), [0, 1])
         self.assertEqual(rows[0], {"seconds": 0.0, "reward": 0.5, "entropy": 1, "pass1": 0.25,
-                                   "greedy": 0.5, "update_kl": 1.5, "update_logp_diff_max": 5.0})
+                                   "greedy": 0.5, "update_kl": 1.5, "update_logp_diff_max": 5.0,
+                                   "update_masked_mu": 0.25})
         self.assertEqual(rows[1], {"pass1": 0.75})
         text = ablate_stats.curves_csv({"a": rows})
         self.assertEqual(ablate_stats.read_curves(text), {"a": rows})
@@ -414,6 +417,26 @@ class RunTest(unittest.TestCase):
         self.assertEqual(again.returncode, 0, again.stderr)
         with open(f"{self.home}/kept/runs.csv", encoding="utf-8") as f:
             self.assertEqual(len(list(csv.DictReader(f))), 8)
+
+    def test_several_matrices(self):
+        """A folder each, one warm-up; what is wrong with the last is said before the first runs."""
+        command = self.command(SMALL, "one")
+        other = os.path.join(self.home, "two.matrix")
+        with open(other, "w", encoding="utf-8") as f:
+            f.write(SMALL.replace("steps = 4", "steps = 3").replace("seeds = 1 2", "seeds = 1"))
+        for path, message in ((other + "x", "cannot read"), (command[2], "have the same name")):
+            refused = subprocess.run(command + [path], text=True, capture_output=True, check=False)
+            self.assertIn(message, refused.stderr)
+            self.assertFalse(self.logs("one"))
+        done = subprocess.run(command + [other], text=True, capture_output=True, check=False)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for name, runs in (("one", 8), ("two", 4)):
+            with open(f"{self.home}/one/{name}/runs.csv", encoding="utf-8") as f:
+                self.assertEqual(len(list(csv.DictReader(f))), runs)
+        self.assertEqual(len(os.listdir(f"{self.home}/one/warmup")), 2)  # of two seeds
+        none = self.ablate(SMALL, "none", "--report-only")
+        self.assertEqual((none.returncode, os.listdir(f"{self.home}/none/runs")), (1, []))
+        self.assertIn("nothing to report", none.stderr)
 
     def test_a_failed_run_stops_no_other(self):
         bad = SMALL.replace("[precision]\n", "spo: objective = spo, delta = 3\n[precision]\n")
