@@ -14,7 +14,8 @@ or count before the column makes one number of them (count needs no column).
     <!-- end -->
 
 A table between the two, a row a level and a column a number; columns=FACTOR makes a column a level
-instead; digits=3 is the default; a number with an interval shows it.
+instead; digits=3 is the default; a number with an interval shows it, and a difference whose
+interval does not hold 0 stands out.
 
     ![What it shows](precision/stale/reward-by-objective.svg)
 
@@ -174,9 +175,11 @@ def table_number(row, name, digits, path):
     def short(t):
         x = float(t)
         return f"{x:.{digits}f}" if x == 0 or abs(x) >= 10.0**-digits else f"{x:.1e}"
-    if row.get(f"{name}_low"):
-        return f"{short(text)} ({short(row[f'{name}_low'])} to {short(row[f'{name}_high'])})"
-    return short(text)
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    if not low:
+        return short(text)
+    stands_out = name == "difference" and float(low) * float(high) > 0
+    return (f"**{short(text)}**" if stands_out else short(text)) + f" ({short(low)} to {short(high)})"
 
 
 def single(rows, where, path):
@@ -250,7 +253,7 @@ def expected_files(page):
         drawing = ablate_svg.draw(page.results_of(folder), name)
         if drawing is None:
             raise PageError(f"{page.line_of(match.start())}: there is no figure {name}; there are "
-                            + ", ".join(ablate_svg.figure_names(page.results_of(folder))))
+                            + ", ".join(ablate_svg.figures(page.results_of(folder))))
         files[os.path.join(folder, name)] = drawing
     for folder, tables in page.tables.items():
         for name, rows in tables.items():

@@ -90,7 +90,8 @@ def differences_table(results, rows):
     body = [[html.escape(row["factor"]), html.escape(f"{row['level']} − {row['minus']}")]
             + [{"": "", "*": "all"}.get(row[f], html.escape(row[f])) for f in results.factors]
             + [row["score"], short(row["difference"]),
-               f"{short(row['low'])} to {short(row['high'])}" if row["low"] else "–",
+               f"{short(row['difference_low'])} to {short(row['difference_high'])}"
+               if row["difference_low"] else "–",
                f"{row['higher']} of {row['seeds']}"] for row in rows]
     return table(head, body, 2 + len(results.factors) + 1)
 
@@ -133,6 +134,12 @@ def curve_sections(results):
     return "\n".join(shown + more)
 
 
+def over_sections(results):
+    """The area under the curve over each further factor that has enough levels for a line."""
+    return [ablate_svg.draw_over(results, "auc", f) for f in results.matrix.compared()[1:]
+            if len(results.matrix.factors[f]) > 2]
+
+
 def rules(results):
     return (f"""<p>The <b>window</b> is a tenth of the steps, at least 3. <b>AUC</b>: mean reward
 over all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: last reward below half
@@ -163,6 +170,7 @@ def html_page(title, body):
 def report_html(results):
     parts = [html_title(results), rules(results), "<h2>Scores</h2>", scores_table(results),
              ablate_svg.draw_scores(results, "final_pass1"), ablate_svg.draw_scores(results, "auc"),
+             *over_sections(results),
              "<h2>Differences</h2>", differences_section(results), "<h2>Mismatch</h2>",
              mismatch_table(results), "<h2>Curves</h2>", curve_sections(results),
              "<h2>Details</h2>", folded("Every run", runs_table(results)),

@@ -304,7 +304,8 @@ class Results:
                 rows.append({"factor": factor, "level": level, "minus": minus,
                              **{f: fixed.get(f, "") for f in self.factors}, "score": name,
                              "seeds": str(len(seeds)), "difference": number_text(mean(gaps)),
-                             "low": number_text(low), "high": number_text(high),
+                             "difference_low": number_text(low),
+                             "difference_high": number_text(high),
                              "higher": str(sum(g > 0 for g in gaps))})
         return rows
 

@@ -119,7 +119,7 @@ def scale_of(values, limits=None):
 # Curves
 
 class Curve:
-    """A line with a band: at each step the mean, the lowest and the highest seed."""
+    """A line with a band: at each step the mean, and the band's lower and upper edge."""
 
     def __init__(self, number, steps, means, lows, highs):
         self.number = number  # which colour
@@ -159,13 +159,13 @@ def draw_curve(curve, x_of, y_of):
                   f'{dash(number)}/>')
 
 
-def draw_panel(title, curves, box, scale, x_ticks, y_labels):
-    """`x_ticks` end with the last step, which is where the axis ends."""
+def draw_panel(title, curves, box, scale, x_ticks, ends, y_labels):
+    """`x_ticks` are [(step, text)], `ends` the steps at both ends of the axis."""
     left, top, width, height = box
-    *x_ticks, last = x_ticks
+    first, last = ends
 
     def x_of(step):
-        return left + width * step / last
+        return left + width * (step - first) / (last - first)
 
     def y_of(value):
         return top + height * (1 - min(1, max(0, scale.share(value))))
@@ -175,9 +175,9 @@ def draw_panel(title, curves, box, scale, x_ticks, y_labels):
         parts.append(line(left, y_of(tick), left + width, y_of(tick)))
         if y_labels:
             parts.append(text_at(left - 6, y_of(tick) + 4, tick_text(tick), "end"))
-    for tick in x_ticks:
+    for tick, text in x_ticks:
         parts.append(line(x_of(tick), top + height, x_of(tick), top + height + 4, "a"))
-        parts.append(text_at(x_of(tick), top + height + 16, tick_text(tick), "middle"))
+        parts.append(text_at(x_of(tick), top + height + 16, text, "middle"))
     drawn = [draw_curve(c, x_of, y_of) for c in curves if c.steps]
     parts += [band for band, _ in drawn if band] + [mean for _, mean in drawn]
     if not drawn:
@@ -190,26 +190,34 @@ def shorten(text, width):
     return text if len(text) <= most else text[:most - 1] + "…"
 
 
-def curve_figure(title, names, panels, across, limits=None):
+def step_ticks(last):
+    return [(t, tick_text(t)) for t in nice_ticks(0, last) if t == int(t) and t <= last]
+
+
+def curve_figure(title, names, panels, across, limits=None, labels=None):
     """A figure of panels [(title, [Curve])], `across` side by side, that share their axes; `names`
-    are the legend's."""
+    are the legend's. With `labels`, step i is called by the i-th of them."""
     values = [v for _, curves in panels for c in curves for v in c.lows + c.highs]
     steps = [s for _, curves in panels for c in curves for s in c.steps]
     scale = scale_of(values, limits)
     last = max(steps, default=0) or 1
-    x_ticks = [t for t in nice_ticks(0, last) if t == int(t) and t <= last] + [last]
+    x_ticks, ends = step_ticks(last), (0, last)
     margin, gap, height = 50, 24, 150 if len(panels) > 1 else 260
     width = (WIDTH - margin - 14 - gap * (across - 1)) / across
+    if labels:
+        x_ticks = [(i, shorten(text, width / len(labels))) for i, text in enumerate(labels)]
+        ends = (-0.5, len(labels) - 0.5)
     parts = [text_at(8, 16, title, kind="h")]
     entries, y = legend(names, 36)
     parts += entries
     for i, (panel, curves) in enumerate(panels):
         box = (margin + (width + gap) * (i % across), y + 24 + (height + 52) * (i // across), width,
                height)
-        parts += draw_panel(panel, curves, box, scale, x_ticks, i % across == 0)
+        parts += draw_panel(panel, curves, box, scale, x_ticks, ends, i % across == 0)
     rows = math.ceil(len(panels) / across)
     bottom = y + 24 + (height + 52) * rows
-    parts.append(text_at(WIDTH - 14, bottom - 20 + 4, "step", "end"))
+    if not labels:
+        parts.append(text_at(WIDTH - 14, bottom - 20 + 4, "step", "end"))
     return document(bottom - 8, title, parts)
 
 
@@ -287,22 +295,23 @@ SCORED = {"final_pass1": "Final pass@1", "auc": "Area under the reward curve",
           "last_reward": "Mean reward of the last window"}
 
 
-def figure_names(results):
-    """Every figure's name: COLUMN-by-FACTOR.svg and SCORE.svg."""
-    curves = [f"{column}-by-{factor}.svg".replace(" ", "-")
-              for factor in results.matrix.compared() or results.factors[:1] for column in DRAWN]
-    return [f"{score}.svg" for score in SCORED] + curves
+def figures(results):
+    """{name: how it is drawn}: SCORE.svg, SCORE-over-FACTOR.svg and COLUMN-by-FACTOR.svg."""
+    found = {f"{score}.svg": (draw_scores, score) for score in SCORED}
+    compared = results.matrix.compared()
+    for factor in compared if len(compared) > 1 else []:
+        for score in SCORED:
+            found[f"{score}-over-{factor}.svg".replace(" ", "-")] = (draw_over, score, factor)
+    for factor in compared or results.factors[:1]:
+        for column in DRAWN:
+            found[f"{column}-by-{factor}.svg".replace(" ", "-")] = (draw_curves, column, factor)
+    return found
 
 
 def draw(results, name):
     """The figure of that name, or None if there is none."""
-    if name.removesuffix(".svg") in SCORED:
-        return draw_scores(results, name.removesuffix(".svg"))
-    for factor in results.matrix.compared() or results.factors[:1]:
-        for column in DRAWN:
-            if name == f"{column}-by-{factor}.svg".replace(" ", "-"):
-                return draw_curves(results, column, factor)
-    return None
+    how, *what = figures(results).get(name, [None])
+    return how(results, *what) if how else None
 
 
 def level_title(factor, level):
@@ -310,9 +319,9 @@ def level_title(factor, level):
     return level if re.search(r"[^\W\d]{2}", level) else f"{factor} {level}"
 
 
-def panel_choices(results, factor):
+def panel_choices(results, *drawn):
     """The combinations of the other factors, with a title that names what differs."""
-    others = [f for f in results.factors if f != factor]
+    others = [f for f in results.factors if f not in drawn]
     compared = results.matrix.compared()
     for choice in itertools.product(*(results.matrix.factors[f] for f in others)):
         fixed = dict(zip(others, choice))
@@ -325,9 +334,9 @@ def panels_across(results, factor):
     return 1 if not levels else levels[-1] if levels[-1] <= 4 else 3
 
 
-def cell_of(results, fixed, factor, level):
+def cell_of(results, levels):
     """The levels of a cell, in the order of the matrix."""
-    return {f: level if f == factor else fixed[f] for f in results.factors}
+    return {f: levels[f] for f in results.factors}
 
 
 def seed_curve(results, levels, column, number):
@@ -344,22 +353,49 @@ def seed_curve(results, levels, column, number):
 def draw_curves(results, column, factor):
     title, limits, _ = DRAWN[column]
     names = list(results.matrix.factors[factor])
-    panels = [(panel, [seed_curve(results, cell_of(results, fixed, factor, level), column, i)
+    panels = [(panel, [seed_curve(results, cell_of(results, {**fixed, factor: level}), column, i)
                        for i, level in enumerate(names)])
               for panel, fixed in panel_choices(results, factor)]
     return curve_figure(f"{title}, by {factor}", names, panels, panels_across(results, factor),
                         limits)
 
 
+def summary_rows(results):
+    """{levels of a cell: its row}."""
+    return {tuple(row[f] for f in results.factors): row for row in results.summary_table()}
+
+
+def draw_over(results, score, factor):
+    """A score over the levels of a factor, a line a level of the first other one."""
+    rows, labels = summary_rows(results), list(results.matrix.factors[factor])
+    lines = next(f for f in results.matrix.compared() if f != factor)
+    names = list(results.matrix.factors[lines])
+
+    def curve(fixed, number):
+        found = [(i, rows.get(tuple(cell_of(results, {**fixed, lines: names[number],
+                                                      factor: level}).values())))
+                 for i, level in enumerate(labels)]
+        found = [(i, row) for i, row in found if row and row[score]]
+        # Of a single seed there is no interval.
+        ends = [[float(row[f"{score}{end}"] or row[score]) for _, row in found]
+                for end in ("", "_low", "_high")]
+        return Curve(number, [i for i, _ in found], *ends)
+
+    panels = [(title, [curve(fixed, i) for i in range(len(names))])
+              for title, fixed in panel_choices(results, factor, lines)]
+    return curve_figure(f"{SCORED[score]} over {factor}: mean, 95 % interval", names, panels,
+                        min(2, len(panels)), labels=labels)
+
+
 def draw_scores(results, score):
     factor = (results.matrix.compared() or results.factors)[0]
     number = {level: i for i, level in enumerate(results.matrix.factors[factor])}
-    rows = {tuple(row[f] for f in results.factors): row for row in results.summary_table()}
+    rows = summary_rows(results)
     groups = []
     for title, fixed in panel_choices(results, factor):
         scores = []
         for level in number:
-            levels = cell_of(results, fixed, factor, level)
+            levels = cell_of(results, {**fixed, factor: level})
             row = rows.get(tuple(levels.values()))
             seeds = results.values(results.of_cell(levels), score) if row else []
             if seeds:

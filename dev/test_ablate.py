@@ -215,8 +215,8 @@ class TablesTest(unittest.TestCase):
         self.assertEqual([(r["level"], r["minus"], r["precision"]) for r in found],
                          [("drpo 0.15", "pg-is", p) for p in ("fp32", "bf16 rollout", "*")])
         for r in found:  # two runs further at each seed
-            self.assertEqual((r["difference"], r["low"], r["high"], r["higher"], r["seeds"]),
-                             ("0.125", "0.125", "0.125", "2", "2"))
+            self.assertEqual((r["difference"], r["difference_low"], r["difference_high"],
+                              r["higher"], r["seeds"]), ("0.125", "0.125", "0.125", "2", "2"))
 
     def test_a_missing_seed_is_left_out(self):
         results = small_results()
@@ -228,7 +228,7 @@ class TablesTest(unittest.TestCase):
 
     def test_figures_are_svg(self):
         results = small_results()
-        for name in ablate_svg.figure_names(results):
+        for name in ablate_svg.figures(results):
             text = ablate_svg.draw(results, name)
             self.assertIsNotNone(text, name)
             xml.etree.ElementTree.fromstring(text)
@@ -256,6 +256,9 @@ factor=objective precision=* score=final_pass1 -->.
 <!-- end -->
 
 <!-- table r/summary.csv auc,collapsed,steps_to rows=objective precision=fp32 digits=2 -->
+<!-- end -->
+
+<!-- table r/differences.csv difference rows=level columns=precision factor=objective score=auc -->
 <!-- end -->
 
 ![Reward](r/reward-by-objective.svg)
@@ -288,8 +291,17 @@ class PageTest(unittest.TestCase):
         for part in ("ends at 0.750<!--", "**62.5 %**<!--", "worst 0.50<!--", "5.0e-5<!--", "4<!--",
                      "+0.125<!--", "| objective | auc | collapsed | steps_to |\n| --- | ---: |",
                      "| final_pass1, objective | fp32 | bf16 rollout |",
-                     "| pg-is | 0.625 (0.500 to 0.750) | 0.688 (0.562 to 0.812) |"):
+                     "| pg-is | 0.625 (0.500 to 0.750) | 0.688 (0.562 to 0.812) |",
+                     "| drpo 0.15 | **0.125** (0.125 to 0.125) | **0.125** (0.125 to 0.125) |"):
             self.assertIn(part, text)
+
+    def test_a_difference_stands_out_if_its_interval_excludes_0(self):
+        for low, high, text in [("0.1", "0.3", "**0.200** (0.100 to 0.300)"),
+                                ("-0.3", "-0.1", "**0.200** (-0.300 to -0.100)"),
+                                ("-0.1", "0.3", "0.200 (-0.100 to 0.300)"),
+                                ("0", "0.3", "0.200 (0.000 to 0.300)")]:
+            row = {"difference": "0.2", "difference_low": low, "difference_high": high}
+            self.assertEqual(ablate_page.table_number(row, "difference", 3, "r"), text)
 
     def test_each_difference_is_found(self):
         ablate_page.update(self.page)
