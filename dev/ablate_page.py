@@ -211,7 +211,7 @@ def make_table(page, source):
     lines = []
     if across:
         heads = levels_of(rows, across, path)
-        lines.append([f"{names[0]}, {down}"] + heads)
+        lines.append([f"{names[0]}, {down}"] + ["all" if h == "*" else h for h in heads])
     else:
         lines.append([down] + names)
     for level in levels_of(rows, down, path):

@@ -292,7 +292,8 @@ class PageTest(unittest.TestCase):
                      "+0.125<!--", "| objective | auc | collapsed | steps_to |\n| --- | ---: |",
                      "| final_pass1, objective | fp32 | bf16 rollout |",
                      "| pg-is | 0.625 (0.500 to 0.750) | 0.688 (0.562 to 0.812) |",
-                     "| drpo 0.15 | **0.125** (0.125 to 0.125) | **0.125** (0.125 to 0.125) |"):
+                     "| difference, level | fp32 | bf16 rollout | all |",
+                     "| drpo 0.15 | **0.020** (0.020 to 0.020) |"):
             self.assertIn(part, text)
 
     def test_a_difference_stands_out_if_its_interval_excludes_0(self):
