@@ -1,6 +1,8 @@
 // mismatch: the numerics of a model file without training. For each pair SAMPLER:TRAINER of formats
 // the sampler completes the task's held-out prompts and the trainer gives each token its own
-// log-probability; the weights are the same. Prints CSV, of three kinds of lines:
+// log-probability. The weights are the same, or the sampler's are those of --sampler: older ones,
+// as in training on stale data. FORMAT/N is a format whose products sum in N parts. Prints CSV, of
+// three kinds of lines:
 //
 //   token,PAIR,sequence,position,token,log_mu,log_pi      a sampled token
 //   layer,PAIR,layer,difference    the residual stream that enters layer l (l = layers: that leaves
@@ -8,7 +10,8 @@
 //                                  trainer's, over all tokens
 //   metric,PAIR,name,value         the metrics of llmc/mismatch.h
 //
-//     build/dev/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32
+//     build/dev/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
+//     build/dev/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
 //
 // dev/mismatch.py runs it and draws what it says.
 #define _GNU_SOURCE
@@ -21,14 +24,14 @@
 #include "trainer.h"
 
 static const char USAGE[] =
-    "usage: mismatch MODEL.bin TASK PROMPTS GROUP SAMPLER:TRAINER [SAMPLER:TRAINER ...]";
+    "usage: mismatch [--sampler OLDER.bin] MODEL.bin TASK PROMPTS GROUP SAMPLER:TRAINER ...";
 static const double DELTA = 0.15;  // of the metric `outside`
 enum { SEED = 1 };
 
 typedef struct setup {
     backend* b;
     gpt2_config model;
-    float* parameters;
+    float *sampler, *trainer;  // parameters; one array where both have the same
     task task;
     int prompts, group, max_new;
 } setup;
@@ -40,16 +43,17 @@ static int number(const char* text, const char* what) {
     return (int)n;
 }
 
-static const format* format_named(const char* name, size_t length, const char* pair) {
+// FORMAT or FORMAT/N.
+static precision precision_named(const char* name, size_t length, const char* pair) {
     char* copy = xprintf("%.*s", (int)length, name);
+    char* slash = strchr(copy, '/');
+    if (slash) *slash = 0;
     const format* f = format_find(copy);
     if (!f) fatal("%s: there is no format %s; see train_gpt2_rl --help", pair, copy);
+    precision p = precision_of(f, &FORMAT_FP32);
+    if (slash) p.split_k = number(slash + 1, pair);
     free(copy);
-    return f;
-}
-
-static precision precision_named(const char* name, size_t length, const char* pair) {
-    return precision_of(format_named(name, length, pair), &FORMAT_FP32);
+    return p;
 }
 
 static batch* sample(const setup* s, precision p) {
@@ -62,7 +66,7 @@ static batch* sample(const setup* s, precision p) {
     gpt2_tensor table[GPT2_TENSORS];
     bytes *= gpt2_tensors(&s->model, table);
     float* parameters = s->b->alloc(s->b, bytes, "parameters");
-    s->b->upload(s->b, parameters, s->parameters, bytes);
+    s->b->upload(s->b, parameters, s->sampler, bytes);
     rollout_sync(r, parameters);
     s->b->release(s->b, parameters, bytes);
     d->prompts = s->prompts;
@@ -74,11 +78,12 @@ static batch* sample(const setup* s, precision p) {
 }
 
 // A trainer whose activations hold all of `d`, with log pi of every token in `out`.
-static trainer* forward(const setup* s, precision p, const batch* d, float* out) {
+static trainer* forward(const setup* s, precision p, const float* parameters, const batch* d,
+                        float* out) {
     optimizer_config none = {.format = &FORMAT_FP32};
     trainer* t = trainer_create(s->b, &s->model, p, &none, d->sequences,
                                 s->task.max_prompt + s->max_new, RECOMPUTE_NOTHING);
-    trainer_load(t, s->parameters);
+    trainer_load(t, parameters);
     trainer_logprobs(t, t->weights, d, 0, d->sequences, 1, out);
     return t;
 }
@@ -129,34 +134,51 @@ static void run_pair(const setup* s, const char* pair) {
     precision mu = precision_named(pair, (size_t)(colon - pair), pair);
     precision pi = precision_named(colon + 1, strlen(colon + 1), pair);
     batch* d = sample(s, mu);
-    trainer* t = forward(s, pi, d, d->log_pi);
+    trainer* t = forward(s, pi, s->trainer, d, d->log_pi);
     print_tokens(d, pair);
     print_metrics(d, pair);
-    trainer* in_sampler_format = forward(s, mu, d, d->log_ref);  // the layers alone are wanted
-    print_layers(s, in_sampler_format, t, tokens_of(d), pair);
-    trainer_free(in_sampler_format);
+    trainer* as_sampler = forward(s, mu, s->sampler, d, d->log_ref);  // its layers alone are wanted
+    print_layers(s, as_sampler, t, tokens_of(d), pair);
+    trainer_free(as_sampler);
     trainer_free(t);
     batch_free(d);
 }
 
+static void read_models(setup* s, const char* model, const char* sampler) {
+    s->model = checkpoint_read_model(model, &s->trainer);
+    s->sampler = s->trainer;
+    if (s->model.vocab < tokenizer_size())
+        fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
+              model, s->model.vocab, tokenizer_size());
+    if (!sampler) return;
+    gpt2_config c = checkpoint_read_model(sampler, &s->sampler);
+    if (memcmp(&c, &s->model, sizeof c))
+        fatal("%s and %s differ in shape; sampler and trainer have to be one model at two times",
+              sampler, model);
+}
+
 int main(int argc, char** argv) {
+    const char* sampler = NULL;
+    if (argc > 2 && !strcmp(argv[1], "--sampler")) {
+        sampler = argv[2];
+        argc -= 2;
+        argv += 2;
+    }
     if (argc < 6) {
         fprintf(stderr, "%s\n", USAGE);
         return 1;
     }
     setup s = {.b = cpu_open(0, "auto"), .task = task_open(argv[2])};
-    s.model = checkpoint_read_model(argv[1], &s.parameters);
+    read_models(&s, argv[1], sampler);
     s.prompts = number(argv[3], "PROMPTS");
     s.group = number(argv[4], "GROUP");
     s.max_new = s.task.max_response + 2;
-    if (s.model.vocab < tokenizer_size())
-        fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
-              argv[1], s.model.vocab, tokenizer_size());
     if (s.task.max_prompt + s.max_new > s.model.context)
         fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
               s.task.max_prompt, s.max_new, s.model.context);
     for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
-    free(s.parameters);
+    if (s.sampler != s.trainer) free(s.sampler);
+    free(s.trainer);
     cpu_close(s.b);
     return 0;
 }
