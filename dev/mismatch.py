@@ -5,20 +5,33 @@ sampler in one format draws and a trainer in another format weighs, with the sam
     make build/dev/mismatch
     python3 dev/mismatch.py MODEL.bin [SAMPLER:TRAINER ...] [--task chain] [--prompts 128]
                             [--group 8] [-o mismatch.png] [--csv mismatch.csv]
+                            [--sampler OLDER.bin] [--out DIR]
 
 MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps. Without pairs:
-fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A pair has
-a row of plots: pi against mu, pi - mu against mu, pi / mu against mu, a sequence's log-ratio against
-its length, and how far the residual stream is off at each layer. At equal formats every difference
-is exactly 0. Needs matplotlib.
+fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
+written FORMAT or FORMAT/N: its products sum in N parts. With --sampler the sampler's weights are
+those of an earlier model, so that the differences are drift and numerics together.
+
+The tables show the metrics, and the differences by mu, the sampler's probability of the token that
+it drew. -o (needs matplotlib) draws a row of plots a pair: pi against mu, pi - mu against mu,
+pi / mu against mu, a sequence's log-ratio against its length, and how far the residual stream is
+off at each layer. At equal formats and weights every difference is exactly 0.
+
+--out DIR writes what a page can name (dev/ablate_page.py): bins.csv, layers.csv and metrics.csv,
+which dev/mismatch_bins.py describes, their figures, and `command`: how they were made. Give paths
+that a reader has too.
 """
 import argparse
 import csv
+import hashlib
 import io
 import math
 import os
+import shlex
 import subprocess
 import sys
+
+import mismatch_bins
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.path.join(ROOT, "build", "dev", "mismatch")
@@ -26,6 +39,9 @@ PAIRS = ["fp16:fp32", "bf16:fp32", "fp8_e4m3:fp32", "fp8_e5m2:fp32", "bf16:bf16"
 SHOWN = ["logp_diff_max", "logp_diff_mean", "prob_diff_max", "prob_diff_min", "prob_diff_mean",
          "kl", "kl_k3", "ratio_mean", "ratio_min", "ratio_max", "ess", "chi2", "seq_logratio_max",
          "ppl_ratio", "outside", "entropy"]
+# Columns of bins.csv that are printed.
+BINNED = ["tokens", "prob_diff_mean", "prob_gap_max", "logp_diff_mean", "ratio_min", "ratio_max",
+          "ratio_outside", "tv_outside", "ratio_only", "tv_only"]
 POINT = {"s": 3, "alpha": 0.35, "linewidths": 0, "color": "#0072B2", "rasterized": True}
 
 
@@ -37,7 +53,9 @@ def run(args):
     """The program's lines."""
     if not os.path.exists(PROGRAM):
         stop("build/dev/mismatch is missing; make build/dev/mismatch")
-    command = [PROGRAM, args.model, args.task, str(args.prompts), str(args.group), *args.pairs]
+    older = ["--sampler", args.sampler] if args.sampler else []
+    command = [PROGRAM, *older, args.model, args.task, str(args.prompts), str(args.group),
+               *args.pairs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         stop(done.stderr.strip() or f"build/dev/mismatch ended with {done.returncode}")
@@ -66,6 +84,34 @@ def print_table(pairs):
     for layer in range(layers):
         what = f"residual {layer}" if layer + 1 < layers else "residual, end"
         print(f"{what:18s}" + "".join(f"{p['layer'][layer]:16.3g}" for p in pairs.values()))
+
+
+def print_bins(results):
+    pair = None
+    for row in results.tables()["bins.csv"]:
+        if row["pair"] != pair:
+            pair = row["pair"]
+            print(f"\n{pair + ', mu':18s}" + "".join(f"{name:>15s}" for name in BINNED))
+        print(f"{row['mu']:18s}" + "".join(f"{row[name] or '-':>15s}" for name in BINNED))
+
+
+def command_text(args):
+    """The command, and what tells whether a reader's models are the same."""
+    lines = ["python3 dev/mismatch.py " + shlex.join(sys.argv[1:])]
+    for path in filter(None, (args.model, args.sampler)):
+        with open(path, "rb") as file:
+            lines.append(f"# {path}: sha256 {hashlib.sha256(file.read()).hexdigest()}")
+    return "\n".join(lines) + "\n"
+
+
+def write_folder(args, texts, results):
+    files = {"command": command_text(args), **texts}
+    files.update((name, mismatch_bins.draw(results, name))
+                 for name in mismatch_bins.figures(results))
+    os.makedirs(args.out, exist_ok=True)
+    for name, text in files.items():
+        with open(os.path.join(args.out, name), "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def sequences(tokens):
@@ -100,7 +146,7 @@ def draw_pair(row, pair, found):
         axis.ticklabel_format(axis="y", scilimits=(-3, 3), useOffset=False)
 
 
-def draw(pairs, path):
+def draw(pairs, path, weights):
     try:
         import matplotlib
         matplotlib.use("Agg")
@@ -113,7 +159,7 @@ def draw(pairs, path):
         draw_pair(row, pair, found)
     for axis, label in zip(axes[-1], ["μ", "μ", "μ", "response length (tokens)", "layer"]):
         axis.set_xlabel(label)
-    figure.suptitle("SAMPLER:TRAINER, the same weights")
+    figure.suptitle(f"SAMPLER:TRAINER, {weights}")
     figure.savefig(path, dpi=110)
 
 
@@ -126,15 +172,22 @@ def main():
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("-o", "--output", help="a PNG, SVG or PDF")
     parser.add_argument("--csv", help="keeps the program's lines")
+    parser.add_argument("--sampler", metavar="OLDER.bin", help="the sampler's weights")
+    parser.add_argument("--out", metavar="DIR", help="keeps tables and figures for a page")
     args = parser.parse_args()
     text = run(args)
     if args.csv:
         with open(args.csv, "w", encoding="utf-8") as file:
             file.write(text)
     pairs = read(text)
+    texts = mismatch_bins.table_texts(pairs)
+    results = mismatch_bins.Results(texts)
     print_table(pairs)
+    print_bins(results)
+    if args.out:
+        write_folder(args, texts, results)
     if args.output:
-        draw(pairs, args.output)
+        draw(pairs, args.output, "the sampler's are older" if args.sampler else "the same weights")
 
 
 if __name__ == "__main__":
