@@ -1,10 +1,14 @@
 """A Markdown page whose findings follow from CSV files: --check compares, --update writes.
 
-The page's results lie in folders beside it, which hold a `matrix` and a `curves.csv` that ablate.py
-made. What else they hold (runs.csv, summary.csv, differences.csv and figures) follows from these
-two. In the page, paths are relative to it; a value with blanks stands in "quotes".
+The page's results lie in folders beside it, of two kinds. One holds a `matrix` and a `curves.csv`
+that ablate.py made; what else it holds (runs.csv, summary.csv, differences.csv and figures) follows
+from these two. The other holds bins.csv, layers.csv and metrics.csv that mismatch.py --out made;
+its figures follow from these three. In the page, paths are relative to it; a value with blanks
+stands in "quotes".
 
     0.953<!-- precision/stale/summary.csv final_pass1 objective=drpo precision=fp32 -->
+
+    0.0021<!-- precision/drift/bins.csv logp_diff_mean pair=bf16:fp32 mu="0 to 0.01" -->
 
 A number and where it comes from: a file, a column, and what picks the row. It is compared at the
 digits that the page shows; before %, as a percentage. Where several rows match, mean, min, max, sum
@@ -33,6 +37,7 @@ import shlex
 import ablate_matrix
 import ablate_stats
 import ablate_svg
+import mismatch_bins
 
 NUMBER = r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 MARKED = re.compile(rf"(?P<number>{NUMBER})(?P<percent>\s?%)?(?P<gap>\**\s?)"
@@ -45,7 +50,7 @@ NOT_PROSE = re.compile(r"```.*?```|`[^`]*`|<!--.*?-->|\]\([^)]*\)|arXiv[ :]\S+|h
                        re.DOTALL)
 FINDING = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+(?:e[-+]?\d+)?|e[-+]?\d+|(?:\.\d+)? ?%)")
 REDUCE = {"mean": ablate_stats.mean, "min": min, "max": max, "sum": math.fsum, "count": len}
-WHOLE = ("seeds", "collapsed", "reached", "higher", "steps", "steps_to", "seed")
+WHOLE = ("seeds", "collapsed", "reached", "higher", "steps", "steps_to", "seed", "tokens")
 
 
 class PageError(Exception):
@@ -60,6 +65,27 @@ def read_text(path):
         raise PageError(f"cannot read {path}: {error}") from None
 
 
+def read_results(folder):
+    """From the files alone that the others follow from."""
+    if os.path.exists(os.path.join(folder, "matrix")):
+        try:
+            matrix = ablate_matrix.read(os.path.join(folder, "matrix"))
+        except ablate_matrix.MatrixError as error:
+            raise PageError(str(error)) from None
+        curves = ablate_stats.read_curves(read_text(os.path.join(folder, "curves.csv")))
+        return ablate_stats.Results(matrix, curves)
+    if any(os.path.exists(os.path.join(folder, name)) for name in mismatch_bins.FILES):
+        return mismatch_bins.Results({name: read_text(os.path.join(folder, name))
+                                      for name in mismatch_bins.FILES})
+    raise PageError(f"cannot read {folder}: it has neither matrix and curves.csv, as ablate.py "
+                    f"makes them, nor {', '.join(mismatch_bins.FILES)}, as mismatch.py --out does")
+
+
+def drawer_of(results):
+    """The module that draws results of this kind."""
+    return mismatch_bins if isinstance(results, mismatch_bins.Results) else ablate_svg
+
+
 class Page:
     """A page, and the results that it names, each read once."""
 
@@ -71,14 +97,9 @@ class Page:
         return os.path.normpath(os.path.join(os.path.dirname(self.path), os.path.dirname(path)))
 
     def results_of(self, folder):
-        """The Results of a folder, from its matrix and curves.csv alone."""
+        """The Results of a folder, of one of the two kinds."""
         if folder not in self.results:
-            try:
-                matrix = ablate_matrix.read(os.path.join(folder, "matrix"))
-            except ablate_matrix.MatrixError as error:
-                raise PageError(str(error)) from None
-            curves = ablate_stats.read_curves(read_text(os.path.join(folder, "curves.csv")))
-            self.results[folder] = ablate_stats.Results(matrix, curves)
+            self.results[folder] = read_results(folder)
             self.tables[folder] = self.results[folder].tables()
         return self.results[folder]
 
@@ -246,18 +267,21 @@ def expected_text(page):
 
 
 def expected_files(page):
-    """{path: text} of the figures that the page shows and the tables of their folders."""
+    """{path: text} of the figures that the page shows and the tables that follow from others."""
     files = {}
     for match in IMAGE.finditer(page.text):
         folder, name = page.folder(match[1]), os.path.basename(match[1])
-        drawing = ablate_svg.draw(page.results_of(folder), name)
+        results = page.results_of(folder)
+        drawer = drawer_of(results)
+        drawing = drawer.draw(results, name)
         if drawing is None:
             raise PageError(f"{page.line_of(match.start())}: there is no figure {name}; there are "
-                            + ", ".join(ablate_svg.figures(page.results_of(folder))))
+                            + ", ".join(drawer.figures(results)))
         files[os.path.join(folder, name)] = drawing
     for folder, tables in page.tables.items():
-        for name, rows in tables.items():
-            files[os.path.join(folder, name)] = ablate_stats.table_text(rows)
+        if isinstance(page.results[folder], ablate_stats.Results):
+            for name, rows in tables.items():
+                files[os.path.join(folder, name)] = ablate_stats.table_text(rows)
     return files
 
 
@@ -303,7 +327,7 @@ def check(path):
         if not os.path.exists(name):
             problems.append(f"{name} is missing")
         elif read_text(name) != text:
-            problems.append(f"{name} is not what curves.csv gives")
+            problems.append(f"{name} is not what its folder's data give")
     if not page.results:
         problems.append(f"{path} names no results")
     return problems + stray_figures(page, files)
