@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""Tests of what mismatch.py --out writes, of pages that name it, and of the program behind it.
+
+    python3 dev/test_mismatch.py [TEST...]
+
+Runs build/dev/mismatch and ./train_gpt2_rl (or what TRAIN_GPT2_RL names).
+"""
+import csv
+import hashlib
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+import ablate_page
+import mismatch
+import mismatch_bins
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TRAIN = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "./train_gpt2_rl"))
+
+# The models are tiny: more threads would only wait for each other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# (mu, pi) of a few tokens: each way to lie outside, none, and the largest mu.
+TOKENS = [(0.005, 0.01), (0.004, 0.004), (0.5, 0.3), (0.5, 0.6), (0.95, 0.79), (1, 1)]
+
+
+def small_texts():
+    tokens = [(0, math.log(mu), math.log(pi)) for mu, pi in TOKENS]
+    same = [(0, log_mu, log_mu) for _, log_mu, _ in tokens]
+    return mismatch_bins.table_texts({
+        "bf16:fp32": {"token": tokens, "layer": [0.001, 0.25], "metric": {"kl": 0.5, "ess": 0.75}},
+        "bf16:bf16": {"token": same, "layer": [0, 0], "metric": {"kl": 0, "ess": 1}}})
+
+
+class BinsTest(unittest.TestCase):
+    def rows(self, pair):
+        rows = mismatch_bins.Results(small_texts()).tables()["bins.csv"]
+        return {row["mu"]: row for row in rows if row["pair"] == pair}
+
+    def test_by_hand(self):
+        rows = self.rows("bf16:fp32")
+        columns = ["tokens", "share", "prob_diff_mean", "prob_gap_max", "logp_diff_mean",
+                   "logp_diff_max", "ratio_mean", "ratio_min", "ratio_max", "ratio_outside",
+                   "tv_outside", "ratio_only", "tv_only"]
+        for name, expected in [
+                ("0 to 0.01", "2 0.33333 0.0025 0.005 0.34657 0.69315 1.5 1 2 0.5 0 0.5 0"),
+                ("0.3 to 0.7", "2 0.33333 0.15 0.2 0.34657 0.51083 0.9 0.6 1.2 0.5 0.5 0 0"),
+                ("0.9 to 0.99", "1 0.16667 0.16 0.16 0.18443 0.18443 0.83158 0.83158 0.83158 0 1 "
+                                "0 1"),
+                ("0.99 to 1", "1 0.16667 0 0 0 0 1 1 1 0 0 0 0"),
+                ("all", "6 1 0.0775 0.2 0.26179 0.69315 1.1053 0.6 2 0.33333 0.33333 0.16667 "
+                        "0.16667")]:
+            self.assertEqual([rows[name][c] for c in columns], expected.split(), name)
+        self.assertEqual(list(rows), mismatch_bins.BINS + ["all"])
+        self.assertEqual([rows["0.01 to 0.03"][c] for c in columns], ["0", "0"] + [""] * 11)
+
+    def test_equal_is_exactly_zero(self):
+        for row in self.rows("bf16:bf16").values():
+            if row["tokens"] != "0":
+                self.assertEqual([row[c] for c in row if "ratio_m" in c], ["1"] * 3)
+                self.assertEqual({row[c] for c in row if "diff" in c or "gap" in c or "out" in c
+                                  or "only" in c}, {"0"})
+
+    def test_the_ratio_is_clamped(self):
+        for log_mu, log_pi, ratio in ((-1, -800, math.exp(-20)), (-800, -1, math.exp(20))):
+            self.assertEqual(mismatch_bins.differences(log_mu, log_pi)[1:], (799, ratio))
+
+    def test_figures(self):
+        results = mismatch_bins.Results(small_texts())
+        for name in mismatch_bins.figures(results):
+            text = mismatch_bins.draw(results, name)
+            xml.etree.ElementTree.fromstring(text)
+            self.assertEqual(text, mismatch_bins.draw(mismatch_bins.Results(small_texts()), name))
+            self.assertNotRegex(text, r"\bnan\b|\binf\b|>step<")
+            self.assertIn("bf16:bf16", text)
+        self.assertIsNone(mismatch_bins.draw(results, "kl.svg"))
+
+
+PAGE = """# A page
+
+A clip stops 0.0 %<!-- r/bins.csv ratio_outside pair=bf16:fp32 mu="0 to 0.01" --> of
+0<!-- r/bins.csv tokens pair=bf16:fp32 mu="0 to 0.01" --> tokens; at the end the stream is off by
+0.00<!-- r/layers.csv max difference pair=bf16:fp32 -->, KL is
+0.00<!-- r/metrics.csv kl pair=bf16:fp32 -->.
+
+<!-- table r/bins.csv tokens,ratio_outside,tv_outside rows=mu pair=bf16:fp32 -->
+<!-- end -->
+
+<!-- table r/layers.csv difference rows=layer columns=pair -->
+<!-- end -->
+
+![Differences](r/bins.svg)
+![Regions](r/outside.svg)
+![Layers](r/layers.svg)
+"""
+
+
+class PageTest(unittest.TestCase):
+    def setUp(self):
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home)
+        os.makedirs(os.path.join(self.home, "r"))
+        for name, text in small_texts().items():
+            self.write(f"r/{name}", text)
+        self.page = self.write("page.md", PAGE)
+        ablate_page.update(self.page)
+
+    def write(self, name, text):
+        path = os.path.join(self.home, name)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        return path
+
+    def test_update_writes_what_check_wants(self):
+        self.assertEqual(ablate_page.check(self.page), [])
+        text = ablate_page.read_text(self.page)
+        for part in ("stops 50.0 %<!--", "\n2<!--", "\n0.25<!--", "\n0.50<!--",
+                     "| 0 to 0.01 | 2 | 0.500 | 0.000 |", "| 0.01 to 0.03 | 0 | – | – |",
+                     "| all | 6 | 0.333 | 0.333 |", "| difference, layer | bf16:fp32 | bf16:bf16 |",
+                     "| 1 | 0.250 | 0.000 |"):
+            self.assertIn(part, text)
+
+    def test_what_was_measured_is_never_written(self):
+        text = small_texts()["metrics.csv"].replace("bf16:fp32", '"bf16:fp32"')
+        path = self.write("r/metrics.csv", text)
+        self.assertEqual(ablate_page.check(self.page), [])
+        ablate_page.update(self.page)
+        self.assertEqual(ablate_page.read_text(path), text)
+
+    def test_each_difference_is_found(self):
+        shutil.copytree(self.home, self.home + ".good")
+        self.addCleanup(shutil.rmtree, self.home + ".good")
+        for name, old, new, message in [
+                ("page.md", "50.0 %", "50.1 %", "page.md:3"),
+                ("page.md", "| 6 | 0.333", "| 6 | 0.334", "page.md:19"),
+                ("r/bins.csv", "0 to 0.01,2,", "0 to 0.01,3,", "page.md:4"),
+                ("r/bins.csv", ",0.34657,", ",0.44657,", "bins.svg is not what"),
+                ("r/bins.csv", ",1,0,1\n", ",0.5,0,1\n", "outside.svg is not what"),
+                ("r/layers.csv", "1,0.25", "1,0.26", "layers.svg is not what"),
+                ("r/metrics.csv", "0.5", "0.6", "page.md:6"),
+                ("r/layers.svg", "<text", "<Text", "layers.svg is not what")]:
+            path = os.path.join(self.home, name)
+            text = ablate_page.read_text(path)
+            self.assertIn(old, text)
+            self.write(name, text.replace(old, new, 1))
+            problems = ablate_page.check(self.page)
+            self.assertTrue(any(message in p for p in problems), (name, new, problems))
+            shutil.rmtree(self.home)
+            shutil.copytree(self.home + ".good", self.home)
+
+    def test_refusals(self):
+        os.makedirs(os.path.join(self.home, "empty"))
+        for text, message in [
+                ("1<!-- empty/bins.csv tokens mu=all -->", "empty: it has neither matrix and"),
+                ("1<!-- r/runs.csv auc -->", "choose one of bins.csv, layers.csv, metrics.csv"),
+                ("1<!-- r/bins.csv auc -->", "has no column auc"),
+                ("1<!-- r/bins.csv tokens mu=0.5 -->", "no row with mu=0.5"),
+                ("![x](r/kl.svg)", "there is no figure kl.svg; there are bins.svg")]:
+            page = self.write("bad.md", text + "\n")
+            with self.assertRaises(ablate_page.PageError, msg=text) as caught:
+                ablate_page.check(page)
+            self.assertIn(message, str(caught.exception))
+        os.remove(os.path.join(self.home, "r", "layers.csv"))
+        with self.assertRaisesRegex(ablate_page.PageError, "cannot read .*layers.csv"):
+            ablate_page.check(self.page)
+
+    def test_a_figure_that_is_not_shown(self):
+        text = ablate_page.read_text(self.page)
+        self.write("page.md", text.replace("![Layers](r/layers.svg)", ""))
+        self.assertIn("layers.svg is not in", " ".join(ablate_page.check(self.page)))
+
+
+@unittest.skipUnless(os.access(TRAIN, os.X_OK) and os.access(mismatch.PROGRAM, os.X_OK),
+                     f"{TRAIN} or {mismatch.PROGRAM} is not built")
+class ProgramTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.home = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, cls.home)
+        for name, seed, channels in (("new", "1", "32"), ("old", "2", "32"), ("wide", "1", "64")):
+            subprocess.run([TRAIN, "--steps", "1", "--warmup-steps", "5", "--depth", "1",
+                            "--channels", channels, "--seed", seed, "--eval-prompts", "1", "--out",
+                            os.path.join(cls.home, name)],
+                           env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+            shutil.copy(f"{cls.home}/{name}/checkpoints/step-000001/model.bin",
+                        f"{cls.home}/{name}.bin")
+
+    def mismatch(self, *args):
+        return subprocess.run([sys.executable, os.path.join(HERE, "mismatch.py"), "--prompts", "4",
+                               "--group", "2", *args], cwd=self.home, env=ENVIRONMENT, text=True,
+                              capture_output=True, check=False)
+
+    def bins(self, *args):
+        """{pair: rows of bins.csv}"""
+        done = self.mismatch(*args, "--out", "out")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = {}
+        with open(f"{self.home}/out/bins.csv", encoding="utf-8") as f:
+            for row in csv.DictReader(f):
+                found.setdefault(row["pair"], []).append(row)
+        return found
+
+    def largest(self, *args):
+        """{pair: largest |log pi - log mu| in any bin}"""
+        return {pair: max(float(r["logp_diff_max"] or 0) for r in rows)
+                for pair, rows in self.bins(*args).items()}
+
+    def test_equal_formats_give_zero(self):
+        pairs = ["bf16:bf16", "fp8_e4m3:fp8_e4m3", "bf16/2:bf16/2"]
+        for pair, rows in self.bins("new.bin", *pairs, "fp32/2:fp32").items():
+            for row in rows:
+                texts = {row[c] for c in row if "diff" in c or "gap" in c}
+                if pair in pairs:
+                    self.assertLessEqual(texts, {"0", ""}, pair)
+            self.assertEqual(float(rows[-1]["logp_diff_max"]) == 0, pair in pairs, pair)
+            self.assertEqual(int(rows[-1]["tokens"]), sum(int(r["tokens"]) for r in rows[:-1]))
+
+    def test_a_sampler_of_other_weights(self):
+        self.assertEqual(self.largest("--sampler", "new.bin", "new.bin", "fp32:fp32"),
+                         {"fp32:fp32": 0})
+        drift = self.largest("--sampler", "old.bin", "new.bin", "fp32:fp32")["fp32:fp32"]
+        self.assertGreater(drift, 1e-3)
+        with open(f"{self.home}/out/layers.csv", encoding="utf-8") as f:
+            self.assertTrue(all(float(row["difference"]) > 1e-3 for row in csv.DictReader(f)))
+        drawn = []
+        for model in ("new.bin", "old.bin"):  # mu is the sampler's, whoever is the trainer
+            self.mismatch("--sampler", "old.bin", model, "fp32:fp32", "--csv", "tokens.csv")
+            with open(f"{self.home}/tokens.csv", encoding="utf-8") as f:
+                drawn.append([row[:-1] for row in csv.reader(f) if row[0] == "token"])
+        self.assertTrue(drawn[0])
+        self.assertEqual(*drawn)
+
+    def test_the_folder_says_how_it_was_made(self):
+        self.bins("--sampler", "old.bin", "new.bin", "fp32:fp32")
+        command, *models = ablate_page.read_text(f"{self.home}/out/command").splitlines()
+        self.assertEqual(command, "python3 dev/mismatch.py --prompts 4 --group 2 --sampler old.bin "
+                                  "new.bin fp32:fp32 --out out")
+        with open(f"{self.home}/old.bin", "rb") as f:
+            self.assertEqual(models[1], f"# old.bin: sha256 {hashlib.sha256(f.read()).hexdigest()}")
+
+    def test_refusals(self):
+        for args, message in [
+                (("--sampler", "wide.bin", "new.bin", "fp32:fp32"),
+                 "wide.bin and new.bin differ in shape"),
+                (("--sampler", "none.bin", "new.bin", "fp32:fp32"), "none.bin cannot be read"),
+                (("new.bin", "bf16/0:bf16"), "bf16/0:bf16 0: give a number"),
+                (("new.bin", "bf16/2"), "write a pair SAMPLER:TRAINER")]:
+            done = self.mismatch(*args)
+            self.assertEqual(done.returncode, 1, args)
+            self.assertIn(message, done.stderr)
+            self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
