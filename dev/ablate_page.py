@@ -200,7 +200,8 @@ def table_number(row, name, digits, path):
     if not low:
         return short(text)
     stands_out = name == "difference" and float(low) * float(high) > 0
-    return (f"**{short(text)}**" if stands_out else short(text)) + f" ({short(low)} to {short(high)})"
+    value = f"**{short(text)}**" if stands_out else short(text)
+    return f"{value} ({short(low)} to {short(high)})"
 
 
 def single(rows, where, path):

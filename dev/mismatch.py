@@ -174,7 +174,7 @@ def main():
     parser.add_argument("--csv", help="keeps the program's lines")
     parser.add_argument("--sampler", metavar="OLDER.bin", help="the sampler's weights")
     parser.add_argument("--out", metavar="DIR", help="keeps tables and figures for a page")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     text = run(args)
     if args.csv:
         with open(args.csv, "w", encoding="utf-8") as file:
