@@ -780,11 +780,16 @@ static void read_resumed_config(void) {
     free(path);
 }
 
+// Gradients in fewer exponents than fp32's vanish; fp8's have scales against that.
+static int gradients_vanish(const format* f) {
+    return !f->scaled && f->exponent_bits < FORMAT_FP32.exponent_bits;
+}
+
 static optimizer_config rl_optimizer(precision p) {
     optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
                           .weight_decay = S.weight_decay, .clip = S.grad_clip,
                           .format = S.master_weights ? &FORMAT_FP32 : p.store,
-                          .loss_scaling = p.gradient->exponent_bits < FORMAT_FP32.exponent_bits,
+                          .loss_scaling = gradients_vanish(p.gradient) || gradients_vanish(p.logits),
                           .seed = S.seed};
     return c;
 }
