@@ -468,12 +468,13 @@ static void test_agreement(void) {
     static const char* const dtypes[] = {"fp32", "bf16", "fp16", "fp8_e4m3", "tf32", "fp8_e5m2"};
     for (int i = 0; i < (quick ? 4 : 6); i++) {
         char flags[256];
+        int masters = strstr("fp32 tf32", dtypes[i]) != NULL;  // weights in fp32 have no others
         snprintf(flags, sizeof flags, "--train-dtype %s --rollout-dtype %s", dtypes[i], dtypes[i]);
         check_agreement(flags);
         snprintf(flags, sizeof flags,
                  "--train-dtype %s --rollout-dtype %s --temperature 1.2 --top-k 9 --top-p 0.95 "
-                 "--logits-dtype bf16 --master-weights 0",
-                 dtypes[i], dtypes[i]);
+                 "--logits-dtype bf16 --master-weights %d",
+                 dtypes[i], dtypes[i], masters);
         if (!quick) check_agreement(flags);
     }
     check_agreement("--train-dtype e5m6 --rollout-dtype e5m6 --grad-dtype e6m9");
@@ -524,17 +525,18 @@ static void test_mismatch(void) {
         double factor;
     } switches[] = {
         {"rollout-dtype", 2}, {"train-dtype", 2}, {"rollout-logits-dtype", 1.5}, {"kv-dtype", 1.5}};
-    static const char* const dtypes[] = {"fp32", "fp16", "bf16", "fp8_e4m3"};
+    static const char* const dtypes[] = {"fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"};
     for (int k = 0; k < (quick ? 1 : 4); k++) {
         double previous = -1;
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 5; i++) {
             char flags[256];
             snprintf(flags, sizeof flags, "--%s %s --prompts 32 --steps 1", switches[k].flag,
                      dtypes[i]);
             double x = mismatch_of(flags);
             // A bit of mantissa is a factor of 2; fp16 and bf16 are three apart, bf16 and e4m3
-            // four.
-            CHECK(x > switches[k].factor * previous, "%s: %g after %g", flags, x, previous);
+            // four, e4m3 and e5m2 one.
+            double factor = i < 4 ? switches[k].factor : 1.5;
+            CHECK(x > factor * previous, "%s: %g after %g", flags, x, previous);
             CHECK((x == 0) == (i == 0) && x < 0.05, "%s: %g", flags, x);
             previous = x;
         }
@@ -543,6 +545,10 @@ static void test_mismatch(void) {
     double x = mismatch_of("--prompts 32 --steps 1 --rollout-split-k 2");
     CHECK(x > 0 && x < 1e-5, "sums in parts: %g", x);
     CHECK(mismatch_of("--steps 1 --grad-dtype fp8_e5m2") == 0, "gradients alone");
+    // Equal formats, but a row's scale depends on its batch: seen where exponents are few.
+    x = mismatch_of(
+        "--prompts 32 --steps 1 --train-dtype e2m2 --rollout-dtype e2m2 --activation-scale tensor");
+    CHECK(x > 1e-4 && x < 0.05, "scales per tensor: %g", x);
 }
 
 // The gradient of a logit is small: 1e-4 and less here. Formats of few exponents keep it by the
@@ -955,8 +961,10 @@ static void test_refusals(void) {
         {"--reg kl --reg-coef 0.1", "--reg kl"},
         {"--objective pg-is --reg kl --reg-coef -1", "--reg-coef"},
         {"--objective pg-is --reg-coef 1", "--reg-coef"},
+        {"--objective pg-is --reg kl", "--reg-coef"},
         {"--kl-coef -1", "--kl-coef"},
         {"--kl-estimator k4", "--kl-estimator"},
+        {"--kl-estimator k3", "--kl-coef"},
         {"--anchor both", "--anchor"},
         {"--advantage none", "--advantage"},
         {"--aggregate mean", "--aggregate"},
@@ -989,6 +997,8 @@ static void test_refusals(void) {
         {"--activation-scale tensor", "--activation-scale tensor"},
         {"--train-dtype fp8_e4m3 --activation-scale tensor --batch-invariant", "--batch-invariant"},
         {"--master-weights 2", "--master-weights"},
+        {"--master-weights 0", "--master-weights 0"},
+        {"--train-dtype tf32 --master-weights 0", "--train-dtype tf32"},
         {"--sanity-samples 513", "--sanity-samples"},
         {"--sanity-samples 8 --sanity-low 0.9", "--sanity-low 0.9"},
         {"--sanity-high 0.9", "--sanity-samples"},
@@ -1312,6 +1322,10 @@ static const struct {
     {"--train-dtype bf16", "--grad-dtype fp32", MODEL},
     {"--train-dtype fp8_e4m3", "--grad-dtype bf16", SAME},
     {"--train-dtype fp8_e4m3", "--grad-dtype fp8_e5m2", MODEL},
+    {"--train-dtype e3m2", "--weight-scale tensor", MODEL},  // of either side alone
+    {"--train-dtype e3m2", "--activation-scale tensor", MODEL},
+    {"--rollout-dtype e3m2", "--weight-scale tensor", MODEL},
+    {"--rollout-dtype e3m2", "--activation-scale tensor", MODEL},
     {"--train-dtype e3m2 --rollout-dtype e3m2", "--weight-scale tensor", MODEL},
     {"--train-dtype e3m2 --rollout-dtype e3m2", "--activation-scale tensor", MODEL},
     {"", "--rollout-split-k 2", MODEL},
@@ -1320,7 +1334,6 @@ static const struct {
     {"", "--logits-dtype bf16", MODEL},
     {"", "--rollout-logits-dtype bf16", MODEL},
     {"", "--kv-dtype fp8_e5m2", MODEL},
-    {"", "--master-weights 0", SAME},  // fp32 weights are their own masters
     {"--train-dtype bf16", "--master-weights 0", MODEL},
 };
 enum { FLAG_COUNT = sizeof FLAGS / sizeof *FLAGS };

@@ -319,8 +319,25 @@ static void add_candidates(batch* d, trainer* t) {
     free(unused);
 }
 
-// Candidates have the log-probabilities that the trainer gives the same tokens as targets, and no
-// bit depends on how the batch is cut; a reference model's do not take their place.
+// The share of masked tokens, from what the batch holds.
+static double masked_share(const batch* d, const objective* o) {
+    coefficient each[MAX_NEW];
+    double masked = 0, tokens = 0;
+    for (int s = 0; s < SEQUENCES; s++) {
+        int at = s * MAX_NEW, first = at * d->candidates;
+        const objective_candidates top = {d->candidates, d->token + at, d->candidate + first,
+                                          d->candidate_pi + first, d->candidate_anchor + first};
+        objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
+                           d->length[s], &top, each);
+        for (int i = 0; i < d->length[s]; i++) masked += each[i].masked;
+        tokens += d->length[s];
+    }
+    return masked / tokens;
+}
+
+// Candidates have the log-probabilities that the trainer gives the same tokens as targets, they
+// mask what their divergence masks, and no bit depends on how the batch is cut; a reference model's
+// do not take their place.
 static void test_candidates(void) {
     backend* b = cpu_open(1, "auto");
     batch *d = random_batch(b, 0), *e = random_batch(b, 0);
@@ -353,6 +370,8 @@ static void test_candidates(void) {
     for (int kl = 0; kl < 2; kl++) {
         objective o = objective_defaults(kl ? OBJECTIVE_DPPO_TOPK_KL : OBJECTIVE_DPPO_TOPK_TV);
         o.delta = kl ? 1e-3 : 0.01;
+        trainer_update_result u = update(t, d, &o, 0);
+        CHECK(u.masked == masked_share(d, &o), "masked %g, not %g", u.masked, masked_share(d, &o));
         trace expected = run_updates(b, fp32(), 7, d, &o);
         CHECK(expected.result[0].masked > 0 && expected.result[0].masked < 1, "masked %g",
               expected.result[0].masked);
