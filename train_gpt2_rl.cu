@@ -195,8 +195,8 @@ static option OPTIONS[] = {
     CHOICE("activation-scale", activation_scale, ACTIVATION_SCALES,
            "fp8: what of an activation shares a scale; tensor: a row's bits depend on its batch"),
     {"master-weights", OPTION_INT, &S.master_weights,
-     "1: fp32 masters; 0: weights as the train dtype stores them (fp8: bf16), rounded stochastically", 0, 1, NULL, 0, 0, 0,
-     NULL},
+     "1: fp32 masters; 0: weights as the train dtype stores them (fp8: bf16), rounded "
+     "stochastically", 0, 1, NULL, 0, 0, 0, NULL},
     {"batch-invariant", OPTION_SWITCH, &S.batch_invariant,
      "no bit of a row depends on its batch: always so on the CPU, not yet on a GPU", 0, 1, NULL, 0, 0,
      0, NULL},
@@ -746,8 +746,8 @@ static void check_settings(const task* t) {
         fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
               "--rollout-dtype; leave it out");
     if (!S.master_weights && train_precision().store == &FORMAT_FP32)
-        fatal("--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave it "
-              "out", S.train_dtype);
+        fatal("--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave "
+              "it out", S.train_dtype);
     if (S.reg != REG_NONE && S.reg_coef == 0)
         fatal("--reg %s means nothing without --reg-coef; give it, for example 0.1",
               REG_NAMES[S.reg]);
@@ -801,7 +801,8 @@ static optimizer_config rl_optimizer(precision p) {
     optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
                           .weight_decay = S.weight_decay, .clip = S.grad_clip,
                           .format = S.master_weights ? &FORMAT_FP32 : p.store,
-                          .loss_scaling = gradients_vanish(p.gradient) || gradients_vanish(p.logits),
+                          .loss_scaling =
+                              gradients_vanish(p.gradient) || gradients_vanish(p.logits),
                           .seed = S.seed};
     return c;
 }
