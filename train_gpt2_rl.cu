@@ -195,8 +195,8 @@ static option OPTIONS[] = {
     CHOICE("activation-scale", activation_scale, ACTIVATION_SCALES,
            "fp8: what of an activation shares a scale; tensor: a row's bits depend on its batch"),
     {"master-weights", OPTION_INT, &S.master_weights,
-     "1: fp32 masters; 0: weights in the train dtype, rounded stochastically", 0, 1, NULL, 0, 0, 0,
-     NULL},
+     "1: fp32 masters; 0: weights as the train dtype stores them (fp8: bf16), rounded "
+     "stochastically", 0, 1, NULL, 0, 0, 0, NULL},
     {"batch-invariant", OPTION_SWITCH, &S.batch_invariant,
      "no bit of a row depends on its batch: always so on the CPU, not yet on a GPU", 0, 1, NULL, 0, 0,
      0, NULL},
@@ -480,6 +480,9 @@ static void print_plan(const run* r) {
     log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
               S.train_dtype, S.grad_dtype, S.rollout_dtype, S.kv_dtype,
               S.master_weights ? "fp32 master weights" : "stochastic rounding");
+    if (strcmp(S.logits_dtype, "fp32") || strcmp(S.rollout_logits_dtype, "same"))
+        log_print(r->log, "            logits %s, the sampler's %s", S.logits_dtype,
+                  S.rollout_logits_dtype);
     if (any_scaled())
         log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
                   WEIGHT_SCALES[S.weight_scale], ACTIVATION_SCALES[S.activation_scale]);
@@ -742,6 +745,15 @@ static void check_settings(const task* t) {
     if (S.activation_scale && !any_scaled())
         fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
               "--rollout-dtype; leave it out");
+    if (!S.master_weights && train_precision().store == &FORMAT_FP32)
+        fatal("--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave "
+              "it out", S.train_dtype);
+    if (S.reg != REG_NONE && S.reg_coef == 0)
+        fatal("--reg %s means nothing without --reg-coef; give it, for example 0.1",
+              REG_NAMES[S.reg]);
+    if (S.kl_estimator != KL_K2 && S.kl_coef == 0)
+        fatal("--kl-estimator %s means nothing without --kl-coef; give it, for example 0.05",
+              KL_NAMES[S.kl_estimator]);
     if (S.batch_invariant && S.activation_scale)
         fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
     if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
@@ -780,11 +792,17 @@ static void read_resumed_config(void) {
     free(path);
 }
 
+// Gradients in fewer exponents than fp32's vanish; fp8's have scales against that.
+static int gradients_vanish(const format* f) {
+    return !f->scaled && f->exponent_bits < FORMAT_FP32.exponent_bits;
+}
+
 static optimizer_config rl_optimizer(precision p) {
     optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
                           .weight_decay = S.weight_decay, .clip = S.grad_clip,
                           .format = S.master_weights ? &FORMAT_FP32 : p.store,
-                          .loss_scaling = p.gradient->exponent_bits < FORMAT_FP32.exponent_bits,
+                          .loss_scaling =
+                              gradients_vanish(p.gradient) || gradients_vanish(p.logits),
                           .seed = S.seed};
     return c;
 }

@@ -111,9 +111,11 @@ static void exact_row(const head_exact* e, const head_case* c, int i, int rounde
     e->logp[i] = l[y] - max - log(sum);
     e->entropy[i] = log(sum) - moment / sum;
     double scale = (double)row_at(c->coef, 0)[i] * c->s.inverse_temperature;
+    float unit = format_scale((float)fabs(scale * (p[y] / sum - 1)), c->logits);
     for (int j = 0; j < v; j++) {
         p[j] = scale * (p[j] / sum - (j == y));
-        if (rounded) p[j] = format_round(format_round((float)p[j], c->logits), c->operand);
+        if (rounded)
+            p[j] = format_round(format_round((float)p[j] / unit, c->logits) * unit, c->operand);
     }
     exact_backward(e, c, i, p, w, x);
 }
@@ -273,7 +275,7 @@ static void check_shapes(void) {
 }
 
 // With one row of x whose first number is 1, the gradient of the weight's first column is that of
-// the logits itself: of the logits' format, and of the operands'.
+// the logits itself: of the logits' format (fp8: times a power of two), and of the operands'.
 static void check_gradient_format(const format* operand, const format* logits) {
     int mark = array_count, gpu_mark = gpu_array_count, v = 300;
     head_case c = case_new((shape){1, v, 4, 0.9f, 0}, operand, logits);
@@ -284,9 +286,11 @@ static void check_gradient_format(const format* operand, const format* logits) {
     gpu_case g = gpu_case_new(&c);
     head_result a = gpu_result(&c, &g);
     int fit = 0;
+    float unit = format_scale(fabsf(row_at(a.dw, c.target[0])[0]), logits);
     for (int j = 0; j < v; j++) {
         float x = row_at(a.dw, j)[0];
-        fit += same_bits(x, format_round(x, logits)) && same_bits(x, format_round(x, operand));
+        fit += same_bits(x, format_round(x / unit, logits) * unit) &&
+               same_bits(x, format_round(x, operand));
     }
     CHECK(fit == v, "%s: %d of %d gradients of logits fit", what, fit, v);
     gpu->weight_release(gpu, g.w);

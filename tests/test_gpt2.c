@@ -269,8 +269,23 @@ static void watch_matmul(backend* b, tensor out, tensor in, const prepared* w, c
     watched->matmul_forward(b, out, in, w, bias);
 }
 
+// What a product reads of `dout` backward to its input: the same as of a copy that holds nothing
+// but values of the gradients' format times a power of two for each row.
+static void see_gradient_rows(backend* b, tensor din, tensor dout, const prepared* w) {
+    int mark = array_count;
+    tensor rounded = operands_of(dout, watched_precision.gradient_linear);
+    tensor expected = matrix_new(din.rows, din.cols, din.format);
+    rounded.format = dout.format;
+    watched->matmul_backward_input(b, expected, rounded, w);
+    watched->matmul_backward_input(b, din, dout, w);
+    expect(first_difference(dout, rounded) >= 0 && first_difference(din, expected) < 0,
+           "what a product reads of a gradient is");
+    arrays_free(mark, "what a product reads of a gradient's rows");
+}
+
 // The gradient of the attention output is the only one that no op rounds after the product.
 static void watch_matmul_input(backend* b, tensor din, tensor dout, const prepared* w) {
+    if (watched_precision.gradient_linear->scaled) see_gradient_rows(b, din, dout, w);
     int attention = din.cols == CONFIG.channels && dout.cols == CONFIG.channels;
     expect(attention ? gradient(din) : plain(din), "a gradient of a product's input");
     expect(gradient(dout), "a gradient that a product reads");

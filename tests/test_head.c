@@ -89,7 +89,7 @@ static void naive_forward(tensor logp, tensor entropy, const head_case* c, const
     arrays_drop(mark);
 }
 
-// Gradients of logits, rounded: coef / T (p - 1[y]).
+// Gradients of logits, rounded: coef / T (p - 1[y]); in fp8 with a scale, for the target's.
 static tensor naive_dlogits(const head_case* c, const formats* a) {
     int v = c->s.vocabulary;
     tensor g = matrix_new(c->s.n, v, &FORMAT_FP32);
@@ -99,10 +99,12 @@ static tensor naive_dlogits(const head_case* c, const formats* a) {
         naive_logits(l, row_at(x, c->row[i]), w, a->f[LOGITS], c->s.inverse_temperature);
         distribution d = naive_softmax(e, l, v, keep_at(c, i));
         float scale = row_at(c->coef, 0)[i] * c->s.inverse_temperature;
+        float own = scale * (e[c->target[i]] / d.sum - 1.0f);
+        float unit = format_scale(fabsf(own), a->f[DLOGITS]);
         for (int j = 0; j < v; j++) {
-            float p = e[j] / d.sum, change = j == c->target[i] ? p - 1.0f : p;
+            float change = j == c->target[i] ? own : scale * (e[j] / d.sum);
             row_at(g, i)[j] =
-                format_round(format_round(scale * change, a->f[DLOGITS]), a->f[BACK_LOGITS]);
+                format_round(format_round(change / unit, a->f[DLOGITS]) * unit, a->f[BACK_LOGITS]);
         }
     }
     return g;
@@ -250,6 +252,38 @@ static void check_formats(void) {
     formats a = formats_of(&FORMAT_BF16, &FORMAT_FP32, &FORMAT_BF16);
     a.f[BACK_LOGITS] = &FORMAT_TF32;
     check_case((shape){15, 67, 37, 1, 0}, a, device_next(), device_step);
+    check_case((shape){15, 67, 37, 1, 40}, formats_of(&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16),
+               device_next(), device_step);
+    check_case((shape){9, 40, 21, 1, 0},
+               formats_of(&FORMAT_TF32, format_find("e2m2"), &FORMAT_FP32), device_next(),
+               device_step);
+}
+
+// The scale is what keeps gradients alive in fp8, whatever the size of their coefficients: times a
+// power of two they are the same.
+static void check_scaled_gradient(void) {
+    int mark = array_count;
+    head_case c =
+        case_new((shape){9, 40, 21, 1, 0}, formats_of(&FORMAT_FP32, &FORMAT_E4M3, &FORMAT_FP32));
+    backend* b = devices[device_next()];
+    prepared* w = b->weight_prepare(b, NULL, c.w.data, 40, 21, &FORMAT_FP32, &FORMAT_FP32);
+    tensor dw[2];
+    for (int small = 0; small < 2; small++) {
+        dw[small] = array_new(40, 21, 0, &FORMAT_FP32);
+        set_zero(dw[small]);
+        for (int i = 0; i < 9 && small; i++) row_at(c.coef, 0)[i] *= 0x1p-40f;
+        b->head_backward(b, c.dx, dw[small].data, c.x, c.row, c.target, c.coef.data, 9, w,
+                         &FORMAT_E4M3, 1, NULL);
+    }
+    int nonzero = 0;
+    for (int i = 0; i < 40 * 21; i++) {
+        ((float*)dw[1].data)[i] *= 0x1p40f;
+        nonzero += ((float*)dw[0].data)[i] != 0;
+    }
+    CHECK(nonzero > 40 * 21 / 2, "%d gradients are not 0", nonzero);
+    check_same(dw[1], dw[0], "dw", "small gradients of fp8 logits", b);
+    b->weight_release(b, w);
+    arrays_free(mark, "small gradients of fp8 logits");
 }
 
 // A sum in parts: the log-probabilities are those of the logits that such a product gives.
@@ -836,6 +870,7 @@ int main(void) {
     devices_open();
     check_shapes();
     check_formats();
+    check_scaled_gradient();
     check_split();
     check_rounding_points();
     check_float64("head", 0);

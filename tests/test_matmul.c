@@ -370,31 +370,37 @@ static void check_scaled_splits(void) {
 }
 
 // Preparing again takes the new weight, for all products; release gives back all memory.
-static void check_prepare_again(void) {
+static void check_prepared_again(backend* b, formats f) {
     int mark = array_count;
-    for (int d = 0; d < device_count; d += device_step) {
-        backend* b = devices[d];
-        product_case p = case_new((shape){3, 19, 40}, FORMAT_ROWS[6]);
-        size_t before = b->allocated;
-        const format* const forward[POINTS] = {p.f.operand, p.f.operand, p.f.out};
-        const format* const backward[POINTS] = {p.f.backward, p.f.backward, p.f.out};
-        tensor first = weight_random(19, 40);
-        prepared* w = b->weight_prepare(b, NULL, first.data, 19, 40, &FORMAT_FP32, &FORMAT_FP32);
-        prepared* again = b->weight_prepare(b, w, p.w.data, 19, 40, p.f.operand, p.f.backward);
-        CHECK(again == w, "a second weight (%s)", b->name);
-        tensor out = matrix_copy(p.out), din = matrix_copy(p.din);
-        naive_forward(out, p.in, p.w, p.bias.data, forward, &USUAL);
-        naive_backward_input(din, p.dout, p.w, backward, &USUAL);
-        b->matmul_forward(b, p.out, p.in, again, p.bias.data);
-        b->matmul_backward_input(b, p.din, p.dout, again);
-        check_same(p.out, out, "out", "a weight prepared again", b);
-        check_same(p.din, din, "din", "a weight prepared again", b);
-        size_t held = b->allocated;
-        b->weight_release(b, again);
-        CHECK(b->allocated < held && b->allocated >= before, "%zu, %zu, %zu bytes (%s)", before,
-              held, b->allocated, b->name);
-    }
+    product_case p = case_new((shape){3, 19, 40}, f);
+    size_t before = b->allocated;
+    const format* const forward[POINTS] = {f.operand, f.operand, f.out};
+    const format* const backward[POINTS] = {f.backward, f.backward, f.out};
+    tensor first = weight_random(19, 40);
+    prepared* w = b->weight_prepare(b, NULL, first.data, 19, 40, &FORMAT_FP32, &FORMAT_FP32);
+    b->weight_prepare(b, w, first.data, 19, 40, f.operand, f.backward);
+    prepared* again = b->weight_prepare(b, w, p.w.data, 19, 40, f.operand, f.backward);
+    CHECK(again == w, "another weight (%s)", b->name);
+    tensor out = matrix_copy(p.out), din = matrix_copy(p.din);
+    naive_forward(out, p.in, p.w, p.bias.data, forward, &USUAL);
+    naive_backward_input(din, p.dout, p.w, backward, &USUAL);
+    b->matmul_forward(b, p.out, p.in, again, p.bias.data);
+    b->matmul_backward_input(b, p.din, p.dout, again);
+    check_same(p.out, out, "out", "a weight prepared again", b);
+    check_same(p.din, din, "din", "a weight prepared again", b);
+    size_t held = b->allocated;
+    b->weight_release(b, again);
+    CHECK(b->allocated < held && b->allocated >= before, "%zu, %zu, %zu bytes (%s)", before, held,
+          b->allocated, b->name);
     arrays_free(mark, "a weight prepared again");
+}
+
+static void check_prepare_again(void) {
+    formats fp8 = plan_row("bf16", "fp8_e4m3", "fp8_e4m3", "bf16", NULL, 0, 0, 0);
+    for (int d = 0; d < device_count; d += device_step) {
+        check_prepared_again(devices[d], FORMAT_ROWS[6]);
+        check_prepared_again(devices[d], fp8);  // with a copy for backward
+    }
 }
 
 // A row alone, then among others: the contract's N1 said directly.

@@ -504,6 +504,7 @@ static void test_formats(void) {
     float* parameters = random_parameters(&c, 5, 0.15);
     text t = random_text(&c, length, 3, 1, 0);
     outcome exact = run_text(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), parameters, &t, 1, 3);
+    double finer = 0;  // the error of the format before
     for (int i = 1; i < DTYPES; i++) {
         double roundoff = ldexp(1, -DTYPE[i]->mantissa_bits - 1);
         outcome o = run_text(b, &c, precision_of(DTYPE[i], &FORMAT_FP32), parameters, &t, 1, 3);
@@ -514,6 +515,9 @@ static void test_formats(void) {
         CHECK(forward < 2 * roundoff && forward > roundoff / 100, "%s: %g", name, forward);
         CHECK(gradient < 8 * roundoff && gradient > roundoff / 100, "%s: %g", name, gradient);
         CHECK(lookup < 8 * roundoff && lookup > roundoff / 100, "%s: %g", name, lookup);
+        // The coarser, the further; tf32 and fp16 have as many bits.
+        CHECK(i == 2 || forward > 1.5 * finer, "%s: %g after %g", name, forward, finer);
+        finer = forward;
         outcome_free(&o);
     }
     // Gradients alone in a format: forward keeps its bits, and they err as much as their format.

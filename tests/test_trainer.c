@@ -142,7 +142,8 @@ static void check_same_trace(const trace* a, const trace* e, const char* what) {
     for (int i = 0; i < 4; i++) {
         const trainer_update_result *x = &a->result[i], *y = &e->result[i];
         CHECK(x->loss == y->loss && x->grad_norm == y->grad_norm && x->masked == y->masked &&
-                  x->corrective == y->corrective && x->tokens == y->tokens && !x->skipped,
+                  x->corrective == y->corrective && x->tokens == y->tokens && !x->skipped &&
+                  !memcmp(&x->masked_mu, &y->masked_mu, sizeof x->masked_mu),
               "%s: result %d, loss %.17g and %.17g", what, i, x->loss, y->loss);
     }
 }
@@ -318,8 +319,25 @@ static void add_candidates(batch* d, trainer* t) {
     free(unused);
 }
 
-// Candidates have the log-probabilities that the trainer gives the same tokens as targets, and no
-// bit depends on how the batch is cut; a reference model's do not take their place.
+// The share of masked tokens, from what the batch holds.
+static double masked_share(const batch* d, const objective* o) {
+    coefficient each[MAX_NEW];
+    double masked = 0, tokens = 0;
+    for (int s = 0; s < SEQUENCES; s++) {
+        int at = s * MAX_NEW, first = at * d->candidates;
+        const objective_candidates top = {d->candidates, d->token + at, d->candidate + first,
+                                          d->candidate_pi + first, d->candidate_anchor + first};
+        objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
+                           d->length[s], &top, each);
+        for (int i = 0; i < d->length[s]; i++) masked += each[i].masked;
+        tokens += d->length[s];
+    }
+    return masked / tokens;
+}
+
+// Candidates have the log-probabilities that the trainer gives the same tokens as targets, they
+// mask what their divergence masks, and no bit depends on how the batch is cut; a reference model's
+// do not take their place.
 static void test_candidates(void) {
     backend* b = cpu_open(1, "auto");
     batch *d = random_batch(b, 0), *e = random_batch(b, 0);
@@ -352,6 +370,8 @@ static void test_candidates(void) {
     for (int kl = 0; kl < 2; kl++) {
         objective o = objective_defaults(kl ? OBJECTIVE_DPPO_TOPK_KL : OBJECTIVE_DPPO_TOPK_TV);
         o.delta = kl ? 1e-3 : 0.01;
+        trainer_update_result u = update(t, d, &o, 0);
+        CHECK(u.masked == masked_share(d, &o), "masked %g, not %g", u.masked, masked_share(d, &o));
         trace expected = run_updates(b, fp32(), 7, d, &o);
         CHECK(expected.result[0].masked > 0 && expected.result[0].masked < 1, "masked %g",
               expected.result[0].masked);
@@ -378,24 +398,28 @@ static void test_result(void) {
     batch* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
-    objective o = objective_defaults(OBJECTIVE_GRPO);
+    objective o = objective_defaults(OBJECTIVE_GRPO), none = objective_defaults(OBJECTIVE_SFT);
     enum { FIRST = 8, COUNT = 12 };
+    // The objective reads the anchor, which need not be what the sampler recorded.
+    for (int i = 0; i < SEQUENCES * MAX_NEW; i++) d->log_mu[i] -= 0.25f;
     trainer_update_result u =
         trainer_update(t, d, FIRST, COUNT, &o, AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1, 0);
-    double loss = 0, masked = 0, corrective = 0, tokens = 0;
+    double loss = 0, masked = 0, masked_mu = 0, corrective = 0, tokens = 0;
     for (int s = FIRST; s < FIRST + COUNT; s++)
         for (int i = 0; i < d->length[s]; i++) {
             size_t at = (size_t)s * MAX_NEW + i;
             coefficient c = objective_token(&o, d->advantage[s], d->log_pi[at], d->anchor[at], 0);
             loss += c.loss / d->length[s] / COUNT;
             masked += c.masked;
+            masked_mu += c.masked ? exp(d->anchor[at]) : 0;
             corrective += c.corrective;
             tokens++;
         }
     CHECK_NEAR(u.loss, loss, 1e-12, "the loss");
     CHECK_NEAR(u.masked, masked / tokens, 1e-12, "masked");
     CHECK_NEAR(u.corrective, corrective / tokens, 1e-12, "corrective");
-    CHECK(masked > 0, "some tokens are masked");
+    CHECK(masked > 0 && masked < tokens, "some tokens are masked, not all");
+    CHECK_NEAR(u.masked_mu, masked_mu / masked, 1e-12, "the probability of the masked tokens");
     // The metrics of the same sequences.
     mismatch m = trainer_mismatch(d, FIRST, COUNT, 0.01);
     double largest = 0;
@@ -405,6 +429,9 @@ static void test_result(void) {
                            fabs((double)d->log_pi[s * MAX_NEW + i] - d->log_mu[s * MAX_NEW + i]));
     CHECK(m.logp_diff_max == largest, "largest difference %g, not %g", m.logp_diff_max, largest);
     CHECK(m.entropy == 1, "the sampler's entropy is %g", m.entropy);
+    u = update(t, d, &none, 0);
+    CHECK(u.masked == 0 && isnan(u.masked_mu), "none is masked, but with probability %g",
+          u.masked_mu);
     trainer_free(t);
     batch_free(d);
     cpu_close(b);

@@ -125,6 +125,15 @@ void ISA(head_forward)(backend* b, float* logp, float* entropy, tensor x, const 
     }
 }
 
+// A row of logits' gradients in their format; fp8 with a power-of-two scale, for that of the
+// target: none is larger, since the others sum to minus it.
+static void round_gradient(float* l, int n, int target, const format* how) {
+    if (how->scaled)
+        operand_round_to(l, l, n, how, row_amax(0, l + target, 1));
+    else
+        row_round(l, n, how);
+}
+
 void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
                         const int* target, const float* coef, int n, const prepared* w,
                         const format* logits, float inverse_temperature, const uint32_t* keep) {
@@ -147,7 +156,7 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
             for (int j = 0; j < v; j++) l[j] = scale * (e[j] / sum);
             int y = target[first + i];
             l[y] = scale * (e[y] / sum - 1.0f);
-            row_round(l, v, logits);
+            round_gradient(l, v, y, logits);
             row_round(l, v, operand);
         }
         gemm g = {.m = rows,

@@ -9,7 +9,7 @@
 // that underflows.
 //
 // Backward recomputes a chunk's logits and turns them into their gradient in the same memory. The
-// gradient is rounded to the logits' format, then to that of the products' operands, in whose
+// gradient is rounded to the logits' format (fp8 with a scale a row), then to that of the products' operands, in whose
 // storage it lies: tensor cores read it as it is. (The CPU device leaves it in the logits' format.)
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
@@ -194,6 +194,10 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
     distribution d = row_distribution(r);
     int y = target[blockIdx.x], stretch = 4 * blockDim.x;
     float scale = coef[blockIdx.x] * r.inverse_temperature;
+    // fp8: a power-of-two scale, for the target's gradient, read before any is written. None is
+    // larger, since the others sum to minus it.
+    float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) / d.sum : 0;
+    float unit = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding), inverse = 1 / unit;
     for (int first = 0; first < r.vocabulary; first += stretch) {
         int i = first + 4 * threadIdx.x;
         four<T> g = {};
@@ -202,7 +206,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
             for (int k = 0; k < 4 && i + k < r.vocabulary; k++) {
                 float e = kept(r, i + k) ? num_expf(logit(r, x.v[k]) - d.max) : 0;
                 float p = e / d.sum, dlogit = scale * (i + k == y ? p - 1.0f : p);
-                g.v[k] = to<T>(format_round(dlogit, &r.rounding));
+                g.v[k] = to<T>(format_round(dlogit * inverse, &r.rounding) * unit);
             }
         }
         __syncthreads();
