@@ -10,8 +10,8 @@
 //
 // Backward recomputes a chunk's logits and turns them into their gradient in the same memory. The
 // gradient is rounded to the logits' format (fp8 with a scale a row), then to that of the products'
-// operands, in whose storage it lies: tensor cores read it as it is. (The CPU device leaves it in the
-// logits' format.)
+// operands, in whose storage it lies: tensor cores read it as it is. (The CPU device leaves it in
+// the logits' format.)
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
 
