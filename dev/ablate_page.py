@@ -195,7 +195,9 @@ def table_number(row, name, digits, path):
 
     def short(t):
         x = float(t)
-        return f"{x:.{digits}f}" if x == 0 or abs(x) >= 10.0**-digits else f"{x:.1e}"
+        if x == 0:
+            return "0"  # exactly
+        return f"{x:.{digits}f}" if abs(x) >= 10.0**-digits else f"{x:.1e}"
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     if not low:
         return short(text)
@@ -216,6 +218,10 @@ def levels_of(rows, factor, path):
     return list(dict.fromkeys(cell(r, factor, path) for r in rows))
 
 
+def title_of(level):
+    return "all" if level == "*" else level
+
+
 def markdown(lines, texts):
     """The first `texts` columns are text and stand left."""
     head, *body = lines
@@ -233,17 +239,17 @@ def make_table(page, source):
     lines = []
     if across:
         heads = levels_of(rows, across, path)
-        lines.append([f"{names[0]}, {down}"] + ["all" if h == "*" else h for h in heads])
+        lines.append([f"{names[0]}, {down}"] + [title_of(h) for h in heads])
     else:
         lines.append([down] + names)
     for level in levels_of(rows, down, path):
         if across:
             found = [single(rows, {down: level, across: h}, path) for h in heads]
-            lines.append([level] + [table_number(r, names[0], digits, path) if r else "–"
-                                    for r in found])
+            lines.append([title_of(level)] + [table_number(r, names[0], digits, path) if r else "–"
+                                              for r in found])
         else:
             row = single(rows, {down: level}, path)
-            lines.append([level] + [table_number(row, n, digits, path) for n in names])
+            lines.append([title_of(level)] + [table_number(row, n, digits, path) for n in names])
     return markdown(lines, 1)
 
 

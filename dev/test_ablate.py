@@ -300,7 +300,7 @@ class PageTest(unittest.TestCase):
         for low, high, text in [("0.1", "0.3", "**0.200** (0.100 to 0.300)"),
                                 ("-0.3", "-0.1", "**0.200** (-0.300 to -0.100)"),
                                 ("-0.1", "0.3", "0.200 (-0.100 to 0.300)"),
-                                ("0", "0.3", "0.200 (0.000 to 0.300)")]:
+                                ("0", "0.3", "0.200 (0 to 0.300)")]:
             row = {"difference": "0.2", "difference_low": low, "difference_high": high}
             self.assertEqual(ablate_page.table_number(row, "difference", 3, "r"), text)
 
