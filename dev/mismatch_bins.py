@@ -29,11 +29,13 @@ BINS = [f"{low:g} to {high:g}" for low, high in zip(EDGES, EDGES[1:])]  # the lo
 CLIP = (1 - 0.2, 1 + 0.28)
 TV = 0.15
 FILES = ["bins.csv", "layers.csv", "metrics.csv"]
-# Figure: title, and its panels as (column of bins.csv, title).
+# Figure: title, limits of its axis, and its panels as (column of bins.csv, title).
 BY_BIN = {
     "bins.svg": ("Difference of sampler and trainer, by the sampler's probability μ of the token",
+                 None,
                  [("logp_diff_mean", "mean |log π − log μ|"), ("prob_diff_mean", "mean |π − μ|")]),
     "outside.svg": ("Share of tokens outside a region, by the sampler's probability μ of the token",
+                    (0, 1),
                     [("ratio_outside", "π / μ outside 0.8 to 1.28"),
                      ("tv_outside", "|π − μ| above 0.15")]),
 }
@@ -110,10 +112,11 @@ def figures(_):
 def draw(results, name):
     """The figure of that name, or None if there is none."""
     if name in BY_BIN:
-        title, panels = BY_BIN[name]
+        title, limits, panels = BY_BIN[name]
         rows = [row for row in results.tables()["bins.csv"] if row["mu"] != "all"]
         labels = [f"<{edge:g}" for edge in EDGES[1:-1]] + [f"≤{EDGES[-1]}"]
-        return draw_pairs(title, rows, panels, [BINS.index(row["mu"]) for row in rows], labels)
+        return draw_pairs(title, rows, panels, [BINS.index(row["mu"]) for row in rows], labels,
+                          limits)
     if name == "layers.svg":
         rows = results.tables()["layers.csv"]
         places = [int(row["layer"]) for row in rows]
@@ -123,7 +126,7 @@ def draw(results, name):
     return None
 
 
-def draw_pairs(title, rows, panels, places, labels):
+def draw_pairs(title, rows, panels, places, labels, limits=None):
     """Panels [(column, title)] of a curve a pair, over the rows' places, which have labels."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
 
@@ -135,4 +138,4 @@ def draw_pairs(title, rows, panels, places, labels):
                                 values)
 
     drawn = [(panel, [curve(pair, column) for pair in pairs]) for column, panel in panels]
-    return ablate_svg.curve_figure(title, pairs, drawn, len(drawn), labels=labels)
+    return ablate_svg.curve_figure(title, pairs, drawn, len(drawn), limits, labels)
