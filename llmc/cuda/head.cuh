@@ -195,10 +195,15 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
     distribution d = row_distribution(r);
     int y = target[blockIdx.x], stretch = 4 * blockDim.x;
     float scale = coef[blockIdx.x] * r.inverse_temperature;
-    // fp8: a power-of-two scale, for the target's gradient, read before any is written. None is
-    // larger, since the others sum to minus it.
-    float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) / d.sum : 0;
-    float unit = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding), inverse = 1 / unit;
+    // fp8: in units of a power of two, for the target's gradient, read before any is written. None
+    // is larger, since the others sum to minus it. In shared memory, since registers are short.
+    SHARED(float, unit, 1);
+    if (threadIdx.x == 0) {
+        float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) / d.sum : 0;
+        unit[0] = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding);
+    }
+    __syncthreads();
+    scale /= unit[0];
     for (int first = 0; first < r.vocabulary; first += stretch) {
         int i = first + 4 * threadIdx.x;
         four<T> g = {};
@@ -207,7 +212,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
             for (int k = 0; k < 4 && i + k < r.vocabulary; k++) {
                 float e = kept(r, i + k) ? num_expf(logit(r, x.v[k]) - d.max) : 0;
                 float p = e / d.sum, dlogit = scale * (i + k == y ? p - 1.0f : p);
-                g.v[k] = to<T>(format_round(dlogit * inverse, &r.rounding) * unit);
+                g.v[k] = to<T>(format_round(dlogit, &r.rounding) * unit[0]);
             }
         }
         __syncthreads();
