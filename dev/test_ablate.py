@@ -7,6 +7,7 @@ Runs ./train_gpt2_rl (or what TRAIN_GPT2_RL names). numpy, where it is installed
 opinion on the bootstrap.
 """
 import csv
+import glob
 import json
 import os
 import re
@@ -97,6 +98,16 @@ class MatrixTest(unittest.TestCase):
         self.assertTrue(paths)
         for path in paths:
             self.assertTrue(ablate_matrix.read(path).runs())
+
+
+    def test_the_study_is_what_the_page_shows(self):
+        root = os.path.join(HERE, "..")
+        paths = glob.glob(os.path.join(root, "recipes", "study", "*.matrix"))
+        self.assertTrue(paths)
+        for path in paths:
+            name = os.path.basename(path).removesuffix(".matrix")
+            shown = os.path.join(root, "docs", "precision", name, "matrix")
+            self.assertEqual(ablate_page.read_text(path), ablate_page.read_text(shown), name)
 
 
 def entry(phase, step, **keys):
