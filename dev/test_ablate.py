@@ -99,7 +99,6 @@ class MatrixTest(unittest.TestCase):
         for path in paths:
             self.assertTrue(ablate_matrix.read(path).runs())
 
-
     def test_the_study_is_what_the_page_shows(self):
         root = os.path.join(HERE, "..")
         paths = glob.glob(os.path.join(root, "recipes", "study", "*.matrix"))
