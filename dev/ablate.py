@@ -13,9 +13,9 @@ failed ones reported and tried again the next time. Ctrl-C lets every run save, 
 `kill -9` too the same command continues. A run whose flags in the matrix have changed is refused.
 
 Of several matrices each gets its folder DIR/NAME, and all share DIR/warmup. The folder of a matrix
-gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv,
-summary.csv and differences.csv, which dev/ablate_stats.py describes, and runs/NAME with each run's
-log; samples and checkpoints of finished runs are removed unless --keep. Python's standard library is enough.
+gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv, summary.csv and
+differences.csv, which dev/ablate_stats.py describes, and runs/NAME with each run's log; samples and
+checkpoints of finished runs are removed unless --keep. Python's standard library is enough.
 """
 import argparse
 import ctypes
