@@ -56,17 +56,26 @@ SHIM_OPT_shim-race := -O2 -DCUDA_RACE
 # The checker's own code is not instrumented, and gcc's thread sanitizer is not linked.
 SHIM_KERNELS_shim-race := -O1 -fsanitize=thread
 
+# The CUDA device as nvcc compiled it, on the PTX machine (tests/ptx/README.md): one object whose PTX
+# is not compressed and not assembled, linked with the machine in the place of the CUDA runtime.
+PTX_ARCH ?= 90
+PTX := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx)
+PTX_FLAGS := -std=c++20 -O3 -march=native -g $(WARN) -Wno-restrict -ffp-contract=off -fno-math-errno \
+             -fno-trapping-math -I$(CUDA_HOME)/include
+PTX_OBJ := $(patsubst tests/ptx/%.cc,$(BUILD)/ptx/%.o,$(wildcard tests/ptx/*.cc))
+
 CPU_OPS := $(filter-out llmc/cpu/cpu.c,$(wildcard llmc/cpu/*.c))
 CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard llmc/*.c llmc/tasks/*.c)) \
             llmc/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
 LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
-SHIM_TESTS := $(foreach s,$(SHIMS),$(patsubst %,$(BUILD)/$(s)/%,$(CUDA_TESTS) test_shim))
+SHIM_TESTS := $(foreach s,$(SHIMS),$(patsubst %,$(BUILD)/$(s)/%,$(filter-out test_cuda_instructions,$(CUDA_TESTS)) test_shim))
+PTX_TESTS := $(if $(PTX),$(patsubst %,$(BUILD)/ptx/%,$(CUDA_TESTS)))
 TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
 DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/*.c))
 PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 
-.PHONY: all test test-quick check-long bench gpu-check dev clean FORCE
+.PHONY: all test test-ptx test-quick check-long bench gpu-check dev clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 all: $(PROGRAM)
@@ -146,6 +155,26 @@ $(BUILD)/$(1)/dev/cuda/%: $(BUILD)/$(1)/dev/cuda/%.o $(BUILD)/$(1)/cuda.o $$(SHI
 endef
 $(foreach s,$(SHIMS),$(eval $(call shim_rules,$(s))))
 
+# The same tests, and the program, on the PTX machine.
+$(BUILD)/ptx/cuda.o: llmc/cuda/cuda.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(filter-out $(NVCC_ARCH),$(NVCCFLAGS)) -gencode arch=compute_$(PTX_ARCH),code=compute_$(PTX_ARCH) --no-compress -MMD -c $< -o $@
+
+$(BUILD)/ptx/%.o: tests/ptx/%.cc
+	@mkdir -p $(@D)
+	$(CXX) $(PTX_FLAGS) -MMD -c $< -o $@
+
+$(BUILD)/ptx/libcublasLt.so.13: tests/cublaslt.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -Illmc -I$(CUDA_HOME)/include $< -o $@ -lm
+
+$(BUILD)/tests/test_cuda_instructions.o: CFLAGS += -I$(CUDA_HOME)/include
+$(BUILD)/ptx/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(BUILD)/ptx/cuda.o $(PTX_OBJ) $(LIB_OBJ) $(BUILD)/ptx/libcublasLt.so.13
+	$(CXX) $(OPENMP) -rdynamic $(filter-out %.so.13,$^) -o $@ $(LDLIBS)
+
+$(BUILD)/ptx/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(BUILD)/ptx/cuda.o $(PTX_OBJ) $(CORE_OBJ)
+	$(CXX) $(OPENMP) -rdynamic $^ -o $@ $(LDLIBS)
+
 # The same tests on a GPU.
 $(BUILD)/gpu/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(CUDA_OBJ) $(LIB_OBJ)
 	@mkdir -p $(@D)
@@ -172,8 +201,12 @@ gpu-check:
 
 dev: $(DEV)
 
-test: $(PROGRAM) $(TESTS) $(SHIM_TESTS) $(DEV)
-	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS) $(SHIM_TESTS)
+test: $(PROGRAM) $(TESTS) $(SHIM_TESTS) $(PTX_TESTS) $(DEV)
+	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS) $(SHIM_TESTS) $(PTX_TESTS)
+
+# The CUDA tests on the PTX machine alone.
+test-ptx: $(PTX_TESTS)
+	@tests/run $(PTX_TESTS)
 
 test-quick: $(PROGRAM) $(TESTS) $(DEV)
 	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS)

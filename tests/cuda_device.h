@@ -1,7 +1,7 @@
 // The devices that the tests of the CUDA device compare: the GPU, or the shim that plays one, and
 // the CPU. Include it first: it asks for setenv.
 //
-// What runs on the GPU runs under several schedules: on the shim CUDA_SHIM_SCHEDULE chooses the
+// What runs on the GPU runs under several schedules: on the shim PTX_SCHEDULE chooses the
 // order in which threads and blocks run, on a GPU they are repetitions; the bits must be the same.
 #ifndef CUDA_DEVICE_H
 #define CUDA_DEVICE_H
@@ -37,6 +37,7 @@ static inline void cuda_test_close(void) {
 static inline void schedule_set(int s) {
     char number[16];
     snprintf(number, sizeof number, "%d", s);
+    setenv("PTX_SCHEDULE", number, 1);
     setenv("CUDA_SHIM_SCHEDULE", number, 1);
 }
 

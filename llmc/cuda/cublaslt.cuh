@@ -1,10 +1,11 @@
 // NVIDIA's matrix products, cuBLASLt, behind one file. The library is opened when the device is,
-// and a program built with this file runs without it; without its header none is opened.
+// and a program built with this file runs without it, and is built without its header.
 //
 // A product of rows is, to a library that counts by columns, C^T = B^T A^T: the first operand is B,
 // and a row of bias values goes with a row of C^T. What cuBLASLt needs to know of a product
 // (descriptors, the algorithm its heuristic proposes) is a plan; plans are kept by everything that
-// they depend on. Where the heuristic proposes nothing, the caller takes the handwritten product.
+// they depend on. Where the heuristic proposes nothing, or would propose a kernel that rounds twice
+// (cublaslt_takes), the caller takes the handwritten product.
 //
 // Sums are fp32 and split sums stay fp32 (no reduction in the output's type or in place): the same
 // call gives the same bits, but not the bits of the handwritten product, nor row independence.
@@ -13,22 +14,23 @@
 
 #include "gemm.cuh"
 
-#if defined(CUDA_SHIM) || !__has_include(<cublasLt.h>)
+#ifdef CUDA_SHIM
 
-static inline cublaslt* cublaslt_open(backend*) { return NULL; }
+static inline cublaslt* cublaslt_open(backend*, char**) { return NULL; }
 static inline void cublaslt_close(backend*, cublaslt*) {}
 static inline bool cublaslt_product(backend*, cublaslt*, const product&) { return false; }
 
 #else
 
-#include <cublasLt.h>
 #include <dlfcn.h>
 #include <stdlib.h>
+
+#include "cublaslt_abi.h"
 
 enum {
     PLAN_BUCKETS = 1024,
     PLANS_MAX = 8192,      // then all are dropped: a run with ever new shapes stays small
-    PLAN_ALIGNMENT = 16,   // bytes; more makes no faster kernel
+    LT_ALIGNMENT = 16,     // bytes; see cublaslt_takes
     WORKSPACE = 32 << 20,  // bytes, what the library asks for on Hopper
     BIAS_THREADS = 256,
 };
@@ -38,51 +40,32 @@ struct plan_key {
     int64_t a_stride, b_stride, c_stride;
     const format *operand, *c_format;
     int m, n, k;
-    int a_alignment, b_alignment, c_alignment;
     int a_transposed, b_transposed, accumulate, bias;
 };
 
 struct plan {
     plan_key key;
     plan* next;  // of the same bucket
-    cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t a, b, c;
-    cublasLtMatmulAlgo_t algorithm;
+    void* operation;
+    void *a, *b, *c;  // layouts
+    lt_algorithm algorithm;
     size_t workspace;
     bool known;  // false: the library has no algorithm
 };
 
-// The library's functions, by their names.
-#define CUBLASLT_FUNCTIONS(X)               \
-    X(cublasLtCreate)                       \
-    X(cublasLtDestroy)                      \
-    X(cublasLtMatmul)                       \
-    X(cublasLtMatmulAlgoGetHeuristic)       \
-    X(cublasLtMatmulDescCreate)             \
-    X(cublasLtMatmulDescDestroy)            \
-    X(cublasLtMatmulDescSetAttribute)       \
-    X(cublasLtMatmulPreferenceCreate)       \
-    X(cublasLtMatmulPreferenceDestroy)      \
-    X(cublasLtMatmulPreferenceSetAttribute) \
-    X(cublasLtMatrixLayoutCreate)           \
-    X(cublasLtMatrixLayoutDestroy)
-
 struct cublaslt {
     void* library;
-    cublasLtHandle_t handle;
+    lt_functions call;
+    void* handle;
     void* workspace;
     plan* plans[PLAN_BUCKETS];
     int count;
-#define CUBLASLT_MEMBER(name) decltype(&::name) name;
-    CUBLASLT_FUNCTIONS(CUBLASLT_MEMBER)
-#undef CUBLASLT_MEMBER
 };
 
 #define CUBLASLT_CHECK(call) cublaslt_check(call, #call)
-static void cublaslt_check(cublasStatus_t status, const char* what) {
-    if (status != CUBLAS_STATUS_SUCCESS)
-        fatal("cuBLASLt: %s failed with status %d; --device cpu does without it", what,
-              (int)status);
+static void cublaslt_check(int status, const char* what) {
+    if (status != LT_SUCCESS)
+        fatal("cuBLASLt: %s failed with status %d; --device cpu does without it", what, status);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -103,38 +86,45 @@ static void* cublaslt_find(void) {
     return library;
 }
 
-// Whether all functions are there.
-static bool cublaslt_load(cublaslt* l) {
-    bool all = true;
-#define CUBLASLT_LOAD(name)                                \
-    l->name = (decltype(l->name))dlsym(l->library, #name); \
-    all = all && l->name;
-    CUBLASLT_FUNCTIONS(CUBLASLT_LOAD)
+// NULL where all functions are there, else the name of one that is not.
+static const char* cublaslt_load(cublaslt* l) {
+    const char* missing = NULL;
+#define CUBLASLT_LOAD(ours, theirs)                                    \
+    l->call.ours = (decltype(l->call.ours))dlsym(l->library, #theirs); \
+    if (!l->call.ours) missing = #theirs;
+    LT_FUNCTIONS(CUBLASLT_LOAD)
 #undef CUBLASLT_LOAD
-    return all;
+    return missing;
 }
 
-// NULL where the library is not found.
-static cublaslt* cublaslt_open(backend* b) {
+// NULL where the library is not found or cannot start, as one that is newer than the driver cannot;
+// then *why is a new string that says so.
+static cublaslt* cublaslt_open(backend* b, char** why) {
     void* library = cublaslt_find();
-    if (!library) return NULL;
+    if (!library) {
+        *why = xprintf("cuBLASLt not found");
+        return NULL;
+    }
     cublaslt* l = (cublaslt*)xalloc(1, sizeof *l, "cuBLASLt");
     l->library = library;
-    if (!cublaslt_load(l)) {
+    const char* missing = cublaslt_load(l);
+    int status = missing ? LT_SUCCESS : l->call.create(&l->handle);
+    if (missing || status != LT_SUCCESS) {
+        *why = missing ? xprintf("cuBLASLt found but it has no %s", missing)
+                       : xprintf("cuBLASLt found but cublasLtCreate gave status %d", status);
         dlclose(library);
         free(l);
         return NULL;
     }
-    CUBLASLT_CHECK(l->cublasLtCreate(&l->handle));
     l->workspace = b->alloc(b, WORKSPACE, "cuBLASLt's workspace");
     return l;
 }
 
 static void plan_free(cublaslt* l, plan* p) {
-    CUBLASLT_CHECK(l->cublasLtMatmulDescDestroy(p->operation));
-    CUBLASLT_CHECK(l->cublasLtMatrixLayoutDestroy(p->a));
-    CUBLASLT_CHECK(l->cublasLtMatrixLayoutDestroy(p->b));
-    CUBLASLT_CHECK(l->cublasLtMatrixLayoutDestroy(p->c));
+    CUBLASLT_CHECK(l->call.product_destroy(p->operation));
+    CUBLASLT_CHECK(l->call.layout_destroy(p->a));
+    CUBLASLT_CHECK(l->call.layout_destroy(p->b));
+    CUBLASLT_CHECK(l->call.layout_destroy(p->c));
     free(p);
 }
 
@@ -151,7 +141,7 @@ static void plans_free(cublaslt* l) {
 static void cublaslt_close(backend* b, cublaslt* l) {
     if (!l) return;
     plans_free(l);
-    CUBLASLT_CHECK(l->cublasLtDestroy(l->handle));
+    CUBLASLT_CHECK(l->call.destroy(l->handle));
     b->release(b, l->workspace, WORKSPACE);
     dlclose(l->library);
     free(l);
@@ -160,20 +150,12 @@ static void cublaslt_close(backend* b, cublaslt* l) {
 // ------------------------------------------------------------------------------------------------
 // Plans
 
-static int alignment_of(const void* p) {
-    uintptr_t low = (uintptr_t)p & -(uintptr_t)p;
-    return low && low < PLAN_ALIGNMENT ? (int)low : PLAN_ALIGNMENT;
-}
-
 static plan_key plan_key_of(const product& p) {
     plan_key key;
     memset(&key, 0, sizeof key);
     key.a_stride = p.a_stride, key.b_stride = p.b_stride, key.c_stride = p.c_stride;
     key.operand = p.operand, key.c_format = p.c_format;
     key.m = p.m, key.n = p.n, key.k = p.k;
-    key.a_alignment = alignment_of(p.a);
-    key.b_alignment = alignment_of(p.b);
-    key.c_alignment = alignment_of(p.c);
     key.a_transposed = p.a_transposed, key.b_transposed = p.b_transposed;
     key.accumulate = p.accumulate, key.bias = p.bias != NULL;
     return key;
@@ -187,41 +169,40 @@ static plan** plan_bucket(cublaslt* l, const plan_key& key) {
     return &l->plans[hash >> 32 & (PLAN_BUCKETS - 1)];
 }
 
-static cudaDataType_t cublaslt_type(const format* f) {
+static int cublaslt_type(const format* f) {
     switch (storage_of(f)) {
         case STORE_BF16:
-            return CUDA_R_16BF;
+            return LT_BF16;
         case STORE_FP16:
-            return CUDA_R_16F;
+            return LT_FP16;
         default:
-            return CUDA_R_32F;
+            return LT_FP32;
     }
 }
 
 // A matrix of `rows` rows as the library counts them: columns.
-static cublasLtMatrixLayout_t plan_layout(cublaslt* l, const format* f, int rows, int cols,
-                                          int64_t stride) {
-    cublasLtMatrixLayout_t layout;
-    CUBLASLT_CHECK(l->cublasLtMatrixLayoutCreate(&layout, cublaslt_type(f), cols, rows, stride));
+static void* plan_layout(cublaslt* l, const format* f, int rows, int cols, int64_t stride) {
+    void* layout;
+    CUBLASLT_CHECK(l->call.layout_create(&layout, cublaslt_type(f), cols, rows, stride));
     return layout;
 }
 
 template <class V>
-static void plan_set(cublaslt* l, plan* p, cublasLtMatmulDescAttributes_t what, const V& value) {
-    CUBLASLT_CHECK(l->cublasLtMatmulDescSetAttribute(p->operation, what, &value, sizeof value));
+static void plan_set(cublaslt* l, plan* p, int what, const V& value) {
+    CUBLASLT_CHECK(l->call.product_set(p->operation, what, &value, sizeof value));
 }
 
 static void plan_describe(cublaslt* l, plan* p, const plan_key& k) {
     bool tf32 = k.operand == &FORMAT_TF32;
-    cublasOperation_t first = k.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasOperation_t second = k.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    CUBLASLT_CHECK(l->cublasLtMatmulDescCreate(
-        &p->operation, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    plan_set(l, p, CUBLASLT_MATMUL_DESC_TRANSA, first);
-    plan_set(l, p, CUBLASLT_MATMUL_DESC_TRANSB, second);
+    int first = k.b_transposed ? LT_TRANSPOSED : LT_AS_STORED;
+    int second = k.a_transposed ? LT_TRANSPOSED : LT_AS_STORED;
+    CUBLASLT_CHECK(
+        l->call.product_create(&p->operation, tf32 ? LT_COMPUTE_TF32 : LT_COMPUTE_FP32, LT_FP32));
+    plan_set(l, p, LT_PRODUCT_TRANSPOSE_A, first);
+    plan_set(l, p, LT_PRODUCT_TRANSPOSE_B, second);
     if (k.bias) {
-        plan_set(l, p, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-        plan_set(l, p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cublaslt_type(k.c_format));
+        plan_set(l, p, LT_PRODUCT_EPILOGUE, (int)LT_EPILOGUE_BIAS);
+        plan_set(l, p, LT_PRODUCT_BIAS_TYPE, cublaslt_type(k.c_format));
     }
     p->a = plan_layout(l, k.operand, k.a_transposed ? k.k : k.m, k.a_transposed ? k.m : k.k,
                        k.a_stride);
@@ -232,30 +213,27 @@ static void plan_describe(cublaslt* l, plan* p, const plan_key& k) {
 
 // The algorithm that the library's heuristic puts first.
 static void plan_choose(cublaslt* l, plan* p) {
-    cublasLtMatmulPreference_t preference;
-    auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
-        CUBLASLT_CHECK(
-            l->cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof value));
+    void* preference;
+    auto set = [&](int what, auto value) {
+        CUBLASLT_CHECK(l->call.preference_set(preference, what, &value, sizeof value));
     };
-    CUBLASLT_CHECK(l->cublasLtMatmulPreferenceCreate(&preference));
-    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)WORKSPACE);
-    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-        (uint32_t)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)p->key.b_alignment);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)p->key.a_alignment);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)p->key.c_alignment);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)p->key.c_alignment);
-    cublasLtMatmulHeuristicResult_t best;
+    CUBLASLT_CHECK(l->call.preference_create(&preference));
+    set(LT_PREFER_WORKSPACE_MAX, (uint64_t)WORKSPACE);
+    set(LT_PREFER_REDUCTIONS, (uint32_t)LT_REDUCE_IN_COMPUTE_TYPE);
+    for (int which : {LT_PREFER_ALIGNMENT_A, LT_PREFER_ALIGNMENT_B, LT_PREFER_ALIGNMENT_C,
+                      LT_PREFER_ALIGNMENT_D})
+        set(which, (uint32_t)LT_ALIGNMENT);
+    lt_proposal best;
     int found = 0;
-    cublasStatus_t status = l->cublasLtMatmulAlgoGetHeuristic(
-        l->handle, p->operation, p->b, p->a, p->c, p->c, preference, 1, &best, &found);
-    CUBLASLT_CHECK(l->cublasLtMatmulPreferenceDestroy(preference));
-    p->known = status == CUBLAS_STATUS_SUCCESS && found && best.state == CUBLAS_STATUS_SUCCESS;
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE)
+    int status = l->call.propose(l->handle, p->operation, p->b, p->a, p->c, p->c, preference, 1,
+                                 &best, &found);
+    CUBLASLT_CHECK(l->call.preference_destroy(preference));
+    p->known = status == LT_SUCCESS && found && best.status == LT_SUCCESS;
+    if (status != LT_NOT_SUPPORTED && status != LT_INVALID_VALUE)
         cublaslt_check(status, "choosing an algorithm");
     if (!p->known) return;
-    p->algorithm = best.algo;
-    p->workspace = best.workspaceSize;
+    p->algorithm = best.algorithm;
+    p->workspace = best.workspace;
 }
 
 // `bias` as the library takes it, or NULL.
@@ -267,7 +245,7 @@ static plan* plan_for(cublaslt* l, const product& product, const void* bias) {
     plan* p = (plan*)xalloc(1, sizeof *p, "a plan of a matrix product");
     p->key = key;
     plan_describe(l, p, key);
-    if (bias) plan_set(l, p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    if (bias) plan_set(l, p, LT_PRODUCT_BIAS_POINTER, bias);
     plan_choose(l, p);
     plan** bucket = plan_bucket(l, key);
     p->next = *bucket;
@@ -288,7 +266,7 @@ static __global__ void bias_kernel(T* to_type, const float* bias, int n) {
 // The bias as the library takes it: of the output's type (exact: its values are rounded to the
 // format already) and aligned.
 static const void* cublaslt_bias(backend* b, const product& p) {
-    if (storage_of(p.c_format) == STORE_FP32 && alignment_of(p.bias) == PLAN_ALIGNMENT)
+    if (storage_of(p.c_format) == STORE_FP32 && (uintptr_t)p.bias % LT_ALIGNMENT == 0)
         return p.bias;
     void* copy = cuda_scratch(b, SCRATCH_OPERAND, p.n * sizeof(float));
     WITH_STORAGE(p.c_format, T,
@@ -297,16 +275,31 @@ static const void* cublaslt_bias(backend* b, const product& p) {
     return copy;
 }
 
+// Whether every row of a matrix starts at a multiple of 16 bytes.
+static bool lt_rows_fit(const void* data, int64_t stride, const format* f) {
+    size_t element = storage_of(f) == STORE_FP32 ? 4 : 2;
+    return ((uintptr_t)data | stride * element) % LT_ALIGNMENT == 0;
+}
+
+// Whether the library may compute a product. For rows that start elsewhere than at multiples of 16
+// bytes it has kernels that round a sum to the output's format, add the bias and round again: on an
+// H200 an exact 394 became 392 in bf16. N3 of README.md allows one rounding.
+static bool cublaslt_takes(const product& p) {
+    return lt_rows_fit(p.a, p.a_stride, p.operand) && lt_rows_fit(p.b, p.b_stride, p.operand) &&
+           lt_rows_fit(p.c, p.c_stride, p.c_format);
+}
+
 // Whether the library has done it.
 static bool cublaslt_product(backend* b, cublaslt* l, const product& p) {
+    if (!cublaslt_takes(p)) return false;
     const void* bias = p.bias ? cublaslt_bias(b, p) : NULL;
     plan* how = plan_for(l, p, bias);
     if (!how->known) return false;
-    if (bias) plan_set(l, how, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    if (bias) plan_set(l, how, LT_PRODUCT_BIAS_POINTER, bias);
     float one = 1, beta = p.accumulate ? 1 : 0;
-    CUBLASLT_CHECK(l->cublasLtMatmul(l->handle, how->operation, &one, p.b, how->b, p.a, how->a,
-                                     &beta, p.c, how->c, p.c, how->c, &how->algorithm, l->workspace,
-                                     how->workspace, stream_of(b)));
+    CUBLASLT_CHECK(l->call.multiply(l->handle, how->operation, &one, p.b, how->b, p.a, how->a,
+                                    &beta, p.c, how->c, p.c, how->c, &how->algorithm, l->workspace,
+                                    how->workspace, stream_of(b)));
     return true;
 }
 

@@ -147,9 +147,12 @@ backend* cuda_open(int handwritten, const char** why) {
     fill_table(b);
     CUDA_CHECK(cudaStreamCreate(&c->stream));
     c->processors = gpu.multiProcessorCount;
-    c->products = handwritten ? NULL : cublaslt_open(b);
-    c->name = xprintf("cuda (%s, %.0f GB, %s products)", gpu.name, gpu.totalGlobalMem / 1e9,
-                      c->products ? "cuBLASLt" : "handwritten");
+    char* reason = NULL;  // why the library is not used, where that was not asked for
+    c->products = handwritten ? NULL : cublaslt_open(b, &reason);
+    c->name =
+        xprintf("cuda (%s, %.0f GB, %s products%s%s)", gpu.name, gpu.totalGlobalMem / 1e9,
+                c->products ? "cuBLASLt" : "handwritten", reason ? ": " : "", reason ? reason : "");
+    free(reason);
     b->name = c->name;
     return b;
 }

@@ -1,0 +1,421 @@
+// Device memory, shared memory, and what a sanitizer finds in them.
+//
+// Device addresses are not the host's: a range without access rights is reserved for them, so that
+// host code that follows one ends at once. Addresses are never used twice: what was freed stays
+// recognisable, and between two allocations lies a gap.
+//
+// Every granule of memory (2 bytes, global; 2 bytes, shared) has two stamps: of the last write and
+// of the last reads. 0, or a stamp from before the block for shared memory: never written.
+//
+// Global memory: each block of each launch has a stamp of its own, in increasing order, so a stamp
+// above the launch's first is an access by a block of this launch. Blocks of a launch run in no
+// order, so none may touch what another writes. Two readers leave the stamp after the last block's.
+//
+// Shared memory: a stamp is a tick and who: a thread, several lanes of a warp, or several warps.
+// Ticks count barriers of this block, of warps too. An access is ordered before this one if its
+// tick is older than the block's last barrier, or, within a warp, than the warp's.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+
+#include "ptx.h"
+
+namespace ptx {
+
+// ------------------------------------------------------------------------------------------------
+// Allocations
+
+constexpr u64 ADDRESSES = 1ull << 40, GAP = 512, ALIGN = 256;
+constexpr u32 HOST_WROTE = 1;
+constexpr int GRANULE = 2;
+
+struct region {
+    u64 base;
+    size_t bytes;
+    u8* data;  // NULL once freed
+    u32 *wrote, *read;
+};
+static std::vector<region> regions;  // by address
+static u64 next_address;
+static size_t held;
+static region* last_found;
+
+static size_t number_from(const char* name, size_t otherwise) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, NULL, 0) : otherwise;
+}
+size_t memory_total() { return number_from("PTX_MEMORY", (size_t)8 << 30); }
+size_t memory_left() { return held < memory_total() ? memory_total() - held : 0; }
+
+static void* pages(size_t bytes) {
+    void* p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+static size_t stamps_of(size_t bytes) { return (bytes + GRANULE - 1) / GRANULE * sizeof(u32); }
+
+u64 memory_alloc(size_t bytes) {
+    if (!next_address) {
+        void* p =
+            mmap(NULL, ADDRESSES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) return 0;
+        next_address = ((u64)p + GAP + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    if (bytes > memory_left()) return 0;
+    region r = {next_address, bytes, (u8*)pages(bytes), (u32*)pages(stamps_of(bytes)),
+                (u32*)pages(stamps_of(bytes))};
+    if (!r.data || !r.wrote || !r.read) return 0;
+    memset(r.data, 0xff, bytes);  // NaN, in every format
+    next_address += (bytes + GAP + ALIGN - 1) / ALIGN * ALIGN;
+    held += bytes;
+    regions.push_back(r);
+    last_found = NULL;
+    return r.base;
+}
+
+static region* region_of(u64 address) {
+    if (last_found && address - last_found->base < last_found->bytes) return last_found;
+    auto after = std::upper_bound(regions.begin(), regions.end(), address,
+                                  [](u64 a, const region& r) { return a < r.base; });
+    if (after == regions.begin()) return NULL;
+    return last_found = &*--after;
+}
+
+bool memory_free(u64 address) {
+    region* r = region_of(address);
+    if (!r || r->base != address || !r->data) return false;
+    munmap(r->data, r->bytes);
+    munmap(r->wrote, stamps_of(r->bytes));
+    munmap(r->read, stamps_of(r->bytes));
+    r->data = NULL;
+    held -= r->bytes;
+    return true;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Reports
+
+void report(const warp* w, const instruction* i, int lane, const char* format, ...) {
+    char what[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(what, sizeof what, format, arguments);
+    va_end(arguments);
+    fflush(stdout);
+    fprintf(stderr, "ptx: %s", what);
+    if (w) {
+        const block& b = *w->home;
+        fprintf(stderr, "; kernel %s, block (%u,%u,%u), ", b.running->name.c_str(), b.at[0],
+                b.at[1], b.at[2]);
+        if (lane < 0) {
+            fprintf(stderr, "warp %u", w->index);
+        } else {
+            u32 t = w->index * LANES + (u32)lane;
+            fprintf(stderr, "thread (%u,%u,%u)", t % b.size[0], t / b.size[0] % b.size[1],
+                    t / b.size[0] / b.size[1]);
+        }
+        if (i)
+            fprintf(stderr, ", %s: %.*s", place_text(*b.running->home, i->location).c_str(),
+                    (int)strcspn(i->text, ";\n"), i->text);
+    }
+    fprintf(stderr, "\n");
+    abort();
+}
+
+static const char* verb(access how) { return how == READ ? "reads" : "writes"; }
+
+[[noreturn]] static void report_outside(const warp& w, const instruction* i, int lane, u64 address,
+                                        u32 bytes, access how) {
+    region* r = region_of(address);
+    if (!r || address >= r->base + r->bytes + GAP)
+        report(&w, i, lane, "%s %u bytes at 0x%llx, which is no device memory", verb(how), bytes,
+               (unsigned long long)address);
+    report(&w, i, lane, "%s %u bytes at byte %lld of %zu bytes%s", verb(how), bytes,
+           (long long)(address - r->base), r->bytes, r->data ? "" : " that were freed");
+}
+
+// ------------------------------------------------------------------------------------------------
+// Global memory
+
+static u32 reads_of_many;  // the stamp of two readers, after the launch's last block
+
+void blocks_begin(block& b, u64 blocks) {
+    static u32 next = HOST_WROTE + 1;
+    if (next + blocks + 1 > ALL) report(NULL, NULL, -1, "more blocks ran than stamps can count");
+    b.stamp_first = next;
+    reads_of_many = next + (u32)blocks;
+    next += (u32)blocks + 1;
+}
+
+[[noreturn]] static void report_global(const warp& w, const instruction* i, int lane, u64 address,
+                                       access how, u32 wrote) {
+    const block& b = *w.home;
+    if (how == READ && !wrote)
+        report(&w, i, lane, "reads what nothing wrote, at 0x%llx", (unsigned long long)address);
+    if (wrote >= b.stamp_first && wrote != b.stamp)
+        report(&w, i, lane, "%s what block %u of this launch writes", verb(how),
+               wrote - b.stamp_first);
+    report(&w, i, lane, "writes what another block of this launch reads");
+}
+
+// Checks and notes an access to granules [from, to) of a region. Of what is read together, the
+// first granule must have been written: a row's last packet may reach beyond the row, and gets NaN.
+static inline void global_note(const warp& w, const instruction* i, int lane, const region& r,
+                               size_t from, size_t to, access how) {
+    const block& b = *w.home;
+    u32 *wrote = r.wrote, *read = r.read, first = b.stamp_first, stamp = b.stamp, bad = 0;
+    if (how == READ) {
+        bad = !wrote[from];
+        for (size_t g = from; g < to; g++) {
+            bad |= (wrote[g] >= first) & (wrote[g] != stamp);
+            read[g] = read[g] < first || read[g] == stamp ? stamp : reads_of_many;
+        }
+    } else {
+        for (size_t g = from; g < to; g++)
+            bad |= ((wrote[g] >= first) & (wrote[g] != stamp)) |
+                   ((read[g] >= first) & (read[g] != stamp));
+        if (!bad)
+            for (size_t g = from; g < to; g++) wrote[g] = stamp;
+    }
+    if (!bad) return;
+    for (size_t g = from; g < to; g++)
+        if ((how == READ && !wrote[from]) || (wrote[g] >= first && wrote[g] != stamp) ||
+            (how == WRITE && read[g] >= first && read[g] != stamp))
+            report_global(w, i, lane, r.base + g * GRANULE, how, wrote[g]);
+}
+
+static inline region* region_holding(u64 address, u32 bytes) {
+    region* r = region_of(address);
+    return r && r->data && address - r->base <= r->bytes && bytes <= r->bytes - (address - r->base)
+               ? r
+               : NULL;
+}
+
+u8* global_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes,
+                  access how) {
+    if (address & (bytes - 1))
+        report(&w, i, lane, "%s %u bytes at 0x%llx, which is no multiple of %u", verb(how), bytes,
+               (unsigned long long)address, bytes);
+    region* r = region_holding(address, bytes);
+    if (!r) report_outside(w, i, lane, address, bytes, how);
+    size_t at = address - r->base;
+    global_note(w, i, lane, *r, at / GRANULE, (at + bytes + GRANULE - 1) / GRANULE, how);
+    return r->data + at;
+}
+
+u8* global_access_row(const warp& w, const instruction* i, u64 address, u32 bytes, access how) {
+    region* r = region_holding(address, LANES * bytes);
+    if (!r || bytes < GRANULE || (address & (bytes - 1))) return NULL;
+    size_t at = address - r->base;
+    if (how == READ)
+        for (int l = 1; l < LANES; l++)
+            if (!r->wrote[(at + l * bytes) / GRANULE])
+                report_global(w, i, l, address + l * bytes, READ, 0);
+    global_note(w, i, 0, *r, at / GRANULE, (at + LANES * bytes) / GRANULE, how);
+    return r->data + at;
+}
+
+u8* memory_host(u64 address, size_t bytes, access how, const char* who) {
+    region* r = region_of(address);
+    if (!r || !r->data || address - r->base > r->bytes || bytes > r->bytes - (address - r->base))
+        report(NULL, NULL, -1, "%s: %zu bytes at 0x%llx are no live device memory", who, bytes,
+               (unsigned long long)address);
+    size_t at = address - r->base, from = at / GRANULE, to = (at + bytes + GRANULE - 1) / GRANULE;
+    for (size_t g = from; g < to; g++) {
+        if (how == READ && !r->wrote[g])
+            report(NULL, NULL, -1, "%s: reads what nothing wrote, at byte %zu of %zu", who,
+                   g * GRANULE, r->bytes);
+        if (how == WRITE) r->wrote[g] = HOST_WROTE;
+    }
+    return r->data + at;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Shared memory
+
+constexpr u32 WHO_BITS = 11, WHO = (1u << WHO_BITS) - 1;
+constexpr u32 OF_WARP = THREADS_MAX, OF_WARPS = WHO;  // several lanes of a warp; several warps
+constexpr u32 TICK_MAX = (1u << (32 - WHO_BITS)) - 2;
+constexpr u32 PENDING = ALL;  // an asynchronous copy will arrive
+
+alignas(64) static u8 shared_data[SHARED_MAX];
+alignas(64) static u32 shared_wrote[SHARED_MAX / GRANULE + 16],
+    shared_read[SHARED_MAX / GRANULE + 16];
+
+void shared_begin(block& b) {
+    if (b.tick > TICK_MAX / 2) {
+        memset(shared_wrote, 0, sizeof shared_wrote);
+        memset(shared_read, 0, sizeof shared_read);
+        b.tick = 0;
+    }
+    b.tick_first = b.tick_barrier = ++b.tick;
+    for (warp& w : b.warp_of) w.since = b.tick;
+    // What is pending belongs to the block before.
+    std::replace(shared_wrote, shared_wrote + SHARED_MAX / GRANULE, PENDING, 0u);
+}
+
+static u32 next_tick(block& b) {
+    if (b.tick == TICK_MAX) report(NULL, NULL, -1, "more barriers in a block than ticks can count");
+    return ++b.tick;
+}
+void shared_barrier(block& b) {
+    b.tick_barrier = next_tick(b);
+    for (warp& w : b.warp_of) w.since = b.tick;
+}
+// Of all the warp's live lanes: what fewer lanes order among them is not tracked.
+void warp_barrier(warp& w) {
+    if (w.mask == w.live) w.since = next_tick(*w.home);
+}
+
+static u32 warp_of_stamp(u32 who) { return who < THREADS_MAX ? who / LANES : who - OF_WARP; }
+
+// Whether an earlier access, by its stamp, is ordered before what `who` of the warp does now.
+static bool is_ordered(const warp& w, u32 stamp, u32 who) {
+    u32 tick = stamp >> WHO_BITS, by = stamp & WHO;
+    if (tick < w.home->tick_barrier) return true;
+    if (by == who && by < OF_WARP) return true;
+    return by != OF_WARPS && warp_of_stamp(by) == w.index && tick < w.since;
+}
+
+[[noreturn]] static void report_shared(const warp& w, const instruction* i, int lane, u32 granule,
+                                       access how, u32 stamp, const char* did) {
+    u32 who = stamp & WHO;
+    char by[64];
+    if (who < OF_WARP)
+        snprintf(by, sizeof by, "thread %u", who);
+    else if (who < OF_WARPS)
+        snprintf(by, sizeof by, "another lane of warp %u", who - OF_WARP);
+    else
+        snprintf(by, sizeof by, "several warps");
+    report(&w, i, lane, "%s byte %u of shared memory, which %s %s with no barrier between",
+           verb(how), granule * GRANULE, by, did);
+}
+
+static void shared_read_slow(const warp& w, const instruction* i, int lane, u32 g, u32 stamp) {
+    u32 wrote = shared_wrote[g], who = stamp & WHO;
+    if (wrote == PENDING)
+        report(&w, i, lane,
+               "reads byte %u of shared memory, to which an asynchronous copy is under "
+               "way",
+               g * GRANULE);
+    if (wrote >> WHO_BITS < w.home->tick_first)
+        report(&w, i, lane, "reads byte %u of shared memory, which nothing wrote", g * GRANULE);
+    if (!is_ordered(w, wrote, who)) report_shared(w, i, lane, g, READ, wrote, "wrote");
+    u32 old = shared_read[g], by = old & WHO, tick = old >> WHO_BITS;
+    if (tick < w.home->tick_barrier || by == who)
+        shared_read[g] = stamp;
+    else if (by == OF_WARPS || warp_of_stamp(by) != w.index)
+        shared_read[g] = (stamp & ~WHO) | OF_WARPS;
+    else
+        shared_read[g] = tick < w.since ? stamp : (stamp & ~WHO) | (OF_WARP + w.index);
+}
+
+static void shared_write_slow(const warp& w, const instruction* i, int lane, u32 g, u32 stamp) {
+    u32 wrote = shared_wrote[g], read = shared_read[g], who = stamp & WHO;
+    if (wrote == PENDING)
+        report(&w, i, lane,
+               "writes byte %u of shared memory, to which an asynchronous copy is under "
+               "way",
+               g * GRANULE);
+    if (!is_ordered(w, wrote, who)) report_shared(w, i, lane, g, WRITE, wrote, "wrote");
+    if (!is_ordered(w, read, who)) report_shared(w, i, lane, g, WRITE, read, "read");
+    shared_wrote[g] = stamp;
+}
+
+u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes, access how,
+                  bool whole_warp) {
+    const block& b = *w.home;
+    if (address & (bytes - 1))
+        report(&w, i, lane, "%s %u bytes at byte %llu of shared memory, which is no multiple of %u",
+               verb(how), bytes, (unsigned long long)address, bytes);
+    if (address > b.shared_bytes || bytes > b.shared_bytes - address)
+        report(&w, i, lane, "%s %u bytes at byte %llu of %u bytes of shared memory", verb(how),
+               bytes, (unsigned long long)address, b.shared_bytes);
+    u32 who = whole_warp ? OF_WARP + w.index : w.index * LANES + (u32)lane;
+    u32 stamp = b.tick << WHO_BITS | who, ordered = b.tick_barrier << WHO_BITS;
+    u32 from = (u32)address / GRANULE, to = ((u32)address + bytes + GRANULE - 1) / GRANULE;
+    u32 first = b.tick_first << WHO_BITS;
+    if (how == READ) {
+        for (u32 g = from; g < to; g++) {
+            bool wrote_before = shared_wrote[g] - first < ordered - first;
+            bool many_read = (shared_read[g] & WHO) == OF_WARPS;
+            if (wrote_before && shared_read[g] < ordered)
+                shared_read[g] = stamp;
+            else if (!wrote_before || !many_read)
+                shared_read_slow(w, i, lane, g, stamp);
+        }
+    } else {
+        u32 slow = 0;
+        for (u32 g = from; g < to; g++)
+            slow |= (shared_wrote[g] >= ordered) | (shared_read[g] >= ordered);
+        if (slow)
+            for (u32 g = from; g < to; g++) shared_write_slow(w, i, lane, g, stamp);
+        else
+            for (u32 g = from; g < to; g++) shared_wrote[g] = stamp;
+    }
+    return shared_data + address;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Asynchronous copies: x is to, offset, wide, from, offset, wide, bytes, and how many bytes are
+// read; the rest becomes 0. The data arrive when the thread waits, and no sooner.
+
+static u64 copy_address(const warp& w, const s32* x, int l) {
+    return (x[2] ? w.at<u64>(x[0])[l] : w.at<u32>(x[0])[l]) + (s64)x[1];
+}
+
+instruction* copy_issue(instruction* i, warp& w) {
+    u32 bytes = (u32)i->x[6];
+    for (u32 m = w.mask; m; m &= m - 1) {
+        int l = __builtin_ctz(m);
+        copy c = {(u32)copy_address(w, i->x, l), bytes, w.at<u32>(i->x[7])[l],
+                  copy_address(w, i->x + 3, l), w.committed[l]};
+        if (c.valid > bytes)
+            report(&w, i, l, "an asynchronous copy of %u bytes reads %u", bytes, c.valid);
+        if (c.from & (bytes - 1))
+            report(&w, i, l, "an asynchronous copy from 0x%llx, which is no multiple of %u",
+                   (unsigned long long)c.from, bytes);
+        if (c.valid) {
+            region* r = region_holding(c.from, c.valid);
+            if (!r) report_outside(w, i, l, c.from, c.valid, READ);
+            size_t at = (c.from - r->base) / GRANULE;
+            global_note(w, i, l, *r, at, at + (c.valid + GRANULE - 1) / GRANULE, READ);
+        }
+        shared_access(w, i, l, c.to, bytes, WRITE);
+        memset(shared_data + c.to, 0xff, bytes);
+        std::fill_n(shared_wrote + c.to / GRANULE, bytes / GRANULE, PENDING);
+        w.copies[l].push_back(c);
+    }
+    return i + 1;
+}
+
+instruction* copy_commit(instruction* i, warp& w) {
+    for (u32 m = w.mask; m; m &= m - 1) w.committed[__builtin_ctz(m)]++;
+    return i + 1;
+}
+
+static void copy_arrive(warp& w, int l, const copy& c) {
+    region* r = c.valid ? region_holding(c.from, c.valid) : NULL;
+    if (r) memcpy(shared_data + c.to, r->data + (c.from - r->base), c.valid);
+    memset(shared_data + c.to + c.valid, 0, c.bytes - c.valid);
+    u32 stamp = w.home->tick << WHO_BITS | (w.index * LANES + (u32)l);
+    std::fill_n(shared_wrote + c.to / GRANULE, c.bytes / GRANULE, stamp);
+}
+
+// All but the last x[0] groups.
+instruction* copy_wait(instruction* i, warp& w) {
+    for (u32 m = w.mask; m; m &= m - 1) {
+        int l = __builtin_ctz(m);
+        std::vector<copy>& queue = w.copies[l];
+        size_t done = 0;
+        while (done < queue.size() && queue[done].group + (u32)i->x[0] < w.committed[l])
+            copy_arrive(w, l, queue[done++]);
+        queue.erase(queue.begin(), queue.begin() + done);
+    }
+    return i + 1;
+}
+
+}  // namespace ptx

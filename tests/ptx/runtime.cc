@@ -1,0 +1,301 @@
+// The calls of cudart that the CUDA device and its tests make, under their names. Kernels come from
+// the fat binary that nvcc put into the object.
+//
+// Work is asynchronous, and as late as it may be: a stream is a queue that runs when somebody waits
+// for it. A wait that is missing shows as data that have not arrived.
+//
+// Environment: PTX_MEMORY, bytes of the device's memory; PTX_DEVICES=0 takes the device away;
+// PTX_SCHEDULE, the order of threads and blocks, read at each launch; PTX_SUM (tensor.cc).
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <map>
+#include <utility>
+
+#include "ptx.h"
+
+using namespace ptx;
+
+struct CUstream_st {
+    std::deque<std::function<void()>> queue;
+};
+
+struct runtime {
+    CUstream_st null_stream;
+    std::vector<CUstream_st*> streams;
+    cudaError_t last_error = cudaSuccess;
+    std::map<const void*, kernel*> kernel_of;  // by the host's function
+    std::vector<std::unique_ptr<module>> modules;
+};
+// Objects register their kernels before main, in no certain order.
+static runtime& state() {
+    static runtime& s = *new runtime();
+    static int once = atexit([] { coverage_write(s.modules); });
+    (void)once;
+    return s;
+}
+
+static cudaError_t failed(cudaError_t e) { return state().last_error = e; }
+
+static kernel* kernel_find(const void* function) {
+    auto found = state().kernel_of.find(function);
+    return found == state().kernel_of.end() ? NULL : found->second;
+}
+
+static void run_queue(CUstream_st* s) {
+    while (!s->queue.empty()) {
+        std::function<void()> work = std::move(s->queue.front());
+        s->queue.pop_front();
+        work();
+    }
+}
+static void run_all() {
+    run_queue(&state().null_stream);
+    for (CUstream_st* s : state().streams) run_queue(s);
+}
+static CUstream_st* stream_or_null(cudaStream_t s) { return s ? s : &state().null_stream; }
+
+// ------------------------------------------------------------------------------------------------
+// Modules
+
+// A fat binary: a header of 16 bytes {magic, version, header's bytes, bytes}, then entries {kind,
+// version, header's bytes, payload's bytes, ...}; kind 1 is PTX.
+struct fat_header {
+    u32 magic;
+    u16 version, header_bytes;
+    u64 bytes;
+};
+struct fat_entry {
+    u16 kind, version;
+    u32 header_bytes;
+    u64 bytes;
+};
+constexpr u32 FAT_MAGIC = 0xba55ed50, FAT_WRAPPER_MAGIC = 0x466243b1;
+struct fat_wrapper {
+    u32 magic, version;
+    const fat_header* data;
+    void* unused;
+};
+
+[[noreturn]] static void no_ptx(const char* why) {
+    fprintf(stderr,
+            "ptx: %s; build the object with -gencode arch=compute_N,code=compute_N "
+            "--no-compress\n",
+            why);
+    abort();
+}
+
+extern "C" void** __cudaRegisterFatBinary(void* wrapper) {
+    const fat_header* h = ((fat_wrapper*)wrapper)->data;
+    if (((fat_wrapper*)wrapper)->magic != FAT_WRAPPER_MAGIC || h->magic != FAT_MAGIC)
+        no_ptx("the object's fat binary has another format");
+    const char* at = (const char*)h + h->header_bytes;
+    const fat_entry* e = (const fat_entry*)at;
+    if (e->kind != 1) no_ptx("the object's fat binary begins with machine code");
+    std::string text(at + e->header_bytes, e->bytes);
+    if (text.find(".version") == text.npos) no_ptx("the object's PTX is compressed");
+    text.resize(strnlen(text.data(), text.size()));
+    state().modules.push_back(module_read(std::move(text)));
+    return (void**)state().modules.back().get();
+}
+extern "C" void __cudaRegisterFatBinaryEnd(void**) {}
+extern "C" void __cudaUnregisterFatBinary(void**) {}
+
+extern "C" void __cudaRegisterFunction(void** handle, const char* function, char*, const char* name,
+                                       int, uint3*, uint3*, dim3*, dim3*, int*) {
+    module* m = (module*)handle;
+    auto k = m->kernels.find(name);
+    if (k == m->kernels.end()) no_ptx("a kernel of the host has no PTX");
+    state().kernel_of[function] = &k->second;
+}
+
+extern "C" cudaError_t cudaLibraryLoadData(cudaLibrary_t* library, const void* text, cudaJitOption*,
+                                           void**, unsigned, cudaLibraryOption*, void**, unsigned) {
+    state().modules.push_back(module_read((const char*)text));
+    *library = (cudaLibrary_t)state().modules.back().get();
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaLibraryUnload(cudaLibrary_t) { return cudaSuccess; }
+extern "C" cudaError_t cudaLibraryGetKernel(cudaKernel_t* k, cudaLibrary_t library,
+                                            const char* name) {
+    module* m = (module*)library;
+    auto found = m->kernels.find(name);
+    if (found == m->kernels.end()) return failed(cudaErrorSymbolNotFound);
+    *k = (cudaKernel_t)&found->second;
+    return cudaSuccess;
+}
+extern "C" cudaError_t __cudaGetKernel(cudaKernel_t* k, const void* function) {
+    *k = (cudaKernel_t)kernel_find(function);
+    return *k ? cudaSuccess : failed(cudaErrorInvalidDeviceFunction);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Launches
+
+static struct {
+    dim3 grid, size;
+    size_t shared;
+    void* stream;
+} configuration;
+
+extern "C" unsigned __cudaPushCallConfiguration(dim3 grid, dim3 size, size_t shared,
+                                                struct CUstream_st* stream) {
+    configuration = {grid, size, shared, stream};
+    return 0;
+}
+extern "C" cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* size, size_t* shared,
+                                                  void* stream) {
+    *grid = configuration.grid, *size = configuration.size, *shared = configuration.shared;
+    *(void**)stream = configuration.stream;
+    return cudaSuccess;
+}
+
+// What the kernel and the card allow (compute capability 8.0 and later).
+static cudaError_t launch_check(kernel& k, dim3 grid, dim3 size, size_t shared) {
+    if (!k.parsed) kernel_parse(k);
+    u64 threads = (u64)size.x * size.y * size.z;
+    bool fits = grid.x && grid.y && grid.z && grid.x <= 0x7fffffff && grid.y <= 65535 &&
+                grid.z <= 65535 && threads && threads <= k.threads_limit && size.z <= 64;
+    if (!fits) return cudaErrorInvalidConfiguration;
+    // The gaps between variables are the machine's own.
+    return shared > k.dynamic_limit || shared + k.shared_declared > SHARED_MAX
+               ? cudaErrorInvalidValue
+               : cudaSuccess;
+}
+
+static cudaError_t enqueue_launch(kernel& k, dim3 grid, dim3 size, void** arguments, size_t shared,
+                                  cudaStream_t stream) {
+    cudaError_t e = launch_check(k, grid, size, shared);
+    if (e != cudaSuccess) return failed(e);
+    launch l = {&k, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, (u32)shared, {}};
+    for (size_t p = 0; p < k.parameters.size(); p++) {
+        const parameter& to = k.parameters[p];
+        l.arguments.resize(to.offset + to.bytes);
+        memcpy(l.arguments.data() + to.offset, arguments[p], to.bytes);
+    }
+    const char* wanted = getenv("PTX_SCHEDULE");
+    u32 order = wanted ? (u32)strtoul(wanted, NULL, 0) : 0;
+    stream_or_null(stream)->queue.push_back([l, order] {
+        if (order != schedule) schedule_set(order);
+        coverage_enter();
+        launch_run(l);
+        coverage_leave();
+    });
+    return cudaSuccess;
+}
+extern "C" cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3 size, void** arguments,
+                                          size_t shared, cudaStream_t stream) {
+    return enqueue_launch(*(kernel*)k, grid, size, arguments, shared, stream);
+}
+extern "C" cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 size,
+                                        void** arguments, size_t shared, cudaStream_t stream) {
+    kernel* k = kernel_find(function);  // or a kernel of a library, by itself
+    return enqueue_launch(k ? *k : *(kernel*)function, grid, size, arguments, shared, stream);
+}
+extern "C" cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t f, void* data) {
+    stream_or_null(stream)->queue.push_back([f, data] { f(data); });
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute what,
+                                            int value) {
+    kernel* k = kernel_find(function);
+    if (!k) return failed(cudaErrorInvalidDeviceFunction);
+    if (what != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || (u32)value > SHARED_MAX)
+        return failed(cudaErrorInvalidValue);
+    k->dynamic_limit = (u32)value;
+    return cudaSuccess;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Memory
+
+extern "C" cudaError_t cudaMalloc(void** p, size_t bytes) {
+    *p = (void*)memory_alloc(bytes);
+    return *p ? cudaSuccess : failed(cudaErrorMemoryAllocation);
+}
+extern "C" cudaError_t cudaFree(void* p) {
+    run_all();
+    return !p || memory_free((u64)p) ? cudaSuccess : failed(cudaErrorInvalidValue);
+}
+extern "C" cudaError_t cudaMemGetInfo(size_t* left, size_t* total) {
+    *left = memory_left(), *total = memory_total();
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes,
+                                       cudaMemcpyKind kind, cudaStream_t stream) {
+    stream_or_null(stream)->queue.push_back([=] {
+        bool up = kind == cudaMemcpyHostToDevice, down = kind == cudaMemcpyDeviceToHost;
+        const void* source = up ? from : memory_host((u64)from, bytes, READ, "a copy");
+        void* target = down ? to : memory_host((u64)to, bytes, WRITE, "a copy");
+        memmove(target, source, bytes);
+    });
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+    stream_or_null(stream)->queue.push_back(
+        [=] { memset(memory_host((u64)p, bytes, WRITE, "a memset"), value, bytes); });
+    return cudaSuccess;
+}
+extern "C" void* ptx_memory(const void* p, size_t bytes, int write) {
+    return memory_host((u64)p, bytes, write ? WRITE : READ, "a library");
+}
+
+// ------------------------------------------------------------------------------------------------
+// Streams, devices, errors
+
+extern "C" cudaError_t cudaStreamCreate(cudaStream_t* s) {
+    state().streams.push_back(*s = new CUstream_st());
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    run_queue(s);
+    std::erase(state().streams, s);
+    delete s;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    run_queue(stream_or_null(s));
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaDeviceSynchronize() {
+    run_all();
+    return cudaSuccess;
+}
+
+static int devices() {
+    const char* text = getenv("PTX_DEVICES");
+    return text ? atoi(text) : 1;
+}
+extern "C" cudaError_t cudaGetDeviceCount(int* count) {
+    *count = devices();
+    return *count ? cudaSuccess : failed(cudaErrorNoDevice);
+}
+extern "C" cudaError_t cudaSetDevice(int d) {
+    return d < devices() ? cudaSuccess : failed(cudaErrorInvalidDevice);
+}
+extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "PTX machine");
+    p->totalGlobalMem = memory_total();
+    p->major = 9;
+    p->multiProcessorCount = 4;
+    return cudaSuccess;
+}
+extern "C" const char* cudaGetErrorString(cudaError_t e) {
+    switch (e) {
+        case cudaSuccess:
+            return "no error";
+        case cudaErrorMemoryAllocation:
+            return "out of memory";
+        case cudaErrorInvalidConfiguration:
+            return "invalid configuration argument";
+        case cudaErrorInvalidValue:
+            return "invalid argument";
+        default:
+            return "an error of the PTX machine";
+    }
+}
+extern "C" cudaError_t cudaGetLastError() { return std::exchange(state().last_error, cudaSuccess); }
