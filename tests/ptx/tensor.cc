@@ -9,6 +9,7 @@
 //   exact    the exact sum, rounded once
 //   block8   blocks of 8 products, 1 guard bit: Ampere
 //   block16  one block of 16 products, 2 guard bits: Hopper
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -64,6 +65,7 @@ enum { M = 16, N = 8, K = 16 };
 
 struct tile {
     alignas(64) float a[M][K], b[K][N], c[M][N];
+    int lowest;  // exponent of the operands' smallest normal number
 };
 
 static void sum_chain(tile& t) {
@@ -156,25 +158,26 @@ static inline int exponent(float x) {
 static void sum_block(tile& t, int first, int block, int guard) {
     for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++) {
-            float p[K + 1];
-            int top = exponent(p[0] = t.c[r][n]);
-            bool finite = std::isfinite(p[0]);
+            // Products do not overflow: only the sum is cut to fp32.
+            double p[K + 1] = {t.c[r][n]};
+            int top = exponent(t.c[r][n]);
+            bool finite = std::isfinite(t.c[r][n]);
             // An operand's exponents add up to the product's, which may be one lower.
             for (int k = 0; k < block; k++) {
                 float a = t.a[r][first + k], b = t.b[first + k][n];
-                p[k + 1] = a * b;
-                finite = finite && std::isfinite(p[k + 1]);
+                p[k + 1] = (double)a * b;
+                finite = finite && std::isfinite(a) && std::isfinite(b);
                 if (p[k + 1] == 0) continue;
-                int e = exponent(a) + exponent(b);
+                int e = std::max(exponent(a), t.lowest) + std::max(exponent(b), t.lowest);
                 if (e > top) top = e;
             }
             if (!finite) {
                 for (int k = 1; k <= block; k++) p[0] += p[k];
-                t.c[r][n] = p[0];
+                t.c[r][n] = (float)p[0];
                 continue;
             }
             s64 sum = 0;
-            for (int k = 0; k <= block; k++) sum += (s64)ldexp((double)p[k], 23 + guard - top);
+            for (int k = 0; k <= block; k++) sum += (s64)ldexp(p[k], 23 + guard - top);
             // Cut to 24 bits, or to what is left above the smallest number.
             int bits = sum ? 64 - __builtin_clzll((u64)llabs(sum)) : 0;
             int unit = top - 23 - guard, drop = bits > 24 ? bits - 24 : 0;
@@ -208,8 +211,9 @@ static void sum_tile(tile& t) {
 // and D rows g (0, 1) and g + 8 (2, 3), columns 2t, 2t+1.
 
 template <class F>
-static instruction* mma(instruction* i, warp& w, F value) {
+static instruction* mma(instruction* i, warp& w, int lowest, F value) {
     tile t;
+    t.lowest = lowest;
     const s32* x = i->x;
     for (int l = 0; l < LANES; l++) {
         int g = l / 4, c = l % 4 * 2;
@@ -236,10 +240,10 @@ static instruction* mma(instruction* i, warp& w, F value) {
 }
 
 instruction* tensor_mma_bf16(instruction* i, warp& w) {
-    return mma(i, w, [](u32 h) { return __builtin_bit_cast(float, h << 16); });
+    return mma(i, w, -126, [](u32 h) { return __builtin_bit_cast(float, h << 16); });
 }
 instruction* tensor_mma_f16(instruction* i, warp& w) {
-    return mma(i, w, [](u32 h) { return (float)__builtin_bit_cast(_Float16, (u16)h); });
+    return mma(i, w, -14, [](u32 h) { return (float)__builtin_bit_cast(_Float16, (u16)h); });
 }
 
 }  // namespace ptx
