@@ -164,7 +164,7 @@ $(BUILD)/ptx/%.o: tests/ptx/%.cc
 	@mkdir -p $(@D)
 	$(CXX) $(PTX_FLAGS) -MMD -c $< -o $@
 
-$(BUILD)/ptx/libcublasLt.so.13: tests/cublaslt.c
+$(BUILD)/ptx/libcublasLt.so.13: tests/cublaslt.c llmc/cuda/cublaslt_abi.h
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -Illmc -I$(CUDA_HOME)/include $< -o $@ -lm
 

@@ -822,7 +822,7 @@ int main(int argc, char** argv) {
     if (strstr(gpu->name, "CUDA shim") && !toy)
         fatal("this is no GPU and has no speed worth printing; use --toy");
     line_begin("device", gpu->name);
-    line_number("library", strstr(gpu->name, "cuBLASLt") != NULL);
+    line_number("library", strstr(gpu->name, "cuBLASLt products") != NULL);
     line_end();
     if (only != DEVICE) limits();
     for (int i = KERNELS; i <= SAMPLING; i++)
