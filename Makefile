@@ -70,7 +70,7 @@ CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard l
 LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
 SHIM_TESTS := $(foreach s,$(SHIMS),$(patsubst %,$(BUILD)/$(s)/%,$(filter-out test_cuda_instructions,$(CUDA_TESTS)) test_shim))
-PTX_TESTS := $(if $(PTX),$(patsubst %,$(BUILD)/ptx/%,$(CUDA_TESTS)))
+PTX_TESTS := $(if $(PTX),$(BUILD)/ptx/test_faults $(patsubst %,$(BUILD)/ptx/%,$(CUDA_TESTS)))
 TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
 DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/*.c))
 PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
@@ -171,6 +171,10 @@ $(BUILD)/ptx/libcublasLt.so.13: tests/cublaslt.c llmc/cuda/cublaslt_abi.h
 $(BUILD)/tests/test_cuda_instructions.o: CFLAGS += -I$(CUDA_HOME)/include
 $(BUILD)/ptx/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(BUILD)/ptx/cuda.o $(PTX_OBJ) $(LIB_OBJ) $(BUILD)/ptx/libcublasLt.so.13
 	$(CXX) $(OPENMP) -rdynamic $(filter-out %.so.13,$^) -o $@ $(LDLIBS)
+
+$(BUILD)/ptx/test_faults: tests/ptx/test_faults.c $(PTX_OBJ)
+	$(CC) -std=c11 -O1 -g $(WARN) -D_GNU_SOURCE -I$(CUDA_HOME)/include -c $< -o $@.o
+	$(CXX) -rdynamic $@.o $(PTX_OBJ) -o $@ -lm -ldl
 
 $(BUILD)/ptx/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(BUILD)/ptx/cuda.o $(PTX_OBJ) $(CORE_OBJ)
 	$(CXX) $(OPENMP) -rdynamic $^ -o $@ $(LDLIBS)

@@ -201,12 +201,21 @@ static inline T remainder_of(T a, T b) {
 // ------------------------------------------------------------------------------------------------
 // Loads, stores, moves of parts
 
+// Generic addresses: global ones as they are, shared ones in a window of their own.
+constexpr u64 SHARED_WINDOW = 1ull << 60;
+static inline u64 shared_to_generic(u64 a) { return a + SHARED_WINDOW; }
+static inline u64 generic_to_shared(u64 a) { return a - SHARED_WINDOW; }
+
 static u64 lane_address(const warp& w, const s32* x, int l) {
     return (x[2] ? w.at<u64>(x[0])[l] : w.at<u32>(x[0])[l]) + (s64)x[1];
 }
 
 static u8* lane_memory(const warp& w, instruction* i, int l, space where, u64 address, access how) {
     u32 bytes = i->size * i->vector;
+    if (where == GENERIC && address >= SHARED_WINDOW) {
+        where = SHARED;
+        address = generic_to_shared(address);
+    }
     if (where == SHARED) return shared_access(w, i, l, address, bytes, how);
     return global_access(w, i, l, address, bytes, how);
 }
@@ -337,11 +346,6 @@ instruction* run_unpack(instruction* i, warp& w) {
     }
     return i + 1;
 }
-
-// Generic addresses: global ones as they are, shared ones in a window of their own.
-constexpr u64 SHARED_WINDOW = 1ull << 60;
-static inline u64 shared_to_generic(u64 a) { return a + SHARED_WINDOW; }
-static inline u64 generic_to_shared(u64 a) { return a - SHARED_WINDOW; }
 
 // ------------------------------------------------------------------------------------------------
 // Lanes that look at one another
@@ -602,7 +606,7 @@ static void add_special(table& t) {
     t["vote.sync.ballot.b32"] = {ballot, "Wpm", SYNC};
     t["bar.warp.sync"] = {warp_barrier_step, "m", SYNC};
     t["bar.sync"] = {barrier_step, "i", BARRIER};
-    t["bar.red.or.pred"] = {barrier_step, "Pip", BARRIER};
+    t["bar.red.or.pred"] = {barrier_step, "Pip", BARRIER | REDUCES};
     t["ldmatrix.sync.aligned.m8n8.x4.shared.b16"] = {tensor_ldmatrix, "WWWW@", ALIGNED};
     t["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"] = {tensor_ldmatrix_trans, "WWWW@", ALIGNED};
     t["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = {tensor_mma_bf16, "WWWWwwwwwwwwww",

@@ -151,15 +151,13 @@ static bool barrier_opens(block& b) {
                        places(b).c_str());
             at = g.at;
             waiting += (u32)__builtin_popcount(g.mask);
-            if (g.at->x[0] >= 0 && strncmp(g.at->text, "bar.red", 7) == 0)
-                any |= w.predicates[g.at->x[2]] & g.mask;
+            if (g.at->flags & REDUCES) any |= w.predicates[g.at->x[2]] & g.mask;
         }
     if (!waiting || waiting != b.live) return false;
-    bool reduces = strncmp(at->text, "bar.red", 7) == 0;
     for (warp& w : b.warp_of) {
         for (u32 n = 0; n < w.group_count; n++) {
             group& g = w.groups[n];
-            if (reduces) {
+            if (at->flags & REDUCES) {
                 u32& p = w.predicates[at->x[0]];
                 p = (p & ~g.mask) | (any ? g.mask : 0);
             }
@@ -218,12 +216,10 @@ static void block_run(block& b) {
             }
         }
         if (b.live && barrier_opens(b)) progress = true;
-        if (progress || !b.live || schedule > BACKWARDS) {
-            if (progress || !b.live) continue;
-            // At random a round may have passed over the warps that can run.
+        // At random a round may have passed over the warps that can run.
+        if (!progress)
             for (warp& w : b.warp_of) progress |= w.live && warp_turn(w);
-            if (progress) continue;
-        }
+        if (progress || !b.live) continue;
         report(&b.warp_of[0], NULL, -1, "nothing can run any more:%s", places(b).c_str());
     }
 }
@@ -243,13 +239,7 @@ void launch_run(const launch& l) {
     if (registers.size() < warps * each + 64) registers.resize(warps * each + 64);
     if (predicates.size() < warps * k.predicates) predicates.resize(warps * k.predicates);
     u8* base = (u8*)(((uintptr_t)registers.data() + 63) / 64 * 64);
-    if (b.warp_of.size() < warps) b.warp_of.resize(warps);
-    // Warps beyond this launch's keep their memory in a vector of their own.
-    static std::vector<warp> spare;
-    while (b.warp_of.size() > warps) {
-        spare.push_back(std::move(b.warp_of.back()));
-        b.warp_of.pop_back();
-    }
+    b.warp_of.resize(warps);
     for (u32 n = 0; n < warps; n++) {
         warp& w = b.warp_of[n];
         w.home = &b;

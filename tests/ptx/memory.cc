@@ -4,7 +4,7 @@
 // host code that follows one ends at once. Addresses are never used twice: what was freed stays
 // recognisable, and between two allocations lies a gap.
 //
-// Every granule of memory (2 bytes, global; 2 bytes, shared) has two stamps: of the last write and
+// Every 2 bytes of memory have two stamps: of the last write and
 // of the last reads. 0, or a stamp from before the block for shared memory: never written.
 //
 // Global memory: each block of each launch has a stamp of its own, in increasing order, so a stamp
@@ -43,11 +43,16 @@ static u64 next_address;
 static size_t held;
 static region* last_found;
 
-static size_t number_from(const char* name, size_t otherwise) {
+u64 environment_number(const char* name, u64 otherwise) {
     const char* text = getenv(name);
-    return text ? strtoull(text, NULL, 0) : otherwise;
+    if (!text) return otherwise;
+    char* end;
+    u64 number = strtoull(text, &end, 0);
+    if (end != text && !*end && *text != '-') return number;
+    fprintf(stderr, "ptx: %s is \"%s\", which is no number from 0 on\n", name, text);
+    exit(1);
 }
-size_t memory_total() { return number_from("PTX_MEMORY", (size_t)8 << 30); }
+size_t memory_total() { return environment_number("PTX_MEMORY", (u64)8 << 30); }
 size_t memory_left() { return held < memory_total() ? memory_total() - held : 0; }
 
 static void* pages(size_t bytes) {

@@ -66,7 +66,7 @@ struct reader {
         skip();
         return at < end && (isdigit((unsigned char)*at) || *at == '-');
     }
-    // An integer, or the bits of 0fXXXXXXXX and 0dXXXXXXXXXXXXXXXX.
+    // An integer, or the bits of a float: 0f or 0d and hexadecimal digits.
     u64 number() {
         bool minus = take('-');
         std::string text(word());
@@ -157,7 +157,6 @@ struct parser {
 
     void declare_shared(const variable& v) {
         if (v.unsized) {
-            k.uses_dynamic = true;
             shared[v.name] = ALL;  // placed last
             return;
         }
@@ -505,7 +504,10 @@ struct parser {
         instruction& i = emit(o->run, o->flags);
         const char* members = strchr(o->operands, 'm');
         i.vector = (u8)(members ? members - o->operands : 0);
+        size_t first = k.operands.size();
         operands(o->operands);
+        if (o->flags & BARRIER && k.operands[first + (o->flags & REDUCES ? 1 : 0)] != 0)
+            r.refuse("a barrier other than number 0");
         if (o->flags & (SYNC | ALIGNED | BARRIER)) k.code.back().flags |= TERMINATOR;
     }
 

@@ -47,11 +47,12 @@ enum : s32 { LOAD_SIGNED = 1, WIDE = 2 };
 
 // What an instruction does besides computing.
 enum : u8 {
-    LEADER = 1,      // other lanes may come here: lanes meet again, and may be overtaken
-    SYNC = 2,        // waits for the lanes that x[0] names
-    ALIGNED = 4,     // all lanes of the warp must be here
-    BARRIER = 8,     // waits for all threads of the block
-    TERMINATOR = 16  // the next instruction is a leader
+    LEADER = 1,       // other lanes may come here: lanes meet again, and may be overtaken
+    SYNC = 2,         // waits for the lanes that x[0] names
+    ALIGNED = 4,      // all lanes of the warp must be here
+    BARRIER = 8,      // waits for all threads of the block
+    TERMINATOR = 16,  // the next instruction is a leader
+    REDUCES = 32      // a barrier that gives all threads the "or" of their predicates
 };
 
 struct instruction {
@@ -80,7 +81,7 @@ struct module;
 struct kernel {
     struct module* home;
     std::string name;
-    const char *header, *body;  // text: from ".entry", from "{"
+    const char* header;  // its text, from ".entry"
     bool parsed;
     std::vector<parameter> parameters;
     std::vector<instruction> code;
@@ -91,7 +92,6 @@ struct kernel {
     u32 shared_declared;        // the same without
     u32 dynamic_limit;          // dynamic shared memory that cudaFuncSetAttribute allowed
     u32 threads_limit;          // .maxntid, or THREADS_MAX
-    bool uses_dynamic;
     u64 launches;
 };
 
@@ -108,7 +108,7 @@ std::unique_ptr<module> module_read(std::string text);
 void kernel_parse(kernel&);
 std::string place_text(const module&, s32 location);  // "file:line, inlined at file:line"
 
-// Every warp begins with these; the parser places them behind the constants.
+// A warp's registers begin with these; constants follow, then the kernel's own.
 enum special {
     TID_X,
     TID_Y,
@@ -235,6 +235,9 @@ u64 instructions_run(const kernel&);
 
 enum space : u8 { GLOBAL, SHARED, PARAMETER, GENERIC };
 enum access : u8 { READ, WRITE };
+
+// A number from the environment; ends the program where it is none.
+u64 environment_number(const char* name, u64 otherwise);
 
 u64 memory_alloc(size_t bytes);  // 0 where there is no room
 bool memory_free(u64 address);

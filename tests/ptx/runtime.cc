@@ -176,8 +176,7 @@ static cudaError_t enqueue_launch(kernel& k, dim3 grid, dim3 size, void** argume
         l.arguments.resize(to.offset + to.bytes);
         memcpy(l.arguments.data() + to.offset, arguments[p], to.bytes);
     }
-    const char* wanted = getenv("PTX_SCHEDULE");
-    u32 order = wanted ? (u32)strtoul(wanted, NULL, 0) : 0;
+    u32 order = (u32)environment_number("PTX_SCHEDULE", 0);
     stream_or_null(stream)->queue.push_back([l, order] {
         if (order != schedule) schedule_set(order);
         coverage_enter();
@@ -265,10 +264,7 @@ extern "C" cudaError_t cudaDeviceSynchronize() {
     return cudaSuccess;
 }
 
-static int devices() {
-    const char* text = getenv("PTX_DEVICES");
-    return text ? atoi(text) : 1;
-}
+static int devices() { return (int)environment_number("PTX_DEVICES", 1); }
 extern "C" cudaError_t cudaGetDeviceCount(int* count) {
     *count = devices();
     return *count ? cudaSuccess : failed(cudaErrorNoDevice);

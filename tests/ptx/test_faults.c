@@ -1,0 +1,215 @@
+// What the PTX machine has to find. Each case is a kernel with a planted fault and words of its
+// report; a case without words is a kernel that does almost the same and is right. A case runs in a
+// process of its own, since a report ends the program.
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../test.h"
+
+enum { COUNT = 64 };  // 32-bit elements of each array; threads of each block unless a case says so
+
+typedef struct fault {
+    const char* name;
+    const char* words;  // NULL: no fault
+    int blocks, threads;
+    const char* body;
+} fault;
+
+// Of thread %r0: %rd1 is p + 4 %r0 and p is written; %rd2 is q + 4 %r0 and nothing wrote q; %r1 is
+// the address of 4 bytes of its own in shared memory. %p1: it is thread 0.
+static const char PROLOGUE[] =
+    ".version 7.8\n.target sm_80\n.address_size 64\n"
+    ".entry f(.param .u64 f_param_0, .param .u64 f_param_1)\n{\n"
+    ".reg .pred %p<9>;\n.reg .b16 %rs<9>;\n.reg .b32 %r<20>;\n.reg .f32 %f<9>;\n.reg .b64 %rd<9>;\n"
+    ".shared .align 16 .b8 s[512];\n"
+    "mov.u32 %r0, %tid.x;\nsetp.eq.s32 %p1, %r0, 0;\n"
+    "ld.param.u64 %rd1, [f_param_0];\nld.param.u64 %rd2, [f_param_1];\n"
+    "mul.wide.u32 %rd3, %r0, 4;\nadd.s64 %rd1, %rd1, %rd3;\nadd.s64 %rd2, %rd2, %rd3;\n"
+    "mov.u32 %r2, s;\nshl.b32 %r1, %r0, 2;\nadd.s32 %r1, %r2, %r1;\n";
+
+#define STORE_SHARED "st.shared.u32 [%r1], %r0;\n"
+#define COPY "mov.u32 %r5, 16;\ncp.async.cg.shared.global [%r2], [%rd1], 16, %r5;\n"
+
+static const fault FAULTS[] = {
+    {"global memory", NULL, 1, COUNT, "ld.global.u32 %r3, [%rd1];\nst.global.u32 [%rd2], %r3;\n"},
+    {"a read beyond an array", "reads 4 bytes at byte 256 of 256", 1, COUNT,
+     "ld.global.u32 %r3, [%rd1+4];\n"},
+    {"a write before an array", "writes 4 bytes at", 1, COUNT, "st.global.u32 [%rd1+-4], %r0;\n"},
+    {"an address of nothing", "no device memory", 1, 1, "ld.global.u32 %r3, [%rd3];\n"},
+    {"a misaligned address", "no multiple of 4", 1, 1, "ld.global.u32 %r3, [%rd1+2];\n"},
+    {"a read of what nothing wrote", "reads what nothing wrote", 1, 1,
+     "ld.global.u32 %r3, [%rd2];\n"},
+    {"a row of which one element is unwritten", "reads what nothing wrote", 1, 32,
+     "setp.lt.s32 %p2, %r0, 31;\n@%p2 st.global.u32 [%rd2], %r0;\nld.global.u32 %r3, [%rd2];\n"},
+    {"blocks write one element", "of this launch writes", 2, 1, "st.global.u32 [%rd1], %r0;\n"},
+    {"a block reads what another writes", "of this launch", 2, 1,
+     "mov.u32 %r3, %ctaid.x;\nsetp.eq.s32 %p2, %r3, 0;\n@%p2 st.global.u32 [%rd1], %r0;\n"
+     "@!%p2 ld.global.u32 %r4, [%rd1];\n"},
+    {"a block writes what it and another one read", "of this launch", 2, 1,
+     "ld.global.u32 %r4, [%rd1];\nmov.u32 %r3, %ctaid.x;\nsetp.eq.s32 %p2, %r3, 1;\n"
+     "@%p2 st.global.u32 [%rd1], %r0;\n"},
+    {"blocks read one element", NULL, 3, 1, "ld.global.u32 %r3, [%rd1];\n"},
+    {"shared memory, with a barrier", NULL, 1, COUNT,
+     STORE_SHARED "bar.sync 0;\nxor.b32 %r3, %r0, 32;\nshl.b32 %r3, %r3, 2;\n"
+                  "add.s32 %r3, %r2, %r3;\nld.shared.u32 %r4, [%r3];\n"},
+    {"warps without a barrier", "no barrier between|nothing wrote", 1, COUNT,
+     STORE_SHARED "xor.b32 %r3, %r0, 32;\nshl.b32 %r3, %r3, 2;\nadd.s32 %r3, %r2, %r3;\n"
+                  "ld.shared.u32 %r4, [%r3];\n"},
+    {"lanes with a warp barrier", NULL, 1, 32,
+     STORE_SHARED "bar.warp.sync -1;\nxor.b32 %r3, %r0, 1;\nshl.b32 %r3, %r3, 2;\n"
+                  "add.s32 %r3, %r2, %r3;\nld.shared.u32 %r4, [%r3];\n"},
+    {"lanes without a warp barrier", "no barrier between", 1, 32,
+     STORE_SHARED "xor.b32 %r3, %r0, 1;\nshl.b32 %r3, %r3, 2;\nadd.s32 %r3, %r2, %r3;\n"
+                  "ld.shared.u32 %r4, [%r3];\n"},
+    {"a write over what a lane reads", "read with no barrier between", 1, 32,
+     STORE_SHARED "bar.warp.sync -1;\nxor.b32 %r3, %r0, 1;\nshl.b32 %r3, %r3, 2;\n"
+                  "add.s32 %r3, %r2, %r3;\nld.shared.u32 %r4, [%r3];\nst.shared.u32 [%r1], %r4;\n"},
+    {"lanes write one element", "no barrier between", 1, 32, "st.shared.u32 [%r2], %r0;\n"},
+    {"shared memory that nothing wrote", "which nothing wrote", 1, 32,
+     "ld.shared.u32 %r3, [%r1];\n"},
+    {"shared memory beyond its end", "bytes of shared memory", 1, 32,
+     "st.shared.u32 [%r1+4096], %r0;\n"},
+    {"a generic address taken for a shared one", "of shared memory", 1, 1,
+     "st.shared.u32 [%rd1], %r0;\n"},
+    {"a generic address of shared memory", NULL, 1, 1,
+     "cvt.u64.u32 %rd4, %r1;\ncvta.shared.u64 %rd4, %rd4;\nst.u32 [%rd4], %r0;\n"
+     "ld.shared.u32 %r3, [%r1];\n"},
+    {"a copy that is waited for", NULL, 1, 1,
+     COPY "cp.async.commit_group;\ncp.async.wait_group 0;\nld.shared.u32 %r3, [%r2];\n"},
+    {"a copy that is not waited for", "asynchronous copy is under way", 1, 1,
+     COPY "cp.async.commit_group;\nld.shared.u32 %r3, [%r2];\n"},
+    {"a copy that was not committed", "asynchronous copy is under way", 1, 1,
+     COPY "cp.async.wait_group 0;\nld.shared.u32 %r3, [%r2];\n"},
+    {"a group too few waited for", "asynchronous copy is under way", 1, 1,
+     COPY "cp.async.commit_group;\ncp.async.wait_group 1;\nld.shared.u32 %r3, [%r2];\n"},
+    {"a copy that another warp reads", "no barrier between|nothing wrote", 1, COUNT,
+     "@!%p1 bra L;\n" COPY "cp.async.commit_group;\ncp.async.wait_group 0;\nL:\n"
+     "ld.shared.u32 %r3, [%r2];\n"},
+    {"a shuffle of the warp's half", "takes no part|can run any more", 1, 32,
+     "setp.lt.s32 %p2, %r0, 16;\n@!%p2 bra L;\n"
+     "shfl.sync.bfly.b32 %r3, %r0, 16, 31, 65535;\nL:\n"},
+    {"a lane that its mask leaves out", "leaves this lane out", 1, 32,
+     "shfl.sync.bfly.b32 %r3, %r0, 1, 31, 1;\n"},
+    {"a warp barrier that not all reach", "can run any more", 1, 32,
+     "@%p1 bra L;\nbar.warp.sync -1;\nbra M;\nL:\nbar.sync 0;\nM:\n"},
+    {"a barrier that some pass by", NULL, 1, COUNT, "@%p1 bra L;\nbar.sync 0;\nL:\n"},
+    {"threads at different barriers", "different barriers", 1, COUNT,
+     "@%p1 bra L;\nbar.sync 0;\nbra M;\nL:\nbar.sync 0;\nM:\n"},
+    {"a barrier with another number", "a barrier other than number 0", 1, 32, "bar.sync 1;\n"},
+    {"an unknown instruction", "an unknown instruction", 1, 1, "tanh.approx.f32 %f1, %f2;\n"},
+};
+
+static void need(cudaError_t e) {
+    if (e == cudaSuccess) return;
+    fprintf(stderr, "a call failed: %s\n", cudaGetErrorString(e));
+    _exit(2);
+}
+
+static void run(const fault* f) {
+    char text[4096];
+    void *p, *q;
+    cudaLibrary_t library;
+    cudaKernel_t kernel;
+    uint32_t written[COUNT] = {0};
+    void* arguments[] = {&p, &q};
+    snprintf(text, sizeof text, "%s%sret;\n}\n", PROLOGUE, f->body);
+    need(cudaMalloc(&p, sizeof written));
+    need(cudaMalloc(&q, sizeof written));
+    need(cudaMemcpyAsync(p, written, sizeof written, cudaMemcpyHostToDevice, 0));
+    need(cudaLibraryLoadData(&library, text, NULL, NULL, 0, NULL, NULL, 0));
+    need(cudaLibraryGetKernel(&kernel, library, "f"));
+    dim3 grid = {(unsigned)f->blocks, 1, 1}, size = {(unsigned)f->threads, 1, 1};
+    need(cudaLaunchKernel((const void*)kernel, grid, size, arguments, 0, 0));
+    need(cudaDeviceSynchronize());
+    _exit(0);
+}
+
+// Whether one of the phrases, which '|' separates, is in the text.
+static int has_words(const char* text, const char* words) {
+    char copy[256];
+    snprintf(copy, sizeof copy, "%s", words);
+    for (char* word = strtok(copy, "|"); word; word = strtok(NULL, "|"))
+        if (strstr(text, word)) return 1;
+    return 0;
+}
+
+// What work(of) says before its process ends; its status.
+static int said_by(void (*work)(const fault*), const fault* of, char* text, size_t room) {
+    int ends[2], status = 0;
+    fflush(stdout);
+    if (pipe(ends)) exit(1);
+    pid_t child = fork();
+    if (!child) {
+        dup2(ends[1], 2);
+        close(ends[0]);
+        work(of);
+    }
+    close(ends[1]);
+    size_t have = 0;
+    for (ssize_t n; have < room - 1 && (n = read(ends[0], text + have, room - 1 - have)) > 0;)
+        have += (size_t)n;
+    text[have] = 0;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    return status;
+}
+
+static void use_after_free(const fault* f) {
+    void* p;
+    int x = 1;
+    (void)f;
+    need(cudaMalloc(&p, 4));
+    need(cudaFree(p));
+    need(cudaMemcpyAsync(p, &x, 4, cudaMemcpyHostToDevice, 0));
+    need(cudaDeviceSynchronize());
+    _exit(0);
+}
+
+static void host_reads(const fault* f) {
+    void* p;
+    (void)f;
+    need(cudaMalloc(&p, 4));
+    volatile int x = *(volatile int*)p;
+    _exit(x ? 0 : 0);
+}
+
+static void no_wait(const fault* f) {
+    void* p;
+    int x = 1, y = 0;
+    (void)f;
+    need(cudaMalloc(&p, 4));
+    need(cudaMemcpyAsync(p, &x, 4, cudaMemcpyHostToDevice, 0));
+    need(cudaMemcpyAsync(&y, p, 4, cudaMemcpyDeviceToHost, 0));
+    int early = y;
+    need(cudaDeviceSynchronize());
+    _exit(early == 0 && y == 1 ? 0 : 3);
+}
+
+int main(void) {
+    char text[8192];
+    for (int order = 0; order < 4; order++) {
+        char number[16];
+        snprintf(number, sizeof number, "%d", order);
+        setenv("PTX_SCHEDULE", number, 1);
+        for (size_t i = 0; i < sizeof FAULTS / sizeof *FAULTS; i++) {
+            const fault* f = &FAULTS[i];
+            int status = said_by(run, f, text, sizeof text);
+            if (f->words)
+                CHECK(WIFSIGNALED(status) && has_words(text, f->words),
+                      "%s, schedule %d: status %x, \"%s\"", f->name, order, status, text);
+            else
+                CHECK(status == 0, "%s, schedule %d: status %x, \"%s\"", f->name, order, status,
+                      text);
+        }
+    }
+    CHECK(WIFSIGNALED(said_by(use_after_free, NULL, text, sizeof text)) &&
+              strstr(text, "no live device memory"),
+          "freed memory is written: \"%s\"", text);
+    CHECK(WIFSIGNALED(said_by(host_reads, NULL, text, sizeof text)), "the host reads a device's %s",
+          "address");
+    CHECK(said_by(no_wait, NULL, text, sizeof text) == 0, "a download is there %s",
+          "before anybody waited, or never");
+    return test_report();
+}
