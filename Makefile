@@ -6,7 +6,7 @@
 #   make check-long      three default runs and an ablation: do they learn as README.md says?
 #   make bench           how fast, as shares of this machine's limits and beside other libraries
 #   make dev             the tools of dev/
-#   make gpu-check       on a machine with a GPU: tests, then times; SHIM=1: without one, no times
+#   make gpu-check       on a machine with a GPU: tests, then times; PTX=1: without one, no times
 #
 # NO_OPENMP=1 builds for one thread; NO_CUDA=1 without the CUDA device, which is built where nvcc is
 # found, for GPU_ARCH (80 90: Ampere, Hopper, and PTX for what comes later; or native). SANITIZE=1
@@ -31,7 +31,7 @@ CFLAGS := -std=c11 $(OPT) -g $(WARN) $(NUMERICS) $(OPENMP) -Illmc $(foreach i,$(
 LDLIBS := -lm -ldl
 
 # The CUDA device: one object, linked with the static runtime. cuBLASLt is opened when it is used.
-NVCC_FOUND := $(if $(NO_CUDA)$(SANITIZE),,$(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)))
+NVCC_FOUND := $(if $(NO_CUDA),,$(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)))
 NVCC_RELEASE := $(if $(NVCC_FOUND),$(shell $(NVCC_FOUND) --version | sed -n 's/.*release \([0-9]*\).*/\1/p'))
 NVCC := $(if $(filter-out 1 2 3 4 5 6 7 8 9 10 11,$(NVCC_RELEASE)),$(NVCC_FOUND))
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
@@ -42,26 +42,21 @@ NVCC_ARCH := $(if $(filter native,$(GPU_ARCH)),-arch=native,$(foreach a,$(GPU_AR
 NVCCFLAGS := -std=c++20 -O3 -fmad=false -lineinfo -t 0 $(NVCC_ARCH) -Illmc -Xptxas -warn-spills \
              -Xcompiler -Wall$(comma)-Wno-unknown-pragmas$(comma)-fno-threadsafe-statics \
              $(NVCCFLAGS_EXTRA)
-CUDA_OBJ := $(if $(NVCC),$(BUILD)/llmc/cuda/cuda.o)
+CUDA_OBJ := $(if $(and $(NVCC),$(if $(SANITIZE),,yes)),$(BUILD)/llmc/cuda/cuda.o)
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/lib -lcudart_static -lrt -lpthread -ldl
 
-# Its kernels on the CPU (tests/cuda_shim.h): plain, under the sanitizers, under the race checker.
+# The CUDA device as nvcc compiled it, on the PTX machine (tests/ptx/README.md): one object whose PTX
+# is not compressed and not assembled, linked with the machine in the place of the CUDA runtime. Its
+# host half is what the sanitizers see.
 CXX ?= c++
 CXX_FOUND := $(shell echo 'int main(){return 0;}' | $(CXX) -std=c++20 -x c++ - -o /dev/null 2>/dev/null && echo yes)
-SHIMS := $(if $(SANITIZE),,$(if $(CXX_FOUND),shim shim-asan shim-race))
-SHIM_FLAGS := -std=c++20 -g $(WARN) -ffp-contract=off -DCUDA_SHIM -Itests -Illmc
-SHIM_OPT_shim := -O2
-SHIM_OPT_shim-asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-SHIM_OPT_shim-race := -O2 -DCUDA_RACE
-# The checker's own code is not instrumented, and gcc's thread sanitizer is not linked.
-SHIM_KERNELS_shim-race := -O1 -fsanitize=thread
-
-# The CUDA device as nvcc compiled it, on the PTX machine (tests/ptx/README.md): one object whose PTX
-# is not compressed and not assembled, linked with the machine in the place of the CUDA runtime.
 PTX_ARCH ?= 90
-PTX := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx)
+PTX_DIR := $(BUILD)/ptx$(filter-out 90,$(PTX_ARCH))
+PTX_NVCCFLAGS := $(filter-out $(NVCC_ARCH),$(NVCCFLAGS)) -gencode arch=compute_$(PTX_ARCH),code=compute_$(PTX_ARCH) \
+                 --no-compress $(foreach f,$(if $(SANITIZE),address undefined),-Xcompiler -fsanitize=$(f))
 PTX_FLAGS := -std=c++20 -O3 -march=native -g $(WARN) -Wno-restrict -ffp-contract=off -fno-math-errno \
              -fno-trapping-math -I$(CUDA_HOME)/include
+PTX_LINK := $(CXX) $(OPENMP) $(if $(SANITIZE),-fsanitize=address$(comma)undefined) -rdynamic
 PTX_OBJ := $(patsubst tests/ptx/%.cc,$(BUILD)/ptx/%.o,$(wildcard tests/ptx/*.cc))
 
 CPU_OPS := $(filter-out llmc/cpu/cpu.c,$(wildcard llmc/cpu/*.c))
@@ -69,19 +64,18 @@ CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard l
             llmc/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
 LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
-SHIM_TESTS := $(foreach s,$(SHIMS),$(patsubst %,$(BUILD)/$(s)/%,$(filter-out test_cuda_instructions,$(CUDA_TESTS)) test_shim))
-PTX_TESTS := $(if $(PTX),$(BUILD)/ptx/test_faults $(patsubst %,$(BUILD)/ptx/%,$(CUDA_TESTS)))
+PTX_TESTS := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx/test_faults $(CUDA_TESTS:%=$(PTX_DIR)/%) $(PTX_DIR)/libcublasLt.so.13)
 TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
 DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/*.c))
 PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 
-.PHONY: all test test-ptx test-quick check-long bench gpu-check dev clean FORCE
+.PHONY: all test test-ptx test-ptx-all test-quick check-long bench gpu-check dev clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 all: $(PROGRAM)
 
 ifeq ($(filter clean,$(MAKECMDGOALS)),)
-$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗) · CUDA $(if $(NVCC),✓,✗ ($(if $(NO_CUDA)$(SANITIZE),not wanted,$(if $(NVCC_FOUND),nvcc $(NVCC_RELEASE) is too old,no nvcc)))) · C++ $(if $(CXX_FOUND),✓,✗ (the CUDA kernels are not tested)))
+$(info $(CC): OpenMP $(if $(THREADS),✓,✗ (one thread)) · AVX2 $(if $(filter avx2,$(ISAS)),✓,✗) · AVX-512 $(if $(filter avx512,$(ISAS)),✓,✗) · CUDA $(if $(NVCC),✓,✗ ($(if $(NO_CUDA),not wanted,$(if $(NVCC_FOUND),nvcc $(NVCC_RELEASE) is too old,no nvcc)))) · C++ $(if $(CXX_FOUND),✓,✗ (the CUDA kernels are not tested)))
 endif
 
 # With the CUDA device or without: another choice links again.
@@ -89,9 +83,9 @@ $(BUILD)/devices: FORCE
 	@mkdir -p $(@D)
 	@echo '$(CUDA_OBJ)' | cmp -s - $@ || echo '$(CUDA_OBJ)' >$@
 
-PROGRAM_OBJ := $(BUILD)/train_gpt2_rl.o $(CORE_OBJ) $(if $(NVCC),$(BUILD)/llmc/backend.cuda.o $(CUDA_OBJ),$(BUILD)/llmc/backend.o)
+PROGRAM_OBJ := $(BUILD)/train_gpt2_rl.o $(CORE_OBJ) $(if $(CUDA_OBJ),$(BUILD)/llmc/backend.cuda.o $(CUDA_OBJ),$(BUILD)/llmc/backend.o)
 $(PROGRAM): $(PROGRAM_OBJ) $(BUILD)/devices
-	$(CC) $(CFLAGS) $(PROGRAM_OBJ) -o $@ $(if $(NVCC),$(CUDA_LIBS)) $(LDLIBS)
+	$(CC) $(CFLAGS) $(PROGRAM_OBJ) -o $@ $(if $(CUDA_OBJ),$(CUDA_LIBS)) $(LDLIBS)
 
 $(BUILD)/train_gpt2_rl.o: train_gpt2_rl.cu
 	@mkdir -p $(@D)
@@ -122,69 +116,46 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB_OBJ)
 $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB_OBJ)
 	$(CC) $(CFLAGS) $^ -o $@ $(LDLIBS)
 
-# The tests of the CUDA device, on each kind of shim; and the program on it.
-define shim_rules
-$(BUILD)/$(1)/cuda.o: llmc/cuda/cuda.cu
-	@mkdir -p $$(@D)
-	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) $(SHIM_KERNELS_$(1)) -MMD -x c++ -c $$< -o $$@
-
-$(BUILD)/$(1)/test_shim.o: tests/test_shim.cc
-	@mkdir -p $$(@D)
-	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) $(SHIM_KERNELS_$(1)) -MMD -c $$< -o $$@
-
-$(BUILD)/$(1)/%.o: tests/%.cc
-	@mkdir -p $$(@D)
-	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) -MMD -c $$< -o $$@
-
-SHIM_OBJ_$(1) := $(BUILD)/$(1)/cuda_shim.o $(if $(filter %-race,$(1)),$(BUILD)/$(1)/cuda_race.o)
-$(BUILD)/$(1)/test_shim: $(BUILD)/$(1)/test_shim.o $$(SHIM_OBJ_$(1)) $(LIB_OBJ)
-	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
-
-$(BUILD)/$(1)/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(BUILD)/$(1)/cuda.o $$(SHIM_OBJ_$(1)) $(LIB_OBJ)
-	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
-
-$(BUILD)/$(1)/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(BUILD)/$(1)/cuda.o $$(SHIM_OBJ_$(1)) $(CORE_OBJ)
-	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
-
-$(BUILD)/$(1)/dev/cuda/%.o: dev/cuda/%.cu
-	@mkdir -p $$(@D)
-	$(CXX) $(SHIM_FLAGS) $(SHIM_OPT_$(1)) $(SHIM_KERNELS_$(1)) -MMD -x c++ -c $$< -o $$@
-
-$(BUILD)/$(1)/dev/cuda/%: $(BUILD)/$(1)/dev/cuda/%.o $(BUILD)/$(1)/cuda.o $$(SHIM_OBJ_$(1)) $(LIB_OBJ)
-	$(CXX) $(OPENMP) $(SHIM_OPT_$(1)) $$^ -o $$@ $(LDLIBS)
-endef
-$(foreach s,$(SHIMS),$(eval $(call shim_rules,$(s))))
-
-# The same tests, and the program, on the PTX machine.
-$(BUILD)/ptx/cuda.o: llmc/cuda/cuda.cu
-	@mkdir -p $(@D)
-	$(NVCC) $(filter-out $(NVCC_ARCH),$(NVCCFLAGS)) -gencode arch=compute_$(PTX_ARCH),code=compute_$(PTX_ARCH) --no-compress -MMD -c $< -o $@
-
+# The tests of the CUDA device, its tools, and the program, on the PTX machine.
 $(BUILD)/ptx/%.o: tests/ptx/%.cc
 	@mkdir -p $(@D)
 	$(CXX) $(PTX_FLAGS) -MMD -c $< -o $@
-
-$(BUILD)/ptx/libcublasLt.so.13: tests/cublaslt.c llmc/cuda/cublaslt_abi.h
-	@mkdir -p $(@D)
-	$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -Illmc -I$(CUDA_HOME)/include $< -o $@ -lm
-
-$(BUILD)/tests/test_cuda_instructions.o: CFLAGS += -I$(CUDA_HOME)/include
-$(BUILD)/ptx/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(BUILD)/ptx/cuda.o $(PTX_OBJ) $(LIB_OBJ) $(BUILD)/ptx/libcublasLt.so.13
-	$(CXX) $(OPENMP) -rdynamic $(filter-out %.so.13,$^) -o $@ $(LDLIBS)
 
 $(BUILD)/ptx/test_faults: tests/ptx/test_faults.c $(PTX_OBJ)
 	$(CC) -std=c11 -O1 -g $(WARN) -D_GNU_SOURCE -I$(CUDA_HOME)/include -c $< -o $@.o
 	$(CXX) -rdynamic $@.o $(PTX_OBJ) -o $@ -lm -ldl
 
-$(BUILD)/ptx/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(BUILD)/ptx/cuda.o $(PTX_OBJ) $(CORE_OBJ)
-	$(CXX) $(OPENMP) -rdynamic $^ -o $@ $(LDLIBS)
+$(PTX_DIR)/cuda.o: llmc/cuda/cuda.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(PTX_NVCCFLAGS) -MMD -c $< -o $@
+
+$(PTX_DIR)/dev/cuda/%.o: dev/cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(PTX_NVCCFLAGS) -MMD -c $< -o $@
+
+$(PTX_DIR)/libcublasLt.so.13: tests/cublaslt.c llmc/cuda/cublaslt_abi.h
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -Illmc -I$(CUDA_HOME)/include $< -o $@ -lm
+
+$(BUILD)/tests/test_cuda_instructions.o: CFLAGS += -I$(CUDA_HOME)/include
+$(PTX_DIR)/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
+	$(PTX_LINK) $^ -o $@ $(LDLIBS)
+
+$(PTX_DIR)/dev/cuda/%: $(PTX_DIR)/dev/cuda/%.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
+	$(PTX_LINK) $^ -o $@ $(LDLIBS)
+
+$(PTX_DIR)/time: $(BUILD)/dev/gpu/time.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
+	$(PTX_LINK) $^ -o $@ $(LDLIBS)
+
+$(PTX_DIR)/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(CORE_OBJ)
+	$(PTX_LINK) $^ -o $@ $(LDLIBS)
 
 # The same tests on a GPU.
 $(BUILD)/gpu/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(CUDA_OBJ) $(LIB_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
 
-# The kernel ladders of dev/cuda: to be timed on a GPU, or (above) verified on the shim.
+# The kernel ladders of dev/cuda: to be timed on a GPU, or (above) verified on the PTX machine.
 $(BUILD)/dev/cuda/%.o: dev/cuda/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -c $< -o $@
@@ -197,23 +168,24 @@ $(BUILD)/gpu/time: $(BUILD)/dev/gpu/time.o $(CUDA_OBJ) $(LIB_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
 
-$(BUILD)/shim/time: $(BUILD)/dev/gpu/time.o $(BUILD)/shim/cuda.o $(SHIM_OBJ_shim) $(LIB_OBJ)
-	$(CXX) $(OPENMP) $(SHIM_OPT_shim) $^ -o $@ $(LDLIBS)
-
 gpu-check:
-	@python3 dev/gpu/check.py $(if $(SHIM),--shim) $(if $(RESULTS),--results "$(RESULTS)")
+	@python3 dev/gpu/check.py $(if $(PTX),--ptx) $(if $(RESULTS),--results "$(RESULTS)")
 
 dev: $(DEV)
 
-test: $(PROGRAM) $(TESTS) $(SHIM_TESTS) $(PTX_TESTS) $(DEV)
-	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS) $(SHIM_TESTS) $(PTX_TESTS)
+test: $(PROGRAM) $(TESTS) $(PTX_TESTS) $(DEV)
+	@TRAIN_GPT2_RL=./$(PROGRAM) tests/run $(TESTS) $(PTX_TESTS)
 
-# The CUDA tests on the PTX machine alone.
+# The CUDA tests on the PTX machine: for one architecture, or all that there is to try.
 test-ptx: $(PTX_TESTS)
 	@tests/run $(PTX_TESTS)
 
-test-quick: $(PROGRAM) $(TESTS) $(DEV)
-	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS)
+test-ptx-all:
+	@for arch in 80 120 90; do $(MAKE) PTX_ARCH=$$arch test-ptx || exit 1; done
+	@PTX_FULL=1 tests/run $(PTX_TESTS)
+
+test-quick: $(PROGRAM) $(TESTS) $(if $(SANITIZE),$(PTX_TESTS)) $(DEV)
+	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS) $(if $(SANITIZE),$(PTX_TESTS))
 
 check-long: $(PROGRAM)
 	python3 dev/check_long.py

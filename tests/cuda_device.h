@@ -1,8 +1,9 @@
-// The devices that the tests of the CUDA device compare: the GPU, or the shim that plays one, and
-// the CPU. Include it first: it asks for setenv.
+// The devices that the tests of the CUDA device compare: the GPU, or the PTX machine
+// (tests/ptx), and the CPU. Include it first: it asks for setenv.
 //
-// What runs on the GPU runs under several schedules: on the shim PTX_SCHEDULE chooses the
-// order in which threads and blocks run, on a GPU they are repetitions; the bits must be the same.
+// What runs on the GPU runs under several schedules: on the PTX machine
+// PTX_SCHEDULE chooses the order in which threads and blocks run, on a GPU they are repetitions;
+// the bits must be the same.
 #ifndef CUDA_DEVICE_H
 #define CUDA_DEVICE_H
 
@@ -38,7 +39,6 @@ static inline void schedule_set(int s) {
     char number[16];
     snprintf(number, sizeof number, "%d", s);
     setenv("PTX_SCHEDULE", number, 1);
-    setenv("CUDA_SHIM_SCHEDULE", number, 1);
 }
 
 #endif

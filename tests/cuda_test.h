@@ -1,5 +1,5 @@
-// What the tests of the CUDA device share. They run on the shim (tests/cuda_shim.h) in `make test`,
-// and on a GPU in `make gpu-check`; the same programs, linked with one or the other.
+// What the tests of the CUDA device share. They run on the PTX machine (tests/ptx) in
+// `make test`, and on a GPU in `make gpu-check`: the same programs, linked with one or the other.
 //
 // The method: a host matrix, a tensor of fp32 numbers that fit its format, is copied to the GPU in
 // native storage; the op runs there and on the CPU device, and the result comes back. Ops that are

@@ -16,7 +16,6 @@ static void open_without_gpu(const void* unused) {
     (void)unused;
     setenv("CUDA_VISIBLE_DEVICES", "", 1);
     setenv("PTX_DEVICES", "0", 1);
-    setenv("CUDA_SHIM_DEVICES", "0", 1);
     backend* b = cuda_open(1, &why);
     fatal("%s, because %s", b ? "opened" : "not opened", why);
 }

@@ -164,8 +164,8 @@ static void run_one_pass(backend* b, const attention_case& c) {
 // warp then read the same address, which shared memory serves in one go.
 
 static __global__ void __launch_bounds__(TILE) tiles_in_shared_memory(attention_call x) {
-    SHARED(packet<float>, k_packets, TILE * D / 4);
-    SHARED(packet<float>, v_packets, TILE * D / 4);
+    __shared__ packet<float> k_packets[TILE * D / 4];
+    __shared__ packet<float> v_packets[TILE * D / 4];
     float *k = (float*)k_packets, *v = (float*)v_packets;
     place at = place_of(x);
     if (at.first >= at.length) return;
@@ -256,8 +256,8 @@ static __device__ inline void weigh(float (&s)[TILE / 8][4], float (&o)[D / 8][4
 }
 
 static __global__ void __launch_bounds__(MMA_THREADS) tensor_cores(attention_call x) {
-    SHARED(packet<bf16>, k_packets, TILE * STRIDE / 8);
-    SHARED(packet<bf16>, v_packets, TILE * STRIDE / 8);
+    __shared__ packet<bf16> k_packets[TILE * STRIDE / 8];
+    __shared__ packet<bf16> v_packets[TILE * STRIDE / 8];
     bf16 *k = (bf16*)k_packets, *v = (bf16*)v_packets;
     place at = place_of(x);
     if (at.first >= at.length) return;

@@ -87,7 +87,7 @@ static __device__ float block_sum(float* shared, float x) {
 
 static __global__ void block_a_row(bf16* out, const bf16* in, const float* gain, const float* bias,
                                    int cols) {
-    SHARED(float, shared, BLOCK_THREADS);
+    __shared__ float shared[BLOCK_THREADS];
     int64_t row = (int64_t)blockIdx.x * cols;
     float sum = 0, squares = 0;
     for (int c = threadIdx.x; c < cols; c += BLOCK_THREADS) sum += to_float(in[row + c]);

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """make gpu-check: everything there is to do with a GPU, in one command and at most eight minutes.
 
-    python3 dev/gpu/check.py [--shim] [--results DIR] [--budget SECONDS]
+    python3 dev/gpu/check.py [--ptx] [--results DIR] [--budget SECONDS] [--commit HASH]
 
 Builds for the GPU's architecture; runs the tests of the ops and tiny whole runs on it, beside the
 CPU device; runs compute-sanitizer if it is there; times kernels, training steps and sampling as
 shares of limits measured in the same run, beside PyTorch and transformers. Prints a table and
-writes DIR/DATE-GPU.json. --shim does all of this without a GPU and without times. The exit status
-is 1 if a check failed. See dev/gpu/README.md.
+writes DIR/DATE-GPU.json. --ptx does all of this on the PTX machine (tests/ptx), without a GPU and
+without times. The exit status is 1 if a check failed. See dev/gpu/README.md.
 """
 import argparse
 import concurrent.futures
@@ -98,13 +98,14 @@ def said(*command):
 
 class Check:
     def __init__(self, args):
-        self.shim, self.budget, self.began = args.shim, args.budget, time.monotonic()
-        self.results = args.results or (tempfile.mkdtemp(prefix="gpu-check-") if args.shim
+        self.ptx, self.budget, self.began = args.ptx, args.budget, time.monotonic()
+        self.results = args.results or (tempfile.mkdtemp(prefix="gpu-check-") if args.ptx
                                         else os.path.join(ROOT, HERE, "results"))
-        self.build = args.build or ("build" if args.shim else "build/native")
+        self.build = args.build or ("build" if args.ptx else "build/native")
         self.jobs = os.cpu_count() or 1
         self.steps, self.limits, self.timings, self.ladder, self.peers = [], [], [], [], {}
-        self.machine = {"gpu": "CUDA shim" if args.shim else "unknown GPU"}
+        self.commit = args.commit
+        self.machine = {"gpu": "PTX machine" if args.ptx else "unknown GPU"}
         self.path = self.named = None  # of the file: where, and for which GPU
         self.blocked = None  # why nothing more can be done
         self.library = False
@@ -116,12 +117,17 @@ class Check:
     def binary(self, name):
         """A program of this build."""
         if name == "train_gpt2_rl" or name in LADDERS:
-            return f"{self.build}/shim/{name}" if self.shim else f"{self.build}/{name}"
-        return f"{self.build}/{'shim' if self.shim else 'gpu'}/{name}"
+            return f"{self.build}/ptx/{name}" if self.ptx else f"{self.build}/{name}"
+        return f"{self.build}/{'ptx' if self.ptx else 'gpu'}/{name}"
 
     def run(self, command, limit, env=None):
-        """As run(), within the time that is left; cut off for want of it, a step is skipped."""
+        """As run(), within the time that is left; cut off for want of it, a step is skipped. On the
+        PTX machine tensor cores sum as Hopper's do, and a program that opens cuBLASLt finds the
+        stand-in of tests/cublaslt.c."""
         seconds = min(limit, self.left())
+        if self.ptx:
+            env = {"LD_LIBRARY_PATH": os.path.join(ROOT, self.build, "ptx"),
+                   "PTX_SUM": os.environ.get("PTX_SUM", "block16"), **(env or {})}
         status, out, err = run(command, seconds, env)
         if status is None and seconds < limit:
             raise Skipped(f"cut off after {seconds:.0f} s: the time was up")
@@ -151,8 +157,8 @@ class Check:
         return sum(step["verdict"] == verdict for step in self.steps)
 
     def document(self):
-        return {"format": 1, "date": f"{datetime.datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
-                "shim": self.shim, **self.machine, "budget_s": self.budget,
+        return {"format": 2, "date": f"{datetime.datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+                "ptx": self.ptx, **self.machine, "budget_s": self.budget,
                 "took_s": round(time.monotonic() - self.began, 1), "steps": self.steps,
                 "limits": self.limits, "timings": self.timings,
                 "ladder": self.ladder, "peers": self.peers}
@@ -211,17 +217,17 @@ def settle(results):
 LADDERS = ["dev/cuda/layernorm", "dev/cuda/attention"]
 
 
-def test_names(check):
-    """The shim runs no PTX, so it has no test of instructions."""
-    names = sorted(os.path.basename(p)[:-2] for p in glob.glob(f"{ROOT}/tests/test_cuda_*.c"))
-    return [n for n in names if not (check.shim and n == "test_cuda_instructions")]
+def test_names():
+    return sorted(os.path.basename(p)[:-2] for p in glob.glob(f"{ROOT}/tests/test_cuda_*.c"))
 
 
 def build(check):
-    targets = [check.binary(n) for n in ["train_gpt2_rl", "time", *LADDERS, *test_names(check)]]
+    targets = [check.binary(n) for n in ["train_gpt2_rl", "time", *LADDERS, *test_names()]]
     env = {"MAKEFLAGS": "", "MFLAGS": "", "MAKELEVEL": ""}
     flags = [f"-j{check.jobs}", f"BUILD={check.build}"]
-    if not check.shim:
+    if check.ptx:
+        targets.append(check.binary("libcublasLt.so.13"))
+    else:
         flags.append(f"GPU_ARCH={os.environ.get('GPU_ARCH', 'native')}")
     status, _, err = check.run(["make", *flags, *targets], 300, env)
     if status != 0:
@@ -233,13 +239,14 @@ def nvcc():
 
 
 def describe(check):
-    """Software and commit; the GPU's own name comes from the program."""
+    """Software and commit; the GPU's own name comes from the program. A tree without .git does not
+    know its commit: then --commit says it, and whether files had changed is unknown."""
     release = re.search(r"release ([\d.]+)", said(nvcc(), "--version"))
     commit = said("git", "rev-parse", "HEAD") or None
     changed = said("git", "status", "--porcelain", "--", ".", ":!dev/gpu/results")
-    check.machine.update(commit=commit, dirty=bool(changed) if commit else None,
+    check.machine.update(commit=commit or check.commit, dirty=bool(changed) if commit else None,
                            cuda=release.group(1) if release else None, driver=None)
-    if check.shim:
+    if check.ptx:
         return
     fields = ["driver_version", "power.limit", "clocks.max.sm"]
     line = said("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0")
@@ -250,13 +257,13 @@ def describe(check):
 
 def device(check):
     status, out, err = check.run([check.binary("time"), "--only", "device",
-                                    *(["--toy"] if check.shim else [])], 60)
+                                    *(["--toy"] if check.ptx else [])], 60)
     if status != 0:
         raise Failed(last_lines(err))
     line = json.loads(out.splitlines()[0])
-    name = re.fullmatch(r"cuda \((.*), (\d+) GB, (.*) products\)", line["name"])
+    name = re.fullmatch(r"cuda \((.*), (\d+) GB, (\w+) products(: .*)?\)", line["name"])
     check.library = bool(line["library"])
-    if name and not check.shim:
+    if name and not check.ptx:
         check.machine.update(gpu=name.group(1), memory_gb=float(name.group(2)))
         check.memory_gb = min(check.memory_gb, 0.85 * float(name.group(2)))
     return line["name"]
@@ -278,9 +285,9 @@ def one_test(check, name, env, limit):
 
 def op_tests(check, products):
     if products == "cublaslt" and not check.library:
-        raise Skipped("cuBLASLt is not installed" if not check.shim else "the shim has none")
-    env = {"CUDA_PRODUCTS": products, **({"TEST_QUICK": "1"} if check.shim else {})}
-    counts = parallel(lambda name: one_test(check, name, env, 150), test_names(check),
+        raise Skipped("cuBLASLt is not installed, or cannot start")
+    env = {"CUDA_PRODUCTS": products, **({"TEST_QUICK": "1"} if check.ptx else {})}
+    counts = parallel(lambda name: one_test(check, name, env, 150), test_names(),
                       min(check.jobs, 6))
     settle(counts)
     return f"{sum(counts)} checks"
@@ -288,8 +295,8 @@ def op_tests(check, products):
 
 def sanitizer(check, tool):
     """It slows a program by orders of magnitude: a test that does not end in time is left."""
-    if check.shim:
-        raise Skipped("there is no GPU; the shim has checkers of its own in make test")
+    if check.ptx:
+        raise Skipped("there is no GPU; the PTX machine checks memory and races itself")
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.exists(path):
         raise Skipped("compute-sanitizer is not installed")
@@ -308,7 +315,7 @@ def sanitizer(check, tool):
             raise Failed(f"{name}: {last_lines(out + err)}")
         return 1
 
-    results = parallel(one, test_names(check), len(test_names(check)))
+    results = parallel(one, test_names(), len(test_names()))
     settle([r for r in results if isinstance(r, Failed)])
     cut = [str(r) for r in results if isinstance(r, Skipped)]
     if len(cut) == len(results):
@@ -352,7 +359,7 @@ RUNS = {**{d: plain_run(d) for d in DTYPES},
 def whole_run(check, name, folder):
     """Log lines and hash of the final model of a run, by its name in RUNS."""
     out = os.path.join(folder, name.replace(" ", "-"))
-    shape = SMALL if check.shim else LARGER
+    shape = SMALL if check.ptx else LARGER
     flags = {**shape, "--objective": "sft", **RUNS[name], "--out": out}
     command = [check.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item)]
     status, _, err = check.run(command, 60)
@@ -456,18 +463,18 @@ MEASURED = ["value", "us", "share", "tflops", "handwritten_tflops", "handwritten
 
 
 def check_line(check, line):
-    """On a GPU every figure is a number above 0; on the shim none is there."""
+    """On a GPU every figure is a number above 0; on the PTX machine none is there."""
     for key in MEASURED:
-        if key in line and check.shim and line[key] is not None:
-            raise Failed(f"{line['name']}: the shim gave a {key}")
-        if key in line and not check.shim and not (line[key] and line[key] > 0):
+        if key in line and check.ptx and line[key] is not None:
+            raise Failed(f"{line['name']}: the PTX machine gave a {key}")
+        if key in line and not check.ptx and not (line[key] and line[key] > 0):
             raise Failed(f"{line['name']}: no {key}")
 
 
 def time_section(check, section, *flags):
     """Runs a section of time.c; keeps its lines."""
     command = [check.binary("time"), "--only", section, *flags, "--memory",
-               f"{check.memory_gb:g}", *(["--toy"] if check.shim else [])]
+               f"{check.memory_gb:g}", *(["--toy"] if check.ptx else [])]
     status, out, err = check.run(command, 60)
     if status is None:
         raise Failed("took longer than 60 s")
@@ -489,12 +496,12 @@ def time_section(check, section, *flags):
 
 def climb(check, ladder):
     """Verifies the rungs of a kernel ladder and, on a GPU, keeps their times."""
-    status, out, err = check.run([check.binary(ladder), *([] if check.shim else ["--time"])], 30)
+    status, out, err = check.run([check.binary(ladder), *([] if check.ptx else ["--time"])], 30)
     if status is None:
         raise Failed("took longer than 30 s")
     if status != 0:
         raise Failed(f"status {status}: {last_lines(err or out)}")
-    if not check.shim:
+    if not check.ptx:
         check.ladder.extend(json.loads(line) for line in out.splitlines())
 
 
@@ -507,7 +514,7 @@ class Peers:
     def open(self):
         env = {"TORCHINDUCTOR_CACHE_DIR": os.path.join(ROOT, self.check.build, "inductor")}
         command = [sys.executable, os.path.join(HERE, "peers.py")]
-        self.process = start(command + (["--toy"] if self.check.shim else []),
+        self.process = start(command + (["--toy"] if self.check.ptx else []),
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, env={**os.environ, **env})
         self.lines = queue.Queue()
@@ -566,7 +573,7 @@ def compare(check, peers, kind, name, peer, request, limit):
     line = timing_of(check, kind, name)
     sizes = ("sequences", "length", "tokens", "prompt", "new")
     answer = peers.ask({**request, **{key: line[key] for key in sizes if key in line}}, limit)
-    if check.shim and answer.get("tokens_per_s") is not None:
+    if check.ptx and answer.get("tokens_per_s") is not None:
         raise Failed("the peer measured something at toy sizes")
     ours, theirs = line["tokens_per_s"], answer["tokens_per_s"]
     answer.update(peer=peer, ratio=ours / theirs if ours and theirs else None)
@@ -725,11 +732,14 @@ def interrupted(*_):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shim", action="store_true", help="without a GPU, and without times")
+    parser.add_argument("--ptx", action="store_true",
+                        help="on the PTX machine, without a GPU and without times")
     parser.add_argument("--results", help="folder of the result file (dev/gpu/results; "
-                        "with --shim a temporary one)")
+                        "with --ptx a temporary one)")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all (480)")
-    parser.add_argument("--build", help="folder of the build (build/native; with --shim build)")
+    parser.add_argument("--build", help="folder of the build (build/native; with --ptx build)")
+    parser.add_argument("--commit", metavar="HASH",
+                        help="which commit this is, where git cannot say")
     check = Check(parser.parse_args())
     signal.signal(signal.SIGTERM, interrupted)
     try:

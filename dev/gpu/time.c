@@ -9,7 +9,7 @@
 // is in no cache. Bytes are those that must move: each array read once, written once.
 //
 // --toy runs the same code at sizes that a CPU can play. It measures nothing: every figure that
-// would depend on time is null. On the CPU's stand-in for a GPU nothing else is allowed.
+// would depend on time is null. The PTX machine (tests/ptx) allows nothing else.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -819,7 +819,7 @@ int main(int argc, char** argv) {
     gpu = cuda_open(0, &why);
     if (!gpu) fatal("no CUDA device: %s", why);
     own = cuda_open(1, &why);
-    if (strstr(gpu->name, "CUDA shim") && !toy)
+    if (strstr(gpu->name, "PTX machine") && !toy)
         fatal("this is no GPU and has no speed worth printing; use --toy");
     line_begin("device", gpu->name);
     line_number("library", strstr(gpu->name, "cuBLASLt products") != NULL);

@@ -243,7 +243,7 @@ template <class C, int D>
 static __global__ void __launch_bounds__(CACHED_THREADS)
     attention_cached_kernel(cache_pages<C> x, stored_rows out, stored_rows qkv, rounding query,
                             float scale) {
-    SHARED(partial_result<D>, results, CACHED_WARPS);
+    __shared__ partial_result<D> results[CACHED_WARPS];
     int row = blockIdx.x, position = x.row_position[row], first = blockIdx.y * x.head_dim;
     int64_t out_at = row * out.stride + first, q_at = row * qkv.stride + first;
     if (position < 0) {

@@ -13,7 +13,7 @@ constexpr int PART_LANES = 8;  // threads that share the strips' sums of a colum
 // Lane l of a column adds up parts l, l + PART_LANES, ..., then one thread adds up the lanes.
 static __global__ void __launch_bounds__(WARP* PART_LANES)
     add_columns_kernel(float* sum, const float* partial, int parts, int cols) {
-    SHARED(float, of_lane, PART_LANES* WARP);
+    __shared__ float of_lane[PART_LANES * WARP];
     int column = threadIdx.x % WARP, lane = threadIdx.x / WARP, j = blockIdx.x * WARP + column;
     float s = 0;
     if (j < cols)

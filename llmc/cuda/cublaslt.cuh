@@ -12,20 +12,11 @@
 #ifndef LLMC_CUDA_CUBLASLT_CUH
 #define LLMC_CUDA_CUBLASLT_CUH
 
-#include "gemm.cuh"
-
-#ifdef CUDA_SHIM
-
-static inline cublaslt* cublaslt_open(backend*, char**) { return NULL; }
-static inline void cublaslt_close(backend*, cublaslt*) {}
-static inline bool cublaslt_product(backend*, cublaslt*, const product&) { return false; }
-
-#else
-
 #include <dlfcn.h>
 #include <stdlib.h>
 
 #include "cublaslt_abi.h"
+#include "gemm.cuh"
 
 enum {
     PLAN_BUCKETS = 1024,
@@ -303,5 +294,4 @@ static bool cublaslt_product(backend* b, cublaslt* l, const product& p) {
     return true;
 }
 
-#endif
 #endif

@@ -75,7 +75,7 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
     auto* s = &context_of(b)->scratch[which];
     if (s->bytes < bytes) {
         if (s->data) cuda_release(b, s->data, s->bytes);
-        // It is not cleared, so that the shim's NaN show reads of what was never written.
+        // It is not cleared, so that reads of what was never written show on the PTX machine.
         s->data = memory_take(b, bytes, "scratch (lower --micro-batch or --slots)");
         s->bytes = bytes;
     }

@@ -1,34 +1,22 @@
 // cuda.cuh: what every kernel file shares: the launch, shared memory, storage types, tensor-core
 // and copy instructions, reductions, and the device's context.
 //
-// The kernels compile in two places: with nvcc for a GPU, and with a C++ compiler and CUDA_SHIM
-// defined, where tests/cuda_shim.h plays the CUDA execution model on the CPU. So that both see the
-// same source: every launch goes through LAUNCH; kernels take pointers and numbers; shared memory
-// is declared with SHARED or DYN_SHARED; instructions that C++ lacks are the wrappers below.
-//
 // Numerics: nvcc runs with -fmad=false, and an FMA is used where it is written. What an op writes
 // is accumulated in fp32 and rounded once, to nearest. No kernel adds floats with atomics: the same
 // call gives the same bits, always.
 #ifndef LLMC_CUDA_CUH
 #define LLMC_CUDA_CUH
 
-#ifdef CUDA_SHIM
-#include "cuda_shim.h"
-#else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#endif
 
 #include "../backend.h"
 
 // ------------------------------------------------------------------------------------------------
 // Language
 
-#ifndef CUDA_SHIM
-
-// n values of type T shared by the block; T name[] of a size the launch gives.
-#define SHARED(T, name, n) __shared__ T name[n]
+// T name[] in shared memory, of a size that the launch gives.
 #define DYN_SHARED(T, name)                                   \
     extern __shared__ __align__(16) unsigned char dynamic_[]; \
     T* name = (T*)dynamic_
@@ -109,8 +97,6 @@ template <int n>
 static __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
-
-#endif
 
 // ------------------------------------------------------------------------------------------------
 // Storage: fp32 and tf32 as float (tf32 products round their operands), bf16 and fp16 natively.

@@ -50,7 +50,7 @@ template <class T>
 static __global__ void __launch_bounds__(EMBED_THREADS)
     add_rows_kernel(float* table, const T* rows, int64_t stride, int cols, const int* index,
                     int n) {
-    SHARED(uint32_t, found, EMBED_THREADS / WARP);
+    __shared__ uint32_t found[EMBED_THREADS / WARP];
     int own = blockIdx.x, entry = index[own];
     for (int r0 = 0; r0 < own; r0 += EMBED_THREADS) {
         int r = r0 + threadIdx.x;

@@ -322,7 +322,7 @@ template <int MT, bool A_ALONG_K, bool B_ALONG_K>
 static __global__ void __launch_bounds__(FMA_BLOCK_THREADS, MT == 4 ? 2 : 1)
     product_fma_kernel(product p, storage how, bool tf32) {
     constexpr int BM = 16 * MT, SIZE_A = fma_slab<BM>::SIZE, SIZE_B = fma_slab<FMA_BN>::SIZE;
-    SHARED(packet<float>, memory, (SIZE_A + SIZE_B) / 2);
+    __shared__ packet<float> memory[(SIZE_A + SIZE_B) / 2];
     float *slab_a = (float*)memory, *slab_b = slab_a + 2 * SIZE_A;
     int i0 = blockIdx.x * BM, j0 = blockIdx.y * FMA_BN;
     int row = threadIdx.x / 16 * MT, col = threadIdx.x % 16 * FMA_COLS;

@@ -73,7 +73,7 @@ static __device__ inline T lane_xor(T x, int mask) {
 // combine(a, b) and combine(b, a) do. `nothing` changes nothing.
 template <class T, class F>
 static __device__ inline T block_combine(T x, T nothing, F combine) {
-    SHARED(T, part, WARP);
+    __shared__ T part[WARP];
     int lane = threadIdx.x % WARP;
     for (int m = WARP / 2; m; m /= 2) x = combine(x, lane_xor(x, m));
     __syncthreads();  // what the last call left has been read
@@ -197,13 +197,13 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
     float scale = coef[blockIdx.x] * r.inverse_temperature;
     // fp8: in units of a power of two, for the target's gradient, read before any is written. None
     // is larger, since the others sum to minus it. In shared memory, since registers are short.
-    SHARED(float, unit, 1);
+    __shared__ float unit;
     if (threadIdx.x == 0) {
         float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) / d.sum : 0;
-        unit[0] = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding);
+        unit = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding);
     }
     __syncthreads();
-    scale /= unit[0];
+    scale /= unit;
     for (int first = 0; first < r.vocabulary; first += stretch) {
         int i = first + 4 * threadIdx.x;
         four<T> g = {};
@@ -212,7 +212,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
             for (int k = 0; k < 4 && i + k < r.vocabulary; k++) {
                 float e = kept(r, i + k) ? num_expf(logit(r, x.v[k]) - d.max) : 0;
                 float p = e / d.sum, dlogit = scale * (i + k == y ? p - 1.0f : p);
-                g.v[k] = to<T>(format_round(dlogit, &r.rounding) * unit[0]);
+                g.v[k] = to<T>(format_round(dlogit, &r.rounding) * unit);
             }
         }
         __syncthreads();

@@ -153,8 +153,8 @@ static __device__ inline int find_point(const logits_row& r, int first, int end,
 // The token in whose stretch of the running sum a uniform point falls. Each warp sums a section of
 // the row; the warp in whose section the point lies looks for the token.
 static __device__ inline int draw(const logits_row& r, float max, uint64_t uniform) {
-    SHARED(uint64_t, section_sum, WARP);
-    SHARED(int, drawn, 1);
+    __shared__ uint64_t section_sum[WARP];
+    __shared__ int drawn;
     int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
     int packets = (r.vocabulary + packet<float>::N - 1) / packet<float>::N;
     int section = (packets + warps - 1) / warps * packet<float>::N, first = warp * section;
@@ -164,7 +164,7 @@ static __device__ inline int draw(const logits_row& r, float max, uint64_t unifo
         if (kept(r, i)) own += weight_of(l, max);
     });
     own = warp_sum_to_here(own);
-    if (threadIdx.x == 0) drawn[0] = 0;  // it stays only for logits that are not numbers
+    if (threadIdx.x == 0) drawn = 0;  // it stays only for logits that are not numbers
     if (lane == WARP - 1) section_sum[warp] = own;
     __syncthreads();
     for (int i = 0; i < warps; i++) total += section_sum[i];
@@ -172,10 +172,10 @@ static __device__ inline int draw(const logits_row& r, float max, uint64_t unifo
     uint64_t point = __umul64hi(uniform, total);
     if (sum <= point && point < sum + section_sum[warp]) {
         int token = find_point(r, first, end, max, sum, point);
-        if (lane == 0 && token >= 0) drawn[0] = token;
+        if (lane == 0 && token >= 0) drawn = token;
     }
     __syncthreads();
-    return drawn[0];
+    return drawn;
 }
 
 // ------------------------------------------------------------------------------------------------

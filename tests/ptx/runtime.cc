@@ -243,7 +243,16 @@ extern "C" void* ptx_memory(const void* p, size_t bytes, int write) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Streams, devices, errors
+// Streams, devices, errors. Events only exist: nothing here takes a time.
+
+extern "C" cudaError_t cudaEventCreate(cudaEvent_t*) { return failed(cudaErrorNotSupported); }
+extern "C" cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+    return failed(cudaErrorNotSupported);
+}
+extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t) { return failed(cudaErrorNotSupported); }
+extern "C" cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
+    return failed(cudaErrorNotSupported);
+}
 
 extern "C" cudaError_t cudaStreamCreate(cudaStream_t* s) {
     state().streams.push_back(*s = new CUstream_st());
