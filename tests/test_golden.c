@@ -1,0 +1,63 @@
+// Golden runs of the CPU device (golden.h): formats, objectives, resume. Their bits depend on no
+// machine.
+#include "golden.h"
+
+enum { STEPS = 3 };
+
+// Rewards differ within groups of every mini-batch, so that no gradient is 0; two passes, so that
+// ratios leave 1.
+static const char BASE[] =
+    "task = add:digits=1,guessed=100,guess-error=0\n"
+    "depth = 1\nchannels = 32\nheads = 2\ncontext = 32\nmax-new-tokens = 12\n"
+    "warmup-steps = 80\nwarmup-batch = 32\nsteps = 3\nprompts = 8\ngroup = 8\nslots = 16\n"
+    "updates = 2\nepochs = 2\nmicro-batch = 8\nlr = 1e-3\nlr-warmup = 0\ncheckpoint-every = 1\n"
+    "checkpoint-keep = 0\neval-every = 2\neval-prompts = 16\neval-samples = 2\neval-k = 2\ndevice "
+    "= cpu\n";
+
+static const golden_run RUNS[] = {
+    {0xae69630cfa6ab390, 0x0803e031c507444b, "--seed 2"},
+    {0xe7aee26959336cb9, 0x06f21a54562c0fe1,
+     "--train-dtype bf16 --rollout-dtype bf16 --objective grpo"},
+    {0x1a7f4034c42d30b2, 0x26d3c0b083b0209a,
+     "--train-dtype fp16 --rollout-dtype e5m6 --kv-dtype fp8_e5m2 --logits-dtype bf16"},
+    {0x5e46051a1e65fa87, 0x0c6c90c04fb0340d,
+     "--train-dtype fp8_e4m3 --grad-dtype fp8_e5m2 --rollout-dtype fp8_e4m3 --kv-dtype fp8_e4m3"},
+    {0xbcb060130390e5b3, 0xcfc13377db9877b7,
+     "--train-dtype fp8_e4m3 --grad-dtype fp8_e5m2 --weight-scale tensor --activation-scale "
+     "tensor"},
+    {0xa1f16c3f9398f607, 0x665ef6a05dacc943,
+     "--train-dtype tf32 --grad-dtype bf16 --depth 2 --recompute 2 --objective spo"},
+    {0x6c879954f645e859, 0x11449ba0fa2a8e67,
+     "--train-dtype bf16 --master-weights 0 --recompute 1 --weight-decay 0.1"},
+    {0xd8e3c443efd1961a, 0xf0e5af0339d8caea,
+     "--lag 2 --objective pg-is --reg k3 --reg-coef 0.1 --ratio-cap 3"},
+    {0xb263f91743671322, 0x574972222f08cdb5,
+     "--sync-every 2 --anchor recompute --objective cispo --advantage std"},
+    {0x66cb85f11c5da8a1, 0x6cdb396db09b2899,
+     "--kl-coef 0.1 --kl-estimator k3 --aggregate seq-mean-token-mean --advantage rloo"},
+    {0x76c86b5b5b3c86f6, 0x32189e274d012fd7,
+     "--kl-coef 0.1 --kl-estimator k1 --objective gspo --rollout-dtype bf16"},
+    {0xaa3a15c3baf80742, 0x32a3d4c7d6bd4288,
+     "--top-k 8 --top-p 0.9 --temperature 1.2 --objective drpo-mask"},
+    {0xda43e41d8f889a62, 0x5a2dca5b76399c74,
+     "--objective dppo-topk-kl --top-candidates 5 --rollout-dtype bf16"},
+    {0x95b6d2359d29e993, 0xba11217790d90d34,
+     "--rollout-split-k 2 --objective seq-mis --aggregate seq-mean-token-sum-norm"},
+    {0x1f563b3cea233cbc, 0xd9a89f3e710d4910,
+     "--sanity-samples 8 --sanity-prompts 64 --schedule cosine"},
+    {0x53d75a9bfb2914dd, 0xedf72c9644a1c68e,
+     "--task chain:operands=3 --objective reinforce --max-new-tokens 20"},
+    {0x615e5684b32f52f0, 0x39de7990349fda51,
+     "--task countdown:numbers=2,largest=4,target=10 --objective dppo-tv --group 16"},
+};
+
+int main(void) {
+    const char* program = getenv("TRAIN_GPT2_RL");
+    golden_begin(BASE);
+    if (!program) program = "./train_gpt2_rl";
+    for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++)
+        golden_check(program, &RUNS[i], STEPS, 0);
+    golden_check(program, &RUNS[0], STEPS, 1);
+    golden_end();
+    return test_report();
+}
