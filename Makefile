@@ -64,7 +64,7 @@ CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard l
             llmc/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
 LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
-PTX_TESTS := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx/test_faults $(CUDA_TESTS:%=$(PTX_DIR)/%) $(PTX_DIR)/libcublasLt.so.13)
+PTX_TESTS := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx/test_faults $(CUDA_TESTS:%=$(PTX_DIR)/%) $(PTX_DIR)/test_golden $(PTX_DIR)/libcublasLt.so.13)
 TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
 DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/*.c))
 PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
@@ -124,6 +124,9 @@ $(BUILD)/ptx/%.o: tests/ptx/%.cc
 $(BUILD)/ptx/test_faults: tests/ptx/test_faults.c $(PTX_OBJ)
 	$(CC) -std=c11 -O1 -g $(WARN) -D_GNU_SOURCE -I$(CUDA_HOME)/include -c $< -o $@.o
 	$(CXX) -rdynamic $@.o $(PTX_OBJ) -o $@ -lm -ldl
+
+$(PTX_DIR)/test_golden: tests/ptx/test_golden.c $(LIB_OBJ) | $(PTX_DIR)/train_gpt2_rl
+	$(CC) $(CFLAGS) -Itests -MMD $(filter-out %.h,$^) -o $@ $(LDLIBS)
 
 $(PTX_DIR)/cuda.o: llmc/cuda/cuda.cu
 	@mkdir -p $(@D)

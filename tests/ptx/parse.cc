@@ -126,7 +126,7 @@ struct parser {
         return digits == type.npos ? 0 : (u32)atoi(type.data() + digits) / 8;
     }
 
-    // .align A .bN name[count]
+    // .align A .bN name[count], or .uN .ptr .global .align A name of a parameter that points there
     struct variable {
         u32 align = 1, bytes = 0;
         std::string name;
@@ -143,7 +143,12 @@ struct parser {
         u32 element = type_bytes(type), count = 1;
         if (!element) r.refuse("an unknown type");
         if (v.align < element) v.align = element;
-        v.name = std::string(r.word());
+        std::string_view name = r.word();
+        if (name == ".ptr") {
+            while ((name = r.word())[0] == '.')
+                if (name == ".align") r.number();
+        }
+        v.name = std::string(name);
         if (r.take('[')) {
             v.unsized = r.take(']');
             if (!v.unsized) {
