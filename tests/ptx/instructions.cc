@@ -206,10 +206,6 @@ constexpr u64 SHARED_WINDOW = 1ull << 60;
 static inline u64 shared_to_generic(u64 a) { return a + SHARED_WINDOW; }
 static inline u64 generic_to_shared(u64 a) { return a - SHARED_WINDOW; }
 
-static u64 lane_address(const warp& w, const s32* x, int l) {
-    return (x[2] ? w.at<u64>(x[0])[l] : w.at<u32>(x[0])[l]) + (s64)x[1];
-}
-
 static u8* lane_memory(const warp& w, instruction* i, int l, space where, u64 address, access how) {
     u32 bytes = i->size * i->vector;
     if (where == GENERIC && address >= SHARED_WINDOW) {
@@ -285,9 +281,27 @@ instruction* run_load(instruction* i, warp& w) {
     }
     // All addresses are read before a result may overwrite their register.
     const u8* from[LANES];
+    u64 at[LANES];
+    u32 many = 0;  // lanes whose address another one has
     for (u32 m = w.mask; m; m &= m - 1) {
-        int l = __builtin_ctz(m);
-        from[l] = lane_memory(w, i, l, where, lane_address(w, address, l), READ);
+        int l = __builtin_ctz(m), same = -1;
+        at[l] = lane_address(w, address, l);
+        for (int back : {1, 4, 8, 16})
+            if (l >= back && w.mask >> (l - back) & 1 && at[l - back] == at[l]) same = l - back;
+        if (same < 0) {
+            from[l] = lane_memory(w, i, l, where, at[l], READ);
+            continue;
+        }
+        from[l] = from[same];
+        if (where == SHARED && !(many >> same & 1))
+            shared_access(w, i, l, at[l], i->size * i->vector, READ, true);
+        many |= 1u << l | 1u << same;
+    }
+    if (i->size == 4 && !(i->x[1] & WIDE)) {
+        for (u32 m = w.mask; m; m &= m - 1)
+            for (int l = __builtin_ctz(m), e = 0; e < i->vector; e++)
+                memcpy(w.at<u32>(i->x[5 + e]) + l, from[l] + 4 * e, 4);
+        return i + 1;
     }
     for (u32 m = w.mask; m; m &= m - 1) load_lane(w, i, __builtin_ctz(m), from[__builtin_ctz(m)]);
     return i + 1;
@@ -398,10 +412,13 @@ static instruction* barrier_step(instruction* i, warp&) { return i + 1; }
 // ------------------------------------------------------------------------------------------------
 // Control
 
+// A group that has to wait stands at the leader itself: a group that comes later meets it there.
 instruction* run_leader(instruction* i, warp& w) {
-    i->count++;
-    if (i < w.limit && --w.leaders) return i + 1;
-    w.push(w.mask, i + 1);
+    if (i < w.limit && --w.leaders) {
+        i->count++;
+        return i + 1;
+    }
+    w.push(w.mask, i);
     return NULL;
 }
 
@@ -619,13 +636,15 @@ static void add_special(table& t) {
 }
 
 const opcode* opcode_find(std::string_view name) {
-    static const table all = [] {
-        table t;
+    // It is never destroyed: what is written when the program ends may parse kernels too.
+    static const table& all = *[] {
+        table* made = new table;
+        table& t = *made;
         add_signed<s16>(t, ".s16"), add_integers<u16>(t, ".u16"), add_bits<u16>(t, ".b16");
         add_signed<s32>(t, ".s32"), add_integers<u32>(t, ".u32"), add_bits<u32>(t, ".b32");
         add_signed<s64>(t, ".s64"), add_integers<u64>(t, ".u64"), add_bits<u64>(t, ".b64");
         add_floats(t), add_wider(t), add_single_bits(t), add_conversions(t), add_special(t);
-        return t;
+        return made;
     }();
     auto found = all.find(name);
     return found == all.end() ? NULL : &found->second;

@@ -114,8 +114,12 @@ static bool warp_turn(warp& w) {
     }
     if (g.mask != w.mask) w.set_mask(g.mask);
     instruction* i = g.at;
-    do i = i->run(i, w);
-    while (i && may_go_on(w, i));
+    // The leader at which it stands does not hold it up again.
+    if (i->flags & LEADER)
+        (i++)->count++;
+    else
+        i = i->run(i, w);
+    while (i && may_go_on(w, i)) i = i->run(i, w);
     if (i) w.push(w.mask, i);
     return true;
 }

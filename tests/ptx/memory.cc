@@ -30,7 +30,7 @@ namespace ptx {
 
 constexpr u64 ADDRESSES = 1ull << 40, GAP = 512, ALIGN = 256;
 constexpr u32 HOST_WROTE = 1;
-constexpr int GRANULE = 2;
+constexpr int GRANULE = 2, PACKET = 16 / GRANULE;
 
 struct region {
     u64 base;
@@ -166,14 +166,15 @@ void blocks_begin(block& b, u64 blocks) {
     report(&w, i, lane, "writes what another block of this launch reads");
 }
 
-// Checks and notes an access to granules [from, to) of a region. Of what is read together, the
-// first granule must have been written: a row's last packet may reach beyond the row, and gets NaN.
+// Checks and notes an access to granules [from, to) of a region. A row's last packet of 16 bytes
+// may reach beyond the row, and gets NaN there, also where the compiler takes it apart: of what is
+// read together, or of its packet, the first granule must have been written.
 static inline void global_note(const warp& w, const instruction* i, int lane, const region& r,
                                size_t from, size_t to, access how) {
     const block& b = *w.home;
     u32 *wrote = r.wrote, *read = r.read, first = b.stamp_first, stamp = b.stamp, bad = 0;
     if (how == READ) {
-        bad = !wrote[from];
+        bad = !wrote[from] && !wrote[from / PACKET * PACKET];
         for (size_t g = from; g < to; g++) {
             bad |= (wrote[g] >= first) & (wrote[g] != stamp);
             read[g] = read[g] < first || read[g] == stamp ? stamp : reads_of_many;
@@ -187,7 +188,8 @@ static inline void global_note(const warp& w, const instruction* i, int lane, co
     }
     if (!bad) return;
     for (size_t g = from; g < to; g++)
-        if ((how == READ && !wrote[from]) || (wrote[g] >= first && wrote[g] != stamp) ||
+        if ((how == READ && !wrote[from / PACKET * PACKET]) ||
+            (wrote[g] >= first && wrote[g] != stamp) ||
             (how == WRITE && read[g] >= first && read[g] != stamp))
             report_global(w, i, lane, r.base + g * GRANULE, how, wrote[g]);
 }
@@ -245,6 +247,7 @@ constexpr u32 WHO_BITS = 11, WHO = (1u << WHO_BITS) - 1;
 constexpr u32 OF_WARP = THREADS_MAX, OF_WARPS = WHO;  // several lanes of a warp; several warps
 constexpr u32 TICK_MAX = (1u << (32 - WHO_BITS)) - 2;
 constexpr u32 PENDING = ALL;  // an asynchronous copy will arrive
+static bool pending;          // one was issued in this block
 
 alignas(64) static u8 shared_data[SHARED_MAX];
 alignas(64) static u32 shared_wrote[SHARED_MAX / GRANULE + 16],
@@ -259,7 +262,8 @@ void shared_begin(block& b) {
     b.tick_first = b.tick_barrier = ++b.tick;
     for (warp& w : b.warp_of) w.since = b.tick;
     // What is pending belongs to the block before.
-    std::replace(shared_wrote, shared_wrote + SHARED_MAX / GRANULE, PENDING, 0u);
+    if (pending) std::replace(shared_wrote, shared_wrote + SHARED_MAX / GRANULE, PENDING, 0u);
+    pending = false;
 }
 
 static u32 next_tick(block& b) {
@@ -342,42 +346,40 @@ u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u3
     u32 who = whole_warp ? OF_WARP + w.index : w.index * LANES + (u32)lane;
     u32 stamp = b.tick << WHO_BITS | who, ordered = b.tick_barrier << WHO_BITS;
     u32 from = (u32)address / GRANULE, to = ((u32)address + bytes + GRANULE - 1) / GRANULE;
-    u32 first = b.tick_first << WHO_BITS;
+    u32 *wrote = shared_wrote + from, *read = shared_read + from, count = to - from, differ = 0;
+    for (u32 g = 1; g < count; g++) differ |= (wrote[g] ^ wrote[0]) | (read[g] ^ read[0]);
+    u32 each = differ ? count : 1;  // what is alike is looked at once
     if (how == READ) {
-        for (u32 g = from; g < to; g++) {
-            bool wrote_before = shared_wrote[g] - first < ordered - first;
-            bool many_read = (shared_read[g] & WHO) == OF_WARPS;
-            if (wrote_before && shared_read[g] < ordered)
-                shared_read[g] = stamp;
-            else if (!wrote_before || !many_read)
-                shared_read_slow(w, i, lane, g, stamp);
+        u32 first = b.tick_first << WHO_BITS;
+        for (u32 g = 0; g < each; g++) {
+            bool wrote_before = wrote[g] - first < ordered - first;
+            if (wrote_before && read[g] < ordered)
+                read[g] = stamp;
+            else if (!wrote_before || (read[g] & WHO) != OF_WARPS)
+                shared_read_slow(w, i, lane, from + g, stamp);
         }
+        for (u32 g = each; g < count; g++) read[g] = read[0];
     } else {
-        u32 slow = 0;
-        for (u32 g = from; g < to; g++)
-            slow |= (shared_wrote[g] >= ordered) | (shared_read[g] >= ordered);
-        if (slow)
-            for (u32 g = from; g < to; g++) shared_write_slow(w, i, lane, g, stamp);
-        else
-            for (u32 g = from; g < to; g++) shared_wrote[g] = stamp;
+        for (u32 g = 0; g < each; g++)
+            if (wrote[g] >= ordered || read[g] >= ordered)
+                shared_write_slow(w, i, lane, from + g, stamp);
+            else
+                wrote[g] = stamp;
+        for (u32 g = each; g < count; g++) wrote[g] = wrote[0];
     }
     return shared_data + address;
 }
 
 // ------------------------------------------------------------------------------------------------
-// Asynchronous copies: x is to, offset, wide, from, offset, wide, bytes, and how many bytes are
-// read; the rest becomes 0. The data arrive when the thread waits, and no sooner.
-
-static u64 copy_address(const warp& w, const s32* x, int l) {
-    return (x[2] ? w.at<u64>(x[0])[l] : w.at<u32>(x[0])[l]) + (s64)x[1];
-}
+// Asynchronous copies: x is to (an address), from (another), bytes, and how many bytes are read;
+// the rest becomes 0. The data arrive when the thread waits, and no sooner.
 
 instruction* copy_issue(instruction* i, warp& w) {
     u32 bytes = (u32)i->x[6];
     for (u32 m = w.mask; m; m &= m - 1) {
         int l = __builtin_ctz(m);
-        copy c = {(u32)copy_address(w, i->x, l), bytes, w.at<u32>(i->x[7])[l],
-                  copy_address(w, i->x + 3, l), w.committed[l]};
+        copy c = {(u32)lane_address(w, i->x, l), bytes, w.at<u32>(i->x[7])[l],
+                  lane_address(w, i->x + 3, l), w.committed[l]};
         if (c.valid > bytes)
             report(&w, i, l, "an asynchronous copy of %u bytes reads %u", bytes, c.valid);
         if (c.from & (bytes - 1))
@@ -392,6 +394,7 @@ instruction* copy_issue(instruction* i, warp& w) {
         shared_access(w, i, l, c.to, bytes, WRITE);
         memset(shared_data + c.to, 0xff, bytes);
         std::fill_n(shared_wrote + c.to / GRANULE, bytes / GRANULE, PENDING);
+        pending = true;
         w.copies[l].push_back(c);
     }
     return i + 1;

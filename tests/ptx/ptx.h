@@ -7,6 +7,7 @@
 //   memory.cc        device memory, shared memory, and what a sanitizer finds in them
 //   machine.cc       warps, blocks, barriers, schedules
 //   coverage.cc      which source lines ran, and how many instructions
+//   profile.cc       what kernels cost, and a prediction
 //   runtime.cc       the calls of cudart, and the streams
 #ifndef PTX_H
 #define PTX_H
@@ -42,7 +43,7 @@ struct instruction;
 // to choose anew which lanes run (it has noted where these go on).
 typedef instruction* step(instruction*, warp&);
 
-// x of a load or store: its space, these, the address {place, offset, 64 bits wide}, elements.
+// x of a load or store: its space, these, its address (lane_address), elements.
 enum : s32 { LOAD_SIGNED = 1, WIDE = 2 };
 
 // What an instruction does besides computing.
@@ -61,7 +62,7 @@ struct instruction {
                    // by index; sizes and modes by value
     instruction* target;     // of a branch
     s64 offset;              // of an address
-    u64 count;               // of a leader: how often a group of lanes came here
+    u64 count;               // of a leader: how often a group of lanes went on from here
     const char* text;        // in the module's PTX
     s32 location;            // index into module::locations
     u8 flags, size, vector;  // size: bytes an element; vector: elements
@@ -93,6 +94,7 @@ struct kernel {
     u32 dynamic_limit;          // dynamic shared memory that cudaFuncSetAttribute allowed
     u32 threads_limit;          // .maxntid, or THREADS_MAX
     u64 launches;
+    struct profile* profiled;  // NULL unless PTX_PROFILE is set
 };
 
 struct module {
@@ -189,6 +191,11 @@ struct warp {
     }
 };
 
+// An address is {place, offset, 64 bits wide}; of 32 bits the sum wraps around.
+inline u64 lane_address(const warp& w, const s32* x, int l) {
+    return x[2] ? w.at<u64>(x[0])[l] + (s64)x[1] : w.at<u32>(x[0])[l] + (u32)x[1];
+}
+
 struct block {
     kernel* running;
     const u8* arguments;
@@ -229,6 +236,10 @@ void coverage_enter();
 void coverage_leave();
 void coverage_write(const std::vector<std::unique_ptr<module>>&);
 u64 instructions_run(const kernel&);
+
+// profile.cc: of a kernel that was parsed; after a launch.
+void profile_attach(kernel&);
+void profile_launched(const launch&);
 
 // ------------------------------------------------------------------------------------------------
 // Memory

@@ -39,8 +39,7 @@ static instruction* ldmatrix(instruction* i, warp& w) {
     const s32* address = i->x + 4;
     u16 row[LANES][8];
     for (int l = 0; l < LANES; l++) {
-        u64 a =
-            (address[2] ? w.at<u64>(address[0])[l] : w.at<u32>(address[0])[l]) + (s64)address[1];
+        u64 a = lane_address(w, address, l);
         memcpy(row[l], shared_access(w, i, l, a, 16, READ, true), 16);
     }
     for (int m = 0; m < 4; m++) {
@@ -154,38 +153,50 @@ static inline int exponent(float x) {
     return (e ? e : 1) - 127;
 }
 
-// c = cut(c + products of one block), everything aligned to the largest exponent.
+// 2^e as a normal double.
+static inline double power(int e) { return __builtin_bit_cast(double, (u64)(e + 1023) << 52); }
+
+// A sum in units of 2^unit, cut to 24 bits, or to what is left above the smallest number.
+static float cut(s64 sum, int unit) {
+    int bits = sum ? 64 - __builtin_clzll((u64)llabs(sum)) : 0;
+    int drop = bits > 24 ? bits - 24 : 0;
+    if (unit + drop < -149) drop = -149 - unit;
+    s64 magnitude = drop > 62 ? 0 : llabs(sum) >> drop << drop;
+    return (float)((double)(sum < 0 ? -magnitude : magnitude) * power(unit));
+}
+
+// c = cut(c + products of one block), everything aligned to the largest exponent. An operand's
+// exponents add up to the product's, which may be one lower.
 static void sum_block(tile& t, int first, int block, int guard) {
-    for (int r = 0; r < M; r++)
+    int of_a[M][K], of_b[K][N];
+    for (int k = 0; k < block; k++) {
+        for (int r = 0; r < M; r++) of_a[r][k] = std::max(exponent(t.a[r][first + k]), t.lowest);
+        for (int n = 0; n < N; n++) of_b[k][n] = std::max(exponent(t.b[first + k][n]), t.lowest);
+    }
+    for (int r = 0; r < M; r++) {
+        double p[K + 1][N], plain[N], unit[N];  // plain: the sum in double, if not all are finite
+        int top[N];
+        s64 sum[N] = {};
         for (int n = 0; n < N; n++) {
-            // Products do not overflow: only the sum is cut to fp32.
-            double p[K + 1] = {t.c[r][n]};
-            int top = exponent(t.c[r][n]);
-            bool finite = std::isfinite(t.c[r][n]);
-            // An operand's exponents add up to the product's, which may be one lower.
-            for (int k = 0; k < block; k++) {
-                float a = t.a[r][first + k], b = t.b[first + k][n];
-                p[k + 1] = (double)a * b;
-                finite = finite && std::isfinite(a) && std::isfinite(b);
-                if (p[k + 1] == 0) continue;
-                int e = std::max(exponent(a), t.lowest) + std::max(exponent(b), t.lowest);
-                if (e > top) top = e;
-            }
-            if (!finite) {
-                for (int k = 1; k <= block; k++) p[0] += p[k];
-                t.c[r][n] = (float)p[0];
-                continue;
-            }
-            s64 sum = 0;
-            for (int k = 0; k <= block; k++) sum += (s64)ldexp(p[k], 23 + guard - top);
-            // Cut to 24 bits, or to what is left above the smallest number.
-            int bits = sum ? 64 - __builtin_clzll((u64)llabs(sum)) : 0;
-            int unit = top - 23 - guard, drop = bits > 24 ? bits - 24 : 0;
-            if (unit + drop < -149) drop = -149 - unit;
-            s64 magnitude = drop > 62 ? 0 : llabs(sum) >> drop << drop;
-            double value = ldexp((double)magnitude, unit);
-            t.c[r][n] = (float)(sum < 0 ? -value : value);
+            p[0][n] = plain[n] = t.c[r][n];
+            top[n] = exponent(t.c[r][n]);
         }
+        for (int k = 0; k < block; k++)
+            for (int n = 0; n < N; n++) {
+                double x = (double)t.a[r][first + k] * t.b[first + k][n];
+                int e = x == 0 ? -999 : of_a[r][k] + of_b[k][n];
+                p[k + 1][n] = x;
+                plain[n] += x;
+                top[n] = e > top[n] ? e : top[n];
+            }
+        for (int n = 0; n < N; n++)
+            unit[n] = std::isfinite(plain[n]) ? power(23 + guard - top[n]) : 0;
+        for (int k = 0; k <= block; k++)
+            for (int n = 0; n < N; n++) sum[n] += (s64)(p[k][n] * unit[n]);
+        for (int n = 0; n < N; n++)
+            t.c[r][n] =
+                std::isfinite(plain[n]) ? cut(sum[n], top[n] - 23 - guard) : (float)plain[n];
+    }
 }
 
 static void sum_tile(tile& t) {

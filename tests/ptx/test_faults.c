@@ -21,7 +21,7 @@ typedef struct fault {
 // the address of 4 bytes of its own in shared memory. %p1: it is thread 0.
 static const char PROLOGUE[] =
     ".version 7.8\n.target sm_80\n.address_size 64\n"
-    ".entry f(.param .u64 f_param_0, .param .u64 f_param_1)\n{\n"
+    ".entry f(.param .u64 f_param_0, .param .u64 .ptr .global .align 4 f_param_1)\n{\n"
     ".reg .pred %p<9>;\n.reg .b16 %rs<9>;\n.reg .b32 %r<20>;\n.reg .f32 %f<9>;\n.reg .b64 %rd<9>;\n"
     ".shared .align 16 .b8 s[512];\n"
     "mov.u32 %r0, %tid.x;\nsetp.eq.s32 %p1, %r0, 0;\n"
@@ -71,6 +71,8 @@ static const fault FAULTS[] = {
      "ld.shared.u32 %r3, [%r1];\n"},
     {"shared memory beyond its end", "bytes of shared memory", 1, 32,
      "st.shared.u32 [%r1+4096], %r0;\n"},
+    {"a shared address whose parts wrap around", NULL, 1, 1,
+     "add.s32 %r3, %r1, -4096;\nst.shared.u32 [%r3+4096], %r0;\n"},
     {"a generic address taken for a shared one", "of shared memory", 1, 1,
      "st.shared.u32 [%rd1], %r0;\n"},
     {"a generic address of shared memory", NULL, 1, 1,
