@@ -47,15 +47,16 @@ typedef struct gpu_array {
 static gpu_array gpu_arrays[ARRAYS_MAX];
 static int gpu_array_count;
 
-// A copy of a host matrix, with `gap` elements between rows.
-static inline tensor gpu_matrix_gap(tensor host, int gap) {
+// A copy of a host matrix, with `gap` elements between rows, that begins `shift` elements behind a
+// multiple of 16 bytes.
+static inline tensor gpu_matrix_shifted(tensor host, int gap, int shift) {
     size_t each = gpu->bytes_per(host.format), stride = (size_t)host.cols + gap;
-    size_t n = host.rows * stride + 2 * GUARD, bytes = n * each;
+    size_t n = host.rows * stride + 2 * GUARD + (size_t)shift, bytes = n * each;
     char* staging = xalloc(n, each, "a test's array");
     memset(staging, 0xa5, bytes);
     for (int r = 0; r < host.rows; r++)
         for (int c = 0; c < host.cols; c++) {
-            char* to = staging + (GUARD + r * stride + c) * each;
+            char* to = staging + (GUARD + shift + r * stride + c) * each;
             float x = row_at(host, r)[c];
             uint16_t h = each == 2 ? to_half_bits(x, host.format) : 0;
             memcpy(to, each == 2 ? (void*)&h : (void*)&x, each);
@@ -63,11 +64,15 @@ static inline tensor gpu_matrix_gap(tensor host, int gap) {
     gpu_array a = {.memory = gpu->alloc(gpu, bytes, "a test"), .bytes = bytes, .t = host};
     gpu->upload(gpu, a.memory, staging, bytes);
     free(staging);
-    a.t.data = (char*)a.memory + GUARD * each;
+    a.t.data = (char*)a.memory + (GUARD + shift) * each;
     a.t.stride = (int64_t)stride;
     if (gpu_array_count == ARRAYS_MAX) fatal("a test needs more than %d arrays", ARRAYS_MAX);
     gpu_arrays[gpu_array_count++] = a;
     return a.t;
+}
+
+static inline tensor gpu_matrix_gap(tensor host, int gap) {
+    return gpu_matrix_shifted(host, gap, 0);
 }
 
 // Rows start 16-byte aligned where cols allows it, as the model's do.

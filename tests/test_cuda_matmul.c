@@ -23,9 +23,10 @@ static const formats FORMAT_ROWS[] = {
 enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
 
 // How rows lie on the device: no gap between them; at multiples of 16 bytes with a gap, which may
-// begin within 16 bytes; or such that no 16-byte access fits.
-typedef enum { CLOSE, ALIGNED, ODD, LAYOUTS } layout;
-static const char* const LAYOUT_NAMES[] = {"close", "aligned", "odd"};
+// begin within 16 bytes, and a bias that begins elsewhere; an element behind such multiples; or
+// such that no 16-byte access fits.
+typedef enum { CLOSE, ALIGNED, SHIFTED, ODD, LAYOUTS } layout;
+static const char* const LAYOUT_NAMES[] = {"close", "aligned", "shifted", "odd"};
 
 static int library(void) {
     const char* products = getenv("CUDA_PRODUCTS");
@@ -34,7 +35,7 @@ static int library(void) {
 
 static tensor gpu_matrix_as(tensor host, layout how) {
     if (how == ODD) return gpu_matrix_gap(host, host.cols % 2 ? 2 : 3);
-    return gpu_matrix_gap(host, how == CLOSE ? 0 : 16 - host.cols % 8);
+    return gpu_matrix_shifted(host, how == CLOSE ? 0 : 16 - host.cols % 8, how == SHIFTED);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ static results gpu_results(const product_case* c, layout how) {
     results r = {gpu_matrix_as(host.out, how), gpu_matrix_as(host.plain, how),
                  gpu_matrix_as(host.din, how), gpu_matrix(host.dw), gpu_matrix(host.dbias)};
     tensor in = gpu_matrix_as(c->in, how), dout = gpu_matrix_as(c->dout, how);
-    products(gpu, c, &r, in, dout, gpu_matrix(c->w).data, gpu_matrix(c->bias).data);
+    tensor bias = gpu_matrix_shifted(c->bias, 0, how == ALIGNED);
+    products(gpu, c, &r, in, dout, gpu_matrix(c->w).data, bias.data);
     r = (results){gpu_read(r.out), gpu_read(r.plain), gpu_read(r.din), gpu_read(r.dw),
                   gpu_read(r.dbias)};
     gpu_arrays_free(mark);
@@ -215,7 +217,7 @@ static void check_shapes(void) {
         for (int f = 0; f < FORMAT_ROW_COUNT; f++) {
             check_case(shapes[i], FORMAT_ROWS[f], RANDOM, (layout)((i + f) % LAYOUTS));
             if (f > 1 || library())
-                check_case(shapes[i], FORMAT_ROWS[f], INTEGERS, (layout)((i + f + 1) % 3));
+                check_case(shapes[i], FORMAT_ROWS[f], INTEGERS, (layout)((i + f + 1) % LAYOUTS));
         }
     // The library takes only rows of whole 16 bytes: half of these shapes have them.
     for (int i = 0; i < (quick() ? 12 : 100); i++) {
