@@ -640,6 +640,7 @@ struct parser {
         assign();
         for (instruction& i : k.code) i.x = k.operands.data() + (intptr_t)i.x;
         k.parsed = true;
+        profile_attach(k);
     }
 
     // -- Places ------------------------------------------------------------------------------

@@ -182,6 +182,7 @@ static cudaError_t enqueue_launch(kernel& k, dim3 grid, dim3 size, void** argume
         coverage_enter();
         launch_run(l);
         coverage_leave();
+        profile_launched(l);
     });
     return cudaSuccess;
 }
@@ -286,7 +287,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
     snprintf(p->name, sizeof p->name, "PTX machine");
     p->totalGlobalMem = memory_total();
     p->major = 9;
-    p->multiProcessorCount = 4;
+    p->multiProcessorCount = (int)environment_number("PTX_PROCESSORS", 4);
     return cudaSuccess;
 }
 extern "C" const char* cudaGetErrorString(cudaError_t e) {
