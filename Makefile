@@ -196,7 +196,7 @@ test-ptx: $(PTX_TESTS)
 
 test-ptx-all:
 	@for arch in 80 120 90; do $(MAKE) PTX_ARCH=$$arch test-ptx || exit 1; done
-	@PTX_FULL=1 tests/run $(PTX_TESTS)
+	@PTX_FULL="block16 cublaslt" tests/run $(PTX_TESTS)
 
 test-quick: $(PROGRAM) $(TESTS) $(if $(SANITIZE),$(PTX_TESTS)) $(DEV)
 	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS) $(if $(SANITIZE),$(PTX_TESTS))
