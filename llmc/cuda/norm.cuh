@@ -132,7 +132,6 @@ static __global__ void __launch_bounds__(NORM_THREADS, 8)
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, each = own_floats<N>(cols);
     float *dgain = memory + 2 * warp * each, *dbias = dgain + each;
     for (int i = lane; i < 2 * each; i += WARP) dgain[i] = 0;
-    __syncwarp();
     int64_t first = (int64_t)blockIdx.x * strip, end = first + strip < rows ? first + strip : rows;
     for (int64_t r = first + warp; r < end; r += NORM_WARPS)
         norm_backward_row<T, N>(dresidual + r * dresidual_stride, dgain, dbias,
