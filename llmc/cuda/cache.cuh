@@ -174,7 +174,7 @@ static __device__ inline void attend_pages(partial_result<D>* result, const cach
             int key = r * KEYS + group;
             load_columns<C, D>(part[r], values + key * x.head_dim, x, visible[r]);
         }
-        top = warp_max(top);
+        for (int m = LANES; m < WARP; m *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
         float shrink = num_expf(max - top);
         max = top;
         sum *= shrink;

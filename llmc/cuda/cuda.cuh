@@ -242,10 +242,6 @@ static __device__ inline float warp_sum(float x) {
     for (int m = WARP / 2; m; m /= 2) x += __shfl_xor_sync(~0u, x, m);
     return x;
 }
-static __device__ inline float warp_max(float x) {
-    for (int m = WARP / 2; m; m /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, m));
-    return x;
-}
 
 // ------------------------------------------------------------------------------------------------
 // The context
