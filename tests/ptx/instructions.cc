@@ -202,7 +202,8 @@ static inline T remainder_of(T a, T b) {
 // Loads, stores, moves of parts
 
 // Generic addresses: global ones as they are, shared ones in a window of their own.
-constexpr u64 SHARED_WINDOW = 1ull << 60;
+// Its low half is not 0: a generic address that is taken for a shared one lies outside.
+constexpr u64 SHARED_WINDOW = 1ull << 60 | 0x5a000000;
 static inline u64 shared_to_generic(u64 a) { return a + SHARED_WINDOW; }
 static inline u64 generic_to_shared(u64 a) { return a - SHARED_WINDOW; }
 

@@ -75,6 +75,9 @@ static const fault FAULTS[] = {
      "add.s32 %r3, %r1, -4096;\nst.shared.u32 [%r3+4096], %r0;\n"},
     {"a generic address taken for a shared one", "of shared memory", 1, 1,
      "st.shared.u32 [%rd1], %r0;\n"},
+    {"the low half of a generic address taken for a shared one", "of shared memory", 1, 1,
+     "cvt.u64.u32 %rd4, %r1;\ncvta.shared.u64 %rd4, %rd4;\ncvt.u32.u64 %r3, %rd4;\n"
+     "st.shared.u32 [%r3], %r0;\n"},
     {"a generic address of shared memory", NULL, 1, 1,
      "cvt.u64.u32 %rd4, %r1;\ncvta.shared.u64 %rd4, %rd4;\nst.u32 [%rd4], %r0;\n"
      "ld.shared.u32 %r3, [%r1];\n"},
