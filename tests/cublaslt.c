@@ -228,12 +228,8 @@ static void element_write(char* to, int type, double x) {
     if (type == LT_BF16) memcpy(to, &brief, 2);
 }
 
-// Rounded to tf32: 10 mantissa bits, ties to even.
-static double tf32_of(double x) {
-    uint32_t u = bits_of((float)x);
-    if ((u & 0x7f800000u) == 0x7f800000u) return x;
-    return float_of((u + 0xfff + (u >> 13 & 1)) & ~0x1fffu);
-}
+// x of an operand in tf32, 10 mantissa bits: cut, as a tensor core does with what nobody rounded.
+static double tf32_of(double x) { return x == x ? float_of(bits_of((float)x) & ~0x1fffu) : x; }
 
 // ------------------------------------------------------------------------------------------------
 // A product, all that it needs by value: the caller may change its descriptors before the stream
@@ -496,9 +492,11 @@ int lt_multiply(void* handle, void* o, const void* alpha, const void* a, void* a
     if (algorithm->data[ALGORITHM_FOR] != fingerprint(how, l)) return LT_INVALID_VALUE;
     if (workspace_bytes != algorithm->data[ALGORITHM_WORKSPACE]) return LT_INVALID_VALUE;
     if (workspace_bytes && !workspace) return LT_INVALID_VALUE;
+    if (how->epilogue == LT_EPILOGUE_BIAS && !how->bias) return LT_INVALID_VALUE;
+    // Kernels may read it in accesses as wide as those that write D.
     if (how->epilogue == LT_EPILOGUE_BIAS &&
-        (!how->bias || (uintptr_t)how->bias % bytes_of(l[D]->type)))
-        return LT_INVALID_VALUE;
+        (uintptr_t)how->bias % algorithm->data[ALGORITHM_ALIGNMENT + D])
+        mistake("a bias is less aligned than D");
     work* w = calloc(1, sizeof *w);
     if (!w) mistake("no memory");
     for (int i = 0; i < MATRICES; i++) {

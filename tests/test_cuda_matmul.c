@@ -219,6 +219,8 @@ static void check_shapes(void) {
             if (f > 1 || library())
                 check_case(shapes[i], FORMAT_ROWS[f], INTEGERS, (layout)((i + f + 1) % LAYOUTS));
         }
+    // The chain of a weight's gradient has no blocks.
+    check_case((shape){270, 5, 3}, FORMAT_ROWS[0], RANDOM, ODD);
     // The library takes only rows of whole 16 bytes: half of these shapes have them.
     for (int i = 0; i < (quick() ? 12 : 100); i++) {
         int step = i % 4 < 2 ? 8 : 1, most = 80 / step;
@@ -326,6 +328,117 @@ static void check_accumulation(void) {
     }
 }
 
+// What is not finite stays what it is when it is rounded to tf32. A GPU's NaN has all bits of the
+// mantissa set: a carry would make it -0.
+static void check_not_finite(void) {
+    static const uint32_t bits[] = {0x7fffffff, 0xffffffff, 0x7f800000, 0xff800000};
+    int mark = array_count, gpu_mark = gpu_array_count;
+    tensor rows = matrix_new(4, 4, &FORMAT_FP32), units = matrix_new(4, 4, &FORMAT_FP32);
+    set_zero(rows);
+    set_zero(units);
+    for (int i = 0; i < 4; i++) {
+        row_at(rows, i)[0] = float_from_bits(bits[i]);
+        row_at(units, i)[0] = 1;
+    }
+    for (int side = 0; side < 2; side++) {
+        tensor in = gpu_matrix(side ? units : rows), weight = gpu_matrix(side ? rows : units);
+        tensor out = gpu_matrix(rows);
+        prepared* w = gpu->weight_prepare(gpu, NULL, weight.data, 4, 4, &FORMAT_TF32, &FORMAT_TF32);
+        gpu->matmul_forward(gpu, out, in, w, NULL);
+        gpu->weight_release(gpu, w);
+        tensor got = gpu_read(out);
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++) {
+                float x = row_at(got, i)[j], from = float_from_bits(bits[side ? j : i]);
+                CHECK(isnan(from) ? isnan(x) : x == from, "%g times 1 in tf32 is %g", (double)from,
+                      (double)x);
+            }
+    }
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "not finite");
+}
+
+// A weight is rounded to tf32 before it is multiplied, whatever the product does with its operands.
+static void check_tf32_weights(void) {
+    const int n = 64;
+    int mark = array_count, gpu_mark = gpu_array_count;
+    tensor in = matrix_new(1, 4, &FORMAT_FP32), weight = weight_random(n, 4);
+    tensor expected = matrix_new(1, n, &FORMAT_FP32);
+    set_zero(in);
+    row_at(in, 0)[0] = 1;
+    for (int j = 0; j < n; j++)
+        row_at(expected, 0)[j] = format_round(row_at(weight, j)[0], &FORMAT_TF32);
+    tensor out = gpu_matrix(expected), w_there = gpu_matrix(weight);
+    prepared* w = gpu->weight_prepare(gpu, NULL, w_there.data, n, 4, &FORMAT_TF32, &FORMAT_TF32);
+    gpu->matmul_forward(gpu, out, gpu_matrix(in), w, NULL);
+    gpu->weight_release(gpu, w);
+    check_same(gpu_read(out), expected, "out", "tf32 weights", gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "tf32 weights");
+}
+
+// Products that differ from others in one thing alone: what the library was told of one must not
+// serve for another. In the square ones the three layouts are all that differs; the last but one
+// was there before, with its bias elsewhere; of the last one the library would take all but the
+// results.
+static void check_plans(void) {
+    static const formats bf16 = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16};
+    static const formats fp16 = {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16};
+    static const formats sums = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP32};
+    static const struct {
+        shape s;
+        formats f;
+        int in, out, dout, din;  // strides
+    } of[] = {
+        {{16, 24, 32}, bf16, 48, 48, 48, 48}, {{16, 24, 32}, fp16, 48, 48, 48, 48},
+        {{16, 24, 32}, sums, 48, 48, 48, 48}, {{16, 24, 32}, bf16, 40, 48, 48, 48},
+        {{16, 24, 32}, bf16, 48, 40, 48, 48}, {{16, 24, 32}, bf16, 48, 48, 40, 48},
+        {{16, 24, 32}, bf16, 48, 48, 48, 40}, {{8, 24, 32}, bf16, 48, 48, 48, 48},
+        {{16, 16, 32}, bf16, 48, 48, 48, 48}, {{16, 24, 24}, bf16, 48, 48, 48, 48},
+        {{16, 16, 16}, bf16, 16, 16, 16, 16}, {{16, 16, 16}, sums, 16, 16, 16, 16},
+        {{16, 24, 32}, sums, 48, 48, 48, 48}, {{16, 24, 32}, bf16, 48, 27, 48, 33},
+    };
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+        int mark = array_count, gpu_mark = gpu_array_count;
+        product_case c = case_new(of[i].s, of[i].f, INTEGERS);
+        c.what = text("%s, product %d of plans", c.what, (int)i);
+        results expected = cpu_results(&c), host = results_new(&c);
+        results r = {gpu_matrix_gap(host.out, of[i].out - c.s.n),
+                     gpu_matrix_gap(host.plain, of[i].out - c.s.n),
+                     gpu_matrix_gap(host.din, of[i].din - c.s.k), gpu_matrix(host.dw),
+                     gpu_matrix(host.dbias)};
+        products(gpu, &c, &r, gpu_matrix_gap(c.in, of[i].in - c.s.k),
+                 gpu_matrix_gap(c.dout, of[i].dout - c.s.n), gpu_matrix(c.w).data,
+                 gpu_matrix(c.bias).data);
+        r = (results){gpu_read(r.out), gpu_read(r.plain), gpu_read(r.din), gpu_read(r.dw),
+                      gpu_read(r.dbias)};
+        check_results_same(&r, &expected, c.what);
+        gpu_arrays_free(gpu_mark);
+        arrays_free(mark, c.what);
+    }
+}
+
+// More products than are kept plans for, then the first ones again. A row's stride is part of a
+// plan, also where there is one row.
+static void check_plans_dropped(void) {
+    const int plans = 8192 + 100;
+    int mark = array_count, gpu_mark = gpu_array_count;
+    if (!library()) return;
+    product_case c = case_new((shape){1, 8, 8}, FORMAT_ROWS[2], INTEGERS);
+    results expected = cpu_results(&c);
+    tensor out = gpu_matrix(expected.plain), in = gpu_matrix(c.in), weight = gpu_matrix(c.w);
+    prepared* w = gpu->weight_prepare(gpu, NULL, weight.data, 8, 8, c.f.operand, c.f.operand);
+    for (int i = 0; i < plans + 100; i++) {
+        in.stride = 8 + 8 * (i % plans);
+        gpu->matmul_forward(gpu, out, in, w, NULL);
+        if (i % 1000 == 0) gpu->sync(gpu);
+    }
+    gpu->weight_release(gpu, w);
+    check_same(gpu_read(out), expected.plain, "out", "after thousands of products", gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, c.what);
+}
+
 // Preparing again takes the new weight, in another format too; release gives back all memory.
 static void check_prepare_again(void) {
     int mark = array_count, gpu_mark = gpu_array_count;
@@ -400,6 +513,10 @@ int main(void) {
     check_schedules();
     check_rows_alone();
     check_accumulation();
+    check_tf32_weights();
+    check_plans();
+    check_plans_dropped();
+    check_not_finite();
     check_prepare_again();
     check_refusals();
     cuda_test_close();

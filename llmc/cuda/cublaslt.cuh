@@ -31,7 +31,7 @@ struct plan_key {
     int64_t a_stride, b_stride, c_stride;
     const format *operand, *c_format;
     int m, n, k;
-    int a_transposed, b_transposed, accumulate, bias;
+    int a_transposed, b_transposed, bias;
 };
 
 struct plan {
@@ -148,7 +148,7 @@ static plan_key plan_key_of(const product& p) {
     key.operand = p.operand, key.c_format = p.c_format;
     key.m = p.m, key.n = p.n, key.k = p.k;
     key.a_transposed = p.a_transposed, key.b_transposed = p.b_transposed;
-    key.accumulate = p.accumulate, key.bias = p.bias != NULL;
+    key.bias = p.bias != NULL;
     return key;
 }
 
