@@ -328,6 +328,28 @@ static void check_accumulation(void) {
     }
 }
 
+// More strips of rows than a grid has blocks in its second dimension. All rows are one, at a stride
+// of 0: the sums are counts, exact below 2^24. The library takes no such rows.
+static void check_many_rows(void) {
+    const int rows = 65535 * 64 + 1;
+    int mark = array_count, gpu_mark = gpu_array_count;
+    tensor one = matrix_new(1, 8, &FORMAT_BF16), counts = weight_random(8, 8);
+    set_rows(one, 0, 1, 1);
+    set_zero(counts);
+    tensor same = gpu_matrix(one), dw = gpu_matrix(counts);
+    tensor dbias = gpu_matrix(rows_of(counts, 0, 1)), weight = gpu_matrix(counts);
+    prepared* w = gpu->weight_prepare(gpu, NULL, weight.data, 8, 8, &FORMAT_BF16, &FORMAT_BF16);
+    same.rows = rows;
+    same.stride = 0;
+    gpu->matmul_backward_weight(gpu, dw.data, dbias.data, same, same, w);
+    gpu->weight_release(gpu, w);
+    set_rows(counts, 0, 8, (float)rows);
+    check_same(gpu_read(dw), counts, "dw", "4,194,241 rows", gpu);
+    check_same(gpu_read(dbias), rows_of(counts, 0, 1), "dbias", "4,194,241 rows", gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "many rows");
+}
+
 // What is not finite stays what it is when it is rounded to tf32. A GPU's NaN has all bits of the
 // mantissa set: a carry would make it -0.
 static void check_not_finite(void) {
@@ -513,6 +535,7 @@ int main(void) {
     check_schedules();
     check_rows_alone();
     check_accumulation();
+    if (!library() && !quick()) check_many_rows();
     check_tf32_weights();
     check_plans();
     check_plans_dropped();

@@ -37,10 +37,10 @@ static void cuda_add_columns(backend* b, float* sum, const float* partial, int p
 // from what `sum` holds. sum is (strips, cols).
 template <class T>
 static __global__ void strip_columns_kernel(float* sum, tensor x, int strip, bool carry) {
-    int j = blockIdx.x * COLUMN_THREADS + threadIdx.x;
+    int j = blockIdx.y * COLUMN_THREADS + threadIdx.x;
     if (j >= x.cols) return;
-    int64_t at = (int64_t)blockIdx.y * x.cols + j;
-    int first = blockIdx.y * strip, end = first + strip < x.rows ? first + strip : x.rows;
+    int64_t at = (int64_t)blockIdx.x * x.cols + j;
+    int first = blockIdx.x * strip, end = first + strip < x.rows ? first + strip : x.rows;
     float s = carry ? sum[at] : 0;
     const T* from = row_of<T>(x, first) + j;
 #pragma unroll 8
@@ -50,7 +50,8 @@ static __global__ void strip_columns_kernel(float* sum, tensor x, int strip, boo
 
 template <class T>
 static void strip_columns(backend* b, float* sum, const tensor& x, int strip, bool carry) {
-    dim3 grid(blocks_for(x.cols, COLUMN_THREADS), blocks_for(x.rows, strip));
+    // Strips along x: along y there may be 65,535 blocks.
+    dim3 grid(blocks_for(x.rows, strip), blocks_for(x.cols, COLUMN_THREADS));
     LAUNCH(strip_columns_kernel<T>, grid, dim3(COLUMN_THREADS), 0, stream_of(b), sum, x, strip,
            carry);
 }
