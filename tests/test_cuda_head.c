@@ -78,7 +78,8 @@ static head_case case_new(shape s, const format* operand, const format* logits) 
     if (s.kept) c.keep = memset(ints_new(s.n * words), 0, (size_t)s.n * words * sizeof(int));
     for (int i = 0; s.kept && i < s.n; i++)
         for (int j = 0; j < s.vocabulary; j++)
-            if (j == c.target[i] || random_below(100) < s.kept)
+            // Not every target is kept.
+            if ((j == c.target[i] && i % 4 != 3) || random_below(100) < s.kept)
                 c.keep[i * words + j / 32] |= 1u << (j % 32);
     c.dx = matrix_random(c.rows, s.channels, &FORMAT_FP32);
     c.dw = weight_random(s.vocabulary, s.channels);
@@ -113,7 +114,7 @@ static void row_noise(const head_exact* e, int i, int v, int y, const double* p,
     e->noise.logp[i] = square(l[y]) + square(log_sum) + 1;
     e->noise.entropy[i] = square(log_sum) + square(log_sum - entropy) + 1;
     for (int j = 0; j < v; j++) {
-        if (p[j] == 0) continue;
+        if (p[j] == 0 && j != y) continue;
         e->noise.logp[i] += square(((j == y) - p[j]) * size[j]);
         e->noise.entropy[i] += square(p[j] * (l[j] - log_sum + entropy) * size[j]);
         common += square(p[j] * size[j]);
@@ -247,12 +248,26 @@ static head_result gpu_result(const head_case* c, const gpu_case* g) {
     tensor dx = n % 3 ? gpu_matrix_odd(c->dx) : gpu_matrix(c->dx);
     gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row, g->target, n, g->w, c->logits,
                       c->s.inverse_temperature, g->keep, NULL);
+    // Asked for: the target, where it is kept, and none.
+    tensor two = array_new(n, 2, 0, &FORMAT_FP32), asked_logp = gpu_matrix(two);
+    for (int i = 0; i < n; i++) {
+        int id[2] = {is_kept(keep_at(c, i), c->target[i]) ? c->target[i] : -1, -1};
+        memcpy(row_at(two, i), id, sizeof id);
+    }
+    candidates asked = {2, gpu_matrix(two).data, asked_logp.data};
     gpu->head_forward(gpu, again.data, NULL, g->x, g->row, g->target, n, g->w, c->logits,
-                      c->s.inverse_temperature, g->keep, NULL);
+                      c->s.inverse_temperature, g->keep, &asked);
     gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, n, g->w, c->logits,
                        c->s.inverse_temperature, g->keep);
     a = (head_result){gpu_read(logp), gpu_read(entropy), gpu_read(dx), gpu_read(dw)};
     check_same(gpu_read(again), a.logp, "logp without entropy", case_text(c), gpu);
+    asked_logp = gpu_read(asked_logp);
+    for (int i = 0; i < n; i++) {
+        int kept = is_kept(keep_at(c, i), c->target[i]);
+        row_at(two, i)[0] = kept ? row_at(a.logp, 0)[i] : -INFINITY;
+        row_at(two, i)[1] = -INFINITY;
+    }
+    check_same(asked_logp, two, "logp of candidates", case_text(c), gpu);
     gpu_arrays_free(gpu_mark);
     return a;
 }
@@ -338,17 +353,22 @@ static void check_gradient_format(const format* operand, const format* logits) {
     const char* what = case_text(&c);
     set_zero(c.dw);
     set_zero(c.x);
+    row_at(c.coef, 0)[0] = 0.7f;
     for (int r = 0; r < c.rows; r++) row_at(c.x, r)[0] = 1;
     gpu_case g = gpu_case_new(&c);
     head_result a = gpu_result(&c, &g);
-    int fit = 0, operands_fit = !(library() && operand == &FORMAT_TF32);
+    int fit = 0, vanished = 0, operands_fit = !(library() && operand == &FORMAT_TF32);
     float unit = format_scale(fabsf(row_at(a.dw, c.target[0])[0]), logits);
     for (int j = 0; j < v; j++) {
         float x = row_at(a.dw, j)[0];
+        vanished += x == 0;
         fit += same_bits(x, format_round(x / unit, logits) * unit) &&
                (!operands_fit || same_bits(x, format_round(x, operand)));
     }
     CHECK(fit == v, "%s: %d of %d gradients of logits fit", what, fit, v);
+    // Logits of up to 2 leave no token less than 2^-14; in units for the largest gradient, all
+    // formats reach to 2^-16 of it.
+    CHECK(vanished == 0, "%s: %d of %d gradients of logits vanished", what, vanished, v);
     gpu->weight_release(gpu, g.w);
     gpu_arrays_free(gpu_mark);
     arrays_free(mark, what);
@@ -532,14 +552,21 @@ static void check_sampler_on_gpu(const sampler_case* c, const slots* before, con
     gpu_arrays_free(gpu_mark);
 }
 
-static void check_sampler_with(const sampler_case* c, tensor x, tensor w, int orders) {
-    int mark = array_count;
-    slots before = slots_new(c), expected = slots_copy(&before, c->vocabulary);
+// From these slots; those of the CPU device afterwards.
+static slots check_sampler_from(const sampler_case* c, slots before, tensor x, tensor w,
+                                int orders) {
+    slots expected = slots_copy(&before, c->vocabulary);
     prepared* p =
         cpu->weight_prepare(cpu, NULL, w.data, c->vocabulary, c->channels, c->operand, c->operand);
     cpu->sample(cpu, &expected.s, x, expected.row_slot, c->rows, p, c->logits, &c->how);
     cpu->weight_release(cpu, p);
     check_sampler_on_gpu(c, &before, &expected, x, w, orders);
+    return expected;
+}
+
+static void check_sampler_with(const sampler_case* c, tensor x, tensor w, int orders) {
+    int mark = array_count;
+    check_sampler_from(c, slots_new(c), x, w, orders);
     arrays_free(mark, sampler_text(c));
 }
 
@@ -696,14 +723,79 @@ static void check_zeros(void) {
     arrays_free(mark, "zeros");
 }
 
+// A point that is exactly a running sum belongs to the next token. The first token weighs 2^40, all
+// others 1, so that every point beyond 2^40 is one: these seeds were searched for such. Within a
+// packet; at its end, where the next lane begins; at the end of a warp's section of 512 tokens.
+static void check_boundaries(void) {
+    static const struct {
+        uint64_t seed;
+        int token;
+    } of[] = {{64894680, 13453}, {158931080, 1492}, {3170702448, 2560}};
+    int mark = array_count, v = 16384;
+    tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
+    set_rows(x, 0, 1, 1);
+    set_rows(w, 0, v, -27.6f);
+    set_rows(w, 0, 1, 0);
+    for (int i = 0; i < 3; i++) {
+        sampler_case c = {
+            1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 1, of[i].seed, STREAM_SAMPLE, 0}};
+        slots before = slots_new(&c);
+        before.s.position[1] = 7;  // of sequence 0
+        slots after = check_sampler_from(&c, before, x, w, 1);
+        CHECK(after.s.token[1] == of[i].token, "seed %llu draws %d", (unsigned long long)of[i].seed,
+              after.s.token[1]);
+    }
+    arrays_free(mark, "boundaries");
+}
+
+// Logits that are not numbers draw some token.
+static void check_no_numbers(void) {
+    int mark = array_count, gpu_mark = gpu_array_count, v = 40;
+    sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, HOWS[0]};
+    tensor x = matrix_new(1, 1, &FORMAT_FP32), ones = weight_random(v, 1);
+    set_rows(x, 0, 1, NAN);
+    set_rows(ones, 0, v, 1);
+    slots before = slots_new(&c);
+    prepared* w = gpu->weight_prepare(gpu, NULL, gpu_matrix(ones).data, v, 1, c.operand, c.operand);
+    slots after = gpu_sample(&before, gpu_matrix(x), w, &c, 0);
+    int token = after.s.token[1];
+    CHECK(token >= 0 && token < v, "token %d of %d", token, v);
+    gpu->weight_release(gpu, w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "not numbers");
+}
+
+// A token whose logit is -infinity is as one that is not kept.
+static void check_minus_infinity(void) {
+    int mark = array_count, gpu_mark = gpu_array_count, v = 40;
+    head_case c = case_new((shape){1, v, 1, 1, 50}, &FORMAT_FP32, &FORMAT_FP32), all = c;
+    set_rows(c.x, 0, c.rows, 1);
+    all.w = matrix_copy(c.w);
+    all.keep = NULL;
+    for (int j = 0; j < v; j++)
+        if (!is_kept(c.keep, j)) row_at(all.w, j)[0] = -INFINITY;
+    schedule_set(0);
+    gpu_case some_kept = gpu_case_new(&c), all_kept = gpu_case_new(&all);
+    head_result a = gpu_result(&all, &all_kept), b = gpu_result(&c, &some_kept);
+    check_same(a.logp, b.logp, "logp", "logits of -infinity", gpu);
+    check_same(a.entropy, b.entropy, "entropy", "logits of -infinity", gpu);
+    gpu->weight_release(gpu, some_kept.w);
+    gpu->weight_release(gpu, all_kept.w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "logits of -infinity");
+}
+
 int main(void) {
     cuda_test_open();
     check_shapes();
+    check_minus_infinity();
     check_formats();
     check_sampler();
     check_candidates();
     check_rare_tokens();
     check_zeros();
+    check_boundaries();
+    check_no_numbers();
     cuda_test_close();
     return test_report();
 }

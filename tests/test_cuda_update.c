@@ -95,6 +95,27 @@ static void check_sum_squares(void) {
     }
 }
 
+// Scratch memory that grows gives back what it was; a device of its own, where none has grown yet.
+static void check_scratch(void) {
+    const char* why;
+    int mark = array_count;
+    tensor x = numbers_new(3 * 4096);
+    backend* other = cuda_open(1, &why);
+    if (!other) fatal("no second device: %s", why);
+    size_t bytes = x.cols * sizeof(float);
+    float* there = other->alloc(other, bytes, "a test");
+    other->upload(other, there, x.data, bytes);
+    for (size_t chunks = 1; chunks <= 3; chunks++) {
+        double sum = other->sum_squares(other, there, chunks * 4096);
+        CHECK(sum == cpu->sum_squares(cpu, x.data, chunks * 4096), "sum of squares: %g", sum);
+        CHECK(other->allocated == bytes + chunks * sizeof(double), "%zu bytes are held",
+              other->allocated);
+    }
+    other->release(other, there, bytes);
+    cuda_close(other);
+    arrays_free(mark, "scratch memory");
+}
+
 // Elements that are not finite show, wherever they are; large finite ones do not overflow.
 static void check_not_finite(void) {
     static const int places[] = {0, 17, 4095, 4096, 9999};
@@ -181,6 +202,7 @@ int main(void) {
     check_cast();
     check_add();
     check_sum_squares();
+    check_scratch();
     check_not_finite();
     check_adamw();
     cuda_test_close();
