@@ -61,7 +61,7 @@ PTX_LINK := $(CXX) $(OPENMP) $(if $(SANITIZE),-fsanitize=address$(comma)undefine
 PTX_OBJ := $(patsubst tests/ptx/%.cc,$(BUILD)/ptx/%.o,$(wildcard tests/ptx/*.cc))
 
 CPU_OPS := $(filter-out llmc/cpu/cpu.c,$(wildcard llmc/cpu/*.c))
-CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard llmc/*.c llmc/tasks/*.c)) \
+CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard llmc/*.c llmc/tasks/*.c llmc/run/*.c)) \
             llmc/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
 LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))

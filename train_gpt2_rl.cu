@@ -1,13 +1,11 @@
-// train_gpt2_rl: reinforcement learning of a GPT-2-style model. This file is the options and then the
-// step: sample -> verify -> advantage -> update -> measure. Everything it calls is one file away, in
-// llmc/, in a file named after it. It holds no arithmetic of its own.
+// train_gpt2_rl: reinforcement learning of a GPT-2-style model. This file is the run and its
+// step: sample -> verify -> measure -> advantage -> update. Everything it calls is one file away, in
+// llmc/, in a file named after it; the flags are in llmc/run/.
 //
 // The common subset of C11 and C++20: the C compiler builds it (-x c) where there is no nvcc.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <float.h>
-#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -21,258 +19,15 @@
 #include "llmc/gpt2.h"
 #include "llmc/log.h"
 #include "llmc/objective.h"
-#include "llmc/options.h"
 #include "llmc/rollout.h"
+#include "llmc/run/settings.h"
 #include "llmc/sanity.h"
 #include "llmc/stale.h"
 #include "llmc/task.h"
 #include "llmc/tokenizer.h"
 #include "llmc/trainer.h"
 
-// ---------------------------------------------------------------------------------------------
-// Options. NAN = the objective's own default.
-
-static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
-enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
-static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
-static const char* const DTYPES[] = {"fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2",
-                                     FORMAT_BY_BITS, NULL};
-static const char* const DTYPES_OR_SAME[] = {"same", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3",
-                                             "fp8_e5m2", FORMAT_BY_BITS, NULL};
-static const char* const WEIGHT_SCALES[] = {"channel", "tensor", NULL};
-static const char* const ACTIVATION_SCALES[] = {"row", "tensor", NULL};
-static const char* const ANCHORS[] = {"rollout", "recompute", NULL};
-enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
-
-typedef struct settings {
-    int depth, heads, channels, context;
-    const char *init, *task;
-    int device, isa, threads, steps, resume, checkpoint_every, checkpoint_keep;
-    uint64_t seed;
-    const char* out;
-    int warmup_steps, warmup_batch;
-    double warmup_lr;
-    const char* warmup_cache;
-    int eval_every, eval_prompts, eval_samples, eval_k;
-    int sanity_samples, sanity_prompts;
-    double sanity_low, sanity_high;
-    int prompts, group, top_k, max_new_tokens, slots, sync_every, lag;
-    double temperature, top_p;
-    int objective, reg, kl_estimator, anchor, advantage, aggregate;
-    double delta, epsilon, clip_low, clip_high, ratio_cap, reg_coef, kl_coef;
-    int top_candidates;
-    int updates, epochs, micro_batch, recompute, lr_warmup, schedule;
-    double lr, beta1, beta2, adam_eps, weight_decay, grad_clip;
-    const char *train_dtype, *grad_dtype, *rollout_dtype, *logits_dtype, *rollout_logits_dtype;
-    const char* kv_dtype;
-    int weight_scale, activation_scale, rollout_split_k, master_weights, batch_invariant;
-} settings;
-
-// clang-format off
-static settings S = {
-    .depth = 3, .heads = 4, .channels = 64, .context = 64, .init = "", .task = "chain",
-    .device = 0, .isa = 0, .threads = 0, .steps = 100, .resume = 0, .checkpoint_every = 20,
-    .checkpoint_keep = 2, .seed = 1, .out = "",
-    .warmup_steps = 1600, .warmup_batch = 128, .warmup_lr = 4e-3, .warmup_cache = "",
-    .eval_every = 20, .eval_prompts = 512, .eval_samples = 8, .eval_k = 8,
-    .sanity_samples = 0, .sanity_prompts = 256, .sanity_low = 0.2, .sanity_high = 0.8,
-    .prompts = 16, .group = 16, .top_k = 0, .max_new_tokens = 24, .slots = 256,
-    .sync_every = 1, .lag = 0,
-    .temperature = 1, .top_p = 1,
-    .objective = OBJECTIVE_DRPO, .reg = REG_NONE, .kl_estimator = KL_K2, .anchor = ANCHOR_ROLLOUT,
-    .advantage = ADVANTAGE_MEAN, .aggregate = AGGREGATE_TOKEN_MEAN, .delta = NAN, .epsilon = NAN,
-    .clip_low = NAN, .clip_high = NAN, .ratio_cap = NAN, .reg_coef = 0, .kl_coef = 0,
-    .top_candidates = 0,
-    .updates = 2, .epochs = 1, .micro_batch = 32, .recompute = 0, .lr_warmup = 5, .schedule = SCHEDULE_LINEAR,
-    .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .adam_eps = 1e-8, .weight_decay = 0, .grad_clip = 1,
-    .train_dtype = "fp32", .grad_dtype = "same", .rollout_dtype = "fp32", .logits_dtype = "fp32",
-    .rollout_logits_dtype = "same", .kv_dtype = "same", .weight_scale = 0, .activation_scale = 0,
-    .rollout_split_k = 1, .master_weights = 1, .batch_invariant = 0,
-};
-
-#define GROUP(text) {NULL, OPTION_GROUP, NULL, text, 0, 0, NULL, 0, 0, 0, NULL}
-#define INT(name, field, low, help) \
-    {name, OPTION_INT, &S.field, help, low, INT_MAX, NULL, 0, 0, 0, NULL}
-#define REAL(name, field, low, high, above, help) \
-    {name, OPTION_DOUBLE, &S.field, help, low, high, NULL, above, 0, 0, NULL}
-#define CHOICE(name, field, names, help) \
-    {name, OPTION_CHOICE, &S.field, help, 0, 0, names, 0, 0, 0, NULL}
-#define DTYPE(name, field, help) \
-    {name, OPTION_FORMAT, &S.field, help, 0, 0, DTYPES, 0, 0, 0, NULL}
-#define DTYPE_OR_SAME(name, field, help) \
-    {name, OPTION_FORMAT, &S.field, help, 0, 0, DTYPES_OR_SAME, 0, 0, 0, NULL}
-#define TEXT(name, field, help) {name, OPTION_TEXT, &S.field, help, 0, 0, NULL, 0, 0, 0, NULL}
-
-static option OPTIONS[] = {
-    GROUP("Model"),
-    INT("depth", depth, 1, "layers"),
-    INT("heads", heads, 1, "attention heads a layer"),
-    INT("channels", channels, 1, "width of the residual stream"),
-    INT("context", context, 2, "longest sequence, in tokens"),
-    TEXT("init", init, "start from this model file (llm.c's format) instead of a warm-up"),
-    GROUP("Task"),
-    TEXT("task", task, "NAME or NAME:option=value,...; the tasks are listed below"),
-    GROUP("Run"),
-    CHOICE("device", device, DEVICES, "where to compute"),
-    CHOICE("isa", isa, ISAS, "the CPU's instruction set; all give the same bits"),
-    {"threads", OPTION_INT, &S.threads, "CPU threads; 0 = one a core", 0, 1024, NULL, 0, 0, 0, NULL},
-    {"seed", OPTION_U64, &S.seed, "of every random number", 0, 0x1p64, NULL, 0, 0, 0, NULL},
-    INT("steps", steps, 0, "RL steps"),
-    TEXT("out", out, "directory for config, log, samples and checkpoints; none = nothing is kept"),
-    {"resume", OPTION_SWITCH, &S.resume, "continue the run in --out", 0, 1, NULL, 0, 0, 1, NULL},
-    INT("checkpoint-every", checkpoint_every, 0, "RL steps between checkpoints; 0 = only the last"),
-    INT("checkpoint-keep", checkpoint_keep, 0, "checkpoints that are kept; 0 = all"),
-    GROUP("Warm-up (supervised, fp32, AdamW with weight decay 0.01, cosine)"),
-    INT("warmup-steps", warmup_steps, 0, "0 = none"),
-    INT("warmup-batch", warmup_batch, 1, "sequences a step"),
-    REAL("warmup-lr", warmup_lr, 0, DBL_MAX, 1, "peak learning rate, reached after 50 steps"),
-    TEXT("warmup-cache", warmup_cache, "directory that keeps warmed-up models for other runs"),
-    GROUP("Evaluation (held-out prompts)"),
-    INT("eval-every", eval_every, 0, "RL steps between evaluations; 0 = first and last only"),
-    INT("eval-prompts", eval_prompts, 1, "prompts"),
-    INT("eval-samples", eval_samples, 1, "samples a prompt"),
-    INT("eval-k", eval_k, 1, "k of pass@k"),
-    GROUP("Sanity protocol (a sound method then comes to about 100 %)"),
-    {"sanity-samples", OPTION_INT, &S.sanity_samples,
-     "train and evaluate on what the model before RL solves at times, by so many samples; 0 = off", 0,
-     SANITY_SAMPLES_MAX, NULL, 0, 0, 0, NULL},
-    {"sanity-prompts", OPTION_INT, &S.sanity_prompts, "training prompts that it is asked", 1,
-     SANITY_PROMPTS_MAX, NULL, 0, 0, 0, NULL},
-    REAL("sanity-low", sanity_low, 0, 1, 0, "a prompt is kept if this share is right, at least"),
-    REAL("sanity-high", sanity_high, 0, 1, 0, "and at most this"),
-    GROUP("Rollout"),
-    INT("prompts", prompts, 1, "prompts a step"),
-    INT("group", group, 1, "samples a prompt"),
-    REAL("temperature", temperature, 1e-3, 1e3, 0, "of sampler and trainer"),
-    INT("top-k", top_k, 0, "sample from the k most probable tokens; 0 = off"),
-    REAL("top-p", top_p, 0, 1, 1, "sample from the fewest tokens of this share; 1 = off"),
-    INT("max-new-tokens", max_new_tokens, 1, "longest response"),
-    INT("slots", slots, 1, "sequences sampled at the same time"),
-    INT("sync-every", sync_every, 1, "RL steps after which the sampler takes over new weights"),
-    INT("lag", lag, 0, "RL steps by which the sampler's weights are behind (asynchronous RL)"),
-    GROUP("Objective"),
-    CHOICE("objective", objective, OBJECTIVE_NAMES, "how advantage and ratio become a gradient"),
-    REAL("delta", delta, 0, INFINITY, 1, "trust region |pi - mu| of dppo-*, drpo*; 0.15, dppo-kl 0.05"),
-    REAL("epsilon", epsilon, 0, INFINITY, 1, "trust region |r - 1| of spo; 0.2"),
-    REAL("clip-low", clip_low, 0, 1, 0, "grpo, cispo, gspo: ratios below 1 - this are clipped; 0.2, gspo 3e-4"),
-    REAL("clip-high", clip_high, 0, INFINITY, 0, "grpo, cispo, gspo: ratios above 1 + this; 0.28, gspo 4e-4"),
-    REAL("ratio-cap", ratio_cap, 0, INFINITY, 1, "C of pg-is, dppo-*, grpo's dual clip; inf; of seq-tis, seq-mis; 2"),
-    INT("top-candidates", top_candidates, 0, "K of dppo-topk-*: most probable tokens compared; 0 = 20"),
-    CHOICE("reg", reg, REG_NAMES, "regularizer of pg-is"),
-    REAL("reg-coef", reg_coef, 0, DBL_MAX, 0, "its coefficient"),
-    REAL("kl-coef", kl_coef, 0, DBL_MAX, 0, "KL term to the model before RL; 0 = none"),
-    CHOICE("kl-estimator", kl_estimator, KL_NAMES, "of that term; k1 goes into the reward"),
-    CHOICE("anchor", anchor, ANCHORS, "mu as the sampler recorded it, or recomputed by the trainer"),
-    CHOICE("advantage", advantage, ADVANTAGE_NAMES, "reward minus the group's mean; how scaled"),
-    CHOICE("aggregate", aggregate, AGGREGATE_NAMES, "how tokens add up to the loss"),
-    GROUP("Update"),
-    INT("updates", updates, 1, "mini-batches a pass over the rollout"),
-    INT("epochs", epochs, 1, "passes over the rollout"),
-    INT("micro-batch", micro_batch, 1, "sequences that run at once; leaves no trace in the result"),
-    REAL("lr", lr, 0, DBL_MAX, 0, "learning rate"),
-    {"recompute", OPTION_INT, &S.recompute,
-     "activations computed again in backward, to save memory: 1 norms and GELU, 2 blocks; no trace",
-     0, 2, NULL, 0, 0, 0, NULL},
-    INT("lr-warmup", lr_warmup, 0, "RL steps over which it rises"),
-    CHOICE("schedule", schedule, SCHEDULE_NAMES, "what it does then"),
-    REAL("beta1", beta1, 0, 0.9999, 0, "AdamW"),
-    REAL("beta2", beta2, 0, 0.999999, 0, "AdamW"),
-    REAL("adam-eps", adam_eps, 0, 1, 1, "AdamW"),
-    REAL("weight-decay", weight_decay, 0, DBL_MAX, 0, "AdamW, on matrices"),
-    REAL("grad-clip", grad_clip, 0, INFINITY, 1, "longest gradient; inf = off"),
-    GROUP("Precision"),
-    DTYPE("train-dtype", train_dtype, "the trainer's arithmetic"),
-    DTYPE_OR_SAME("grad-dtype", grad_dtype,
-                  "gradients of activations; same = as the trainer computes, bf16 in fp8; with fp8 "
-                  "here and there its backward products are fp8 too"),
-    DTYPE("rollout-dtype", rollout_dtype, "the sampler's arithmetic"),
-    INT("rollout-split-k", rollout_split_k, 1,
-        "parts in which the sampler's products sum, as other engines do; 1 = as the trainer does"),
-    DTYPE("logits-dtype", logits_dtype, "logits, on both sides"),
-    DTYPE_OR_SAME("rollout-logits-dtype", rollout_logits_dtype, "the sampler's logits"),
-    DTYPE_OR_SAME("kv-dtype", kv_dtype, "the sampler's KV cache; same = as it computes"),
-    CHOICE("weight-scale", weight_scale, WEIGHT_SCALES, "fp8: what of a weight shares a scale"),
-    CHOICE("activation-scale", activation_scale, ACTIVATION_SCALES,
-           "fp8: what of an activation shares a scale; tensor: a row's bits depend on its batch"),
-    {"master-weights", OPTION_INT, &S.master_weights,
-     "1: fp32 masters; 0: weights as the train dtype stores them (fp8: bf16), rounded "
-     "stochastically", 0, 1, NULL, 0, 0, 0, NULL},
-    {"batch-invariant", OPTION_SWITCH, &S.batch_invariant,
-     "no bit of a row depends on its batch: always so on the CPU, not yet on a GPU", 0, 1, NULL, 0, 0,
-     0, NULL},
-    GROUP(NULL),
-};
-// clang-format on
-
-static const format* dtype_or(const char* name, const format* same) {
-    return strcmp(name, "same") ? format_find(name) : same;
-}
-
-// The trainer's and the sampler's arithmetic.
-static precision train_precision(void) {
-    precision p = precision_of(format_find(S.train_dtype), format_find(S.logits_dtype));
-    if (strcmp(S.grad_dtype, "same")) p = precision_with_gradient(p, format_find(S.grad_dtype));
-    p.weight_per_tensor = S.weight_scale;
-    p.activation_per_tensor = S.activation_scale;
-    return p;
-}
-
-static precision rollout_precision(void) {
-    const format* logits = dtype_or(S.rollout_logits_dtype, format_find(S.logits_dtype));
-    precision p = precision_of(format_find(S.rollout_dtype), logits);
-    p.weight_per_tensor = S.weight_scale;
-    p.activation_per_tensor = S.activation_scale;
-    p.split_k = S.rollout_split_k;
-    return p;
-}
-
-static int weights_scaled(void) {
-    return train_precision().linear->scaled || rollout_precision().linear->scaled;
-}
-
-static int any_scaled(void) { return weights_scaled() || train_precision().gradient_linear->scaled; }
-
-// How an fp8 run depends on what runs at once, where it does; NULL where nothing does.
-static const char* batch_dependence(void) {
-    precision train = train_precision();
-    if (S.activation_scale)
-        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
-               "may differ, --slots and --micro-batch leave a trace";
-    if (train.gradient_linear->scaled)
-        return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
-    return NULL;
-}
-
-// An option of the objective: the user's value, or its own default; refused where it is not read.
-// Afterwards both hold what counts, so that the saved config does too.
-static void resolve(double* value, double* of_objective, const char* name) {
-    int read = objective_reads((objective_kind)S.objective, name);
-    if (!isnan(*value) && !read)
-        fatal("--%s means nothing to --objective %s; leave it out", name,
-              OBJECTIVE_NAMES[S.objective]);
-    if (!isnan(*value)) *of_objective = *value;
-    if (read) *value = *of_objective;
-}
-
-static objective make_objective(void) {
-    objective o = objective_defaults((objective_kind)S.objective);
-    resolve(&S.delta, &o.delta, "delta");
-    resolve(&S.epsilon, &o.epsilon, "epsilon");
-    resolve(&S.clip_low, &o.clip_low, "clip-low");
-    resolve(&S.clip_high, &o.clip_high, "clip-high");
-    resolve(&S.ratio_cap, &o.ratio_cap, "ratio-cap");
-    int topk = objective_reads(o.kind, "top-candidates");
-    if (S.top_candidates && !topk)
-        fatal("--top-candidates means nothing to --objective %s; leave it out",
-              OBJECTIVE_NAMES[S.objective]);
-    if (topk && !S.top_candidates) S.top_candidates = 20;
-    o.reg = (regularizer_kind)S.reg;
-    o.reg_coef = S.reg_coef;
-    o.kl = (kl_kind)S.kl_estimator;
-    o.kl_coef = S.kl_coef;
-    objective_check(&o);
-    return o;
-}
+static const settings* S;
 
 // ---------------------------------------------------------------------------------------------
 // The run: everything that lives from start to end.
@@ -308,13 +63,14 @@ static void on_interrupt(int signal_number) {
     signal(signal_number, SIG_DFL);  // a second one ends the program at once
 }
 
+static int is_gpu(const run* r) { return !strncmp(r->device->name, "cuda", 4); }
 static int maximum(int a, int b) { return a > b ? a : b; }
 static int minimum(int a, int b) { return a < b ? a : b; }
 
-static float inverse_temperature(void) { return (float)(1 / S.temperature); }
+static float inverse_temperature(void) { return settings_inverse_temperature(S); }
 
 static void save_checkpoint(run* r) {
-    if (!*S.out) return;
+    if (!*S->out) return;
     trainer* t = r->warmup ? r->warmup : r->trainer;
     optimizer* o = t->optimizer;
     float* moments = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
@@ -327,8 +83,8 @@ static void save_checkpoint(run* r) {
     int copies = r->state.step > 0 ? r->stale->copies : 0;  // before RL nothing is older
     float* older = (float*)xalloc(copies * r->parameters, sizeof(float), "a checkpoint");
     if (copies) stale_save(r->stale, older);
-    checkpoint_save(S.out, &r->state, &r->model, r->host, moments, moments + r->parameters, older,
-                    copies, S.checkpoint_keep);
+    checkpoint_save(S->out, &r->state, &r->model, r->host, moments, moments + r->parameters, older,
+                    copies, S->checkpoint_keep);
     free(older);
     free(moments);
 }
@@ -336,8 +92,8 @@ static void save_checkpoint(run* r) {
 static void stop_if_interrupted(run* r) {
     if (!interrupted) return;
     save_checkpoint(r);
-    if (*S.out)
-        log_print(r->log, "interrupted: saved; continue with --resume --out %s", S.out);
+    if (*S->out)
+        log_print(r->log, "interrupted: saved; continue with --resume --out %s", S->out);
     else
         log_print(r->log, "interrupted: nothing was saved, since there is no --out");
     log_close(r->log);
@@ -351,16 +107,16 @@ enum { WARMUP_LR_STEPS = 50, WARMUP_LOG_EVERY = 50 };
 
 static optimizer_config warmup_optimizer(void) {
     optimizer_config c = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.01,
-                          .clip = 1, .format = &FORMAT_FP32, .loss_scaling = 0, .seed = S.seed};
+                          .clip = 1, .format = &FORMAT_FP32, .loss_scaling = 0, .seed = S->seed};
     return c;
 }
 
 static void warmup_examples(batch* d, const task* t, int step) {
     char prompt[TASK_TEXT_MAX], response[TASK_TEXT_MAX];
-    d->prompts = d->sequences = S.warmup_batch;
+    d->prompts = d->sequences = S->warmup_batch;
     d->group = 1;
     for (int s = 0; s < d->sequences; s++) {
-        task_warmup_example(t, S.seed, (uint32_t)step, (uint32_t)s, prompt, response);
+        task_warmup_example(t, S->seed, (uint32_t)step, (uint32_t)s, prompt, response);
         d->prompt_length[s] = tokenizer_encode(prompt, d->prompt + s * d->max_prompt, d->max_prompt);
         d->length[s] = tokenizer_encode(response, d->token + s * d->max_new, d->max_new);
     }
@@ -370,18 +126,18 @@ static void warmup_examples(batch* d, const task* t, int step) {
 static char* warmup_key(const run* r) {
     optimizer_config o = warmup_optimizer();
     // On a GPU the bits depend on what it is; on the CPU they do not.
-    const char* device = S.device == DEVICE_CUDA ? r->device->name : "";
+    const char* device = is_gpu(r) ? r->device->name : "";
     return xprintf("arithmetic %d%s, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
                    "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
                    ARITHMETIC_VERSION, device, r->model.layers, r->model.heads, r->model.channels,
-                   r->model.context, r->model.vocab, S.task, (unsigned long long)S.seed,
-                   S.warmup_steps, WARMUP_LR_STEPS, S.warmup_batch, S.warmup_lr, o.beta1, o.beta2,
+                   r->model.context, r->model.vocab, S->task, (unsigned long long)S->seed,
+                   S->warmup_steps, WARMUP_LR_STEPS, S->warmup_batch, S->warmup_lr, o.beta1, o.beta2,
                    o.eps, o.weight_decay, o.clip);
 }
 
 static char* warmup_cache_path(const run* r) {
     char* key = warmup_key(r);
-    char* path = xprintf("%s/warmup-%016llx.bin", S.warmup_cache,
+    char* path = xprintf("%s/warmup-%016llx.bin", S->warmup_cache,
                          (unsigned long long)hash_text(key));
     free(key);
     return path;
@@ -390,21 +146,21 @@ static char* warmup_cache_path(const run* r) {
 static void warmup_train(run* r) {
     trainer* t = r->warmup;
     objective sft = objective_defaults(OBJECTIVE_SFT);
-    batch* d = batch_create(S.warmup_batch, r->task.max_prompt, S.max_new_tokens, 0);
+    batch* d = batch_create(S->warmup_batch, r->task.max_prompt, S->max_new_tokens, 0);
     double start = clock_seconds(), last = start;
     int64_t tokens = 0, first = r->state.warmup_step;
-    while (r->state.warmup_step < S.warmup_steps) {
+    while (r->state.warmup_step < S->warmup_steps) {
         stop_if_interrupted(r);  // not after the last step: then the state is RL's, not the warm-up's
         int step = r->state.warmup_step++;
-        double lr = schedule_lr(SCHEDULE_COSINE, S.warmup_lr, step, WARMUP_LR_STEPS, S.warmup_steps);
+        double lr = schedule_lr(SCHEDULE_COSINE, S->warmup_lr, step, WARMUP_LR_STEPS, S->warmup_steps);
         warmup_examples(d, &r->task, step);
         trainer_update_result u = trainer_update(t, d, 0, d->sequences, &sft,
                                                  AGGREGATE_TOKEN_MEAN, 1, lr);
         double now = clock_seconds();
         tokens += u.tokens;
-        log_progress(r->log, "warm-up", (double)(step + 1) / S.warmup_steps, tokens / (now - start),
-                     (now - start) / (double)(step + 1 - first) * (S.warmup_steps - step - 1));
-        if ((step + 1) % WARMUP_LOG_EVERY == 0 || step + 1 == S.warmup_steps) {
+        log_progress(r->log, "warm-up", (double)(step + 1) / S->warmup_steps, tokens / (now - start),
+                     (now - start) / (double)(step + 1 - first) * (S->warmup_steps - step - 1));
+        if ((step + 1) % WARMUP_LOG_EVERY == 0 || step + 1 == S->warmup_steps) {
             log_begin(r->log, "warmup", step + 1);
             log_number(r->log, "loss", u.loss);
             log_number(r->log, "lr", lr);
@@ -414,7 +170,7 @@ static void warmup_train(run* r) {
         }
         if ((step + 1) % (8 * WARMUP_LOG_EVERY) == 0 || now - last > 30) {
             log_print(r->log, "warm-up  %5d/%d  loss %.4f  %.0f tokens/s", step + 1,
-                      S.warmup_steps, u.loss, tokens / (now - start));
+                      S->warmup_steps, u.loss, tokens / (now - start));
             last = now;
         }
     }
@@ -424,8 +180,8 @@ static void warmup_train(run* r) {
 }
 
 static void warm_up(run* r) {
-    if (S.warmup_steps == 0) return;
-    char* cached = *S.warmup_cache ? warmup_cache_path(r) : NULL;
+    if (S->warmup_steps == 0) return;
+    char* cached = *S->warmup_cache ? warmup_cache_path(r) : NULL;
     if (cached && file_size(cached) >= 0) {
         float* parameters;
         gpt2_config c = checkpoint_read_model(cached, &parameters);
@@ -433,13 +189,13 @@ static void warm_up(run* r) {
             fatal("%s holds another model than its name says; delete it", cached);
         memcpy(r->base, parameters, r->parameters * sizeof(float));
         free(parameters);
-        r->state.warmup_step = S.warmup_steps;
+        r->state.warmup_step = S->warmup_steps;
         log_print(r->log, "warm-up  taken from %s", cached);
     } else {
         warmup_train(r);
         trainer_save(r->warmup, r->base);
         if (cached) {
-            dir_create(S.warmup_cache);
+            dir_create(S->warmup_cache);
             checkpoint_write_model(cached, &r->model, r->base, &FORMAT_FP32);
         }
     }
@@ -455,9 +211,9 @@ static void print_plan(const run* r) {
     const objective* o = &r->objective;
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
-    if (S.device == DEVICE_CUDA && (S.threads || S.isa))
+    if (is_gpu(r) && (S->threads || S->isa))
         log_print(r->log, "            --threads and --isa are the CPU's: the GPU does not read them");
-    log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S.task,
+    log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S->task,
               r->task.max_prompt, r->task.max_response);
     log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
               r->model.layers, r->model.heads, r->model.channels, r->model.context, r->model.vocab);
@@ -468,28 +224,29 @@ static void print_plan(const run* r) {
               table[2].count + table[3].count + table[8].count + table[9].count +
                   table[14].count + table[15].count);
     log_print(r->log, "objective   %s, delta %g, advantage %s, aggregate %s, anchor %s",
-              OBJECTIVE_NAMES[S.objective], o->delta, ADVANTAGE_NAMES[S.advantage],
-              AGGREGATE_NAMES[S.aggregate], ANCHORS[S.anchor]);
+              OBJECTIVE_NAMES[S->objective], o->delta, ADVANTAGE_NAMES[S->advantage],
+              AGGREGATE_NAMES[S->aggregate], ANCHOR_NAMES[S->anchor]);
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
-              S.prompts, S.group, S.updates, S.epochs, S.lr);
-    if (S.sync_every > 1)
+              S->prompts, S->group, S->updates, S->epochs, S->lr);
+    if (S->sync_every > 1)
         log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
-                  S.sync_every);
-    if (S.lag > 0)
-        log_print(r->log, "staleness   the sampler's weights lag by %d", S.lag);
+                  S->sync_every);
+    if (S->lag > 0)
+        log_print(r->log, "staleness   the sampler's weights lag by %d", S->lag);
     log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
-              S.train_dtype, S.grad_dtype, S.rollout_dtype, S.kv_dtype,
-              S.master_weights ? "fp32 master weights" : "stochastic rounding");
-    if (strcmp(S.logits_dtype, "fp32") || strcmp(S.rollout_logits_dtype, "same"))
-        log_print(r->log, "            logits %s, the sampler's %s", S.logits_dtype,
-                  S.rollout_logits_dtype);
-    if (any_scaled())
+              S->train_dtype, S->grad_dtype, S->rollout_dtype, S->kv_dtype,
+              S->master_weights ? "fp32 master weights" : "stochastic rounding");
+    if (strcmp(S->logits_dtype, "fp32") || strcmp(S->rollout_logits_dtype, "same"))
+        log_print(r->log, "            logits %s, the sampler's %s", S->logits_dtype,
+                  S->rollout_logits_dtype);
+    if (settings_any_scaled(S))
         log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
-                  WEIGHT_SCALES[S.weight_scale], ACTIVATION_SCALES[S.activation_scale]);
-    if (S.rollout_split_k > 1)
+                  WEIGHT_SCALE_NAMES[S->weight_scale], ACTIVATION_SCALE_NAMES[S->activation_scale]);
+    if (S->rollout_split_k > 1)
         log_print(r->log, "            the sampler's products sum in %d parts: log pi and log mu may "
-                  "differ", S.rollout_split_k);
-    if (batch_dependence()) log_print(r->log, "            %s", batch_dependence());
+                  "differ", S->rollout_split_k);
+    const char* dependence = settings_batch_dependence(S);
+    if (dependence) log_print(r->log, "            %s", dependence);
 }
 
 static void print_memory_line(const run* r, const char* what, size_t bytes) {
@@ -520,12 +277,12 @@ static void log_mismatch(run* r, const mismatch* m) {
 
 static void show_samples(run* r, const char* when) {
     batch* d = r->eval_data;
-    sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_EVALUATE,
+    sampling how = {inverse_temperature(), 0, S->top_k, (float)S->top_p, S->seed, STREAM_EVALUATE,
                     UINT32_MAX};
     rollout_sync(r->sampler, r->trainer->parameters);
     d->prompts = 3;
     d->group = 1;
-    batch_held_out_prompts(d, &r->task, S.seed, 0);
+    batch_held_out_prompts(d, &r->task, S->seed, 0);
     rollout_run(r->sampler, d, &how);
     batch_verify(d, &r->task);
     log_print(r->log, "three completions %s:", when);
@@ -541,9 +298,9 @@ static void show_samples(run* r, const char* when) {
 
 static void evaluate(run* r) {
     const prompt_list* list = r->sanity.count ? &r->sanity : NULL;
-    int prompts = list ? minimum(list->count, S.eval_prompts) : S.eval_prompts;
-    evaluate_config c = {prompts, S.eval_samples, S.eval_k, S.seed, (uint32_t)r->state.step,
-                         inverse_temperature(), S.top_k, (float)S.top_p, list};
+    int prompts = list ? minimum(list->count, S->eval_prompts) : S->eval_prompts;
+    evaluate_config c = {prompts, S->eval_samples, S->eval_k, S->seed, (uint32_t)r->state.step,
+                         inverse_temperature(), S->top_k, (float)S->top_p, list};
     double start = clock_seconds();
     rollout_sync(r->sampler, r->trainer->parameters);
     evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
@@ -569,23 +326,23 @@ static void evaluate(run* r) {
 static double seconds_left(const run* r) {
     int done = r->state.step - r->first_step;
     if (done == 0) return NAN;
-    return (clock_seconds() - r->rl_start) / done * (S.steps - r->state.step);
+    return (clock_seconds() - r->rl_start) / done * (S->steps - r->state.step);
 }
 
 // Sample: group completions of each prompt, with the sampler's own copy of the weights, which may be
 // an older one.
 static rollout_stats sample(run* r, double* seconds) {
     batch* d = r->data;
-    sampling how = {inverse_temperature(), 0, S.top_k, (float)S.top_p, S.seed, STREAM_SAMPLE,
+    sampling how = {inverse_temperature(), 0, S->top_k, (float)S->top_p, S->seed, STREAM_SAMPLE,
                     (uint32_t)r->state.step};
     double start = clock_seconds();
-    d->prompts = S.prompts;
-    d->group = S.group;
+    d->prompts = S->prompts;
+    d->group = S->group;
     rollout_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
     if (r->sanity.count)
-        batch_listed_prompts(d, &r->sanity, (int64_t)r->state.step * S.prompts);
+        batch_listed_prompts(d, &r->sanity, (int64_t)r->state.step * S->prompts);
     else
-        batch_training_prompts(d, &r->task, S.seed, r->state.step);
+        batch_training_prompts(d, &r->task, S->seed, r->state.step);
     rollout_begin(r->sampler, d, &how);
     for (int left; (left = rollout_step(r->sampler)) > 0;)
         log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
@@ -627,11 +384,11 @@ static mismatch measure(run* r) {
     else
         log_mismatch(r, &m);
     log_end(r->log);
-    const float* anchor = S.anchor == ANCHOR_RECOMPUTE ? d->log_pi : d->log_mu;
+    const float* anchor = S->anchor == ANCHOR_RECOMPUTE ? d->log_pi : d->log_mu;
     memcpy(d->anchor, anchor, (size_t)d->sequences * d->max_new * sizeof(float));
     if (d->candidates)
         memcpy(d->candidate_anchor,
-               S.anchor == ANCHOR_RECOMPUTE ? d->candidate_pi : d->candidate_mu,
+               S->anchor == ANCHOR_RECOMPUTE ? d->candidate_pi : d->candidate_mu,
                (size_t)d->sequences * d->max_new * d->candidates * sizeof(float));
     if (r->reference)
         trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences, inverse_temperature(),
@@ -648,8 +405,8 @@ static void advantages(run* r) {
             d->reward[s] += (float)objective_kl_reward(&r->objective, d->log_mu + at,
                                                        d->log_ref + at, d->length[s]);
         }
-    objective_advantages((advantage_kind)S.advantage, d->reward, d->prompts, d->group, d->advantage);
-    for (int s = 0; s < d->sequences && *S.out; s++) {
+    objective_advantages((advantage_kind)S->advantage, d->reward, d->prompts, d->group, d->advantage);
+    for (int s = 0; s < d->sequences && *S->out; s++) {
         char *prompt = batch_prompt_text(d, s), *response = batch_response_text(d, s);
         log_sample(r->log, r->state.step, s, prompt, response, d->reward[s], d->advantage[s]);
         free(prompt);
@@ -661,13 +418,13 @@ static void advantages(run* r) {
 static trainer_update_result update(run* r, double lr, double* seconds) {
     batch* d = r->data;
     trainer_update_result u = {0};
-    int mini = d->sequences / S.updates;
+    int mini = d->sequences / S->updates;
     int64_t tokens = 0;
     double start = clock_seconds();
-    for (int i = 0; i < S.updates * S.epochs; i++) {
-        int first = i % S.updates * mini;
+    for (int i = 0; i < S->updates * S->epochs; i++) {
+        int first = i % S->updates * mini;
         double begin = clock_seconds();
-        u = trainer_update(r->trainer, d, first, mini, &r->objective, (aggregate_kind)S.aggregate,
+        u = trainer_update(r->trainer, d, first, mini, &r->objective, (aggregate_kind)S->aggregate,
                            inverse_temperature(), lr);
         tokens += u.tokens;
         r->state.updates++;
@@ -687,7 +444,7 @@ static trainer_update_result update(run* r, double lr, double* seconds) {
         if (u.skipped)
             log_print(r->log, "step %d, update %d: the gradient was not finite; skipped",
                       r->state.step, i);
-        log_progress(r->log, "update", (double)(i + 1) / (S.updates * S.epochs),
+        log_progress(r->log, "update", (double)(i + 1) / (S->updates * S->epochs),
                      (double)tokens / (clock_seconds() - start), seconds_left(r));
     }
     *seconds = clock_seconds() - start;
@@ -698,7 +455,7 @@ static trainer_update_result update(run* r, double lr, double* seconds) {
 
 static void step(run* r) {
     double sampling_seconds, update_seconds;
-    double lr = schedule_lr((schedule_kind)S.schedule, S.lr, r->state.step, S.lr_warmup, S.steps);
+    double lr = schedule_lr((schedule_kind)S->schedule, S->lr, r->state.step, S->lr_warmup, S->steps);
     rollout_stats stats = sample(r, &sampling_seconds);
     batch_verify(r->data, &r->task);
     batch_summary reward = batch_summarize(r->data);
@@ -712,156 +469,44 @@ static void step(run* r) {
     log_print(r->log, "%5d %7.3f %7.2f %8.4f %9.4f %10.2e %10.0f %10.0f %7.1fs", r->state.step,
               reward.reward, reward.response_length, reward.entropy, u.grad_norm,
               numerics.prob_diff_mean, (double)stats.tokens / sampling_seconds,
-              (double)u.tokens * S.updates * S.epochs / update_seconds, log_elapsed(r->log));
+              (double)u.tokens * S->updates * S->epochs / update_seconds, log_elapsed(r->log));
     r->state.step++;
 }
 
 // ---------------------------------------------------------------------------------------------
 // Setting up
 
-static void check_settings(const task* t) {
-    long long sequences = (long long)S.prompts * S.group;
-    if (S.group < 2)
-        fatal("--group %d: an advantage compares the samples of a prompt; use at least 2", S.group);
-    if (sequences > 1 << 24) fatal("--prompts times --group is %lld; at most 16777216", sequences);
-    if (sequences % S.updates)
-        fatal("--updates %d does not divide the %lld sequences of a step; choose a divisor",
-              S.updates, sequences);
-    if (S.eval_k > S.eval_samples)
-        fatal("--eval-k %d needs as many samples; raise --eval-samples %d", S.eval_k,
-              S.eval_samples);
-    if (!S.sanity_samples && (S.sanity_prompts != 256 || S.sanity_low != 0.2 || S.sanity_high != 0.8))
-        fatal("--sanity-prompts, --sanity-low and --sanity-high mean nothing without "
-              "--sanity-samples; give it, for example 40");
-    if (S.sanity_low > S.sanity_high)
-        fatal("--sanity-low %g is above --sanity-high %g; no prompt can be kept", S.sanity_low,
-              S.sanity_high);
-    if (S.max_new_tokens > S.context - t->max_prompt)
-        fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
-              t->max_prompt, S.max_new_tokens, S.context);
-    if (S.weight_scale && !weights_scaled())
-        fatal("--weight-scale tensor means nothing without an fp8 --train-dtype or --rollout-dtype; "
-              "leave it out");
-    if (S.activation_scale && !any_scaled())
-        fatal("--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
-              "--rollout-dtype; leave it out");
-    if (!S.master_weights && train_precision().store == &FORMAT_FP32)
-        fatal("--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave "
-              "it out", S.train_dtype);
-    if (S.reg != REG_NONE && S.reg_coef == 0)
-        fatal("--reg %s means nothing without --reg-coef; give it, for example 0.1",
-              REG_NAMES[S.reg]);
-    if (S.kl_estimator != KL_K2 && S.kl_coef == 0)
-        fatal("--kl-estimator %s means nothing without --kl-coef; give it, for example 0.05",
-              KL_NAMES[S.kl_estimator]);
-    if (S.batch_invariant && S.activation_scale)
-        fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
-    if (S.warmup_steps && !*S.init && t->max_response > S.max_new_tokens)
-        fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
-              t->max_response, S.max_new_tokens);
-}
-
-static void refuse_used_directory(void) {
-    char* path = xprintf("%s/config", S.out);
-    if (*S.out && !S.resume && file_size(path) >= 0)
-        fatal("--out %s already holds a run; add --resume to continue it, or name another directory",
-              S.out);
-    free(path);
-}
-
-// A resumed run takes its flags from the run's own config. What would change its bits must not differ.
-static void read_resumed_config(void) {
-    static const char* const FREE[] = {"threads", "isa", "recompute", "out", "checkpoint-every",
-                                       "checkpoint-keep", "warmup-cache", "slots", "micro-batch",
-                                       NULL};
-    static const char* const BATCH[] = {"slots", "micro-batch", NULL};
-    if (!*S.out) fatal("--resume needs the --out directory of the run to continue");
-    char* path = xprintf("%s/config", S.out);
-    if (file_size(path) < 0) fatal("%s does not exist: --out %s holds no run to resume", path, S.out);
-    options_read(OPTIONS, path);
-    for (option* o = OPTIONS; o->kind != OPTION_GROUP || o->help; o++) {
-        int is_free = 0;
-        for (const char* const* f = FREE; *f; f++) is_free |= o->name && !strcmp(*f, o->name);
-        for (const char* const* f = BATCH; *f && batch_dependence(); f++)
-            is_free &= !o->name || strcmp(*f, o->name);
-        if (!o->overruled || is_free) continue;
-        char* now = option_text(o);
-        fatal("--%s %s: the run in %s was started with %s; a resumed run must keep it", o->name, now,
-              S.out, o->overruled);
-    }
-    free(path);
-}
-
-// Gradients in fewer exponents than fp32's vanish; fp8's have scales against that.
-static int gradients_vanish(const format* f) {
-    return !f->scaled && f->exponent_bits < FORMAT_FP32.exponent_bits;
-}
-
-static optimizer_config rl_optimizer(precision p) {
-    optimizer_config c = {.beta1 = S.beta1, .beta2 = S.beta2, .eps = S.adam_eps,
-                          .weight_decay = S.weight_decay, .clip = S.grad_clip,
-                          .format = S.master_weights ? &FORMAT_FP32 : p.store,
-                          .loss_scaling =
-                              gradients_vanish(p.gradient) || gradients_vanish(p.logits),
-                          .seed = S.seed};
-    return c;
-}
-
 static void create(run* r) {
-    precision train = train_precision(), roll = rollout_precision();
-    int prompt = r->task.max_prompt, longest = prompt + S.max_new_tokens;
-    int sequences = S.prompts * S.group, eval = maximum(maximum(sequences, 512), S.eval_samples);
-    int filtered = S.top_k > 0 || (float)S.top_p < 1;
+    precision train = settings_train_precision(S), roll = settings_rollout_precision(S);
+    int prompt = r->task.max_prompt, longest = prompt + S->max_new_tokens;
+    int sequences = S->prompts * S->group, eval = maximum(maximum(sequences, 512), S->eval_samples);
+    int filtered = S->top_k > 0 || (float)S->top_p < 1;
     int keep_words = filtered ? (r->model.vocab + 31) / 32 : 0;
-    r->sampler = rollout_create(r->device, &r->model, roll, dtype_or(S.kv_dtype, roll.store), S.slots,
-                                prompt, S.max_new_tokens, eval, keep_words, tokenizer_end());
-    optimizer_config config = rl_optimizer(train);
+    r->sampler = rollout_create(r->device, &r->model, roll, settings_kv_format(S), S->slots,
+                                prompt, S->max_new_tokens, eval, keep_words, tokenizer_end());
+    optimizer_config config = settings_optimizer(S);
     r->trainer = trainer_create(r->device, &r->model, train, &config,
-                                minimum(S.micro_batch, sequences), longest,
-                                (gpt2_keep)S.recompute);
-    if (S.kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
-    r->stale = stale_create(r->device, r->parameters, S.sync_every, S.lag);
-    r->data = batch_create(sequences, prompt, S.max_new_tokens, keep_words);
-    r->eval_data = batch_create(eval, prompt, S.max_new_tokens, keep_words);
-    if (S.top_candidates) {
-        int count = minimum(S.top_candidates, r->model.vocab);
+                                minimum(S->micro_batch, sequences), longest,
+                                (gpt2_keep)S->recompute);
+    if (S->kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
+    r->stale = stale_create(r->device, r->parameters, S->sync_every, S->lag);
+    r->data = batch_create(sequences, prompt, S->max_new_tokens, keep_words);
+    r->eval_data = batch_create(eval, prompt, S->max_new_tokens, keep_words);
+    if (S->top_candidates) {
+        int count = minimum(S->top_candidates, r->model.vocab);
         rollout_record_candidates(r->sampler, count);
         batch_add_candidates(r->data, count);
     }
     r->host = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     r->base = (float*)xalloc(r->parameters, sizeof(float), "parameters");
-    gpt2_init(&r->model, r->base, S.seed);
-    if (*S.init) {
+    gpt2_init(&r->model, r->base, S->seed);
+    if (*S->init) {
         free(r->base);
-        checkpoint_read_model(S.init, &r->base);
+        checkpoint_read_model(S->init, &r->base);
     }
     trainer_load(r->trainer, r->base);
     trainer_rehearse(r->trainer);
     rollout_sync(r->sampler, r->trainer->parameters);
-}
-
-static gpt2_config model_config(void) {
-    gpt2_config c = {S.context, tokenizer_size(), S.depth, S.heads, S.channels};
-    static const char* const SHAPE[] = {"context", "depth", "heads", "channels", NULL};
-    if (*S.init) {
-        gpt2_config file = checkpoint_read_config(S.init);
-        int of_file[] = {file.context, file.layers, file.heads, file.channels};
-        int given[] = {S.context, S.depth, S.heads, S.channels};
-        for (int i = 0; SHAPE[i]; i++)
-            if (options_find(OPTIONS, SHAPE[i])->given && given[i] != of_file[i])
-                fatal("--%s %d: %s has %d; leave the flag out", SHAPE[i], given[i], S.init,
-                      of_file[i]);
-        if (file.vocab < tokenizer_size())
-            fatal("%s has a vocabulary of %d, less than the %d characters of the tasks; give "
-                  "another model", S.init, file.vocab, tokenizer_size());
-        c = file;
-        S.context = c.context;
-        S.depth = c.layers;
-        S.heads = c.heads;
-        S.channels = c.channels;
-    }
-    gpt2_check(&c);
-    return c;
 }
 
 static void load_reference(run* r) {
@@ -877,12 +522,12 @@ static void load_reference(run* r) {
 static void choose_prompts(run* r) {
     backend* b = r->device;
     batch* d = r->eval_data;
-    sanity_config c = {S.sanity_prompts, S.sanity_samples, S.sanity_low, S.sanity_high, S.seed,
-                       inverse_temperature(), S.top_k, (float)S.top_p};
+    sanity_config c = {S->sanity_prompts, S->sanity_samples, S->sanity_low, S->sanity_high, S->seed,
+                       inverse_temperature(), S->top_k, (float)S->top_p};
     size_t bytes = r->parameters * sizeof(float);
     float* parameters = (float*)b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
     rollout* sampler = rollout_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
-                                      &FORMAT_FP32, S.slots, d->max_prompt, d->max_new, d->capacity,
+                                      &FORMAT_FP32, S->slots, d->max_prompt, d->max_new, d->capacity,
                                       d->keep_words, tokenizer_end());
     b->upload(b, parameters, r->base, bytes);
     rollout_sync(sampler, parameters);
@@ -896,8 +541,8 @@ static void choose_prompts(run* r) {
     log_number(r->log, "solved", chosen.solved);
     log_end(r->log);
     log_print(r->log, "sanity      %d of %d prompts are solved %g to %g %% of the time: these are "
-              "trained and evaluated on", r->sanity.count, chosen.tried, 100 * S.sanity_low,
-              100 * S.sanity_high);
+              "trained and evaluated on", r->sanity.count, chosen.tried, 100 * S->sanity_low,
+              100 * S->sanity_high);
 }
 
 // A checkpoint's parameters (in r->host) and moments into a trainer.
@@ -910,29 +555,29 @@ static void restore(run* r, trainer* t, const float* m, const float* v) {
 
 // Opens the log and leaves the model that RL starts or continues from in the trainer.
 static void begin(run* r) {
-    char *config_path = xprintf("%s/config", S.out), *base_path = xprintf("%s/base.bin", S.out);
-    char* prompts_path = xprintf("%s/prompts", S.out);
+    char *config_path = xprintf("%s/config", S->out), *base_path = xprintf("%s/base.bin", S->out);
+    char* prompts_path = xprintf("%s/prompts", S->out);
     float* m = (float*)xalloc(2 * r->parameters, sizeof(float), "a checkpoint");
     float* v = m + r->parameters;
     int copies = r->stale->copies;
     float* older = (float*)xalloc(copies * r->parameters, sizeof(float), "a checkpoint");
-    int found = S.resume && checkpoint_load(S.out, &r->state, &r->model, r->host, m, v, older,
+    int found = S->resume && checkpoint_load(S->out, &r->state, &r->model, r->host, m, v, older,
                                             copies);
-    if (S.resume) log_cut(S.out, r->state.log_bytes, r->state.sample_bytes);
-    r->log = log_open(S.out, r->state.elapsed);
-    if (*S.out) options_write(OPTIONS, config_path);
+    if (S->resume) log_cut(S->out, r->state.log_bytes, r->state.sample_bytes);
+    r->log = log_open(S->out, r->state.elapsed);
+    if (*S->out) settings_write(config_path);
     print_plan(r);
     print_memory(r);
     if (found)
         log_print(r->log, "continuing after %s step %d", r->state.step ? "RL" : "warm-up",
                   r->state.step ? r->state.step : r->state.warmup_step);
-    if (!*S.init && r->state.warmup_step < S.warmup_steps) {
+    if (!*S->init && r->state.warmup_step < S->warmup_steps) {
         optimizer_config config = warmup_optimizer();
         precision fp32 = precision_of(&FORMAT_FP32, &FORMAT_FP32);
         r->warmup = trainer_create(r->device, &r->model, fp32, &config,
-                                   minimum(S.micro_batch, S.warmup_batch),
-                                   r->task.max_prompt + S.max_new_tokens,
-                                   (gpt2_keep)S.recompute);
+                                   minimum(S->micro_batch, S->warmup_batch),
+                                   r->task.max_prompt + S->max_new_tokens,
+                                   (gpt2_keep)S->recompute);
         if (found)
             restore(r, r->warmup, m, v);
         else
@@ -946,17 +591,17 @@ static void begin(run* r) {
     }
     if (found) {
         restore(r, r->trainer, m, v);
-        if (S.sanity_samples) r->sanity = sanity_read(&r->task, prompts_path);
+        if (S->sanity_samples) r->sanity = sanity_read(&r->task, prompts_path);
         if (r->reference) {
             free(r->base);
             checkpoint_read_model(base_path, &r->base);
         }
     } else {
         trainer_load(r->trainer, r->base);
-        if (r->reference && *S.out)
+        if (r->reference && *S->out)
             checkpoint_write_model(base_path, &r->model, r->base, &FORMAT_FP32);
-        if (S.sanity_samples) choose_prompts(r);
-        if (S.sanity_samples && *S.out) sanity_write(&r->sanity, prompts_path);
+        if (S->sanity_samples) choose_prompts(r);
+        if (S->sanity_samples && *S->out) sanity_write(&r->sanity, prompts_path);
         save_checkpoint(r);
     }
     if (r->reference) load_reference(r);
@@ -979,50 +624,9 @@ static void end(run* r) {
             log_print(r->log, "%-11s %7.1f s %10.0f tokens/s", PHASES[i], r->seconds[i],
                       (double)r->tokens[i] / r->seconds[i]);
     log_print(r->log, "the run took %.1f s%s%s", log_elapsed(r->log),
-              *S.out ? "; log, samples and checkpoints are in "
-                     : "; --out DIR keeps log, samples and checkpoints", S.out);
+              *S->out ? "; log, samples and checkpoints are in "
+                     : "; --out DIR keeps log, samples and checkpoints", S->out);
     log_close(r->log);
-}
-
-// What keeps a run off the GPU: a flag and its value; or NULL.
-static const char* needs_cpu(void) {
-    static const char* const PRECISIONS[] = {"train-dtype", "rollout-dtype", "kv-dtype", NULL};
-    const format* train = format_find(S.train_dtype);
-    if (S.batch_invariant) return "--batch-invariant does not hold on the GPU yet";
-    for (int i = 0; PRECISIONS[i]; i++) {
-        const char* value = *(const char**)options_find(OPTIONS, PRECISIONS[i])->value;
-        const format* f = dtype_or(value, &FORMAT_FP32);
-        if (f != &FORMAT_FP32 && f != &FORMAT_TF32 && f != &FORMAT_BF16 && f != &FORMAT_FP16)
-            return xprintf("--%s %s: the GPU has fp32, tf32, bf16 and fp16", PRECISIONS[i], value);
-    }
-    if (dtype_or(S.grad_dtype, train) != train)
-        return xprintf("--grad-dtype %s: the GPU has gradients in the train dtype", S.grad_dtype);
-    if (S.rollout_split_k > 1) return "--rollout-split-k: the GPU has no such products";
-    return NULL;
-}
-
-// Opens the device; afterwards the setting says which it is, and so does the saved config: another
-// one would give other bits.
-static void open_device(run* r) {
-    const char* reason = needs_cpu();
-    if (reason && S.device == DEVICE_CUDA) fatal("%s; use --device cpu", reason);
-    r->device = backend_open(DEVICES[reason ? (int)DEVICE_CPU : S.device], S.threads, ISAS[S.isa],
-                             &r->why_cpu);
-    if (reason && S.device == DEVICE_AUTO) r->why_cpu = reason;
-    S.device = strncmp(r->device->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;
-}
-
-static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of a GPT-2-style model";
-
-static int help_wanted(int argc, char** argv) {
-    int wanted = 0;
-    for (int i = 1; i < argc; i++) wanted |= !strcmp(argv[i], "--help");
-    if (wanted) {
-        options_help(OPTIONS, ABOUT);
-        printf("\nTasks, for --task NAME or NAME:option=value,...\n");
-        task_list(stdout);
-    }
-    return wanted;
 }
 
 // Threads that wait for each other at the end of a loop spin for milliseconds by libgomp's default:
@@ -1040,34 +644,29 @@ int main(int argc, char** argv) {
     static run r;
     gpt2_tensor table[GPT2_TENSORS];
     limit_spinning(argv);
-    if (help_wanted(argc, argv)) return 0;
-    options_parse(OPTIONS, argc, argv, ABOUT);
-    if (S.resume) read_resumed_config();
-    refuse_used_directory();
-    r.task = task_open(S.task);
-    check_settings(&r.task);
-    r.objective = make_objective();
-    r.model = model_config();
+    S = settings_read(argc, argv);
+    r.task = task_open(S->task);
+    settings_resolve(&r.task, &r.model, &r.objective);
     r.parameters = gpt2_tensors(&r.model, table);
-    open_device(&r);
+    r.device = settings_open_device(&r.why_cpu);
     create(&r);
     signal(SIGINT, on_interrupt);
     signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence
 
     begin(&r);
     stop_if_interrupted(&r);
-    if (r.state.step >= S.steps && S.resume) log_print(r.log, "the run is complete");
+    if (r.state.step >= S->steps && S->resume) log_print(r.log, "the run is complete");
     if (r.state.step == 0) {
         evaluate(&r);
         show_samples(&r, "before RL");
     }
     r.rl_start = clock_seconds();
     r.first_step = r.state.step;
-    while (r.state.step < S.steps) {
+    while (r.state.step < S->steps) {
         step(&r);
-        int last = r.state.step == S.steps;
-        if (last || due(S.eval_every, r.state.step)) evaluate(&r);
-        if (last || due(S.checkpoint_every, r.state.step)) save_checkpoint(&r);
+        int last = r.state.step == S->steps;
+        if (last || due(S->eval_every, r.state.step)) evaluate(&r);
+        if (last || due(S->checkpoint_every, r.state.step)) save_checkpoint(&r);
         stop_if_interrupted(&r);
     }
     end(&r);

@@ -1,0 +1,351 @@
+#define _GNU_SOURCE
+#include "settings.h"
+
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../checkpoint.h"
+#include "../options.h"
+#include "../sanity.h"
+#include "../tokenizer.h"
+
+enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
+static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
+static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
+#define DTYPE_LIST "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", FORMAT_BY_BITS, NULL
+static const char *const DTYPES[] = {DTYPE_LIST}, *const DTYPES_OR_SAME[] = {"same", DTYPE_LIST};
+const char* const WEIGHT_SCALE_NAMES[] = {"channel", "tensor", NULL};
+const char* const ACTIVATION_SCALE_NAMES[] = {"row", "tensor", NULL};
+const char* const ANCHOR_NAMES[] = {"rollout", "recompute", NULL};
+
+// ------------------------------------------------------------------------------------------------
+// The flags
+
+static settings given = {
+#define GROUP(help)
+#define INT(name, field, value, low, high, resume, help) .field = value,
+#define U64(name, field, value, resume, help) .field = value,
+#define REAL(name, field, value, low, high, above, resume, help) .field = value,
+#define CHOICE(name, field, value, names, resume, help) .field = value,
+#define FORMAT(name, field, value, names, resume, help) .field = value,
+#define TEXT(name, field, value, resume, help) .field = value,
+#define SWITCH(name, field, resume, help) .field = 0,
+#include "flags.def"
+};
+
+// clang-format off
+#define ROW(name, kind, field, help, low, high, names, above) \
+    {name, kind, &given.field, help, low, high, names, above, 0, 0, NULL},
+static option OPTIONS[] = {
+#define GROUP(help) {NULL, OPTION_GROUP, NULL, help, 0, 0, NULL, 0, 0, 0, NULL},
+#define INT(name, field, value, low, high, resume, help) \
+    ROW(name, OPTION_INT, field, help, low, high, NULL, 0)
+#define U64(name, field, value, resume, help) ROW(name, OPTION_U64, field, help, 0, 0x1p64, NULL, 0)
+#define REAL(name, field, value, low, high, above, resume, help) \
+    ROW(name, OPTION_DOUBLE, field, help, low, high, NULL, above)
+#define CHOICE(name, field, value, names, resume, help) \
+    ROW(name, OPTION_CHOICE, field, help, 0, 0, names, 0)
+#define FORMAT(name, field, value, names, resume, help) \
+    ROW(name, OPTION_FORMAT, field, help, 0, 0, names, 0)
+#define TEXT(name, field, value, resume, help) ROW(name, OPTION_TEXT, field, help, 0, 0, NULL, 0)
+#define SWITCH(name, field, resume, help) ROW(name, OPTION_SWITCH, field, help, 0, 1, NULL, 0)
+#include "flags.def"
+    {NULL, OPTION_GROUP, NULL, NULL, 0, 0, NULL, 0, 0, 0, NULL},
+};
+
+typedef enum { KEPT, FREE, BATCH } on_resume;
+static const on_resume ON_RESUME[] = {  // as OPTIONS
+#define GROUP(help) KEPT,
+#define INT(name, field, value, low, high, resume, help) resume,
+#define U64(name, field, value, resume, help) resume,
+#define REAL(name, field, value, low, high, above, resume, help) resume,
+#define CHOICE(name, field, value, names, resume, help) resume,
+#define FORMAT(name, field, value, names, resume, help) resume,
+#define TEXT(name, field, value, resume, help) resume,
+#define SWITCH(name, field, resume, help) resume,
+#include "flags.def"
+};
+// clang-format on
+
+// A resumed run takes its flags from the run's own config.
+static void read_resumed_config(void) {
+    if (!*given.out) fatal("--resume needs the --out directory of the run to continue");
+    char* path = xprintf("%s/config", given.out);
+    if (file_size(path) < 0)
+        fatal("%s does not exist: --out %s holds no run to resume", path, given.out);
+    options_read(OPTIONS, path);
+    for (size_t i = 0; i < sizeof ON_RESUME / sizeof *ON_RESUME; i++) {
+        const option* o = &OPTIONS[i];
+        int may_change =
+            ON_RESUME[i] == FREE || (ON_RESUME[i] == BATCH && !settings_batch_dependence(&given));
+        if (o->overruled && !may_change)
+            fatal("--%s %s: the run in %s was started with %s; a resumed run must keep it", o->name,
+                  option_text(o), given.out, o->overruled);
+    }
+    free(path);
+}
+
+static void refuse_used_directory(void) {
+    char* path = xprintf("%s/config", given.out);
+    if (*given.out && !given.resume && file_size(path) >= 0)
+        fatal(
+            "--out %s already holds a run; add --resume to continue it, or name another directory",
+            given.out);
+    free(path);
+}
+
+static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of a GPT-2-style model";
+
+static void help_if_wanted(int argc, char** argv) {
+    int wanted = 0;
+    for (int i = 1; i < argc; i++) wanted |= !strcmp(argv[i], "--help");
+    if (!wanted) return;
+    options_help(OPTIONS, ABOUT);
+    printf("\nTasks, for --task NAME or NAME:option=value,...\n");
+    task_list(stdout);
+    exit(0);
+}
+
+const settings* settings_read(int argc, char** argv) {
+    help_if_wanted(argc, argv);
+    options_parse(OPTIONS, argc, argv, ABOUT);
+    options_find(OPTIONS, "resume")->not_saved = 1;
+    if (given.resume) read_resumed_config();
+    refuse_used_directory();
+    return &given;
+}
+
+void settings_write(const char* path) { options_write(OPTIONS, path); }
+
+// ------------------------------------------------------------------------------------------------
+// Precision
+
+static const format* format_or(const char* name, const format* same) {
+    return strcmp(name, "same") ? format_find(name) : same;
+}
+
+precision settings_train_precision(const settings* s) {
+    precision p = precision_of(format_find(s->train_dtype), format_find(s->logits_dtype));
+    if (strcmp(s->grad_dtype, "same")) p = precision_with_gradient(p, format_find(s->grad_dtype));
+    p.weight_per_tensor = s->weight_scale;
+    p.activation_per_tensor = s->activation_scale;
+    return p;
+}
+
+precision settings_rollout_precision(const settings* s) {
+    const format* logits = format_or(s->rollout_logits_dtype, format_find(s->logits_dtype));
+    precision p = precision_of(format_find(s->rollout_dtype), logits);
+    p.weight_per_tensor = s->weight_scale;
+    p.activation_per_tensor = s->activation_scale;
+    p.split_k = s->rollout_split_k;
+    return p;
+}
+
+const format* settings_kv_format(const settings* s) {
+    return format_or(s->kv_dtype, settings_rollout_precision(s).store);
+}
+
+static int weights_scaled(const settings* s) {
+    return settings_train_precision(s).linear->scaled ||
+           settings_rollout_precision(s).linear->scaled;
+}
+
+int settings_any_scaled(const settings* s) {
+    return weights_scaled(s) || settings_train_precision(s).gradient_linear->scaled;
+}
+
+const char* settings_batch_dependence(const settings* s) {
+    if (s->activation_scale)
+        return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
+               "may differ, --slots and --micro-batch leave a trace";
+    if (settings_train_precision(s).gradient_linear->scaled)
+        return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
+    return NULL;
+}
+
+// Formats with a narrower exponent than fp32 underflow small gradients. fp8 is exempt: it carries
+// scales.
+static int gradients_vanish(const format* f) {
+    return !f->scaled && f->exponent_bits < FORMAT_FP32.exponent_bits;
+}
+
+optimizer_config settings_optimizer(const settings* s) {
+    precision p = settings_train_precision(s);
+    optimizer_config c = {
+        .beta1 = s->beta1,
+        .beta2 = s->beta2,
+        .eps = s->adam_eps,
+        .weight_decay = s->weight_decay,
+        .clip = s->grad_clip,
+        .format = s->master_weights ? &FORMAT_FP32 : p.store,
+        .loss_scaling = gradients_vanish(p.gradient) || gradients_vanish(p.logits),
+        .seed = s->seed};
+    return c;
+}
+
+float settings_inverse_temperature(const settings* s) { return (float)(1 / s->temperature); }
+
+// ------------------------------------------------------------------------------------------------
+// What task, model and objective decide
+
+// The shape in --init's file, which the flags may repeat but not change.
+static gpt2_config resolve_model(void) {
+    if (!*given.init)
+        return (gpt2_config){given.context, tokenizer_size(), given.depth, given.heads,
+                             given.channels};
+    gpt2_config file = checkpoint_read_config(given.init);
+    const struct {
+        const char* flag;
+        int* value;
+        int of_file;
+    } shape[] = {{"context", &given.context, file.context},
+                 {"depth", &given.depth, file.layers},
+                 {"heads", &given.heads, file.heads},
+                 {"channels", &given.channels, file.channels}};
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        if (options_find(OPTIONS, shape[i].flag)->given && *shape[i].value != shape[i].of_file)
+            fatal("--%s %d: %s has %d; leave the flag out", shape[i].flag, *shape[i].value,
+                  given.init, shape[i].of_file);
+        *shape[i].value = shape[i].of_file;
+    }
+    if (file.vocab < tokenizer_size())
+        fatal(
+            "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
+            "model",
+            given.init, file.vocab, tokenizer_size());
+    return file;
+}
+
+// Uses the user's value if given, else the objective's default; refuses a value that this objective
+// ignores. Both pointers then hold the value in effect.
+static void resolve_option(double* value, double* of_objective, const char* name) {
+    int read = objective_reads((objective_kind)given.objective, name);
+    if (!isnan(*value) && !read)
+        fatal("--%s means nothing to --objective %s; leave it out", name,
+              OBJECTIVE_NAMES[given.objective]);
+    if (!isnan(*value)) *of_objective = *value;
+    if (read) *value = *of_objective;
+}
+
+static objective resolve_objective(void) {
+    objective o = objective_defaults((objective_kind)given.objective);
+    resolve_option(&given.delta, &o.delta, "delta");
+    resolve_option(&given.epsilon, &o.epsilon, "epsilon");
+    resolve_option(&given.clip_low, &o.clip_low, "clip-low");
+    resolve_option(&given.clip_high, &o.clip_high, "clip-high");
+    resolve_option(&given.ratio_cap, &o.ratio_cap, "ratio-cap");
+    int topk = objective_reads(o.kind, "top-candidates");
+    if (given.top_candidates && !topk)
+        fatal("--top-candidates means nothing to --objective %s; leave it out",
+              OBJECTIVE_NAMES[given.objective]);
+    if (topk && !given.top_candidates) given.top_candidates = 20;
+    o.reg = (regularizer_kind)given.reg;
+    o.reg_coef = given.reg_coef;
+    o.kl = (kl_kind)given.kl_estimator;
+    o.kl_coef = given.kl_coef;
+    objective_check(&o);
+    return o;
+}
+
+static void check_sizes(const task* t) {
+    const settings* s = &given;
+    long long sequences = (long long)s->prompts * s->group;
+    if (s->group < 2)
+        fatal("--group %d: an advantage compares the samples of a prompt; use at least 2",
+              s->group);
+    if (sequences > 1 << 24) fatal("--prompts times --group is %lld; at most 16777216", sequences);
+    if (sequences % s->updates)
+        fatal("--updates %d does not divide the %lld sequences of a step; choose a divisor",
+              s->updates, sequences);
+    if (s->eval_k > s->eval_samples)
+        fatal("--eval-k %d needs as many samples; raise --eval-samples %d", s->eval_k,
+              s->eval_samples);
+    if (s->max_new_tokens > s->context - t->max_prompt) {
+        if (*s->init)
+            fatal(
+                "prompts of %d tokens and --max-new-tokens %d do not fit the context of %s, %d; "
+                "lower --max-new-tokens",
+                t->max_prompt, s->max_new_tokens, s->init, s->context);
+        fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
+              t->max_prompt, s->max_new_tokens, s->context);
+    }
+    if (s->warmup_steps && !*s->init && t->max_response > s->max_new_tokens)
+        fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
+              t->max_response, s->max_new_tokens);
+}
+
+// A flag that would be read by nothing.
+static void check_meaning(void) {
+    const settings* s = &given;
+    if (!s->sanity_samples &&
+        (s->sanity_prompts != 256 || s->sanity_low != 0.2 || s->sanity_high != 0.8))
+        fatal(
+            "--sanity-prompts, --sanity-low and --sanity-high mean nothing without "
+            "--sanity-samples; give it, for example 40");
+    if (s->sanity_low > s->sanity_high)
+        fatal("--sanity-low %g is above --sanity-high %g; no prompt can be kept", s->sanity_low,
+              s->sanity_high);
+    if (s->weight_scale && !weights_scaled(s))
+        fatal(
+            "--weight-scale tensor means nothing without an fp8 --train-dtype or --rollout-dtype; "
+            "leave it out");
+    if (s->activation_scale && !settings_any_scaled(s))
+        fatal(
+            "--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
+            "--rollout-dtype; leave it out");
+    if (!s->master_weights && settings_train_precision(s).store == &FORMAT_FP32)
+        fatal(
+            "--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave "
+            "it out",
+            s->train_dtype);
+    if (s->reg != REG_NONE && s->reg_coef == 0)
+        fatal("--reg %s means nothing without --reg-coef; give it, for example 0.1",
+              REG_NAMES[s->reg]);
+    if (s->kl_estimator != KL_K2 && s->kl_coef == 0)
+        fatal("--kl-estimator %s means nothing without --kl-coef; give it, for example 0.05",
+              KL_NAMES[s->kl_estimator]);
+    if (s->batch_invariant && s->activation_scale)
+        fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
+}
+
+void settings_resolve(const task* t, gpt2_config* model, objective* o) {
+    *model = resolve_model();
+    check_sizes(t);
+    check_meaning();
+    *o = resolve_objective();
+    gpt2_check(model);
+}
+
+// ------------------------------------------------------------------------------------------------
+// The device
+
+// What keeps a run off the GPU: a flag and its value; or NULL.
+static const char* needs_cpu(void) {
+    static const char* const PRECISIONS[] = {"train-dtype", "rollout-dtype", "kv-dtype", NULL};
+    const format* train = format_find(given.train_dtype);
+    if (given.batch_invariant) return "--batch-invariant does not hold on the GPU yet";
+    for (int i = 0; PRECISIONS[i]; i++) {
+        const char* value = *(const char**)options_find(OPTIONS, PRECISIONS[i])->value;
+        const format* f = format_or(value, &FORMAT_FP32);
+        if (f != &FORMAT_FP32 && f != &FORMAT_TF32 && f != &FORMAT_BF16 && f != &FORMAT_FP16)
+            return xprintf("--%s %s: the GPU has fp32, tf32, bf16 and fp16", PRECISIONS[i], value);
+    }
+    if (format_or(given.grad_dtype, train) != train)
+        return xprintf("--grad-dtype %s: the GPU has gradients in the train dtype",
+                       given.grad_dtype);
+    if (given.rollout_split_k > 1) return "--rollout-split-k: the GPU has no such products";
+    return NULL;
+}
+
+backend* settings_open_device(const char** why_cpu) {
+    const char* reason = needs_cpu();
+    if (reason && given.device == DEVICE_CUDA) fatal("%s; use --device cpu", reason);
+    backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : given.device], given.threads,
+                              ISAS[given.isa], why_cpu);
+    if (reason && given.device == DEVICE_AUTO) *why_cpu = reason;
+    given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;
+    return b;
+}

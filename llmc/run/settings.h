@@ -1,0 +1,51 @@
+// settings: what a run is asked to do. flags.def lists the flags; the struct, the defaults and the
+// table of options are made from it. After settings_read and settings_resolve nothing changes them.
+#ifndef LLMC_SETTINGS_H
+#define LLMC_SETTINGS_H
+
+#include "../gpt2.h"
+#include "../objective.h"
+#include "../optimizer.h"
+#include "../task.h"
+
+LLMC_BEGIN
+
+typedef struct settings {
+#define GROUP(help)
+#define INT(name, field, value, low, high, resume, help) int field;
+#define U64(name, field, value, resume, help) uint64_t field;
+#define REAL(name, field, value, low, high, above, resume, help) double field;
+#define CHOICE(name, field, value, names, resume, help) int field;
+#define FORMAT(name, field, value, names, resume, help) const char* field;
+#define TEXT(name, field, value, resume, help) const char* field;
+#define SWITCH(name, field, resume, help) int field;
+#include "flags.def"
+} settings;
+
+enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
+extern const char* const ANCHOR_NAMES[];
+extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
+
+// Reads the command line and, with --resume, the flags that the run was started with; prints help
+// and exits where that is asked. Refuses (fatal, one sentence) what options.h refuses, a used
+// --out, and a flag that a resumed run must keep.
+const settings* settings_read(int argc, char** argv);
+// Fills in what the task, the model file and the objective decide, and refuses what does not go
+// together: the model's shape comes from --init if that is given.
+void settings_resolve(const task* t, gpt2_config* model, objective* o);
+// Opens the device and notes which it is, since another one would give other bits. `why_cpu`: why
+// --device auto came to the CPU, or NULL.
+backend* settings_open_device(const char** why_cpu);
+void settings_write(const char* path);  // as a file of flags, for --resume and --config
+
+precision settings_train_precision(const settings* s);
+precision settings_rollout_precision(const settings* s);
+const format* settings_kv_format(const settings* s);
+int settings_any_scaled(const settings* s);  // whether anything is fp8
+optimizer_config settings_optimizer(const settings* s);
+float settings_inverse_temperature(const settings* s);
+// Why the result depends on --slots or --micro-batch (only some fp8 settings); NULL if it does not.
+const char* settings_batch_dependence(const settings* s);
+
+LLMC_END
+#endif
