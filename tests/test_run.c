@@ -1117,6 +1117,8 @@ static void test_init(void) {
     check_resumed("init_again", "init", "");
     ended e = run("--init %s --channels 64", model);
     check_refused(&e, "another shape", "--channels 64");
+    e = run("--init %s --max-new-tokens 29", model);
+    check_refused(&e, "a context of the file that is too small", "lower --max-new-tokens");
     damage(checkpoint_file("init", "model.bin"), 1);
     e = run("--init %s", checkpoint_file("init", "model.bin"));
     check_refused(&e, "half a model", "model.bin");
