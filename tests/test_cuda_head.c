@@ -11,12 +11,6 @@
 // follow from the sizes of what is added (see exact_row).
 #include "cuda_test.h"
 
-// Whether products are the library's: then the bits of a row depend on the other rows too.
-static int library(void) {
-    const char* products = getenv("CUDA_PRODUCTS");
-    return products && !strcmp(products, "cublaslt");
-}
-
 static int words_of(int vocabulary) { return (vocabulary + 31) / 32; }
 static int is_kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] >> (i % 32) & 1); }
 

@@ -28,11 +28,6 @@ enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
 typedef enum { CLOSE, ALIGNED, SHIFTED, ODD, LAYOUTS } layout;
 static const char* const LAYOUT_NAMES[] = {"close", "aligned", "shifted", "odd"};
 
-static int library(void) {
-    const char* products = getenv("CUDA_PRODUCTS");
-    return products && !strcmp(products, "cublaslt");
-}
-
 static tensor gpu_matrix_as(tensor host, layout how) {
     if (how == ODD) return gpu_matrix_gap(host, host.cols % 2 ? 2 : 3);
     return gpu_matrix_shifted(host, how == CLOSE ? 0 : 16 - host.cols % 8, how == SHIFTED);

@@ -208,7 +208,8 @@ static void check_norm(int rows, int cols, const format* f, int with_add, on_gpu
     check_same(first[0], total, "total", what, gpu);
     // A row of one element is its own mean: its results are exactly bias and 0, on both devices.
     check_error(first[1], out, e.out, 0, "out", what);
-    check_error(first[2], stats, e.stats, 0x1p-24, "stats", what);
+    // 1 / root is rounded twice, and mostly between 1 and 2.
+    check_error(first[2], stats, e.stats, 0x1p-23, "stats", what);
     check_error(first[3], dres, e.dresidual, 0x1p-24, "dresidual", what);
     check_error(first[4], dg, e.dgain, 0x1p-22, "dgain", what);
     check_error(first[5], db, e.dbias, 0x1p-22, "dbias", what);
