@@ -127,7 +127,7 @@ $(BUILD)/ptx/test_faults $(BUILD)/ptx/test_profile: $(BUILD)/ptx/%: tests/ptx/%.
 	$(CXX) -rdynamic $@.o $(PTX_OBJ) -o $@ -lm -ldl
 
 $(PTX_DIR)/test_golden: tests/ptx/test_golden.c $(LIB_OBJ) | $(PTX_DIR)/train_gpt2_rl
-	$(CC) $(CFLAGS) -Itests -MMD $(filter-out %.h,$^) -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -Itests -MMD $^ -o $@ $(LDLIBS)
 
 $(PTX_DIR)/cuda.o: llmc/cuda/cuda.cu
 	@mkdir -p $(@D)

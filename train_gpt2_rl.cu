@@ -63,7 +63,6 @@ static void on_interrupt(int signal_number) {
     signal(signal_number, SIG_DFL);  // a second one ends the program at once
 }
 
-static int is_gpu(const run* r) { return !strncmp(r->device->name, "cuda", 4); }
 static int maximum(int a, int b) { return a > b ? a : b; }
 static int minimum(int a, int b) { return a < b ? a : b; }
 
@@ -126,7 +125,7 @@ static void warmup_examples(batch* d, const task* t, int step) {
 static char* warmup_key(const run* r) {
     optimizer_config o = warmup_optimizer();
     // On a GPU the bits depend on what it is; on the CPU they do not.
-    const char* device = is_gpu(r) ? r->device->name : "";
+    const char* device = S->device == DEVICE_CUDA ? r->device->name : "";
     return xprintf("arithmetic %d%s, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
                    "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
                    ARITHMETIC_VERSION, device, r->model.layers, r->model.heads, r->model.channels,
@@ -211,7 +210,7 @@ static void print_plan(const run* r) {
     const objective* o = &r->objective;
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
-    if (is_gpu(r) && (S->threads || S->isa))
+    if (S->device == DEVICE_CUDA && (S->threads || S->isa))
         log_print(r->log, "            --threads and --isa are the CPU's: the GPU does not read them");
     log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S->task,
               r->task.max_prompt, r->task.max_response);

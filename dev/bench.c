@@ -22,6 +22,7 @@
 #include "backend.h"
 #include "options.h"
 #include "trainer.h"
+#include "workload.h"
 
 static int quick, only, isa, threads_wanted;
 static const char *json_option = "", *peers_option = "python3 dev/bench.py";
@@ -473,34 +474,6 @@ static float* initial_parameters(const gpt2_config* c) {
     return parameters;
 }
 
-// `prompts` prompts, one sequence each, with full responses.
-static batch* random_batch(const gpt2_config* c, int prompts, int prompt, int response) {
-    batch* d = batch_create(prompts, prompt, response, 0);
-    rng r = rng_at(1, STREAM_SAMPLE, 0, 0);
-    d->prompts = d->sequences = prompts;
-    d->group = 1;
-    for (int s = 0; s < prompts; s++) {
-        d->prompt_length[s] = prompt;
-        d->length[s] = response;
-        d->advantage[s] = s % 2 ? 1 : -1;
-        for (int i = 0; i < prompt; i++) d->prompt[s * prompt + i] = (int)rng_below(&r, c->vocab);
-        for (int i = 0; i < response; i++)
-            d->token[s * response + i] = (int)rng_below(&r, c->vocab);
-    }
-    return d;
-}
-
-static optimizer_config adamw_config(void) {
-    optimizer_config c = {.beta1 = 0.9,
-                          .beta2 = 0.95,
-                          .eps = 1e-8,
-                          .weight_decay = 0.01,
-                          .clip = 1,
-                          .format = &FORMAT_FP32,
-                          .seed = 1};
-    return c;
-}
-
 static precision fp32(void) { return precision_of(&FORMAT_FP32, &FORMAT_FP32); }
 
 static const sampling PLAIN_SAMPLING = {
@@ -538,7 +511,7 @@ static double step_flops(const gpt2_config* c) {
 
 static void training_step(void) {
     gpt2_config model = gpt2_124m();
-    optimizer_config config = adamw_config();
+    optimizer_config config = workload_adamw();
     float* parameters = initial_parameters(&model);
     training work[DEVICES];
     peer_request torch[DEVICES];
@@ -549,7 +522,7 @@ static void training_step(void) {
         work[d].t = trainer_create(device[d], &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS,
                                    RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
-        work[d].d = random_batch(&model, STEP_SEQUENCES, 1, STEP_TOKENS);
+        work[d].d = workload_batch(model.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
         work[d].objective = objective_defaults(OBJECTIVE_SFT);
         torch[d] = (peer_request){"train", threads[d], model.layers};
         c[d] = (contender){.run = training_run, .arg = &work[d]};
@@ -612,7 +585,7 @@ static double sampling_run(void* arg) {
 
 static sampling_work sampling_create(backend* b, const gpt2_config* model, float* parameters,
                                      int sequences) {
-    sampling_work w = {.d = random_batch(model, sequences, PROMPT, NEW)};
+    sampling_work w = {.d = workload_batch(model->vocab, sequences, PROMPT, NEW)};
     gpt2_tensor table[GPT2_TENSORS];
     size_t bytes = gpt2_tensors(model, table) * sizeof(float);
     w.r = rollout_create(b, model, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0, -1);
@@ -693,7 +666,7 @@ static void decoding(void) {
            threads[FULL], weights * 4e-6);
     printf("  %9s %10s %10s %12s %10s\n", "slots", "tokens/s", "GB/s", "% bandwidth", "% of peak");
     for (int i = 0; i < 3; i++) {
-        sampling_work w = {.r = r, .d = random_batch(&model, SLOTS[i], 1, DECODE_STEPS + 1)};
+        sampling_work w = {.r = r, .d = workload_batch(model.vocab, SLOTS[i], 1, DECODE_STEPS + 1)};
         contender c[] = {{.run = decode_run, .arg = &w}, {.run = peak_run, .arg = &threads[FULL]}};
         compete(c, 2, quick ? 1 : 5, quick ? 0 : 5);
         double seconds = median_seconds(&c[0]), tokens = (double)SLOTS[i] * DECODE_STEPS;
@@ -716,7 +689,7 @@ enum { UPDATE_SEQUENCES = 128, UPDATE_MICRO_BATCH = 32 };
 
 static void update(void) {
     gpt2_config model = default_model();
-    optimizer_config config = adamw_config();
+    optimizer_config config = workload_adamw();
     float* parameters = initial_parameters(&model);
     training work[DEVICES];
     contender c[DEVICES] = {{0}};
@@ -726,7 +699,7 @@ static void update(void) {
         work[d].t = trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH,
                                    PROMPT + NEW, RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
-        work[d].d = random_batch(&model, UPDATE_SEQUENCES, PROMPT, NEW);
+        work[d].d = workload_batch(model.vocab, UPDATE_SEQUENCES, PROMPT, NEW);
         work[d].objective = objective_defaults(OBJECTIVE_DRPO);
         trainer_logprobs(work[d].t, work[d].t->weights, work[d].d, 0, UPDATE_SEQUENCES, 1,
                          work[d].d->anchor);
@@ -759,7 +732,7 @@ static size_t memory_line(const char* what, size_t bytes, size_t parameters) {
 static void memory(void) {
     gpt2_config model = gpt2_124m();
     gpt2_tensor table[GPT2_TENSORS];
-    optimizer_config config = adamw_config();
+    optimizer_config config = workload_adamw();
     backend* b = device[FULL];
     size_t n = gpt2_tensors(&model, table), each = n * sizeof(float), before = b->allocated;
     printf("\nMemory, %s in fp32, %zu parameters %29s\n", gpt2_name(), n, "bytes a parameter");
@@ -769,7 +742,7 @@ static void memory(void) {
         trainer_create(b, &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS, RECOMPUTE_NOTHING);
     trainer_load(w.t, parameters);
     free(parameters);
-    w.d = random_batch(&model, STEP_SEQUENCES, 1, STEP_TOKENS);
+    w.d = workload_batch(model.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
     size_t trainer_only = b->allocated - before;
     training_run(&w);
     size_t scratch = b->allocated - before - trainer_only, at = b->allocated;

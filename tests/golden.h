@@ -18,7 +18,7 @@ typedef struct golden_run {
     const char* flags;
 } golden_run;
 
-static char golden_home[] = "/tmp/golden.XXXXXX";
+static char golden_home[] = "/tmp/golden.XXXXXX";  // mkdtemp fills in its end
 
 // `base`: what every run starts from, as a --config file; its own flags win over it.
 static inline void golden_begin(const char* base) {
@@ -66,9 +66,12 @@ static inline uint64_t golden_hash_file(const char* path, int is_log) {
     char* line = NULL;
     size_t capacity = 0;
     ssize_t bytes;
-    while ((bytes = getdelim(&line, &capacity, is_log ? ',' : EOF, f)) > 0)
-        if (!is_log || (strncmp(line, "\"time\":", 7) && strncmp(line, "\"tokens_per_s\":", 15)))
-            hash = golden_hash(hash, line, (size_t)bytes);
+    while ((bytes = getdelim(&line, &capacity, is_log ? ',' : EOF, f)) > 0) {
+        const char* text = line;
+        if (is_log && (!strncmp(line, "\"time\":", 7) || !strncmp(line, "\"tokens_per_s\":", 15)))
+            text += strcspn(line, ",}");
+        hash = golden_hash(hash, text, (size_t)(line + bytes - text));
+    }
     free(line);
     fclose(f);
     return hash;

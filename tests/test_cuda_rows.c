@@ -109,8 +109,8 @@ static void test_embed(void) {
         check_embed(1, 1, 1, 1, STORES[i], gpu_matrix);
         check_embed(70, 24, 5, 9, STORES[i], gpu_matrix_odd);
         check_embed(300, 40, 1000, 64, STORES[i], gpu_matrix);
-        check_embed(3, 2100, 2, 3, STORES[i],
-                    gpu_matrix);  // more columns than a block adds at once
+        // More columns than a block adds at once.
+        check_embed(3, 2100, 2, 3, STORES[i], gpu_matrix);
         if (!quick()) check_embed(600, 2100, 3, 300, STORES[i], gpu_matrix);
     }
 }

@@ -5,10 +5,10 @@
 // How far apart may they be? e, the error of the dtype: the distance between the CPU device's
 // result and its fp32 result. The GPU's distance from the fp32 result may be at most twice e; with
 // the library's tf32, which may cut operands instead of rounding them, four times, since the root
-// mean square of what is cut is twice that of a rounding. For
-// fp32 itself e is that of tf32 / 2^13, since tf32 rounds the operands of products with 13 bits
-// less; and FP32_FACTOR stands instead of 2, for the roundings of sums, norms and softmax, which
-// tf32 leaves in fp32 (they made 5 of it, measured with TEST_VERBOSE=1).
+// mean square of what is cut is twice that of a rounding. For fp32 itself e is that of tf32 / 2^13,
+// since tf32 rounds the operands of products with 13 bits less; and FP32_FACTOR stands instead of
+// 2, for the roundings of sums, norms and softmax, which tf32 leaves in fp32 (they made 5 of it,
+// measured with TEST_VERBOSE=1).
 //
 // New weights: AdamW makes a step of the size of lr from a gradient however small, so where the
 // true gradient is 0 (the keys' bias) they differ by what rounding says. In fp32 they are therefore

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../workload.h"
 #include "backend.h"
 #include "options.h"
 #include "trainer.h"
@@ -51,17 +52,6 @@ static option OPTIONS[] = {
 // ------------------------------------------------------------------------------------------------
 // The work
 
-static batch* batch_new(int count, int prompt_tokens, int response) {
-    batch* d = batch_create(count, prompt_tokens, response, 0);
-    rng r = rng_at(1, STREAM_SAMPLE, 0, 0);
-    d->prompts = d->sequences = count;
-    d->group = 1;
-    for (int s = 0; s < count; s++) d->prompt_length[s] = prompt_tokens, d->length[s] = response;
-    for (int i = 0; i < count * prompt_tokens; i++) d->prompt[i] = (int)rng_below(&r, vocab);
-    for (int i = 0; i < count * response; i++) d->token[i] = (int)rng_below(&r, vocab);
-    return d;
-}
-
 static void load_parameters(trainer* t) {
     gpt2_tensor table[GPT2_TENSORS];
     float* w = xalloc(gpt2_tensors(&t->model, table), sizeof(float), "the parameters");
@@ -78,15 +68,9 @@ static void load_parameters(trainer* t) {
 }
 
 static trainer* train(backend* b, const gpt2_config* model, precision p) {
-    optimizer_config config = {.beta1 = 0.9,
-                               .beta2 = 0.95,
-                               .eps = 1e-8,
-                               .weight_decay = 0.01,
-                               .clip = 1,
-                               .format = &FORMAT_FP32,
-                               .seed = 1};
+    optimizer_config config = workload_adamw();
     objective o = objective_defaults(OBJECTIVE_SFT);
-    batch* d = batch_new(sequences, 1, tokens);
+    batch* d = workload_batch(vocab, sequences, 1, tokens);
     trainer* t = trainer_create(b, model, p, &config, sequences, tokens, RECOMPUTE_NOTHING);
     load_parameters(t);
     trainer_update(t, d, 0, sequences, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-5);
@@ -96,7 +80,7 @@ static trainer* train(backend* b, const gpt2_config* model, precision p) {
 
 static void decode(trainer* t, precision p, int count) {
     sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE};
-    batch* d = batch_new(count, prompt, new_tokens);
+    batch* d = workload_batch(vocab, count, prompt, new_tokens);
     rollout* r =
         rollout_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count, 0, -1);
     rollout_sync(r, t->parameters);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../workload.h"
 #include "backend.h"
 #include "numerics.h"
 #include "options.h"
@@ -633,21 +634,6 @@ static void kernels(void) {
 // A training step: from the tokens to the weights ready for the next step, bf16 with fp32 masters.
 
 // `sequences` sequences that a token begins; random tokens.
-static batch* batch_new(const gpt2_config* c, int sequences, int prompt, int response) {
-    batch* d = batch_create(sequences, prompt, response, 0);
-    rng r = rng_at(1, STREAM_SAMPLE, 0, 0);
-    d->prompts = d->sequences = sequences;
-    d->group = 1;
-    for (int s = 0; s < sequences; s++) {
-        d->prompt_length[s] = prompt;
-        d->length[s] = response;
-        for (int i = 0; i < prompt; i++) d->prompt[s * prompt + i] = (int)rng_below(&r, c->vocab);
-        for (int i = 0; i < response; i++)
-            d->token[s * response + i] = (int)rng_below(&r, c->vocab);
-    }
-    return d;
-}
-
 typedef struct step {
     gpt2_config model;
     int sequences, length;  // length: of the longest
@@ -721,13 +707,7 @@ static void step_line(const step* s, double seconds, double memory) {
 }
 
 static void training_step(void) {
-    optimizer_config config = {.beta1 = 0.9,
-                               .beta2 = 0.95,
-                               .eps = 1e-8,
-                               .weight_decay = 0.01,
-                               .clip = 1,
-                               .format = &FORMAT_FP32,
-                               .seed = 1};
+    optimizer_config config = workload_adamw();
     step s = {.model = toy ? TOY_MODEL : MODELS[size],
               .objective = objective_defaults(OBJECTIVE_SFT)};
     int context = s.model.context;
@@ -739,7 +719,7 @@ static void training_step(void) {
         line_end();
         return;
     }
-    s.d = batch_new(&s.model, s.sequences, 1, s.length);
+    s.d = workload_batch(s.model.vocab, s.sequences, 1, s.length);
     if (short_sequences) make_ragged(s.d, s.length);
     s.t = trainer_create(gpu, &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
                          s.sequences, s.length, s.keep);
@@ -777,7 +757,7 @@ static double sampling_bytes(const gpt2_config* c, int sequences, int prompt, in
 
 static void sampling_line(const gpt2_config* c, const float* parameters, int sequences) {
     int prompt = pick(32, 5), new_tokens = pick(128, 6);
-    sampling_run s = {.d = batch_new(c, sequences, prompt, new_tokens)};
+    sampling_run s = {.d = workload_batch(c->vocab, sequences, prompt, new_tokens)};
     s.r = rollout_create(gpu, c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16, sequences,
                          prompt, new_tokens, sequences, 0, -1);
     rollout_sync(s.r, parameters);

@@ -12,7 +12,6 @@
 #include "../sanity.h"
 #include "../tokenizer.h"
 
-enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 #define DTYPE_LIST "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", FORMAT_BY_BITS, NULL

@@ -1,5 +1,6 @@
 // settings: what a run is asked to do. flags.def lists the flags; the struct, the defaults and the
-// table of options are made from it. After settings_read and settings_resolve nothing changes them.
+// table of options are made from it. Three calls, in this order, make them: settings_read,
+// settings_resolve, settings_open_device; after these nothing changes.
 #ifndef LLMC_SETTINGS_H
 #define LLMC_SETTINGS_H
 
@@ -22,6 +23,7 @@ typedef struct settings {
 #include "flags.def"
 } settings;
 
+enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
 extern const char* const ANCHOR_NAMES[];
 extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
@@ -38,12 +40,12 @@ void settings_resolve(const task* t, gpt2_config* model, objective* o);
 backend* settings_open_device(const char** why_cpu);
 void settings_write(const char* path);  // as a file of flags, for --resume and --config
 
-precision settings_train_precision(const settings* s);
-precision settings_rollout_precision(const settings* s);
-const format* settings_kv_format(const settings* s);
-int settings_any_scaled(const settings* s);  // whether anything is fp8
-optimizer_config settings_optimizer(const settings* s);
-float settings_inverse_temperature(const settings* s);
+precision settings_train_precision(const settings* s);    // the trainer's arithmetic
+precision settings_rollout_precision(const settings* s);  // the sampler's
+const format* settings_kv_format(const settings* s);      // of the sampler's cache
+int settings_any_scaled(const settings* s);               // whether anything is fp8
+optimizer_config settings_optimizer(const settings* s);   // of the RL updates
+float settings_inverse_temperature(const settings* s);    // 1 / --temperature
 // Why the result depends on --slots or --micro-batch (only some fp8 settings); NULL if it does not.
 const char* settings_batch_dependence(const settings* s);
 

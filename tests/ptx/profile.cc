@@ -121,19 +121,13 @@ static void count_shared(tally& t, const u64* address, u32 mask, u32 bytes) {
         }
 }
 
-// Addresses by lane; x: {place, offset, 64 bits wide}.
-static void addresses(const warp& w, const s32* x, u64* by_lane) {
-    for (int l = 0; l < LANES; l++)
-        by_lane[l] = (x[2] ? w.at<u64>(x[0])[l] : w.at<u32>(x[0])[l]) + (s64)x[1];
-}
-
 static void count_request(const warp& w, const instruction* i, const s32* x, space where, u32 mask,
                           u32 bytes, access how) {
     profile& p = *w.home->running->profiled;
     tally& t = p.of[i - p.k->code.data()];
     u64 by_lane[LANES], packed[LANES];
     int count = 0;
-    addresses(w, x, by_lane);
+    for (int l = 0; l < LANES; l++) by_lane[l] = lane_address(w, x, l);
     if (where == GENERIC && mask && by_lane[__builtin_ctz(mask)] >> 60) where = SHARED;
     if (where == SHARED) {
         count_shared(t, by_lane, mask, bytes);
