@@ -43,7 +43,7 @@ NVCC_ARCH := $(if $(filter native,$(GPU_ARCH)),-arch=native,$(foreach a,$(GPU_AR
 NVCCFLAGS := -std=c++20 -O3 -fmad=false -lineinfo -t 0 $(NVCC_ARCH) -Illmc -Xptxas -warn-spills \
              -Xcompiler -Wall$(comma)-Wno-unknown-pragmas$(comma)-fno-threadsafe-statics \
              $(NVCCFLAGS_EXTRA)
-CUDA_OBJ := $(if $(and $(NVCC),$(if $(SANITIZE),,yes)),$(BUILD)/llmc/cuda/cuda.o)
+CUDA_OBJ := $(if $(and $(NVCC),$(if $(SANITIZE),,yes)),$(BUILD)/llmc/device/cuda/cuda.o)
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/lib -lcudart_static -lrt -lpthread -ldl
 
 # The CUDA device as nvcc compiled it, on the PTX machine (tests/ptx/README.md): one object whose PTX
@@ -60,10 +60,10 @@ PTX_FLAGS := -std=c++20 -O3 -march=native -g $(WARN) -Wno-restrict -ffp-contract
 PTX_LINK := $(CXX) $(OPENMP) $(if $(SANITIZE),-fsanitize=address$(comma)undefined) -rdynamic
 PTX_OBJ := $(patsubst tests/ptx/%.cc,$(BUILD)/ptx/%.o,$(wildcard tests/ptx/*.cc))
 
-CPU_OPS := $(filter-out llmc/cpu/cpu.c,$(wildcard llmc/cpu/*.c))
-CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/backend.c,$(wildcard llmc/*.c llmc/tasks/*.c llmc/run/*.c)) \
-            llmc/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
-LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/backend.o
+CPU_OPS := $(filter-out llmc/device/cpu/cpu.c,$(wildcard llmc/device/cpu/*.c))
+CORE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out llmc/device/backend.c,$(wildcard llmc/*/*.c llmc/text/tasks/*.c)) \
+            llmc/device/cpu/cpu.c) $(foreach i,$(ISAS),$(patsubst %.c,$(BUILD)/%.$(i).o,$(CPU_OPS)))
+LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/device/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
 PTX_TESTS := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx/test_faults $(BUILD)/ptx/test_profile $(CUDA_TESTS:%=$(PTX_DIR)/%) $(PTX_DIR)/test_golden $(PTX_DIR)/libcublasLt.so.13)
 TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
@@ -84,30 +84,30 @@ $(BUILD)/devices: FORCE
 	@mkdir -p $(@D)
 	@echo '$(CUDA_OBJ)' | cmp -s - $@ || echo '$(CUDA_OBJ)' >$@
 
-PROGRAM_OBJ := $(BUILD)/train_gpt2_rl.o $(CORE_OBJ) $(if $(CUDA_OBJ),$(BUILD)/llmc/backend.cuda.o $(CUDA_OBJ),$(BUILD)/llmc/backend.o)
+PROGRAM_OBJ := $(BUILD)/train_gpt2_rl.o $(CORE_OBJ) $(if $(CUDA_OBJ),$(BUILD)/llmc/device/backend.cuda.o $(CUDA_OBJ),$(BUILD)/llmc/device/backend.o)
 $(PROGRAM): $(PROGRAM_OBJ) $(BUILD)/devices
 	$(CC) $(CFLAGS) $(PROGRAM_OBJ) -o $@ $(if $(CUDA_OBJ),$(CUDA_LIBS)) $(LDLIBS)
 
 $(BUILD)/train_gpt2_rl.o: train_gpt2_rl.cu
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -x c -c $< -o $@
+	$(CC) $(CFLAGS) -MMD -MP -x c -c $< -o $@
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -c $< -o $@
+	$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/%.cuda.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -DHAVE_CUDA -MMD -c $< -o $@
+	$(CC) $(CFLAGS) -DHAVE_CUDA -MMD -MP -c $< -o $@
 
-$(BUILD)/llmc/cuda/cuda.o: llmc/cuda/cuda.cu
+$(BUILD)/llmc/device/cuda/cuda.o: llmc/device/cuda/cuda.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -c $< -o $@
+	$(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 
 define isa_rule
 $(BUILD)/%.$(1).o: %.c
 	@mkdir -p $$(@D)
-	$(CC) $(CFLAGS) $(ISA_FLAGS_$(1)) -DISA_$(1) -MMD -c $$< -o $$@
+	$(CC) $(CFLAGS) $(ISA_FLAGS_$(1)) -DISA_$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
 
@@ -120,24 +120,24 @@ $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB_OBJ)
 # The tests of the CUDA device, its tools, and the program, on the PTX machine.
 $(BUILD)/ptx/%.o: tests/ptx/%.cc
 	@mkdir -p $(@D)
-	$(CXX) $(PTX_FLAGS) -MMD -c $< -o $@
+	$(CXX) $(PTX_FLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/ptx/test_faults $(BUILD)/ptx/test_profile: $(BUILD)/ptx/%: tests/ptx/%.c $(PTX_OBJ)
 	$(CC) -std=c11 -O1 -g $(WARN) -D_GNU_SOURCE -I$(CUDA_HOME)/include -c $< -o $@.o
 	$(CXX) -rdynamic $@.o $(PTX_OBJ) -o $@ -lm -ldl
 
 $(PTX_DIR)/test_golden: tests/ptx/test_golden.c $(LIB_OBJ) | $(PTX_DIR)/train_gpt2_rl
-	$(CC) $(CFLAGS) -Itests -MMD $^ -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -Itests -MMD -MP $^ -o $@ $(LDLIBS)
 
-$(PTX_DIR)/cuda.o: llmc/cuda/cuda.cu
+$(PTX_DIR)/cuda.o: llmc/device/cuda/cuda.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(PTX_NVCCFLAGS) -MMD -c $< -o $@
+	$(NVCC) $(PTX_NVCCFLAGS) -MMD -MP -c $< -o $@
 
 $(PTX_DIR)/dev/cuda/%.o: dev/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(PTX_NVCCFLAGS) -MMD -c $< -o $@
+	$(NVCC) $(PTX_NVCCFLAGS) -MMD -MP -c $< -o $@
 
-$(PTX_DIR)/libcublasLt.so.13: tests/cublaslt.c llmc/cuda/cublaslt_abi.h
+$(PTX_DIR)/libcublasLt.so.13: tests/cublaslt.c llmc/device/cuda/cublaslt_abi.h
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -Illmc -I$(CUDA_HOME)/include $< -o $@ -lm
 
@@ -151,7 +151,7 @@ $(PTX_DIR)/dev/cuda/%: $(PTX_DIR)/dev/cuda/%.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LI
 $(PTX_DIR)/time: $(BUILD)/dev/gpu/time.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
 	$(PTX_LINK) $^ -o $@ $(LDLIBS)
 
-$(PTX_DIR)/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/backend.cuda.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(CORE_OBJ)
+$(PTX_DIR)/train_gpt2_rl: $(BUILD)/train_gpt2_rl.o $(BUILD)/llmc/device/backend.cuda.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(CORE_OBJ)
 	$(PTX_LINK) $^ -o $@ $(LDLIBS)
 
 # What the kernels cost, counted (dev/gpu/profile.c); their limits.
@@ -172,7 +172,7 @@ $(BUILD)/gpu/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(CUDA_OBJ) $(LIB_OBJ)
 # The kernel ladders of dev/cuda: to be timed on a GPU, or (above) verified on the PTX machine.
 $(BUILD)/dev/cuda/%.o: dev/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -c $< -o $@
+	$(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/dev/cuda/%: $(BUILD)/dev/cuda/%.o $(CUDA_OBJ) $(LIB_OBJ)
 	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
@@ -210,4 +210,4 @@ bench: $(BUILD)/dev/bench
 clean:
 	rm -rf build train_gpt2_rl
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d $(BUILD)/*/*/*/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d $(BUILD)/*/*/*/*.d $(BUILD)/*/*/*/*/*.d)

@@ -12,20 +12,21 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "llmc/backend.h"
-#include "llmc/batch.h"
-#include "llmc/checkpoint.h"
-#include "llmc/evaluate.h"
-#include "llmc/gpt2.h"
-#include "llmc/log.h"
-#include "llmc/objective.h"
-#include "llmc/rollout.h"
+#include "llmc/device/backend.h"
+#include "llmc/rl/rollout.h"
+#include "llmc/run/checkpoint.h"
+#include "llmc/model/llmc_file.h"
+#include "llmc/run/evaluate.h"
+#include "llmc/model/model.h"
+#include "llmc/run/log.h"
+#include "llmc/rl/objective.h"
+#include "llmc/rl/sampler.h"
 #include "llmc/run/settings.h"
-#include "llmc/sanity.h"
-#include "llmc/stale.h"
-#include "llmc/task.h"
-#include "llmc/tokenizer.h"
-#include "llmc/trainer.h"
+#include "llmc/run/sanity.h"
+#include "llmc/rl/stale.h"
+#include "llmc/text/task.h"
+#include "llmc/text/tokenizer.h"
+#include "llmc/rl/trainer.h"
 
 static const settings* S;
 
@@ -40,13 +41,13 @@ typedef struct run {
     struct objective objective;
     size_t parameters;       // their number
     float *host, *base;      // parameters in host memory: scratch, and the model before RL
-    rollout* sampler;
+    sampler* sampler;
     struct trainer* warmup;         // the warm-up's own trainer, while it runs
     struct trainer* trainer;
     struct stale* stale;     // older weights, for --sync-every and --lag
-    gpt2_weights* reference; // NULL without --kl-coef
-    batch* data;             // the rollout of a step
-    batch* eval_data;
+    model_weights* reference; // NULL without --kl-coef
+    rollout* data;             // the rollout of a step
+    rollout* eval_data;
     prompt_list sanity;      // the prompts of --sanity-samples; none: the task's
     run_log* log;
     run_state state;
@@ -110,7 +111,7 @@ static optimizer_config warmup_optimizer(void) {
     return c;
 }
 
-static void warmup_examples(batch* d, const task* t, int step) {
+static void warmup_examples(rollout* d, const task* t, int step) {
     char prompt[TASK_TEXT_MAX], response[TASK_TEXT_MAX];
     d->prompts = d->sequences = S->warmup_batch;
     d->group = 1;
@@ -145,7 +146,7 @@ static char* warmup_cache_path(const run* r) {
 static void warmup_train(run* r) {
     trainer* t = r->warmup;
     objective sft = objective_defaults(OBJECTIVE_SFT);
-    batch* d = batch_create(S->warmup_batch, r->task.max_prompt, S->max_new_tokens, 0);
+    rollout* d = rollout_create(S->warmup_batch, r->task.max_prompt, S->max_new_tokens, 0);
     double start = clock_seconds(), last = start;
     int64_t tokens = 0, first = r->state.warmup_step;
     while (r->state.warmup_step < S->warmup_steps) {
@@ -175,7 +176,7 @@ static void warmup_train(run* r) {
     }
     log_print(r->log, "warm-up took %.1f s, %.0f tokens/s", clock_seconds() - start,
               tokens / (clock_seconds() - start));
-    batch_free(d);
+    rollout_free(d);
 }
 
 static void warm_up(run* r) {
@@ -183,7 +184,7 @@ static void warm_up(run* r) {
     char* cached = *S->warmup_cache ? warmup_cache_path(r) : NULL;
     if (cached && file_size(cached) >= 0) {
         float* parameters;
-        gpt2_config c = checkpoint_read_model(cached, &parameters);
+        gpt2_config c = llmc_file_read(cached, &parameters);
         if (memcmp(&c, &r->model, sizeof c))
             fatal("%s holds another model than its name says; delete it", cached);
         memcpy(r->base, parameters, r->parameters * sizeof(float));
@@ -195,7 +196,7 @@ static void warm_up(run* r) {
         trainer_save(r->warmup, r->base);
         if (cached) {
             dir_create(S->warmup_cache);
-            checkpoint_write_model(cached, &r->model, r->base, &FORMAT_FP32);
+            llmc_file_write(cached, &r->model, r->base, &FORMAT_FP32);
         }
     }
     free(cached);
@@ -255,13 +256,13 @@ static void print_memory_line(const run* r, const char* what, size_t bytes) {
 
 static void print_memory(const run* r) {
     size_t each = r->parameters * sizeof(float);
-    size_t cache = rollout_cache_bytes(r->sampler);
+    size_t cache = sampler_cache_bytes(r->sampler);
     print_memory_line(r, "parameters", each);
     print_memory_line(r, "gradients", r->trainer->optimizer->bytes - 2 * each);
     print_memory_line(r, "optimizer moments", 2 * each);
     print_memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
     print_memory_line(r, "trainer: activations", r->trainer->acts->bytes);
-    print_memory_line(r, "sampler: packed weights", rollout_weights(r->sampler)->bytes);
+    print_memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
     print_memory_line(r, "sampler: KV cache", cache);
     if (r->stale->copies) print_memory_line(r, "older weights", r->stale->copies * each);
     if (r->reference) print_memory_line(r, "reference model", r->reference->bytes);
@@ -275,18 +276,18 @@ static void log_mismatch(run* r, const mismatch* m) {
 }
 
 static void show_samples(run* r, const char* when) {
-    batch* d = r->eval_data;
+    rollout* d = r->eval_data;
     sampling how = {inverse_temperature(), 0, S->top_k, (float)S->top_p, S->seed, STREAM_EVALUATE,
                     UINT32_MAX};
-    rollout_sync(r->sampler, r->trainer->parameters);
+    sampler_sync(r->sampler, r->trainer->parameters);
     d->prompts = 3;
     d->group = 1;
-    batch_held_out_prompts(d, &r->task, S->seed, 0);
-    rollout_run(r->sampler, d, &how);
-    batch_verify(d, &r->task);
+    rollout_held_out_prompts(d, &r->task, S->seed, 0);
+    sampler_run(r->sampler, d, &how);
+    rollout_verify(d, &r->task);
     log_print(r->log, "three completions %s:", when);
     for (int s = 0; s < d->sequences; s++) {
-        char *prompt = batch_prompt_text(d, s), *response = batch_response_text(d, s);
+        char *prompt = rollout_prompt_text(d, s), *response = rollout_response_text(d, s);
         size_t n = strcspn(response, "\n");
         log_print(r->log, "  %s %s%.*s%s", d->reward[s] > 0 ? "right" : "wrong", prompt, (int)n,
                   response, response[n] ? "" : " (cut off)");
@@ -301,7 +302,7 @@ static void evaluate(run* r) {
     evaluate_config c = {prompts, S->eval_samples, S->eval_k, S->seed, (uint32_t)r->state.step,
                          inverse_temperature(), S->top_k, (float)S->top_p, list};
     double start = clock_seconds();
-    rollout_sync(r->sampler, r->trainer->parameters);
+    sampler_sync(r->sampler, r->trainer->parameters);
     evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
     r->seconds[EVALUATING] += clock_seconds() - start;
     r->tokens[EVALUATING] += e.tokens;
@@ -330,31 +331,31 @@ static double seconds_left(const run* r) {
 
 // Sample: group completions of each prompt, with the sampler's own copy of the weights, which may be
 // an older one.
-static rollout_stats sample(run* r, double* seconds) {
-    batch* d = r->data;
+static sampler_stats sample(run* r, double* seconds) {
+    rollout* d = r->data;
     sampling how = {inverse_temperature(), 0, S->top_k, (float)S->top_p, S->seed, STREAM_SAMPLE,
                     (uint32_t)r->state.step};
     double start = clock_seconds();
     d->prompts = S->prompts;
     d->group = S->group;
-    rollout_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
+    sampler_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
     if (r->sanity.count)
-        batch_listed_prompts(d, &r->sanity, (int64_t)r->state.step * S->prompts);
+        rollout_listed_prompts(d, &r->sanity, (int64_t)r->state.step * S->prompts);
     else
-        batch_training_prompts(d, &r->task, S->seed, r->state.step);
-    rollout_begin(r->sampler, d, &how);
-    for (int left; (left = rollout_step(r->sampler)) > 0;)
+        rollout_training_prompts(d, &r->task, S->seed, r->state.step);
+    sampler_begin(r->sampler, d, &how);
+    for (int left; (left = sampler_step(r->sampler)) > 0;)
         log_progress(r->log, "rollout", 1 - (double)left / d->sequences,
                      (double)r->tokens[SAMPLING] / r->seconds[SAMPLING], seconds_left(r));
-    rollout_stats stats = rollout_end(r->sampler);
-    stale_keep(r->stale, r->trainer->parameters, r->state.step);
+    sampler_stats stats = sampler_end(r->sampler);
+    stale_push(r->stale, r->trainer->parameters, r->state.step);
     *seconds = clock_seconds() - start;
     r->seconds[SAMPLING] += *seconds;
     r->tokens[SAMPLING] += stats.tokens;
     return stats;
 }
 
-static void log_rollout(run* r, const rollout_stats* stats, const batch_summary* reward,
+static void log_rollout(run* r, const sampler_stats* stats, const rollout_summary* reward,
                         double seconds) {
     log_begin(r->log, "rollout", r->state.step);
     log_number(r->log, "reward", reward->reward);
@@ -373,7 +374,7 @@ static void log_rollout(run* r, const rollout_stats* stats, const batch_summary*
 // Measure: the trainer's log pi of what was sampled, before any update: numerics alone. With an older
 // sampler it is numerics and drift, so the log has nulls; each update's line has the two together.
 static mismatch measure(run* r) {
-    batch* d = r->data;
+    rollout* d = r->data;
     trainer_logprobs(r->trainer, r->trainer->weights, d, 0, d->sequences, inverse_temperature(),
                      d->log_pi);
     mismatch m = trainer_mismatch(d, 0, d->sequences, r->objective.delta);
@@ -397,7 +398,7 @@ static mismatch measure(run* r) {
 
 // Verify and compare within each group.
 static void advantages(run* r) {
-    batch* d = r->data;
+    rollout* d = r->data;
     if (r->reference)
         for (int s = 0; s < d->sequences; s++) {
             size_t at = (size_t)s * d->max_new;
@@ -406,7 +407,7 @@ static void advantages(run* r) {
         }
     objective_advantages((advantage_kind)S->advantage, d->reward, d->prompts, d->group, d->advantage);
     for (int s = 0; s < d->sequences && *S->out; s++) {
-        char *prompt = batch_prompt_text(d, s), *response = batch_response_text(d, s);
+        char *prompt = rollout_prompt_text(d, s), *response = rollout_response_text(d, s);
         log_sample(r->log, r->state.step, s, prompt, response, d->reward[s], d->advantage[s]);
         free(prompt);
         free(response);
@@ -415,7 +416,7 @@ static void advantages(run* r) {
 
 // Update: U mini-batches a pass, E passes.
 static trainer_update_result update(run* r, double lr, double* seconds) {
-    batch* d = r->data;
+    rollout* d = r->data;
     trainer_update_result u = {0};
     int mini = d->sequences / S->updates;
     int64_t tokens = 0;
@@ -455,9 +456,9 @@ static trainer_update_result update(run* r, double lr, double* seconds) {
 static void step(run* r) {
     double sampling_seconds, update_seconds;
     double lr = schedule_lr((schedule_kind)S->schedule, S->lr, r->state.step, S->lr_warmup, S->steps);
-    rollout_stats stats = sample(r, &sampling_seconds);
-    batch_verify(r->data, &r->task);
-    batch_summary reward = batch_summarize(r->data);
+    sampler_stats stats = sample(r, &sampling_seconds);
+    rollout_verify(r->data, &r->task);
+    rollout_summary reward = rollout_summarize(r->data);
     log_rollout(r, &stats, &reward, sampling_seconds);
     mismatch numerics = measure(r);
     advantages(r);
@@ -480,32 +481,32 @@ static void create(run* r) {
     int prompt = r->task.max_prompt, longest = prompt + S->max_new_tokens;
     int sequences = S->prompts * S->group, eval = maximum(maximum(sequences, 512), S->eval_samples);
     int filtered = S->top_k > 0 || (float)S->top_p < 1;
-    int keep_words = filtered ? (r->model.vocab + 31) / 32 : 0;
-    r->sampler = rollout_create(r->device, &r->model, roll, settings_kv_format(S), S->slots,
-                                prompt, S->max_new_tokens, eval, keep_words, tokenizer_end());
+    int nucleus_words = filtered ? (r->model.vocab + 31) / 32 : 0;
+    r->sampler = sampler_create(r->device, &r->model, roll, settings_kv_format(S), S->slots,
+                                prompt, S->max_new_tokens, eval, nucleus_words, tokenizer_end());
     optimizer_config config = settings_optimizer(S);
     r->trainer = trainer_create(r->device, &r->model, train, &config,
                                 minimum(S->micro_batch, sequences), longest,
-                                (gpt2_keep)S->recompute);
-    if (S->kl_coef > 0) r->reference = gpt2_weights_create(r->device, &r->model, train);
+                                (recompute_level)S->recompute);
+    if (S->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);
     r->stale = stale_create(r->device, r->parameters, S->sync_every, S->lag);
-    r->data = batch_create(sequences, prompt, S->max_new_tokens, keep_words);
-    r->eval_data = batch_create(eval, prompt, S->max_new_tokens, keep_words);
+    r->data = rollout_create(sequences, prompt, S->max_new_tokens, nucleus_words);
+    r->eval_data = rollout_create(eval, prompt, S->max_new_tokens, nucleus_words);
     if (S->top_candidates) {
         int count = minimum(S->top_candidates, r->model.vocab);
-        rollout_record_candidates(r->sampler, count);
-        batch_add_candidates(r->data, count);
+        sampler_record_candidates(r->sampler, count);
+        rollout_add_candidates(r->data, count);
     }
     r->host = (float*)xalloc(r->parameters, sizeof(float), "parameters");
     r->base = (float*)xalloc(r->parameters, sizeof(float), "parameters");
-    gpt2_init(&r->model, r->base, S->seed);
+    model_init(&r->model, r->base, S->seed);
     if (*S->init) {
         free(r->base);
-        checkpoint_read_model(S->init, &r->base);
+        llmc_file_read(S->init, &r->base);
     }
     trainer_load(r->trainer, r->base);
     trainer_rehearse(r->trainer);
-    rollout_sync(r->sampler, r->trainer->parameters);
+    sampler_sync(r->sampler, r->trainer->parameters);
 }
 
 static void load_reference(run* r) {
@@ -513,26 +514,26 @@ static void load_reference(run* r) {
     size_t bytes = r->parameters * sizeof(float);
     float* parameters = (float*)b->alloc(b, bytes, "the reference model (choose --kl-coef 0)");
     b->upload(b, parameters, r->base, bytes);
-    gpt2_weights_sync(r->reference, parameters);
+    model_weights_sync(r->reference, parameters);
     b->release(b, parameters, bytes);
 }
 
 // The model before RL chooses the prompts, in fp32: the same ones whatever the run's precision.
 static void choose_prompts(run* r) {
     backend* b = r->device;
-    batch* d = r->eval_data;
+    rollout* d = r->eval_data;
     sanity_config c = {S->sanity_prompts, S->sanity_samples, S->sanity_low, S->sanity_high, S->seed,
                        inverse_temperature(), S->top_k, (float)S->top_p};
     size_t bytes = r->parameters * sizeof(float);
     float* parameters = (float*)b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
-    rollout* sampler = rollout_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
+    sampler* in_fp32 = sampler_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
                                       &FORMAT_FP32, S->slots, d->max_prompt, d->max_new, d->capacity,
-                                      d->keep_words, tokenizer_end());
+                                      d->nucleus_words, tokenizer_end());
     b->upload(b, parameters, r->base, bytes);
-    rollout_sync(sampler, parameters);
-    sanity_result chosen = sanity_select(sampler, d, &r->task, &c);
+    sampler_sync(in_fp32, parameters);
+    sanity_result chosen = sanity_select(in_fp32, d, &r->task, &c);
     r->sanity = chosen.kept;
-    rollout_free(sampler);
+    sampler_free(in_fp32);
     b->release(b, parameters, bytes);
     log_begin(r->log, "sanity", 0);
     log_number(r->log, "prompts", chosen.tried);
@@ -576,7 +577,7 @@ static void begin(run* r) {
         r->warmup = trainer_create(r->device, &r->model, fp32, &config,
                                    minimum(S->micro_batch, S->warmup_batch),
                                    r->task.max_prompt + S->max_new_tokens,
-                                   (gpt2_keep)S->recompute);
+                                   (recompute_level)S->recompute);
         if (found)
             restore(r, r->warmup, m, v);
         else
@@ -593,12 +594,12 @@ static void begin(run* r) {
         if (S->sanity_samples) r->sanity = sanity_read(&r->task, prompts_path);
         if (r->reference) {
             free(r->base);
-            checkpoint_read_model(base_path, &r->base);
+            llmc_file_read(base_path, &r->base);
         }
     } else {
         trainer_load(r->trainer, r->base);
         if (r->reference && *S->out)
-            checkpoint_write_model(base_path, &r->model, r->base, &FORMAT_FP32);
+            llmc_file_write(base_path, &r->model, r->base, &FORMAT_FP32);
         if (S->sanity_samples) choose_prompts(r);
         if (S->sanity_samples && *S->out) sanity_write(&r->sanity, prompts_path);
         save_checkpoint(r);

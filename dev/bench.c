@@ -19,9 +19,9 @@
 #include <immintrin.h>
 #endif
 
-#include "backend.h"
-#include "options.h"
-#include "trainer.h"
+#include "base/options.h"
+#include "device/backend.h"
+#include "rl/trainer.h"
 #include "workload.h"
 
 static int quick, only, isa, threads_wanted;
@@ -470,7 +470,7 @@ static const char* gpt2_name(void) { return quick ? "GPT-2 cut to 2 layers" : "G
 static float* initial_parameters(const gpt2_config* c) {
     gpt2_tensor table[GPT2_TENSORS];
     float* parameters = xalloc(gpt2_tensors(c, table), sizeof(float), "parameters");
-    gpt2_init(c, parameters, 1);
+    model_init(c, parameters, 1);
     return parameters;
 }
 
@@ -481,7 +481,7 @@ static const sampling PLAIN_SAMPLING = {
 
 typedef struct training {
     trainer* t;
-    batch* d;
+    rollout* d;
     objective objective;
     int64_t tokens;  // of the last run
 } training;
@@ -548,7 +548,7 @@ static void training_step(void) {
                    : "training step, one thread: over PyTorch",
                  ratio, AT_LEAST, 1.2, 2, "x");
         trainer_free(work[d].t);
-        batch_free(work[d].d);
+        rollout_free(work[d].d);
     }
     double speed_up = speed_ratio(&c[FULL], &c[ONE]);
     printf(
@@ -566,8 +566,8 @@ static void training_step(void) {
 enum { PROMPT = 10, NEW = 24 };
 
 typedef struct sampling_work {
-    rollout* r;
-    batch* d;
+    sampler* r;
+    rollout* d;
     int repeats;
 } sampling_work;
 
@@ -575,10 +575,10 @@ static double sampling_run(void* arg) {
     sampling_work* w = arg;
     double start = clock_seconds();
     for (int i = 0; i < w->repeats; i++) {
-        rollout_begin(w->r, w->d, &PLAIN_SAMPLING);
-        while (rollout_step(w->r)) {
+        sampler_begin(w->r, w->d, &PLAIN_SAMPLING);
+        while (sampler_step(w->r)) {
         }
-        rollout_end(w->r);
+        sampler_end(w->r);
     }
     return (clock_seconds() - start) / w->repeats;
 }
@@ -588,10 +588,10 @@ static sampling_work sampling_create(backend* b, const gpt2_config* model, float
     sampling_work w = {.d = workload_batch(model->vocab, sequences, PROMPT, NEW)};
     gpt2_tensor table[GPT2_TENSORS];
     size_t bytes = gpt2_tensors(model, table) * sizeof(float);
-    w.r = rollout_create(b, model, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0, -1);
+    w.r = sampler_create(b, model, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0, -1);
     float* on_device = b->alloc(b, bytes, "parameters");
     b->upload(b, on_device, parameters, bytes);
-    rollout_sync(w.r, on_device);
+    sampler_sync(w.r, on_device);
     b->release(b, on_device, bytes);
     w.repeats = 1 + 512 / sequences;
     return w;
@@ -616,8 +616,8 @@ static void sampling_row(const gpt2_config* model, float* parameters, int sequen
     } else if (d == FULL) {
         goal_add("sampling, 8 sequences, all threads: over generate", ratio, AT_LEAST, 15, 1, "x");
     }
-    rollout_free(w.r);
-    batch_free(w.d);
+    sampler_free(w.r);
+    rollout_free(w.d);
 }
 
 static void sampling_section(void) {
@@ -640,12 +640,12 @@ enum { DECODE_STEPS = 16 };
 
 static double decode_run(void* arg) {
     sampling_work* w = arg;
-    rollout_begin(w->r, w->d, &PLAIN_SAMPLING);  // the prefill and each first token
+    sampler_begin(w->r, w->d, &PLAIN_SAMPLING);  // the prefill and each first token
     double start = clock_seconds();
-    while (rollout_step(w->r)) {
+    while (sampler_step(w->r)) {
     }
     double seconds = clock_seconds() - start;
-    rollout_end(w->r);
+    sampler_end(w->r);
     return seconds;
 }
 
@@ -657,10 +657,10 @@ static void decoding(void) {
     size_t bytes = gpt2_tensors(&model, table) * sizeof(float);
     double C = model.channels, weights = 12 * model.layers * C * C + model.vocab * C;
     float* parameters = b->alloc(b, bytes, "parameters");
-    gpt2_init(&model, parameters, 1);
-    rollout* r =
-        rollout_create(b, &model, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
-    rollout_sync(r, parameters);
+    model_init(&model, parameters, 1);
+    sampler* r =
+        sampler_create(b, &model, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
+    sampler_sync(r, parameters);
     b->release(b, parameters, bytes);
     printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights\n", gpt2_name(),
            threads[FULL], weights * 4e-6);
@@ -677,9 +677,9 @@ static void decoding(void) {
         record(tokens / seconds, "decoding: %d slots, tokens/s", SLOTS[i]);
         record(rate / bandwidth[FULL], "decoding: %d slots, share of bandwidth", SLOTS[i]);
         record(share, "decoding: %d slots, share of peak", SLOTS[i]);
-        batch_free(w.d);
+        rollout_free(w.d);
     }
-    rollout_free(r);
+    sampler_free(r);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -713,7 +713,7 @@ static void update(void) {
                tokens / best_seconds(&c[d]));
         record(tokens / median_seconds(&c[d]), "update: %d threads, tokens/s", threads[d]);
         trainer_free(work[d].t);
-        batch_free(work[d].d);
+        rollout_free(work[d].d);
     }
     free(parameters);
     printf("  %d threads over one: %.2fx\n", threads[FULL], speed_ratio(&c[FULL], &c[ONE]));
@@ -746,9 +746,9 @@ static void memory(void) {
     size_t trainer_only = b->allocated - before;
     training_run(&w);
     size_t scratch = b->allocated - before - trainer_only, at = b->allocated;
-    rollout* r = rollout_create(b, &model, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, -1);
-    rollout_sync(r, w.t->parameters);
-    size_t sampler = b->allocated - at;
+    sampler* r = sampler_create(b, &model, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, -1);
+    sampler_sync(r, w.t->parameters);
+    size_t sampler_bytes = b->allocated - at;
     size_t gradients = w.t->optimizer->bytes - 2 * each, lookup = table[0].count * sizeof(float);
 
     size_t sum = memory_line("parameters", each, n);
@@ -761,14 +761,14 @@ static void memory(void) {
     sum += memory_line("trainer: activations of 256 tokens", w.t->acts->bytes, n);
     memory_line("trainer: packed batch, log-probabilities", trainer_only - sum, n);
     memory_line("scratch memory of the device", scratch, n);
-    memory_line("sampler: packed weights, rounded others", rollout_weights(r)->bytes, n);
-    memory_line("sampler: KV cache, 32 slots of 34 tokens", rollout_cache_bytes(r), n);
+    memory_line("sampler: packed weights, rounded others", sampler_weights(r)->bytes, n);
+    memory_line("sampler: KV cache, 32 slots of 34 tokens", sampler_cache_bytes(r), n);
     memory_line("sampler: activations, slots",
-                sampler - rollout_weights(r)->bytes - rollout_cache_bytes(r), n);
+                sampler_bytes - sampler_weights(r)->bytes - sampler_cache_bytes(r), n);
     memory_line("all", b->allocated - before, n);
-    rollout_free(r);
+    sampler_free(r);
     trainer_free(w.t);
-    batch_free(w.d);
+    rollout_free(w.d);
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "common.h"
+#include "base/common.h"
 
 // ---------------------------------------------------------------------------------------------
 // Contenders

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "objective.h"
-#include "options.h"
+#include "base/options.h"
+#include "rl/objective.h"
 
 // The numbers of one line; its count of them, or 0 if something else stands there or too many.
 static int read_numbers(const char* line, double* number, int most) {

@@ -5,7 +5,7 @@
 #define _GNU_SOURCE
 #include <stdlib.h>
 
-#include "task.h"
+#include "text/task.h"
 
 // Undoes the escapes in place; 0 if there is one that is not \n, \t or \\.
 static int unescape(char* text) {

@@ -8,7 +8,7 @@
 //   layer,PAIR,layer,difference    the residual stream that enters layer l (l = layers: that leaves
 //                                  the last), root mean square of the difference over that of the
 //                                  trainer's, over all tokens
-//   metric,PAIR,name,value         the metrics of llmc/mismatch.h
+//   metric,PAIR,name,value         the metrics of llmc/rl/mismatch.h
 //
 //     build/dev/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
 //     build/dev/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
@@ -18,10 +18,10 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "checkpoint.h"
-#include "rollout.h"
-#include "tokenizer.h"
-#include "trainer.h"
+#include "model/llmc_file.h"
+#include "rl/sampler.h"
+#include "rl/trainer.h"
+#include "text/tokenizer.h"
 
 static const char USAGE[] =
     "usage: mismatch [--sampler OLDER.bin] MODEL.bin TASK PROMPTS GROUP SAMPLER:TRAINER ...";
@@ -56,29 +56,29 @@ static precision precision_named(const char* name, size_t length, const char* pa
     return p;
 }
 
-static batch* sample(const setup* s, precision p) {
+static rollout* sample(const setup* s, precision p) {
     sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = SEED, .stream = STREAM_EVALUATE};
     int capacity = s->prompts * s->group;
-    batch* d = batch_create(capacity, s->task.max_prompt, s->max_new, 0);
-    rollout* r = rollout_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
+    rollout* d = rollout_create(capacity, s->task.max_prompt, s->max_new, 0);
+    sampler* r = sampler_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
                                 s->task.max_prompt, s->max_new, capacity, 0, tokenizer_end());
     size_t bytes = sizeof(float);
     gpt2_tensor table[GPT2_TENSORS];
     bytes *= gpt2_tensors(&s->model, table);
     float* parameters = s->b->alloc(s->b, bytes, "parameters");
     s->b->upload(s->b, parameters, s->sampler, bytes);
-    rollout_sync(r, parameters);
+    sampler_sync(r, parameters);
     s->b->release(s->b, parameters, bytes);
     d->prompts = s->prompts;
     d->group = s->group;
-    batch_held_out_prompts(d, &s->task, SEED, 0);
-    rollout_run(r, d, &how);
-    rollout_free(r);
+    rollout_held_out_prompts(d, &s->task, SEED, 0);
+    sampler_run(r, d, &how);
+    sampler_free(r);
     return d;
 }
 
 // A trainer whose activations hold all of `d`, with log pi of every token in `out`.
-static trainer* forward(const setup* s, precision p, const float* parameters, const batch* d,
+static trainer* forward(const setup* s, precision p, const float* parameters, const rollout* d,
                         float* out) {
     optimizer_config none = {.format = &FORMAT_FP32};
     trainer* t = trainer_create(s->b, &s->model, p, &none, d->sequences,
@@ -88,7 +88,7 @@ static trainer* forward(const setup* s, precision p, const float* parameters, co
     return t;
 }
 
-static void print_tokens(const batch* d, const char* pair) {
+static void print_tokens(const rollout* d, const char* pair) {
     for (int q = 0; q < d->sequences; q++)
         for (int i = 0; i < d->length[q]; i++) {
             size_t at = (size_t)q * d->max_new + i;
@@ -97,7 +97,7 @@ static void print_tokens(const batch* d, const char* pair) {
         }
 }
 
-static void print_metrics(const batch* d, const char* pair) {
+static void print_metrics(const rollout* d, const char* pair) {
     double value[MISMATCH_METRICS];
     mismatch m = trainer_mismatch(d, 0, d->sequences, DELTA);
     mismatch_values(&m, value);
@@ -105,20 +105,20 @@ static void print_metrics(const batch* d, const char* pair) {
         printf("metric,%s,%s,%.9g\n", pair, MISMATCH_NAMES[i], value[i]);
 }
 
-static int tokens_of(const batch* d) {
+static int tokens_of(const rollout* d) {
     int n = 0;
     for (int q = 0; q < d->sequences; q++) n += d->prompt_length[q / d->group] + d->length[q] - 1;
     return n;
 }
 
-static void print_layers(const setup* s, const trainer* sampler, const trainer* t, int tokens,
+static void print_layers(const setup* s, const trainer* as_sampler, const trainer* t, int tokens,
                          const char* pair) {
     size_t count = (size_t)tokens * s->model.channels, bytes = count * sizeof(float);
     float *a = xalloc(2 * count, sizeof(float), "activations"), *c = a + count;
     for (int l = 0; l <= s->model.layers; l++) {
         double difference = 0, size = 0;
-        s->b->download(s->b, a, gpt2_residual(sampler->acts, l), bytes);
-        s->b->download(s->b, c, gpt2_residual(t->acts, l), bytes);
+        s->b->download(s->b, a, model_residual(as_sampler->acts, l), bytes);
+        s->b->download(s->b, c, model_residual(t->acts, l), bytes);
         for (size_t i = 0; i < count; i++) {
             difference += ((double)a[i] - c[i]) * ((double)a[i] - c[i]);
             size += (double)c[i] * c[i];
@@ -133,7 +133,7 @@ static void run_pair(const setup* s, const char* pair) {
     if (!colon) fatal("%s: write a pair SAMPLER:TRAINER, such as bf16:fp32", pair);
     precision mu = precision_named(pair, (size_t)(colon - pair), pair);
     precision pi = precision_named(colon + 1, strlen(colon + 1), pair);
-    batch* d = sample(s, mu);
+    rollout* d = sample(s, mu);
     trainer* t = forward(s, pi, s->trainer, d, d->log_pi);
     print_tokens(d, pair);
     print_metrics(d, pair);
@@ -141,26 +141,26 @@ static void run_pair(const setup* s, const char* pair) {
     print_layers(s, as_sampler, t, tokens_of(d), pair);
     trainer_free(as_sampler);
     trainer_free(t);
-    batch_free(d);
+    rollout_free(d);
 }
 
-static void read_models(setup* s, const char* model, const char* sampler) {
-    s->model = checkpoint_read_model(model, &s->trainer);
+static void read_models(setup* s, const char* model, const char* sampler_file) {
+    s->model = llmc_file_read(model, &s->trainer);
     s->sampler = s->trainer;
     if (s->model.vocab < tokenizer_size())
         fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
               model, s->model.vocab, tokenizer_size());
-    if (!sampler) return;
-    gpt2_config c = checkpoint_read_model(sampler, &s->sampler);
+    if (!sampler_file) return;
+    gpt2_config c = llmc_file_read(sampler_file, &s->sampler);
     if (memcmp(&c, &s->model, sizeof c))
         fatal("%s and %s differ in shape; sampler and trainer have to be one model at two times",
-              sampler, model);
+              sampler_file, model);
 }
 
 int main(int argc, char** argv) {
-    const char* sampler = NULL;
+    const char* sampler_file = NULL;
     if (argc > 2 && !strcmp(argv[1], "--sampler")) {
-        sampler = argv[2];
+        sampler_file = argv[2];
         argc -= 2;
         argv += 2;
     }
@@ -169,7 +169,7 @@ int main(int argc, char** argv) {
         return 1;
     }
     setup s = {.b = cpu_open(0, "auto"), .task = task_open(argv[2])};
-    read_models(&s, argv[1], sampler);
+    read_models(&s, argv[1], sampler_file);
     s.prompts = number(argv[3], "PROMPTS");
     s.group = number(argv[4], "GROUP");
     s.max_new = s.task.max_response + 2;

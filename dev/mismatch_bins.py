@@ -10,7 +10,7 @@ bins.csv     a row a pair and bin of mu, the sampler's probability of the token 
     tv_outside                        share of those with |pi - mu| > 0.15
     ratio_only, tv_only               share of those outside the one but inside the other
 layers.csv   pair, layer, difference of the residual stream (see dev/mismatch.c)
-metrics.csv  a row a pair, a column a metric of llmc/mismatch.c
+metrics.csv  a row a pair, a column a metric of llmc/rl/mismatch.c
 
 0.8 .. 1.28 is grpo's clip, 0.15 the delta of dppo-tv and drpo. Both stop a token on one side alone,
 which the sign of its advantage chooses, so the shares are of tokens that *can* be stopped. An empty
@@ -64,7 +64,7 @@ def bin_figures(tokens):
     """{column of bins.csv: number} of [(log mu, log pi)]."""
     gaps, logs, ratios = zip(*(differences(*t) for t in tokens))
     by_ratio = [not CLIP[0] <= r <= CLIP[1] for r in ratios]
-    by_tv = [not g <= TV for g in gaps]  # a NaN lies outside, as in llmc/mismatch.c
+    by_tv = [not g <= TV for g in gaps]  # a NaN lies outside, as in llmc/rl/mismatch.c
     mean = ablate_stats.mean
     return {"prob_diff_mean": mean(gaps), "prob_gap_max": max(gaps),
             "logp_diff_mean": mean(logs), "logp_diff_max": max(logs),

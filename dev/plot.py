@@ -7,7 +7,7 @@ RUN is a run's folder or a log.jsonl. One small plot a key, one line a run. With
 length, entropy, mismatch, gradient norm and evaluation; with --phase alone: every key of that
 phase. A null is a gap. In a plot of more than 100 points a curve, the points are pale and the bold
 line is their median in 50 bins of whole steps. The phases and keys are described at the head of
-llmc/log.c.
+llmc/run/log.c.
 """
 import argparse
 import itertools

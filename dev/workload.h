@@ -2,12 +2,12 @@
 #ifndef DEV_WORKLOAD_H
 #define DEV_WORKLOAD_H
 
-#include "trainer.h"
+#include "rl/trainer.h"
 
 // `sequences` prompts of `prompt` tokens, one full response of `response` tokens each; tokens are
-// uniform below `vocab`, advantages 1 and -1 in turn. Free with batch_free.
-static inline batch* workload_batch(int vocab, int sequences, int prompt, int response) {
-    batch* d = batch_create(sequences, prompt, response, 0);
+// uniform below `vocab`, advantages 1 and -1 in turn. Free with rollout_free.
+static inline rollout* workload_batch(int vocab, int sequences, int prompt, int response) {
+    rollout* d = rollout_create(sequences, prompt, response, 0);
     rng r = rng_at(1, STREAM_SAMPLE, 0, 0);
     d->prompts = d->sequences = sequences;
     d->group = 1;

@@ -11,7 +11,7 @@
 
 #include <stdarg.h>
 
-#include "backend.h"
+#include "device/backend.h"
 #include "test.h"
 
 // ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-// A stand-in for cuBLASLt, so that llmc/cuda/cublaslt.cuh is tested without a GPU: how it opens the
-// library, its plans and their keys, its calls. It is a shared library of the real one's name and
-// binary interface, which the loader finds through LD_LIBRARY_PATH. The real header, where there is
-// one, says whether cublaslt_abi.h has the real numbers, sizes and parameters.
+// A stand-in for cuBLASLt, so that llmc/device/cuda/cublaslt.cuh is tested without a GPU: how it
+// opens the library, its plans and their keys, its calls. It is a shared library of the real one's
+// name and binary interface, which the loader finds through LD_LIBRARY_PATH. The real header, where
+// there is one, says whether cublaslt_abi.h has the real numbers, sizes and parameters.
 //
 // A product is summed in double and rounded once; twice, before and after the bias, where rows are
 // not whole 16 bytes: there the real library does so too. It runs at its place in the stream
@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../llmc/cuda/cublaslt_abi.h"
+#include "../llmc/device/cuda/cublaslt_abi.h"
 
 #if __has_include(<cublasLt.h>)
 #include <cublasLt.h>

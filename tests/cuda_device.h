@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
+#include "device/backend.h"
 
 enum { SCHEDULES_MAX = 6 };
 static int schedules;  // how many

@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <unistd.h>
 
-#include "common.h"
+#include "base/common.h"
 #include "test.h"
 
 typedef struct golden_run {

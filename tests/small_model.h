@@ -3,7 +3,7 @@
 #ifndef SMALL_MODEL_H
 #define SMALL_MODEL_H
 
-#include "gpt2.h"
+#include "model/model.h"
 #include "test.h"
 
 // A run of a test program is "quick" under the sanitizers, which are an order of magnitude slower:

@@ -13,8 +13,9 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#include "checkpoint.h"
+#include "model/llmc_file.h"
 #include "refusal.h"
+#include "run/checkpoint.h"
 
 static char folder[] = "/tmp/test_checkpoint.XXXXXX";
 static char model_path[64], run[64];  // files below it
@@ -192,7 +193,7 @@ static void test_layout(void) {
         for (int i = 0; i < TENSORS[t].used; i++) pointer[t][i] = (float)(t + 1) + (float)i / 128;
     for (int version = 3; version <= 5; version += 2) {
         size_t s = version == 3 ? 4 : 2;
-        checkpoint_write_model(model_path, &TINY, parameters, s == 4 ? &FORMAT_FP32 : &FORMAT_BF16);
+        llmc_file_write(model_path, &TINY, parameters, s == 4 ? &FORMAT_FP32 : &FORMAT_BF16);
         size_t n = read_bytes(model_path);
         CHECK(n == 1024 + s * FILE_VALUES, "version %d has %zu bytes", version, n);
         int32_t header[256], expected[256] = {0};
@@ -226,8 +227,8 @@ static void test_reading(void) {
     size_t n = build_file(bytes);
     memset(bytes + 32, 77, 1024 - 32);  // what a later llm.c may put there is not ours to judge
     write_bytes(model_path, bytes, n);
-    check_config(checkpoint_read_config(model_path));
-    check_config(checkpoint_read_model(model_path, &p));
+    check_config(llmc_file_config(model_path));
+    check_config(llmc_file_read(model_path, &p));
     for (int i = 0; i < COUNT; i++)
         CHECK_SAME(p[i], (float)(i < 20 ? i : i + PADDING) / 8, "a value of a built file");
     free(p);
@@ -236,7 +237,7 @@ static void test_reading(void) {
     memcpy(bytes + 28, &vocab, 4);
     memmove(bytes + 1024 + 4 * 20, bytes + 1024 + 4 * (20 + PADDING), 4 * (COUNT - 20));
     write_bytes(model_path, bytes, 1024 + 4 * COUNT);
-    check_config(checkpoint_read_model(model_path, &p));
+    check_config(llmc_file_read(model_path, &p));
     CHECK_SAME(p[20], 64, "the first value after an embedding without padding");
     free(p);
 }
@@ -249,12 +250,12 @@ static void test_round_trip(void) {
     for (uint32_t round = 0; round < 4; round++) {
         fill_random(parameters, COUNT, round);
         for (int i = 0; i < 4; i++) parameters[100 + i] = ties[i][0];
-        checkpoint_write_model(model_path, &TINY, parameters, &FORMAT_FP32);
-        check_config(checkpoint_read_model(model_path, &p));
+        llmc_file_write(model_path, &TINY, parameters, &FORMAT_FP32);
+        check_config(llmc_file_read(model_path, &p));
         CHECK(same_bits(p, parameters, COUNT), "fp32 comes back with the same bits");
         free(p);
-        checkpoint_write_model(model_path, &TINY, parameters, &FORMAT_BF16);
-        check_config(checkpoint_read_model(model_path, &p));
+        llmc_file_write(model_path, &TINY, parameters, &FORMAT_BF16);
+        check_config(llmc_file_read(model_path, &p));
         for (int i = 0; i < COUNT; i++)
             CHECK_SAME(p[i], format_round(parameters[i], &FORMAT_BF16), "a bf16 value");
         for (int i = 0; i < 4; i++) CHECK_SAME(p[100 + i], ties[i][1], "a tie in bf16");
@@ -266,12 +267,12 @@ static void test_round_trip(void) {
     size_t n = gpt2_tensors(&wide, table);
     float* x = xalloc(n, 4, "a test");
     fill_random(x, n, 9);
-    checkpoint_write_model(model_path, &wide, x, &FORMAT_FP32);
-    checkpoint_read_model(model_path, &p);
+    llmc_file_write(model_path, &wide, x, &FORMAT_FP32);
+    llmc_file_read(model_path, &p);
     CHECK(same_bits(p, x, n), "fp32 in chunks comes back with the same bits");
     free(p);
-    checkpoint_write_model(model_path, &wide, x, &FORMAT_BF16);
-    checkpoint_read_model(model_path, &p);
+    llmc_file_write(model_path, &wide, x, &FORMAT_BF16);
+    llmc_file_read(model_path, &p);
     for (size_t i = 0; i < n; i++) x[i] = format_round(x[i], &FORMAT_BF16);
     CHECK(same_bits(p, x, n), "bf16 in chunks comes back rounded");
     free(p);
@@ -281,11 +282,11 @@ static void test_round_trip(void) {
 // ------------------------------------------------------------------------------------------------
 // Model files that are refused
 
-static void read_config_child(const void* path) { checkpoint_read_config(path); }
+static void read_config_child(const void* path) { llmc_file_config(path); }
 
 static void read_model_child(const void* path) {
     float* p;
-    checkpoint_read_model(path, &p);
+    llmc_file_read(path, &p);
     free(p);
 }
 
@@ -382,7 +383,7 @@ static void write_child(const void* argument) {
     const write_case* w = argument;
     float parameters[COUNT] = {0};
     limit_files(w->limit);
-    checkpoint_write_model(w->path, &TINY, parameters, w->how);
+    llmc_file_write(w->path, &TINY, parameters, w->how);
 }
 
 static void test_model_writing(void) {
@@ -394,7 +395,7 @@ static void test_model_writing(void) {
                       WORDS{"cannot write", model_path, "free some"});
     }
     float* p;
-    checkpoint_read_model(model_path, &p);
+    llmc_file_read(model_path, &p);
     CHECK_SAME(p[COUNT - 1], (float)(FILE_VALUES - 1) / 8, "the previous file's last value");
     free(p);
     remove_tree(folder);  // the failed writes' leftovers
@@ -502,7 +503,7 @@ static void test_state_layout(void) {
     CHECK(read_bytes(in_run("step-000012/model.bin")) == 5104, "the size of model.bin");
     int64_t model_checksum = (int64_t)fnv(bytes, 0, 5104);
     float* read;
-    checkpoint_read_model(in_run("step-000012/model.bin"), &read);
+    llmc_file_read(in_run("step-000012/model.bin"), &read);
     CHECK(same_bits(read, p, COUNT), "model.bin is a model file");
     free(read);
 
@@ -779,7 +780,7 @@ static void test_other_model(void) {
     float p[COUNT] = {0};
     memcpy(state, bytes, n);
     state[8] = 1;
-    checkpoint_write_model(in_run("step-000001/model.bin"), &TINY, p, &FORMAT_BF16);
+    llmc_file_write(in_run("step-000001/model.bin"), &TINY, p, &FORMAT_BF16);
     read_bytes(in_run("step-000001/model.bin"));
     checksum = fnv(bytes, 0, 1024);
     memcpy(state + 104, &checksum, 8);
@@ -906,10 +907,11 @@ static void test_failing_removals(void) {
     remove_tree(run);
 }
 
+// The last call of a kind on what now has this path.
 static int call_find(call_kind kind, const char* path) {
     struct stat s;
     if (stat(path, &s)) return -1;
-    for (int i = 0; i < call_count; i++)
+    for (int i = call_count - 1; i >= 0; i--)
         if (calls[i].kind == kind && calls[i].inode == s.st_ino) return i;
     return -1;
 }
@@ -941,7 +943,7 @@ static void test_sync_order(void) {
 
     float parameters[COUNT] = {0};
     call_count = 0;
-    checkpoint_write_model(model_path, &TINY, parameters, &FORMAT_FP32);
+    llmc_file_write(model_path, &TINY, parameters, &FORMAT_FP32);
     int file = call_find(CALL_FSYNC, model_path), renamed = call_find(CALL_RENAME, model_path);
     CHECK(file >= 0 && renamed > file && call_find(CALL_FSYNC, folder) > renamed,
           "a model file: synced %d, named %d", file, renamed);

@@ -6,7 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#include "common.h"
+#include "base/common.h"
 #include "refusal.h"
 
 static char folder[] = "/tmp/test_common.XXXXXX";

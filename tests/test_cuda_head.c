@@ -12,7 +12,9 @@
 #include "cuda_test.h"
 
 static int words_of(int vocabulary) { return (vocabulary + 31) / 32; }
-static int is_kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] >> (i % 32) & 1); }
+static int is_kept(const uint32_t* nucleus, int i) {
+    return !nucleus || (nucleus[i / 32] >> (i % 32) & 1);
+}
 
 // ------------------------------------------------------------------------------------------------
 // Forward and backward
@@ -20,14 +22,14 @@ static int is_kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] 
 typedef struct shape {
     int n, vocabulary, channels;
     float inverse_temperature;
-    int kept;  // in a hundred; 0: no keep sets
+    int kept;  // in a hundred; 0: no kept sets
 } shape;
 
 typedef struct head_case {
     shape s;
     const format *operand, *logits;
     int rows, *row, *target;
-    uint32_t* keep;             // or NULL
+    uint32_t* nucleus;          // or NULL
     tensor x, w, coef, dx, dw;  // dx, dw: as they are before backward
 } head_case;
 
@@ -44,8 +46,8 @@ typedef struct head_exact {
     head_values value, noise;
 } head_exact;
 
-static const uint32_t* keep_at(const head_case* c, int i) {
-    return c->keep ? c->keep + i * words_of(c->s.vocabulary) : NULL;
+static const uint32_t* nucleus_at(const head_case* c, int i) {
+    return c->nucleus ? c->nucleus + i * words_of(c->s.vocabulary) : NULL;
 }
 
 static const char* case_text(const head_case* c) {
@@ -69,12 +71,12 @@ static head_case case_new(shape s, const format* operand, const format* logits) 
         c.target[i] = random_below(s.vocabulary);
     }
     int words = words_of(s.vocabulary);
-    if (s.kept) c.keep = memset(ints_new(s.n * words), 0, (size_t)s.n * words * sizeof(int));
+    if (s.kept) c.nucleus = memset(ints_new(s.n * words), 0, (size_t)s.n * words * sizeof(int));
     for (int i = 0; s.kept && i < s.n; i++)
         for (int j = 0; j < s.vocabulary; j++)
             // Not every target is kept.
             if ((j == c.target[i] && i % 4 != 3) || random_below(100) < s.kept)
-                c.keep[i * words + j / 32] |= 1u << (j % 32);
+                c.nucleus[i * words + j / 32] |= 1u << (j % 32);
     c.dx = matrix_random(c.rows, s.channels, &FORMAT_FP32);
     c.dw = weight_random(s.vocabulary, s.channels);
     return c;
@@ -142,11 +144,11 @@ static void exact_row(const head_exact* e, const head_case* c, int i, int rounde
         if (rounded) l[j] = format_round((float)l[j], c->logits);
         l[j] *= c->s.inverse_temperature;
         size[j] *= c->s.inverse_temperature;
-        if (is_kept(keep_at(c, i), j)) max = fmax(max, l[j]);
+        if (is_kept(nucleus_at(c, i), j)) max = fmax(max, l[j]);
     }
     for (int j = 0; j < v; j++) {
         l[j] -= max;
-        p[j] = is_kept(keep_at(c, i), j) ? exp(l[j]) : 0;
+        p[j] = is_kept(nucleus_at(c, i), j) ? exp(l[j]) : 0;
         sum += p[j];
         moment += p[j] > 0 ? p[j] * l[j] : 0;
     }
@@ -200,9 +202,9 @@ static head_result plain_result(const head_case* c) {
     prepared* w = cpu->weight_prepare(cpu, NULL, c->w.data, c->s.vocabulary, c->s.channels,
                                       c->operand, c->operand);
     cpu->head_forward(cpu, a.logp.data, a.entropy.data, c->x, c->row, c->target, n, w, c->logits,
-                      c->s.inverse_temperature, c->keep, NULL);
+                      c->s.inverse_temperature, c->nucleus, NULL);
     cpu->head_backward(cpu, a.dx, a.dw.data, c->x, c->row, c->target, c->coef.data, n, w, c->logits,
-                       c->s.inverse_temperature, c->keep);
+                       c->s.inverse_temperature, c->nucleus);
     cpu->weight_release(cpu, w);
     if (c->operand == &FORMAT_BF16 || c->operand == &FORMAT_FP16) {
         head_exact e = exact_new(c, 1);
@@ -218,7 +220,7 @@ typedef struct gpu_case {
     tensor x;
     int *row, *target;
     float* coef;
-    uint32_t* keep;
+    uint32_t* nucleus;
     prepared* w;
 } gpu_case;
 
@@ -228,7 +230,7 @@ static gpu_case gpu_case_new(const head_case* c) {
                   .row = gpu_copy(c->row, ints),
                   .target = gpu_copy(c->target, ints),
                   .coef = gpu_copy(c->coef.data, ints)};
-    if (c->keep) g.keep = gpu_copy(c->keep, ints * words_of(c->s.vocabulary));
+    if (c->nucleus) g.nucleus = gpu_copy(c->nucleus, ints * words_of(c->s.vocabulary));
     g.w = gpu->weight_prepare(gpu, NULL, gpu_matrix(c->w).data, c->s.vocabulary, c->s.channels,
                               c->operand, c->operand);
     return g;
@@ -241,23 +243,23 @@ static head_result gpu_result(const head_case* c, const gpu_case* g) {
     tensor entropy = gpu_matrix(empty.entropy), dw = gpu_matrix(c->dw);
     tensor dx = n % 3 ? gpu_matrix_odd(c->dx) : gpu_matrix(c->dx);
     gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row, g->target, n, g->w, c->logits,
-                      c->s.inverse_temperature, g->keep, NULL);
+                      c->s.inverse_temperature, g->nucleus, NULL);
     // Asked for: the target, where it is kept, and none.
     tensor two = array_new(n, 2, 0, &FORMAT_FP32), asked_logp = gpu_matrix(two);
     for (int i = 0; i < n; i++) {
-        int id[2] = {is_kept(keep_at(c, i), c->target[i]) ? c->target[i] : -1, -1};
+        int id[2] = {is_kept(nucleus_at(c, i), c->target[i]) ? c->target[i] : -1, -1};
         memcpy(row_at(two, i), id, sizeof id);
     }
     candidates asked = {2, gpu_matrix(two).data, asked_logp.data};
     gpu->head_forward(gpu, again.data, NULL, g->x, g->row, g->target, n, g->w, c->logits,
-                      c->s.inverse_temperature, g->keep, &asked);
+                      c->s.inverse_temperature, g->nucleus, &asked);
     gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, n, g->w, c->logits,
-                       c->s.inverse_temperature, g->keep);
+                       c->s.inverse_temperature, g->nucleus);
     a = (head_result){gpu_read(logp), gpu_read(entropy), gpu_read(dx), gpu_read(dw)};
     check_same(gpu_read(again), a.logp, "logp without entropy", case_text(c), gpu);
     asked_logp = gpu_read(asked_logp);
     for (int i = 0; i < n; i++) {
-        int kept = is_kept(keep_at(c, i), c->target[i]);
+        int kept = is_kept(nucleus_at(c, i), c->target[i]);
         row_at(two, i)[0] = kept ? row_at(a.logp, 0)[i] : -INFINITY;
         row_at(two, i)[1] = -INFINITY;
     }
@@ -293,7 +295,7 @@ static void check_alone(const head_case* c, const gpu_case* g, const head_result
         tensor one = vector_new(1), logp = gpu_matrix(one), entropy = gpu_matrix(one);
         gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row + i, g->target + i, 1, g->w,
                           c->logits, c->s.inverse_temperature,
-                          g->keep ? g->keep + i * words_of(c->s.vocabulary) : NULL, NULL);
+                          g->nucleus ? g->nucleus + i * words_of(c->s.vocabulary) : NULL, NULL);
         check_same(gpu_read(logp), columns_of(all->logp, i, 1), "logp alone", case_text(c), gpu);
         check_same(gpu_read(entropy), columns_of(all->entropy, i, 1), "entropy alone", case_text(c),
                    gpu);
@@ -413,7 +415,7 @@ static void state_at(slots* t, int* at, int vocabulary) {
                     NULL, NULL,   MAX_NEW,    words,      vocabulary - 1, {0, NULL, NULL}};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
-    s.out_keep = (uint32_t*)(s.out_entropy + n * MAX_NEW);
+    s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);
     t->s = s;
 }
 
@@ -476,13 +478,13 @@ static void check_slots(tensor actual, const slots* expected, const char* what) 
 }
 
 // The log-probabilities and entropies of the drawn tokens are those that head_forward gives on the
-// GPU, for the same keep sets. `after`: the GPU's slots, on the host.
+// GPU, for the same kept sets. `after`: the GPU's slots, on the host.
 static void check_same_logp(const slots* before, const slots* after, tensor x, const prepared* w,
                             const sampler_case* c) {
     int mark = array_count, gpu_mark = gpu_array_count, words = words_of(c->vocabulary), count = 0;
     int *row = ints_new(c->rows), *target = ints_new(c->rows);
     tensor drawn = vector_new(c->rows), drawn_entropy = vector_new(c->rows);
-    uint32_t* keep = (uint32_t*)ints_new(c->rows * words);
+    uint32_t* nucleus = (uint32_t*)ints_new(c->rows * words);
     for (int i = 0; i < c->rows; i++) {
         int slot = after->row_slot[i], sequence = after->s.sequence[slot];
         if (before->s.position[slot] < 0) continue;
@@ -491,14 +493,15 @@ static void check_same_logp(const slots* before, const slots* after, tensor x, c
         target[count] = after->s.out_token[at];
         row_at(drawn, 0)[count] = after->s.out_logp[at];
         row_at(drawn_entropy, 0)[count] = after->s.out_entropy[at];
-        memcpy(keep + count++ * words, after->s.out_keep + at * words, words * sizeof *keep);
+        memcpy(nucleus + count++ * words, after->s.out_nucleus + at * words,
+               words * sizeof *nucleus);
     }
     int narrowed = c->how.top_k > 0 || c->how.top_p < 1;
     tensor logp = gpu_matrix(vector_new(count)), entropy = gpu_matrix(vector_new(count));
-    gpu->head_forward(gpu, logp.data, entropy.data, x, gpu_copy(row, count * sizeof(int)),
-                      gpu_copy(target, count * sizeof(int)), count, w, c->logits,
-                      c->how.inverse_temperature,
-                      narrowed ? gpu_copy(keep, (size_t)count * words * sizeof *keep) : NULL, NULL);
+    gpu->head_forward(
+        gpu, logp.data, entropy.data, x, gpu_copy(row, count * sizeof(int)),
+        gpu_copy(target, count * sizeof(int)), count, w, c->logits, c->how.inverse_temperature,
+        narrowed ? gpu_copy(nucleus, (size_t)count * words * sizeof *nucleus) : NULL, NULL);
     check_same(columns_of(drawn, 0, count), gpu_read(logp), "logp against the head's",
                sampler_text(c), gpu);
     check_same(columns_of(drawn_entropy, 0, count), gpu_read(entropy), "entropy against the head's",
@@ -508,14 +511,14 @@ static void check_same_logp(const slots* before, const slots* after, tensor x, c
 }
 
 // Samples on the GPU from a copy of `before`; its slots then, on the host. `keep`: whether there is
-// memory for keep sets.
+// memory for kept sets.
 static slots gpu_sample(const slots* before, tensor x, const prepared* w, const sampler_case* c,
-                        int keep) {
+                        int nucleus) {
     int gpu_mark = gpu_array_count;
     tensor all = gpu_matrix(before->all);
     slots there = *before, here = *before;
     state_at(&there, all.data, c->vocabulary);
-    if (!keep) there.s.out_keep = NULL;
+    if (!nucleus) there.s.out_nucleus = NULL;
     gpu->sample(gpu, &there.s, x, gpu_copy(before->row_slot, c->rows * sizeof(int)), c->rows, w,
                 c->logits, &c->how);
     here.all = gpu_read(all);
@@ -534,13 +537,13 @@ static void check_sampler_on_gpu(const sampler_case* c, const slots* before, con
     for (int order = 0; order < orders; order++) {
         schedule_set(order);
         slots after = gpu_sample(before, x, w, c, 1), bare = gpu_sample(before, x, w, c, 0);
-        int without = (int)((float*)after.s.out_keep - (float*)after.all.data);
+        int without = (int)((float*)after.s.out_nucleus - (float*)after.all.data);
         check_slots(after.all, expected, what);
         check_same_logp(before, &after, x, w, c);
         if (order == 0) first = after.all;
         CHECK(first_difference(after.all, first) < 0, "%s: order %d", what, order);
         bare.all = columns_of(bare.all, 0, without);
-        CHECK(first_difference(bare.all, after.all) < 0, "%s: without keep sets", what);
+        CHECK(first_difference(bare.all, after.all) < 0, "%s: without kept sets", what);
     }
     gpu->weight_release(gpu, w);
     gpu_arrays_free(gpu_mark);
@@ -622,7 +625,7 @@ static void check_best(int rows, int v, int count, sampling how, int orders) {
                 gpu, gpu_matrix(one).data, NULL, x, gpu_copy(&i, sizeof i),
                 gpu_copy(expected.s.out_token + at, sizeof(int)), 1, w, c.logits,
                 how.inverse_temperature,
-                narrowed ? gpu_copy(expected.s.out_keep + at * words, words * sizeof(uint32_t))
+                narrowed ? gpu_copy(expected.s.out_nucleus + at * words, words * sizeof(uint32_t))
                          : NULL,
                 &asked);
             check_same(gpu_read(again), columns_of(found_logp, at * count, count),
@@ -765,9 +768,9 @@ static void check_minus_infinity(void) {
     head_case c = case_new((shape){1, v, 1, 1, 50}, &FORMAT_FP32, &FORMAT_FP32), all = c;
     set_rows(c.x, 0, c.rows, 1);
     all.w = matrix_copy(c.w);
-    all.keep = NULL;
+    all.nucleus = NULL;
     for (int j = 0; j < v; j++)
-        if (!is_kept(c.keep, j)) row_at(all.w, j)[0] = -INFINITY;
+        if (!is_kept(c.nucleus, j)) row_at(all.w, j)[0] = -INFINITY;
     schedule_set(0);
     gpu_case some_kept = gpu_case_new(&c), all_kept = gpu_case_new(&all);
     head_result a = gpu_result(&all, &all_kept), b = gpu_result(&c, &some_kept);

@@ -15,9 +15,9 @@
 // checked otherwise, and in every dtype: from the GPU's gradients the CPU's optimizer must make the
 // very bits of the GPU's new state.
 #include "cuda_device.h"
-#include "rollout.h"
+#include "rl/sampler.h"
+#include "rl/trainer.h"
 #include "small_model.h"
-#include "trainer.h"
 
 static const gpt2_config MODEL = {
     .context = 24, .vocab = 24, .layers = 2, .heads = 2, .channels = 32};
@@ -85,7 +85,8 @@ static void result_free(result* r) {
     free(r->after.parameters);
 }
 
-static trainer* make_trainer(backend* b, const format* dtype, int micro_batch, gpt2_keep keep) {
+static trainer* make_trainer(backend* b, const format* dtype, int micro_batch,
+                             recompute_level keep) {
     optimizer_config o = adamw(dtype, 3);
     return trainer_create(b, &MODEL, precision_of(dtype, &FORMAT_FP32), &o, micro_batch,
                           MAX_PROMPT + MAX_NEW, keep);
@@ -93,7 +94,7 @@ static trainer* make_trainer(backend* b, const format* dtype, int micro_batch, g
 
 static const double LR = 1e-3;
 
-static void run_step(trainer* t, const state* from, batch* d, const objective* o, result* r) {
+static void run_step(trainer* t, const state* from, rollout* d, const objective* o, result* r) {
     put_state(t, from);
     memset(d->log_pi, 0, (size_t)PROMPTS * GROUP * MAX_NEW * sizeof(float));
     r->update = trainer_update(t, d, 0, d->sequences, o, AGGREGATE_TOKEN_MEAN, 1 / 0.9f, LR);
@@ -105,13 +106,13 @@ static void run_step(trainer* t, const state* from, batch* d, const objective* o
 // ------------------------------------------------------------------------------------------------
 // A recorded rollout: the CPU's sampler, with rewards and advantages that mean nothing.
 
-static rollout* make_sampler(backend* b, const format* dtype, int slots) {
+static sampler* make_sampler(backend* b, const format* dtype, int slots) {
     precision p = precision_of(dtype, &FORMAT_FP32);
-    return rollout_create(b, &MODEL, p, p.store, slots, MAX_PROMPT, MAX_NEW, PROMPTS * GROUP, 0, 0);
+    return sampler_create(b, &MODEL, p, p.store, slots, MAX_PROMPT, MAX_NEW, PROMPTS * GROUP, 0, 0);
 }
 
-static batch* make_prompts(int step) {
-    batch* d = batch_create(PROMPTS * GROUP, MAX_PROMPT, MAX_NEW, 0);
+static rollout* make_prompts(int step) {
+    rollout* d = rollout_create(PROMPTS * GROUP, MAX_PROMPT, MAX_NEW, 0);
     d->prompts = PROMPTS;
     d->group = GROUP;
     for (int p = 0; p < PROMPTS; p++) {
@@ -123,22 +124,22 @@ static batch* make_prompts(int step) {
     return d;
 }
 
-static batch* sample_on(backend* b, const format* dtype, int slots, const state* s, int step,
-                        int greedy) {
+static rollout* sample_on(backend* b, const format* dtype, int slots, const state* s, int step,
+                          int greedy) {
     sampling how = {1 / 0.9f, greedy, 0, 1, 5, STREAM_SAMPLE, (uint32_t)step};
-    batch* d = make_prompts(step);
-    rollout* r = make_sampler(b, dtype, slots);
+    rollout* d = make_prompts(step);
+    sampler* r = make_sampler(b, dtype, slots);
     size_t bytes = parameter_count(&MODEL) * sizeof(float);
     float* parameters = to_device(b, s->parameters, bytes);
-    rollout_sync(r, parameters);
-    rollout_run(r, d, &how);
+    sampler_sync(r, parameters);
+    sampler_run(r, d, &how);
     b->release(b, parameters, bytes);
-    rollout_free(r);
+    sampler_free(r);
     return d;
 }
 
-static batch* recorded(const format* dtype, const state* s, int step) {
-    batch* d = sample_on(cpu, dtype, 5, s, step, 0);
+static rollout* recorded(const format* dtype, const state* s, int step) {
+    rollout* d = sample_on(cpu, dtype, 5, s, step, 0);
     memcpy(d->anchor, d->log_mu, (size_t)PROMPTS * GROUP * MAX_NEW * sizeof(float));
     for (int i = 0; i < d->sequences; i++) {
         rng r = rng_at(22, STREAM_PROMPT, (uint32_t)step, (uint32_t)i);
@@ -212,12 +213,12 @@ static void check_optimizer(const state* from, const result* r, const format* dt
 }
 
 // The same step under another schedule and with more recomputed: the same bits.
-static void check_repeats(const state* from, batch* d, const objective* o, const result* r,
+static void check_repeats(const state* from, rollout* d, const objective* o, const result* r,
                           const format* dtype) {
     result again = result_new();
     size_t bytes = parameter_count(&MODEL) * sizeof(float);
     for (int keep = RECOMPUTE_NOTHING; keep <= RECOMPUTE_BLOCKS; keep++) {
-        trainer* t = make_trainer(gpu, dtype, 5, (gpt2_keep)keep);
+        trainer* t = make_trainer(gpu, dtype, 5, (recompute_level)keep);
         schedule_set(1 + keep);
         run_step(t, from, d, o, &again);
         CHECK(!memcmp(again.log_pi, r->log_pi, PROMPTS * GROUP * MAX_NEW * sizeof(float)),
@@ -244,7 +245,7 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
     free(parameters);
     s.optimizer = of_gpu->optimizer->state;
     for (int step = 0; step < (quick() ? 1 : STEPS); step++) {
-        batch* d = recorded(dtype, &s, step);
+        rollout* d = recorded(dtype, &s, step);
         state unscaled = s;
         unscaled.optimizer.loss_scale = 1;
         run_step(exact, &unscaled, d, &o, &p.exact);
@@ -259,7 +260,7 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
         memcpy(s.parameters, p.of_gpu.after.parameters,
                3 * parameter_count(&MODEL) * sizeof(float));
         s.optimizer = p.of_gpu.after.optimizer;
-        batch_free(d);
+        rollout_free(d);
     }
     if (getenv("TEST_VERBOSE"))
         printf("%-5s %-8s share of what is allowed: log pi %.2f, gradients %.2f, weights %.2f\n",
@@ -278,7 +279,7 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
 // dtype's error; no schedule changes what it says, and with handwritten products, whose rows do not
 // depend on one another, no number of slots does.
 
-static double largest_difference(const batch* a, const float* x, const float* y) {
+static double largest_difference(const rollout* a, const float* x, const float* y) {
     double largest = 0;
     for (int s = 0; s < a->sequences; s++)
         for (int i = 0; i < a->length[s]; i++)
@@ -293,8 +294,8 @@ static void check_sampler(const format* dtype) {
     trainer* t = make_trainer(gpu, dtype, 4, RECOMPUTE_NOTHING);
     trainer_load(t, parameters);
     schedule_set(0);
-    batch* d = sample_on(gpu, dtype, PROMPTS * GROUP, &s, 0, 0);
-    batch* on_cpu = sample_on(cpu, dtype, PROMPTS * GROUP, &s, 0, 0);
+    rollout* d = sample_on(gpu, dtype, PROMPTS * GROUP, &s, 0, 0);
+    rollout* on_cpu = sample_on(cpu, dtype, PROMPTS * GROUP, &s, 0, 0);
     trainer_logprobs(t, t->weights, d, 0, d->sequences, 1 / 0.9f, d->log_pi);
     // A log-probability of about -3 after some 40 roundings of values of about 1: 64 units of
     // roundoff are generous for their sum and little against an error in any of them.
@@ -304,7 +305,7 @@ static void check_sampler(const format* dtype) {
     schedule_set(3);
     const char* products = getenv("CUDA_PRODUCTS");
     int library = products && !strcmp(products, "cublaslt");
-    batch* again = sample_on(gpu, dtype, library ? PROMPTS * GROUP : 5, &s, 0, 0);
+    rollout* again = sample_on(gpu, dtype, library ? PROMPTS * GROUP : 5, &s, 0, 0);
     schedule_set(0);
     size_t places = PROMPTS * GROUP * MAX_NEW;
     CHECK(!memcmp(d->length, again->length, PROMPTS * GROUP * sizeof(int)), "lengths, again");
@@ -319,9 +320,9 @@ static void check_sampler(const format* dtype) {
         off = largest_difference(d, d->entropy, on_cpu->entropy);
         CHECK(off <= 64 * roundoff, "entropy differs from the CPU's by %g", off);
     }
-    batch_free(d);
-    batch_free(on_cpu);
-    batch_free(again);
+    rollout_free(d);
+    rollout_free(on_cpu);
+    rollout_free(again);
     trainer_free(t);
     free(parameters);
     free(s.parameters);

@@ -1,8 +1,8 @@
 // Evaluation: pass@k against counting all subsets, the summary of a rollout against hand-computed
 // values, and whole evaluations with verifiers whose verdict is known.
-#include "evaluate.h"
+#include "run/evaluate.h"
 #include "small_model.h"
-#include "tokenizer.h"
+#include "text/tokenizer.h"
 
 // ---------------------------------------------------------------------------------------------
 // pass@k
@@ -35,13 +35,13 @@ static void test_pass_at_k(void) {
 // ---------------------------------------------------------------------------------------------
 // Texts and summaries
 
-static void put_response(batch* d, int s, const char* text, float reward) {
+static void put_response(rollout* d, int s, const char* text, float reward) {
     d->length[s] = tokenizer_encode(text, d->token + s * d->max_new, d->max_new);
     d->reward[s] = reward;
 }
 
 static void test_summary(void) {
-    batch* d = batch_create(8, 12, 10, 0);
+    rollout* d = rollout_create(8, 12, 10, 0);
     d->prompts = 3;
     d->group = 2;
     d->sequences = 6;
@@ -54,7 +54,7 @@ static void test_summary(void) {
     for (int i = 0; i < 80; i++) d->entropy[i] = 100;  // of places that are not used
     for (int s = 0; s < 6; s++)
         for (int i = 0; i < d->length[s]; i++) d->entropy[s * 10 + i] = (float)(s + 1);
-    batch_summary r = batch_summarize(d);
+    rollout_summary r = rollout_summarize(d);
     CHECK_NEAR(r.reward, 0.5, 1e-15, "reward");
     CHECK_NEAR(r.reward_std, 0.5, 1e-15, "its deviation");
     CHECK_NEAR(r.response_length, (3 + 10 + 1 + 2 + 2 + 1) / 6.0, 1e-14, "length");
@@ -63,43 +63,43 @@ static void test_summary(void) {
     CHECK_NEAR(r.entropy, (3 * 1 + 10 * 2 + 1 * 3 + 2 * 4 + 2 * 5 + 1 * 6) / 19.0, 1e-14,
                "entropy");
     d->reward[5] = 0;
-    r = batch_summarize(d);
+    r = rollout_summarize(d);
     CHECK_NEAR(r.reward_std, sqrt(2 / 9.0), 1e-15, "deviation of two in six");
     CHECK_NEAR(r.zero_std_groups, 1 / 3.0, 1e-15, "one group without deviation");
-    batch_free(d);
+    rollout_free(d);
 }
 
 static void test_texts(void) {
-    batch* d = batch_create(8, 12, 10, 0);
+    rollout* d = rollout_create(8, 12, 10, 0);
     task t = task_open("chain");
     char text[TASK_TEXT_MAX];
     d->prompts = 4;
     d->group = 2;
     d->sequences = 8;
-    batch_training_prompts(d, &t, 7, 3);
+    rollout_training_prompts(d, &t, 7, 3);
     for (int s = 0; s < 8; s++) {
-        char* prompt = batch_prompt_text(d, s);
+        char* prompt = rollout_prompt_text(d, s);
         task_training_prompt(&t, 7, 3, (uint32_t)(s / 2), text);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         free(prompt);
     }
-    batch_held_out_prompts(d, &t, 7, 30);
+    rollout_held_out_prompts(d, &t, 7, 30);
     for (int s = 0; s < 8; s++) {
-        char* prompt = batch_prompt_text(d, s);
+        char* prompt = rollout_prompt_text(d, s);
         task_held_out_prompt(&t, 7, (uint32_t)(30 + s / 2), text);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         CHECK(task_is_held_out(prompt), "%s is a training prompt", prompt);
         t.solution(&t, prompt, text);
         put_response(d, s, strchr(text, '\n') - 2, 0);  // the value alone
         if (s == 5) d->length[s]--;                     // without its end
-        char* response = batch_response_text(d, s);
+        char* response = rollout_response_text(d, s);
         CHECK((int)strlen(response) == (s == 5 ? 2 : 3), "the response is \"%s\"", response);
         free(response);
         free(prompt);
     }
-    batch_verify(d, &t);
+    rollout_verify(d, &t);
     for (int s = 0; s < 8; s++) CHECK(d->reward[s] == (s != 5), "reward %d: %g", s, d->reward[s]);
-    batch_free(d);
+    rollout_free(d);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -140,8 +140,8 @@ static int odd_responses(const task* t, const char* prompt, const char* response
 
 typedef struct bench {
     backend* b;
-    rollout* sampler;
-    batch* d;
+    sampler* sampler;
+    rollout* d;
     task t;
 } bench;
 
@@ -153,18 +153,18 @@ static bench open_bench(int slots, int capacity) {
     float* parameters = random_parameters(&c, 3, 0.3);
     size_t bytes = parameter_count(&c) * sizeof(float);
     float* weights = to_device(e.b, parameters, bytes);
-    e.sampler = rollout_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
+    e.sampler = sampler_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
                                slots, e.t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
-    e.d = batch_create(capacity, e.t.max_prompt, MAX_NEW, 0);
-    rollout_sync(e.sampler, weights);
+    e.d = rollout_create(capacity, e.t.max_prompt, MAX_NEW, 0);
+    sampler_sync(e.sampler, weights);
     e.b->release(e.b, weights, bytes);
     free(parameters);
     return e;
 }
 
 static void close_bench(bench* e) {
-    batch_free(e->d);
-    rollout_free(e->sampler);
+    rollout_free(e->d);
+    sampler_free(e->sampler);
     cpu_close(e->b);
 }
 
@@ -228,11 +228,11 @@ static void test_samples(void) {
                     .step = c.step * (uint32_t)c.prompts};
     again.d->prompts = c.prompts;
     again.d->group = c.samples;
-    batch_held_out_prompts(again.d, &again.t, c.seed, 0);
-    rollout_begin(again.sampler, again.d, &how);
-    while (rollout_step(again.sampler)) {
+    rollout_held_out_prompts(again.d, &again.t, c.seed, 0);
+    sampler_begin(again.sampler, again.d, &how);
+    while (sampler_step(again.sampler)) {
     }
-    rollout_end(again.sampler);
+    sampler_end(again.sampler);
     double pass1 = 0, passk = 0, length = 0;
     for (int p = 0; p < c.prompts; p++) {
         int right = 0;

@@ -2,14 +2,14 @@
 // float64, by finite differences, and with the same bits on all devices, in any micro-batches and
 // packing, and through the cache. See cpu_test.h.
 #include "cpu_test.h"
-#include "gpt2.h"
+#include "model/model.h"
 
 enum { SEQUENCES_MAX = 8 };
 
 // A batch and the parameters that it meets. Device arrays, which the CPU device's user may write.
 typedef struct model_case {
     gpt2_config config;
-    gpt2_batch batch;
+    packed_batch batch;
     int length[SEQUENCES_MAX];
     int target_start[SEQUENCES_MAX + 1];  // where each sequence's rows of the head begin
     tensor parameters;
@@ -31,16 +31,16 @@ static model_result result_new(const model_case* c) {
 }
 
 // Sequences first .. first+n-1 of the batch as a batch of their own.
-static gpt2_batch part_of(const model_case* c, int first, int n, int* seq_start, int* row) {
+static packed_batch part_of(const model_case* c, int first, int n, int* seq_start, int* row) {
     int at = c->batch.seq_start[first], target = c->target_start[first];
-    gpt2_batch g = c->batch;
+    packed_batch g = c->batch;
     g.sequences = n;
     g.tokens = c->batch.seq_start[first + n] - at;
     g.targets = c->target_start[first + n] - target;
     g.token += at;
     g.position += at;
     g.target += target;
-    if (g.keep) g.keep += target * ((c->config.vocab + 31) / 32);
+    if (g.nucleus) g.nucleus += target * ((c->config.vocab + 31) / 32);
     for (int s = 0; s <= n; s++) seq_start[s] = c->batch.seq_start[first + s] - at;
     for (int i = 0; i < g.targets; i++) row[i] = c->batch.row[target + i] - at;
     g.seq_start = seq_start;
@@ -53,31 +53,31 @@ static gpt2_batch part_of(const model_case* c, int first, int n, int* seq_start,
 static model_result run_model(backend* b, const model_case* c, precision p, int micro,
                               int forward_only) {
     model_result r = result_new(c);
-    gpt2_gradients gradients = {r.all.data, r.lookup.data};
-    gpt2_weights* w = gpt2_weights_create(b, &c->config, p);
+    model_gradients gradients = {r.all.data, r.lookup.data};
+    model_weights* w = model_weights_create(b, &c->config, p);
     static int calls;
-    gpt2_keep keep = forward_only ? FORWARD_ONLY : (gpt2_keep)(calls++ % FORWARD_ONLY);
-    gpt2_acts* a = gpt2_acts_create(b, &c->config, p.store, c->batch.tokens, keep);
+    recompute_level keep = forward_only ? FORWARD_ONLY : (recompute_level)(calls++ % FORWARD_ONLY);
+    model_acts* a = model_acts_create(b, &c->config, p.store, c->batch.tokens, keep);
     int seq_start[SEQUENCES_MAX + 1], *row = xalloc(c->batch.targets, sizeof *row, "rows");
-    gpt2_weights_sync(w, c->parameters.data);
+    model_weights_sync(w, c->parameters.data);
     for (int s = 0; s < c->batch.sequences; s += micro) {
         int n = c->batch.sequences - s < micro ? c->batch.sequences - s : micro;
         int at = c->target_start[s];
-        gpt2_batch g = part_of(c, s, n, seq_start, row);
-        gpt2_forward(w, a, &g, c->inverse_temperature, row_at(r.logp, 0) + at,
-                     row_at(r.entropy, 0) + at);
+        packed_batch g = part_of(c, s, n, seq_start, row);
+        model_forward(w, a, &g, c->inverse_temperature, row_at(r.logp, 0) + at,
+                      row_at(r.entropy, 0) + at);
         if (forward_only) continue;
-        gpt2_backward(w, a, &g, c->inverse_temperature, c->coef + at, gradients);
+        model_backward(w, a, &g, c->inverse_temperature, c->coef + at, gradients);
     }
     free(row);
-    gpt2_acts_free(a);
-    gpt2_weights_free(w);
+    model_acts_free(a);
+    model_weights_free(w);
     return r;
 }
 
 // The packing that the lengths ask for; the head is asked at each row from the second on.
 static void pack_sequences(model_case* c) {
-    gpt2_batch* g = &c->batch;
+    packed_batch* g = &c->batch;
     g->seq_start = ints_new(SEQUENCES_MAX + 1);
     for (g->sequences = 0; c->length[g->sequences]; g->sequences++) {
         g->seq_start[g->sequences] = g->tokens;
@@ -222,10 +222,11 @@ static int plain(tensor t) { return t.format == &FORMAT_FP32; }
 
 // Four weights a layer, then the head.
 static int planned;
-static prepared* watch_plan(backend* b, const product_plan* plan) {
+static prepared* watch_plan(backend* b, const linear_plan* plan) {
     precision p = watched_precision;
     int head = planned++ == 4 * CONFIG.layers;
-    expect(plan->gradient == (head ? p.gradient_product : p.gradient_linear), "a plan's gradient");
+    expect(plan->gradient == (head ? p.gradient_attention : p.gradient_linear),
+           "a plan's gradient");
     expect(plan->weight_per_tensor == (head ? 0 : p.weight_per_tensor), "a plan's scale");
     expect(plan->activation_per_tensor == 0 && plan->split_k == p.split_k, "a plan");
     return watched->weight_plan(b, plan);
@@ -235,8 +236,8 @@ static prepared* watch_prepare(backend* b, prepared* reuse, const float* w, int 
                                const format* operand, const format* backward) {
     precision p = watched_precision;
     int head = outputs == CONFIG.vocab;
-    expect(operand == (head ? p.product : p.linear), "a weight");
-    expect(backward == (head ? p.product : p.linear_backward), "a weight's backward");
+    expect(operand == (head ? p.attention : p.linear), "a weight");
+    expect(backward == (head ? p.attention : p.linear_backward), "a weight's backward");
     return watched->weight_prepare(b, reuse, w, outputs, inputs, operand, backward);
 }
 
@@ -342,7 +343,7 @@ static void watch_gelu_backward(backend* b, tensor dpre, tensor dout, tensor pre
 
 static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
                             int sequences, int heads, const format* operand) {
-    expect(stored(out) && operand == watched_precision.product, "attention");
+    expect(stored(out) && operand == watched_precision.attention, "attention");
     watched->attention_forward(b, out, stats, qkv, seq_start, sequences, heads, operand);
 }
 
@@ -351,27 +352,28 @@ static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tenso
                                      int heads, const format* operand,
                                      const format* operand_gradient) {
     expect(gradient(dqkv) && gradient(dout), "the gradient of QKV");
-    expect(operand == watched_precision.product, "an operand of attention");
-    expect(operand_gradient == watched_precision.gradient_product, "attention's gradients");
+    expect(operand == watched_precision.attention, "an operand of attention");
+    expect(operand_gradient == watched_precision.gradient_attention, "attention's gradients");
     watched->attention_backward(b, dqkv, dout, qkv, out, stats, seq_start, sequences, heads,
                                 operand, operand_gradient);
 }
 
 static void watch_head(backend* b, float* logp, float* entropy, tensor x, const int* row,
                        const int* target, int n, const prepared* w, const format* logits,
-                       float inverse_temperature, const uint32_t* keep, const candidates* asked) {
+                       float inverse_temperature, const uint32_t* nucleus,
+                       const candidates* asked) {
     expect(logits == watched_precision.logits, "logits");
-    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature, keep,
-                          asked);
+    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature,
+                          nucleus, asked);
 }
 
 static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
                                 const int* target, const float* coef, int n, const prepared* w,
                                 const format* logits, float inverse_temperature,
-                                const uint32_t* keep) {
+                                const uint32_t* nucleus) {
     expect(plain(dx) && logits == watched_precision.logits, "the gradient of logits");
     watched->head_backward(b, dx, dw, x, row, target, coef, n, w, logits, inverse_temperature,
-                           keep);
+                           nucleus);
 }
 
 static void check_formats(void) {
@@ -402,7 +404,7 @@ static void check_formats(void) {
 // Through the cache
 
 // Position by position, all sequences at once, each its own slot; -1 for those that have ended.
-static void decode(tensor logp, gpt2_weights* w, gpt2_acts* a, const kv_cache* kv,
+static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache* kv,
                    const model_case* c) {
     backend* b = w->b;
     int n = c->batch.sequences, token[SEQUENCES_MAX], slot[SEQUENCES_MAX], at[SEQUENCES_MAX];
@@ -420,7 +422,7 @@ static void decode(tensor logp, gpt2_weights* w, gpt2_acts* a, const kv_cache* k
             target[asked] = c->batch.target[place[asked]];
             asked++;
         }
-        tensor x = gpt2_forward_cached(w, a, kv, n, token, slot, at);
+        tensor x = model_forward_cached(w, a, kv, n, token, slot, at);
         b->head_forward(b, result, NULL, x, rows, target, asked, w->head, w->precision.logits,
                         c->inverse_temperature, NULL, NULL);
         for (int k = 0; k < asked; k++) row_at(logp, 0)[place[k]] = result[k];
@@ -446,14 +448,14 @@ static void check_cache(void) {
                        .page_table = table,
                        .pages_per_slot = pages,
                        .format = p.store,
-                       .operand = p.product};
+                       .operand = p.attention};
         kv.data = floats_new(kv.layers * kv.pages * kv.heads * 2 * padded * KV_PAGE);
-        gpt2_weights* w = gpt2_weights_create(b, &c.config, p);
-        gpt2_acts* a = gpt2_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
-        gpt2_weights_sync(w, c.parameters.data);
+        model_weights* w = model_weights_create(b, &c.config, p);
+        model_acts* a = model_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
+        model_weights_sync(w, c.parameters.data);
         decode(logp, w, a, &kv, &c);
-        gpt2_acts_free(a);
-        gpt2_weights_free(w);
+        model_acts_free(a);
+        model_weights_free(w);
         check_same(logp, expected.logp, "logp", text("decoding in %s", precision_name(i)), b);
         arrays_free(mark, "decoding");
     }
@@ -471,7 +473,7 @@ static model_case case_fixture(void) {
                table[i].count * sizeof(float));
     c.coef = fixture_floats("gpt2", "coef");
     c.inverse_temperature = *fixture_floats("gpt2", "inverse_temperature");
-    gpt2_batch g = {.tokens = 16, .sequences = 3, .targets = fixture_find("gpt2", "row").count};
+    packed_batch g = {.tokens = 16, .sequences = 3, .targets = fixture_find("gpt2", "row").count};
     g.token = fixture_ints("gpt2", "token");
     g.position = fixture_ints("gpt2", "position");
     g.seq_start = fixture_ints("gpt2", "seq_start");
@@ -539,8 +541,8 @@ static void check_residual(void) {
     backend* b = devices[0];
     int C = c.config.channels, L = c.config.layers, N = c.batch.tokens;
     gpt2_params p = gpt2_params_at(&c.config, c.parameters.data);
-    gpt2_weights* w = gpt2_weights_create(b, &c.config, precision_of(&FORMAT_FP32, &FORMAT_FP32));
-    gpt2_weights_sync(w, c.parameters.data);
+    model_weights* w = model_weights_create(b, &c.config, precision_of(&FORMAT_FP32, &FORMAT_FP32));
+    model_weights_sync(w, c.parameters.data);
     tensor first = matrix_new(N, C, &FORMAT_FP32),
            kept = array_new((L + 1) * N, C, 0, &FORMAT_FP32);
     for (int r = 0; r < N; r++)
@@ -548,18 +550,18 @@ static void check_residual(void) {
             row_at(first, r)[i] =
                 p.wte[c.batch.token[r] * C + i] + p.wpe[c.batch.position[r] * C + i];
     for (int keep = RECOMPUTE_NOTHING; keep < FORWARD_ONLY; keep++) {
-        gpt2_acts* a = gpt2_acts_create(b, &c.config, &FORMAT_FP32, N, (gpt2_keep)keep);
+        model_acts* a = model_acts_create(b, &c.config, &FORMAT_FP32, N, (recompute_level)keep);
         tensor logp = vector_new(c.batch.targets);
-        gpt2_forward(w, a, &c.batch, 1, logp.data, NULL);
+        model_forward(w, a, &c.batch, 1, logp.data, NULL);
         for (int l = 0; l <= L; l++) {
-            tensor of_layer = {(void*)gpt2_residual(a, l), N, C, C, &FORMAT_FP32};
+            tensor of_layer = {(void*)model_residual(a, l), N, C, C, &FORMAT_FP32};
             if (l == 0) check_same(of_layer, first, "the embeddings", "residual", b);
             if (keep == RECOMPUTE_NOTHING) copy_values(rows_of(kept, l * N, N), of_layer);
             check_same(of_layer, rows_of(kept, l * N, N), text("layer %d", l), "residual", b);
         }
-        gpt2_acts_free(a);
+        model_acts_free(a);
     }
-    gpt2_weights_free(w);
+    model_weights_free(w);
     arrays_free(mark, "residual");
 }
 

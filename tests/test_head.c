@@ -22,11 +22,13 @@ static formats formats_of(const format* product, const format* logits, const for
 typedef struct shape {
     int n, vocabulary, channels;
     float inverse_temperature;
-    int kept;  // in a hundred; 0: no keep sets
+    int kept;  // in a hundred; 0: no kept sets
 } shape;
 
 static int words_of(int vocabulary) { return (vocabulary + 31) / 32; }
-static int is_kept(const uint32_t* keep, int i) { return !keep || (keep[i / 32] >> (i % 32) & 1); }
+static int is_kept(const uint32_t* nucleus, int i) {
+    return !nucleus || (nucleus[i / 32] >> (i % 32) & 1);
+}
 
 // ------------------------------------------------------------------------------------------------
 // Naive versions
@@ -44,11 +46,11 @@ typedef struct distribution {
 } distribution;
 
 // e = exp(l - max) of the kept tokens, 0 of the others.
-static distribution naive_softmax(float* e, const float* l, int n, const uint32_t* keep) {
+static distribution naive_softmax(float* e, const float* l, int n, const uint32_t* nucleus) {
     distribution d = {-INFINITY, 0};
     for (int j = 0; j < n; j++)
-        if (is_kept(keep, j)) d.max = fmaxf(d.max, l[j]);
-    for (int j = 0; j < n; j++) e[j] = is_kept(keep, j) ? num_expf(l[j] - d.max) : 0;
+        if (is_kept(nucleus, j)) d.max = fmaxf(d.max, l[j]);
+    for (int j = 0; j < n; j++) e[j] = is_kept(nucleus, j) ? num_expf(l[j] - d.max) : 0;
     d.sum = tree_sum(e, n);
     return d;
 }
@@ -67,13 +69,13 @@ typedef struct head_case {
     shape s;
     formats a;
     int rows, *row, *target;
-    uint32_t* keep;  // or NULL
+    uint32_t* nucleus;  // or NULL
     tensor x, w, coef;
     tensor logp, entropy, dx, dw;  // dx, dw: as they are before backward
 } head_case;
 
-static const uint32_t* keep_at(const head_case* c, int i) {
-    return c->keep ? c->keep + i * words_of(c->s.vocabulary) : NULL;
+static const uint32_t* nucleus_at(const head_case* c, int i) {
+    return c->nucleus ? c->nucleus + i * words_of(c->s.vocabulary) : NULL;
 }
 
 static void naive_forward(tensor logp, tensor entropy, const head_case* c, const formats* a) {
@@ -82,7 +84,7 @@ static void naive_forward(tensor logp, tensor entropy, const head_case* c, const
     tensor x = operands_of(c->x, a->f[X]), w = operands_of(c->w, a->f[WEIGHT]);
     for (int i = 0; i < c->s.n; i++) {
         naive_logits(l, row_at(x, c->row[i]), w, a->f[LOGITS], c->s.inverse_temperature);
-        distribution d = naive_softmax(e, l, v, keep_at(c, i));
+        distribution d = naive_softmax(e, l, v, nucleus_at(c, i));
         row_at(logp, 0)[i] = naive_logp(&d, l[c->target[i]]);
         row_at(entropy, 0)[i] = naive_entropy(&d, e, l, v);
     }
@@ -97,7 +99,7 @@ static tensor naive_dlogits(const head_case* c, const formats* a) {
     tensor x = operands_of(c->x, a->f[X]), w = operands_of(c->w, a->f[WEIGHT]);
     for (int i = 0; i < c->s.n; i++) {
         naive_logits(l, row_at(x, c->row[i]), w, a->f[LOGITS], c->s.inverse_temperature);
-        distribution d = naive_softmax(e, l, v, keep_at(c, i));
+        distribution d = naive_softmax(e, l, v, nucleus_at(c, i));
         float scale = row_at(c->coef, 0)[i] * c->s.inverse_temperature;
         float own = scale * (e[c->target[i]] / d.sum - 1.0f);
         float unit = format_scale(fabsf(own), a->f[DLOGITS]);
@@ -131,10 +133,10 @@ static void naive_backward(tensor dx, tensor dw, const head_case* c, const forma
 // ------------------------------------------------------------------------------------------------
 // Log-probabilities, entropies, gradients
 
-static void fill_keep(uint32_t* keep, const head_case* c) {
-    memset(keep, 0, (size_t)c->s.n * words_of(c->s.vocabulary) * sizeof *keep);
+static void fill_nucleus(uint32_t* nucleus, const head_case* c) {
+    memset(nucleus, 0, (size_t)c->s.n * words_of(c->s.vocabulary) * sizeof *nucleus);
     for (int i = 0; i < c->s.n; i++) {
-        uint32_t* set = keep + i * words_of(c->s.vocabulary);
+        uint32_t* set = nucleus + i * words_of(c->s.vocabulary);
         for (int j = 0; j < c->s.vocabulary; j++)
             if (j == c->target[i] || random_below(100) < c->s.kept) set[j / 32] |= 1u << (j % 32);
     }
@@ -152,8 +154,8 @@ static head_case case_new(shape s, formats a) {
         c.target[i] = random_below(s.vocabulary);
     }
     if (s.kept) {
-        c.keep = (uint32_t*)ints_new(s.n * words_of(s.vocabulary));
-        fill_keep(c.keep, &c);
+        c.nucleus = (uint32_t*)ints_new(s.n * words_of(s.vocabulary));
+        fill_nucleus(c.nucleus, &c);
     }
     c.logp = vector_new(s.n);
     c.entropy = vector_new(s.n);
@@ -177,23 +179,23 @@ static void check_case_on(backend* b, const head_case* c, tensor dx, tensor dw) 
     tensor logp = vector_new(c->s.n), entropy = vector_new(c->s.n);
     tensor got_dx = matrix_copy(c->dx), got_dw = matrix_copy(c->dw);
     // A gradient that is rounded once more than the weight asks for.
-    product_plan plan = {.gradient = c->a.f[BACK_LOGITS]};
+    linear_plan plan = {.gradient = c->a.f[BACK_LOGITS]};
     int planned = plan.gradient == &FORMAT_TF32 && c->a.f[BACK_WEIGHT] != &FORMAT_TF32;
     prepared* w = b->weight_prepare(b, planned ? b->weight_plan(b, &plan) : NULL, c->w.data,
                                     c->s.vocabulary, c->s.channels, c->a.f[X], c->a.f[BACK_WEIGHT]);
     b->head_forward(b, logp.data, entropy.data, c->x, c->row, c->target, c->s.n, w, logits, t,
-                    c->keep, NULL);
+                    c->nucleus, NULL);
     check_same(logp, c->logp, "logp", what, b);
     check_same(entropy, c->entropy, "entropy", what, b);
     poison(logp);
-    b->head_forward(b, logp.data, NULL, c->x, c->row, c->target, c->s.n, w, logits, t, c->keep,
+    b->head_forward(b, logp.data, NULL, c->x, c->row, c->target, c->s.n, w, logits, t, c->nucleus,
                     NULL);
     check_same(logp, c->logp, "logp without entropy", what, b);
     int split = random_below(c->s.n + 1);
     for (int part = 0; part < 2; part++) {  // two micro-batches: dw carries one chain
         int first = part ? split : 0, n = part ? c->s.n - split : split;
         b->head_backward(b, got_dx, got_dw.data, c->x, c->row + first, c->target + first,
-                         (float*)c->coef.data + first, n, w, logits, t, keep_at(c, first));
+                         (float*)c->coef.data + first, n, w, logits, t, nucleus_at(c, first));
     }
     b->weight_release(b, w);
     check_same(got_dx, dx, "dx", what, b);
@@ -289,7 +291,7 @@ static void check_scaled_gradient(void) {
 // A sum in parts: the log-probabilities are those of the logits that such a product gives.
 static void check_split(void) {
     int mark = array_count, v = 30, n = 17, row[17], target[17];
-    product_plan plan = {.split_k = 3};
+    linear_plan plan = {.split_k = 3};
     backend* b = devices[device_next()];
     tensor w = weight_random(v, 50), x = matrix_random(n, 50, &FORMAT_FP32);
     tensor unit = array_new(v, v, 0, &FORMAT_FP32), logits = matrix_new(n, v, &FORMAT_FP32);
@@ -351,22 +353,22 @@ static void check_rounding_points(void) {
     arrays_free(mark, "rounding points of the head");
 }
 
-static void check_float64(const char* op, int with_keep) {
+static void check_float64(const char* op, int with_nucleus) {
     int mark = array_count, v = 70, row[6] = {0, 1, 2, 3, 4, 5};
     for (int d = 0; d < device_count; d += device_step) {
         backend* b = devices[d];
         tensor x = fixture_matrix(op, "x", 6, 3), w = fixture_matrix(op, "w", v, 0);
         const int* target = fixture_ints(op, "target");
-        const uint32_t* keep = with_keep ? (uint32_t*)fixture_ints(op, "keep") : NULL;
+        const uint32_t* nucleus = with_nucleus ? (uint32_t*)fixture_ints(op, "keep") : NULL;
         float t = *fixture_floats(op, "inverse_temperature");
         tensor logp = vector_new(6), entropy = vector_new(6), dx = matrix_new(6, 20, &FORMAT_FP32);
         tensor dw = array_new(v, 20, 0, &FORMAT_FP32);
         memset(dw.data, 0, v * 20 * sizeof(float));
         prepared* p = b->weight_prepare(b, NULL, w.data, v, 20, &FORMAT_FP32, &FORMAT_FP32);
-        b->head_forward(b, logp.data, entropy.data, x, row, target, 6, p, &FORMAT_FP32, t, keep,
+        b->head_forward(b, logp.data, entropy.data, x, row, target, 6, p, &FORMAT_FP32, t, nucleus,
                         NULL);
         b->head_backward(b, dx, dw.data, x, row, target, fixture_floats(op, "coef"), 6, p,
-                         &FORMAT_FP32, t, keep);
+                         &FORMAT_FP32, t, nucleus);
         b->weight_release(b, p);
         check_fixture(logp, op, "logp", b);
         check_fixture(entropy, op, "entropy", b);
@@ -389,7 +391,7 @@ static double logp_loss(const void* context, double* size) {
     prepared* p = s->b->weight_prepare(s->b, NULL, c->w.data, c->s.vocabulary, c->s.channels,
                                        &FORMAT_FP32, &FORMAT_FP32);
     s->b->head_forward(s->b, s->logp.data, NULL, c->x, c->row, c->target, c->s.n, p, &FORMAT_FP32,
-                       c->s.inverse_temperature, c->keep, NULL);
+                       c->s.inverse_temperature, c->nucleus, NULL);
     s->b->weight_release(s->b, p);
     return -weighted_sum(s->logp, c->coef, size);
 }
@@ -410,7 +412,7 @@ static void check_differences(void) {
         set_zero(c->dw);
         prepared* p = b->weight_prepare(b, NULL, c->w.data, 23, 8, &FORMAT_FP32, &FORMAT_FP32);
         b->head_backward(b, c->dx, c->dw.data, c->x, c->row, c->target, c->coef.data, 5, p,
-                         &FORMAT_FP32, c->s.inverse_temperature, c->keep);
+                         &FORMAT_FP32, c->s.inverse_temperature, c->nucleus);
         b->weight_release(b, p);
         // A logit of 8 terms, as large as log p or less; the sum of 23 exp and its logarithm.
         check_slopes(c->x, c->dx, logp_loss, &s, 20, "slope of log p by x");
@@ -444,7 +446,7 @@ static slot_state state_at(int* at, int n, int words) {
                     NULL, NULL,   MAX_NEW,    words,      0,          {0, NULL, NULL}};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
-    s.out_keep = (uint32_t*)(s.out_entropy + n * MAX_NEW);
+    s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);
     return s;
 }
 
@@ -470,7 +472,7 @@ static slots slots_new(int rows, int vocabulary) {
 static slots slots_copy(const slots* from) {
     slots t = *from;
     t.all = matrix_copy(from->all);
-    t.s = state_at(t.all.data, t.count, from->s.keep_words);
+    t.s = state_at(t.all.data, t.count, from->s.nucleus_words);
     t.s.end_token = from->s.end_token;
     return t;
 }
@@ -487,15 +489,16 @@ static void naive_order(int* order, const float* l, int n) {
 }
 
 // The k first tokens, and of these as many as it takes for their mass to reach p of theirs all.
-static void naive_keep(uint32_t* keep, const float* l, const float* e, int n, int k, float p) {
+static void naive_nucleus(uint32_t* nucleus, const float* l, const float* e, int n, int k,
+                          float p) {
     int *order = xalloc(n, sizeof *order, "an order"), count = k > 0 && k < n ? k : n;
     uint64_t total = 0, sum = 0;
     naive_order(order, l, n);
     for (int i = 0; i < count; i++) total += naive_weight(e[order[i]]);
-    memset(keep, 0, words_of(n) * sizeof *keep);
+    memset(nucleus, 0, words_of(n) * sizeof *nucleus);
     for (int i = 0; i < count && (i == 0 || p >= 1 || (double)sum < (double)p * (double)total);
          i++) {
-        keep[order[i] / 32] |= 1u << (order[i] % 32);
+        nucleus[order[i] / 32] |= 1u << (order[i] % 32);
         sum += naive_weight(e[order[i]]);
     }
     free(order);
@@ -539,12 +542,12 @@ static void naive_sample(slots* t, tensor x, tensor w, const sampler_case* c) {
         int slot = t->row_slot[i], position = t->s.position[slot] + 1;
         if (position == 0) continue;
         int sequence = t->s.sequence[slot], at = sequence * MAX_NEW + t->s.length[sequence];
-        uint32_t* keep = narrowed ? t->s.out_keep + at * t->s.keep_words : NULL;
+        uint32_t* nucleus = narrowed ? t->s.out_nucleus + at * t->s.nucleus_words : NULL;
         naive_logits(l, row_at(x, i), w, c->logits, c->how.inverse_temperature);
         distribution d = naive_softmax(e, l, v, NULL);
         if (narrowed) {
-            naive_keep(keep, l, e, v, c->how.top_k, c->how.top_p);
-            d = naive_softmax(e, l, v, keep);
+            naive_nucleus(nucleus, l, e, v, c->how.top_k, c->how.top_p);
+            d = naive_softmax(e, l, v, nucleus);
         }
         int token =
             c->how.greedy ? naive_greedy(l, v) : naive_draw(e, v, &c->how, sequence, position);
@@ -567,7 +570,7 @@ static void check_same_logp(backend* b, const slots* before, const slots* after,
     int *row = ints_new(n), *target = ints_new(n), count = 0;
     tensor logp = vector_new(n), entropy = vector_new(n);
     tensor drawn = vector_new(n), drawn_entropy = vector_new(n);
-    uint32_t* keep = (uint32_t*)ints_new(n * words);
+    uint32_t* nucleus = (uint32_t*)ints_new(n * words);
     for (int i = 0; i < n; i++) {
         int slot = after->row_slot[i], sequence = after->s.sequence[slot];
         if (before->s.position[slot] < 0) continue;
@@ -576,11 +579,12 @@ static void check_same_logp(backend* b, const slots* before, const slots* after,
         target[count] = after->s.out_token[at];
         row_at(drawn, 0)[count] = after->s.out_logp[at];
         row_at(drawn_entropy, 0)[count] = after->s.out_entropy[at];
-        memcpy(keep + count++ * words, after->s.out_keep + at * words, words * sizeof *keep);
+        memcpy(nucleus + count++ * words, after->s.out_nucleus + at * words,
+               words * sizeof *nucleus);
     }
     int narrowed = c->how.top_k > 0 || c->how.top_p < 1;
     b->head_forward(b, logp.data, entropy.data, x, row, target, count, w, c->logits,
-                    c->how.inverse_temperature, narrowed ? keep : NULL, NULL);
+                    c->how.inverse_temperature, narrowed ? nucleus : NULL, NULL);
     check_same(columns_of(drawn, 0, count), columns_of(logp, 0, count), "logp against the head's",
                sampler_text(c), b);
     check_same(columns_of(drawn_entropy, 0, count), columns_of(entropy, 0, count),
@@ -599,11 +603,11 @@ static void check_sampler_on(backend* b, const sampler_case* c, const slots* bef
     int64_t at = first_difference(t.all, expected->all);
     CHECK(at < 0, "%s: word %d of the slots' state differs (%s)", what, (int)at, b->name);
     check_same_logp(b, before, &t, x, p, c);
-    bare.s.out_keep = NULL;
+    bare.s.out_nucleus = NULL;
     b->sample(b, &bare.s, x, bare.row_slot, c->rows, p, c->logits, &c->how);
-    int without = (int)((float*)t.s.out_keep - (float*)t.all.data);
+    int without = (int)((float*)t.s.out_nucleus - (float*)t.all.data);
     at = first_difference(columns_of(bare.all, 0, without), t.all);
-    CHECK(at < 0, "%s: word %d differs where no keep sets are kept (%s)", what, (int)at, b->name);
+    CHECK(at < 0, "%s: word %d differs where no kept sets are kept (%s)", what, (int)at, b->name);
     b->weight_release(b, p);
     arrays_free(mark, what);
 }
@@ -620,7 +624,7 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
     float *l = floats_new(v), *e = floats_new(v);
     int *order = ints_new(v), *row = ints_new(c->rows), *target = ints_new(c->rows);
     int *place = ints_new(c->rows), *id = ints_new(c->rows * count);
-    uint32_t* keep = (uint32_t*)ints_new(c->rows * words);
+    uint32_t* nucleus = (uint32_t*)ints_new(c->rows * words);
     t.s.best = (candidates){count, ints_new(places * count), best_logp.data};
     prepared* p = b->weight_prepare(b, NULL, w.data, v, c->channels, &FORMAT_FP32, &FORMAT_FP32);
     b->sample(b, &t.s, x, t.row_slot, c->rows, p, c->logits, &c->how);
@@ -628,7 +632,7 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
         int slot = t.row_slot[i], sequence = t.s.sequence[slot], found = 0;
         if (before->s.position[slot] < 0) continue;
         int at = sequence * MAX_NEW + before->s.length[sequence];
-        uint32_t* set = narrowed ? t.s.out_keep + at * words : NULL;
+        uint32_t* set = narrowed ? t.s.out_nucleus + at * words : NULL;
         naive_logits(l, row_at(x, i), w, c->logits, c->how.inverse_temperature);
         distribution d = naive_softmax(e, l, v, set);
         naive_order(order, l, v);
@@ -644,7 +648,7 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
             CHECK(t.s.best.id[at * count + found] == -1 &&
                       t.s.best.logp[at * count + found] == -INFINITY,
                   "%s: there is no candidate %d", sampler_text(c), found);
-        if (set) memcpy(keep + asked * words, set, words * sizeof *keep);
+        if (set) memcpy(nucleus + asked * words, set, words * sizeof *nucleus);
         memcpy(id + asked * count, t.s.best.id + at * count, count * sizeof *id);
         row[asked] = i;
         target[asked] = t.s.out_token[at];
@@ -652,7 +656,7 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
     }
     candidates question = {count, id, again.data};
     b->head_forward(b, logp.data, NULL, x, row, target, asked, p, c->logits,
-                    c->how.inverse_temperature, narrowed ? keep : NULL, &question);
+                    c->how.inverse_temperature, narrowed ? nucleus : NULL, &question);
     for (int i = 0; i < asked; i++)
         CHECK(!memcmp((float*)again.data + i * count, t.s.best.logp + place[i] * count,
                       count * sizeof(float)),
@@ -736,7 +740,8 @@ static void check_rare_tokens(void) {
     slots before = slots_new(1, v), expected = slots_copy(&before);
     naive_sample(&expected, x, w, &c);
     int at = expected.s.sequence[1] * MAX_NEW + before.s.length[expected.s.sequence[1]];
-    CHECK(expected.s.out_keep[at * expected.s.keep_words] > 1, "only the first token is kept");
+    CHECK(expected.s.out_nucleus[at * expected.s.nucleus_words] > 1,
+          "only the first token is kept");
     for (int d = 0; d < device_count; d += device_step)
         check_sampler_on(devices[d], &c, &before, &expected, x, w);
     arrays_free(mark, "rare tokens");
@@ -814,7 +819,7 @@ static void check_frequencies(void) {
             for (int k = 0; k < MAX_NEW; k++) drawn[s.t.s.out_token[i * MAX_NEW + k]]++;
         int narrowed = hows[m].top_k > 0 || hows[m].top_p < 1;
         for (int j = 0; j < TOKENS; j++) {
-            kept[j] = is_kept(narrowed ? s.t.s.out_keep + MAX_NEW : NULL, j);
+            kept[j] = is_kept(narrowed ? s.t.s.out_nucleus + MAX_NEW : NULL, j);
             double l = 0;
             for (int k = 0; k < 4; k++) l += (double)row_at(s.x, 0)[k] * row_at(s.w, j)[k];
             total += p[j] = kept[j] ? exp(l * hows[m].inverse_temperature) : 0;
@@ -843,7 +848,7 @@ static void check_top_p_is_smallest(void) {
         b->sample(b, &t.s, x, t.row_slot, rows, p, &FORMAT_FP32, &how);
         for (int i = 0; i < rows; i++) {
             int sequence = t.s.sequence[t.row_slot[i]];
-            const uint32_t* keep = t.s.out_keep + sequence * MAX_NEW * t.s.keep_words;
+            const uint32_t* nucleus = t.s.out_nucleus + sequence * MAX_NEW * t.s.nucleus_words;
             double total = 0, mass = 0, least = INFINITY;
             if (t.s.length[sequence] == 0) continue;  // idle
             for (int j = 0; j < v; j++) {
@@ -851,7 +856,7 @@ static void check_top_p_is_smallest(void) {
                 for (int k = 0; k < 6; k++) l += (double)row_at(x, i)[k] * row_at(w, j)[k];
                 double weight = exp(l * how.inverse_temperature);
                 total += weight;
-                if (!is_kept(keep, j)) continue;
+                if (!is_kept(nucleus, j)) continue;
                 mass += weight;
                 least = fmin(least, weight);
             }

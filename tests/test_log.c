@@ -7,8 +7,8 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 
-#include "log.h"
 #include "refusal.h"
+#include "run/log.h"
 
 static char folder[] = "/tmp/test_log.XXXXXX";
 static char log_file[64], sample_file[64];

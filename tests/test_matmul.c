@@ -9,7 +9,7 @@ typedef struct shape {
 // What is rounded where. `in` is the format that input and gradient have when they come.
 typedef struct formats {
     const format *in, *operand, *backward, *out;
-    product_plan plan;
+    linear_plan plan;
 } formats;
 
 static const formats FORMAT_ROWS[] = {
@@ -30,7 +30,7 @@ enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
 
 enum { IN, WEIGHT, OUT, POINTS };
 
-static const product_plan USUAL;
+static const linear_plan USUAL;
 
 static tensor transposed(tensor from) {
     tensor to = matrix_new(from.cols, from.rows, from.format);
@@ -67,7 +67,7 @@ static float split_chain(const float* a, const float* b, int n, int parts) {
 }
 
 static void naive_forward(tensor out, tensor in, tensor w, const float* bias,
-                          const format* const f[POINTS], const product_plan* plan) {
+                          const format* const f[POINTS], const linear_plan* plan) {
     tensor a = operands_across(in, f[IN], plan->activation_per_tensor);
     tensor b = operands_across(w, f[WEIGHT], plan->weight_per_tensor);
     int parts = plan->split_k < 1 ? 1 : plan->split_k > in.cols ? in.cols : plan->split_k;
@@ -80,7 +80,7 @@ static void naive_forward(tensor out, tensor in, tensor w, const float* bias,
 
 // The weight's scales do not vary along what is summed over: the outputs.
 static void naive_backward_input(tensor din, tensor dout, tensor w, const format* const f[POINTS],
-                                 const product_plan* plan) {
+                                 const linear_plan* plan) {
     tensor a = operands_across(dout, f[IN], plan->activation_per_tensor);
     tensor b = operands_along(w, f[WEIGHT], plan->weight_per_tensor);
     for (int i = 0; i < din.rows; i++)
@@ -93,7 +93,7 @@ static void naive_backward_input(tensor din, tensor dout, tensor w, const format
 // Without k-blocks: the chains go on from what dw and dbias hold. OUT has no part in it. Scales do
 // not vary along the rows.
 static void naive_backward_weight(tensor dw, tensor dbias, tensor dout, tensor in,
-                                  const format* const f[POINTS], const product_plan* plan) {
+                                  const format* const f[POINTS], const linear_plan* plan) {
     tensor a = operands_along(dout, f[IN], plan->activation_per_tensor);
     tensor b = operands_along(in, f[WEIGHT], plan->activation_per_tensor);
     for (int i = 0; i < dw.rows; i++)
@@ -256,7 +256,7 @@ static void check_plan_points(void) {
     const format* const forward[POINTS] = {f.operand, f.operand, f.out};
     const format* const backward[POINTS] = {f.plan.gradient, f.backward, f.out};
     const format* const same[POINTS] = {f.backward, f.backward, f.out};
-    product_plan plans[] = {{NULL, 0, 0, 0}, {NULL, 1, 0, 0}, {NULL, 0, 1, 0}, {NULL, 0, 0, 2}};
+    linear_plan plans[] = {{NULL, 0, 0, 0}, {NULL, 1, 0, 0}, {NULL, 0, 1, 0}, {NULL, 0, 0, 2}};
     tensor out[4], din[4], dw[4];
     for (int i = 0; i < 4; i++) {
         tensor dbias = matrix_copy(p.dbias);

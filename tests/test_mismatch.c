@@ -2,8 +2,8 @@
 // exactness at equality, accuracy near it, edge values.
 #include <float.h>
 
-#include "mismatch.h"
-#include "numerics.h"
+#include "base/numerics.h"
+#include "rl/mismatch.h"
 #include "test.h"
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))

@@ -53,14 +53,14 @@ static void test_table(void) {
     CHECK(p.wte == memory && p.lnfb == memory + total - 4, "first and last pointer");
 }
 
-static void refused_shape(const void* config) { gpt2_check(config); }
+static void refused_shape(const void* config) { model_check(config); }
 
 static void test_refusals(void) {
     const gpt2_config odd = {8, 8, 1, 3, 16}, wide = {8, 8, 1, 1, 272}, good = {8, 8, 1, 1, 256};
     check_refusal(refused_shape, &odd, "3 heads in 16 channels",
                   (const char* [REFUSAL_WORDS]){"--heads 3", "--channels 16"});
     check_refusal(refused_shape, &wide, "a head of 272", (const char* [REFUSAL_WORDS]){"256"});
-    gpt2_check(&good);
+    model_check(&good);
 }
 
 // Mean and deviation of a normal sample lie within five standard errors.
@@ -77,9 +77,9 @@ static void test_init(void) {
     float *p = xalloc(n, 4, "a"), *again = xalloc(n, 4, "b"), *other = xalloc(n, 4, "c");
     gpt2_tensor table[GPT2_TENSORS];
     gpt2_tensors(&c, table);
-    gpt2_init(&c, p, 7);
-    gpt2_init(&c, again, 7);
-    gpt2_init(&c, other, 8);
+    model_init(&c, p, 7);
+    model_init(&c, again, 7);
+    model_init(&c, other, 8);
     CHECK(!memcmp(p, again, bytes), "the same seed, the same bits");
     for (int i = 0; i < GPT2_TENSORS; i++) {
         const gpt2_tensor* t = &table[i];
@@ -110,30 +110,30 @@ typedef struct text {
     int sequences, length[SEQUENCES_MAX], skip;
     int tokens, targets;
     int *token, *target;  // (tokens): of each row, the token after it
-    uint32_t* keep;       // (tokens, words) or NULL: keep sets, the target among them
+    uint32_t* nucleus;    // (tokens, words) or NULL: kept sets, the target among them
     float* coef;          // (tokens)
     int words;
 } text;
 
 static text random_text(const gpt2_config* c, const int* length, int sequences, int skip,
-                        int with_keep) {
+                        int with_nucleus) {
     text t = {.sequences = sequences, .skip = skip, .words = (c->vocab + 31) / 32};
     for (int s = 0; s < sequences; s++) t.tokens += t.length[s] = length[s];
     t.token = xalloc((size_t)t.tokens, sizeof(int), "text");
     t.target = xalloc((size_t)t.tokens, sizeof(int), "text");
     t.coef = xalloc((size_t)t.tokens, sizeof(float), "text");
-    if (with_keep) t.keep = xalloc((size_t)t.tokens * t.words, 4, "text");
+    if (with_nucleus) t.nucleus = xalloc((size_t)t.tokens * t.words, 4, "text");
     rng r = rng_at(11, STREAM_PROMPT, 0, (uint32_t)t.tokens);
     for (int i = 0; i < t.tokens; i++) {
         // The last token of the vocabulary is never an input: its row of the embedding gets a
         // gradient as the head's weight alone.
         t.token[i] = (int)rng_below(&r, (uint32_t)c->vocab - 1);
         t.coef[i] = (float)(rng_normal(&r) / 8);
-        for (int w = 0; w < t.words && with_keep; w++) t.keep[i * t.words + w] = rng_u32(&r);
+        for (int w = 0; w < t.words && with_nucleus; w++) t.nucleus[i * t.words + w] = rng_u32(&r);
     }
     for (int i = 0; i < t.tokens; i++) {
         t.target[i] = i + 1 < t.tokens ? t.token[i + 1] : 0;
-        if (with_keep) t.keep[i * t.words + t.target[i] / 32] |= 1u << t.target[i] % 32;
+        if (with_nucleus) t.nucleus[i * t.words + t.target[i] / 32] |= 1u << t.target[i] % 32;
     }
     return t;
 }
@@ -142,12 +142,12 @@ static void text_free(text* t) {
     free(t->token);
     free(t->target);
     free(t->coef);
-    free(t->keep);
+    free(t->nucleus);
 }
 
 // Sequences first .. first+count-1 of a text, on a device.
 typedef struct loaded {
-    gpt2_batch g;
+    packed_batch g;
     float *coef, *logp, *entropy;  // device (targets)
     int *ints, ints_count;         // the memory behind g
 } loaded;
@@ -163,7 +163,7 @@ static loaded load(backend* b, const text* t, int first, int count) {
     int *host = xalloc((size_t)5 * n + count + 1, sizeof(int), "a batch"), *position = host + n;
     int *row = position + n, *target = row + n, *start = target + n, targets = 0, at = 0;
     float* coef = xalloc((size_t)n, sizeof(float), "a batch");
-    uint32_t* keep = xalloc((size_t)n * t->words, 4, "a batch");
+    uint32_t* nucleus = xalloc((size_t)n * t->words, 4, "a batch");
     for (int s = 0; s < count; s++) {
         start[s] = at;
         for (int i = 0; i < t->length[first + s]; i++, at++) {
@@ -173,8 +173,9 @@ static loaded load(backend* b, const text* t, int first, int count) {
             row[targets] = at;
             target[targets] = t->target[begin + at];
             coef[targets] = t->coef[begin + at];
-            if (t->keep)
-                memcpy(keep + targets * t->words, t->keep + (begin + at) * t->words, 4 * t->words);
+            if (t->nucleus)
+                memcpy(nucleus + targets * t->words, t->nucleus + (begin + at) * t->words,
+                       4 * t->words);
             targets++;
         }
     }
@@ -188,12 +189,12 @@ static loaded load(backend* b, const text* t, int first, int count) {
     l.g.target = l.ints + 3 * n;
     l.g.seq_start = l.ints + 4 * n;
     l.coef = to_device(b, coef, n * sizeof(float));
-    if (t->keep) l.g.keep = to_device(b, keep, (size_t)n * t->words * 4);
+    if (t->nucleus) l.g.nucleus = to_device(b, nucleus, (size_t)n * t->words * 4);
     l.logp = b->alloc(b, 2 * n * sizeof(float), "a test");
     l.entropy = l.logp + n;
     free(host);
     free(coef);
-    free(keep);
+    free(nucleus);
     return l;
 }
 
@@ -201,7 +202,7 @@ static void unload(backend* b, loaded* l, int words) {
     b->release(b, l->ints, l->ints_count * sizeof(int));
     b->release(b, l->coef, l->g.tokens * sizeof(float));
     b->release(b, l->logp, 2 * l->g.tokens * sizeof(float));
-    if (l->g.keep) b->release(b, l->g.keep, (size_t)l->g.tokens * words * 4);
+    if (l->g.nucleus) b->release(b, l->g.nucleus, (size_t)l->g.tokens * words * 4);
 }
 
 // What a text gives: for each target log-probability and entropy, and the gradients.
@@ -221,16 +222,16 @@ static outcome run_text(backend* b, const gpt2_config* c, precision p, const flo
     o.all = xalloc(o.parameters, 4, "gradients");
     o.lookup = xalloc(o.embedding, 4, "gradients");
     float* weights = to_device(b, parameters, o.parameters * 4);
-    gpt2_gradients g = {to_device(b, o.all, o.parameters * 4),
-                        to_device(b, o.lookup, o.embedding * 4)};
-    gpt2_weights* w = gpt2_weights_create(b, c, p);
-    gpt2_weights_sync(w, weights);
-    gpt2_acts* a = gpt2_acts_create(b, c, p.store, t->tokens, RECOMPUTE_NOTHING);
+    model_gradients g = {to_device(b, o.all, o.parameters * 4),
+                         to_device(b, o.lookup, o.embedding * 4)};
+    model_weights* w = model_weights_create(b, c, p);
+    model_weights_sync(w, weights);
+    model_acts* a = model_acts_create(b, c, p.store, t->tokens, RECOMPUTE_NOTHING);
     for (int s = 0; s < t->sequences; s += together) {
         int count = t->sequences - s < together ? t->sequences - s : together;
         loaded l = load(b, t, s, count);
-        gpt2_forward(w, a, &l.g, inverse_temperature, l.logp, l.entropy);
-        gpt2_backward(w, a, &l.g, inverse_temperature, l.coef, g);
+        model_forward(w, a, &l.g, inverse_temperature, l.logp, l.entropy);
+        model_backward(w, a, &l.g, inverse_temperature, l.coef, g);
         b->download(b, o.logp + o.targets, l.logp, l.g.targets * 4);
         b->download(b, o.entropy + o.targets, l.entropy, l.g.targets * 4);
         o.targets += l.g.targets;
@@ -238,8 +239,8 @@ static outcome run_text(backend* b, const gpt2_config* c, precision p, const flo
     }
     b->download(b, o.all, g.all, o.parameters * 4);
     b->download(b, o.lookup, g.lookup, o.embedding * 4);
-    gpt2_acts_free(a);
-    gpt2_weights_free(w);
+    model_acts_free(a);
+    model_weights_free(w);
     b->release(b, weights, o.parameters * 4);
     b->release(b, g.all, o.parameters * 4);
     b->release(b, g.lookup, o.embedding * 4);
@@ -343,7 +344,7 @@ static void mlp_block(const reference* m, int l, double* x) {
 }
 
 // log-probability of `target` after the row x, and the entropy.
-static double head(const reference* m, const double* x, int target, const uint32_t* keep,
+static double head(const reference* m, const double* x, int target, const uint32_t* nucleus,
                    double temperature, double* entropy) {
     int C = m->c.channels, V = m->c.vocab;
     double norm[REFERENCE_WIDTH], logit[64], sum = 0;
@@ -351,10 +352,10 @@ static double head(const reference* m, const double* x, int target, const uint32
     linear(logit, norm, weights_at(m, "wte", 0, C), NULL, V, C);
     *entropy = 0;
     for (int i = 0; i < V; i++)
-        if (!keep || keep[i / 32] >> i % 32 & 1) sum += exp(logit[i] / temperature);
+        if (!nucleus || nucleus[i / 32] >> i % 32 & 1) sum += exp(logit[i] / temperature);
     for (int i = 0; i < V; i++) {
         double log_p = logit[i] / temperature - log(sum);
-        if (!keep || keep[i / 32] >> i % 32 & 1) *entropy -= exp(log_p) * log_p;
+        if (!nucleus || nucleus[i / 32] >> i % 32 & 1) *entropy -= exp(log_p) * log_p;
     }
     return logit[target] / temperature - log(sum);
 }
@@ -376,8 +377,9 @@ static double reference_loss(const reference* m, const text* t, double temperatu
             for (int i = 0; i < n; i++) mlp_block(m, l, x[i]);
         }
         for (int i = t->skip; i < n; i++, target++) {
-            double h, lp = head(m, x[i], t->target[at + i],
-                                t->keep ? t->keep + (at + i) * t->words : NULL, temperature, &h);
+            double h,
+                lp = head(m, x[i], t->target[at + i],
+                          t->nucleus ? t->nucleus + (at + i) * t->words : NULL, temperature, &h);
             if (logp) logp[target] = lp, entropy[target] = h;
             loss -= t->coef[at + i] * lp;
         }
@@ -391,7 +393,7 @@ static double reference_loss(const reference* m, const text* t, double temperatu
 
 typedef struct shape {
     gpt2_config c;
-    int sequences, length[SEQUENCES_MAX], skip, keep;
+    int sequences, length[SEQUENCES_MAX], skip, nucleus;
     float temperature;
 } shape;
 
@@ -446,7 +448,7 @@ static void test_against_double(void) {
         const shape* s = &SHAPES[k];
         float* parameters = random_parameters(&s->c, 3, 0.3);
         reference m = reference_of(&s->c, parameters);
-        text t = random_text(&s->c, s->length, s->sequences, s->skip, s->keep);
+        text t = random_text(&s->c, s->length, s->sequences, s->skip, s->nucleus);
         outcome o = run_text(b, &s->c, precision_of(&FORMAT_FP32, &FORMAT_FP32), parameters, &t,
                              1 / s->temperature, t.sequences);
         check_forward(s, &m, &t, &o);
@@ -614,9 +616,9 @@ static void forward_too_long(const void* unused) {
     (void)unused;
     const gpt2_config c = {8, 8, 1, 1, 16};
     backend* b = cpu_open(1, "auto");
-    gpt2_weights* w = gpt2_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
-    gpt2_batch g = {.tokens = 5};
-    gpt2_forward(w, gpt2_acts_create(b, &c, &FORMAT_FP32, 4, FORWARD_ONLY), &g, 1, NULL, NULL);
+    model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
+    packed_batch g = {.tokens = 5};
+    model_forward(w, model_acts_create(b, &c, &FORMAT_FP32, 4, FORWARD_ONLY), &g, 1, NULL, NULL);
 }
 
 static void test_memory(void) {
@@ -625,27 +627,27 @@ static void test_memory(void) {
     float* parameters = random_parameters(&c, 1, 0.1);
     float* on_device = to_device(b, parameters, parameter_count(&c) * 4);
     size_t before = b->allocated;
-    gpt2_weights* w = gpt2_weights_create(b, &c, precision_of(&FORMAT_E4M3, &FORMAT_FP32));
-    gpt2_weights_sync(w, on_device);
+    model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_E4M3, &FORMAT_FP32));
+    model_weights_sync(w, on_device);
     size_t held = w->bytes, bytes[FORWARD_ONLY + 1];
     for (int keep = 0; keep <= FORWARD_ONLY; keep++) {
         size_t already = b->allocated;
-        gpt2_acts* a = gpt2_acts_create(b, &c, &FORMAT_FP32, 10, (gpt2_keep)keep);
+        model_acts* a = model_acts_create(b, &c, &FORMAT_FP32, 10, (recompute_level)keep);
         bytes[keep] = a->bytes;
         CHECK(b->allocated - already == a->bytes, "the activations' size as announced");
-        gpt2_acts_free(a);
+        model_acts_free(a);
         CHECK(b->allocated == already, "%zu bytes after they are freed", b->allocated);
     }
-    // 10 tokens and 32 channels; three layers' own share as gpt2_keep says, plus one shared.
+    // 10 tokens and 32 channels; three layers' own share as recompute_level says, plus one shared.
     size_t row = 10 * 32 * 4, norms = 2 * row + 4 * row;
     CHECK(bytes[0] - bytes[1] == 3 * norms - norms, "norms and GELU of two layers fewer");
     CHECK(bytes[1] > bytes[2] && bytes[2] > bytes[3], "each level keeps less");
-    gpt2_weights_sync(w, on_device);
+    model_weights_sync(w, on_device);
     CHECK(w->bytes == held, "a second sync takes no more memory");
-    gpt2_weights_free(w);
-    gpt2_weights* never_synced =
-        gpt2_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
-    gpt2_weights_free(never_synced);
+    model_weights_free(w);
+    model_weights* never_synced =
+        model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
+    model_weights_free(never_synced);
     b->release(b, on_device, parameter_count(&c) * 4);
     size_t scratch = b->allocated - (before - parameter_count(&c) * 4);
     CHECK(scratch < 1 << 20, "%zu bytes stay as scratch memory", scratch);

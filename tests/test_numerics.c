@@ -3,7 +3,7 @@
 // Fixtures: dev/reference_numerics.py.
 #include <float.h>
 
-#include "numerics.h"
+#include "base/numerics.h"
 #include "test.h"
 
 #define QUIET_NAN 0x7fc00000u

@@ -3,8 +3,8 @@
 #define _GNU_SOURCE
 #include <float.h>
 
-#include "objective.h"
 #include "refusal.h"
+#include "rl/objective.h"
 
 enum { KINDS = OBJECTIVE_DPPO_TOPK_KL + 1 };
 

@@ -1,7 +1,7 @@
 // The optimizer: AdamW against the same formulas in double precision, clipping, the tied embedding,
 // schedules at hand-computed points, stochastic rounding, and a restored state that goes on as if
 // never stopped. (Skipped steps and loss scaling: test_trainer.c.)
-#include "optimizer.h"
+#include "rl/optimizer.h"
 #include "small_model.h"
 
 static const gpt2_config MODEL = {10, 19, 2, 2, 12};

@@ -6,7 +6,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include "options.h"
+#include "base/options.h"
 #include "refusal.h"
 
 static char folder[] = "/tmp/test_options.XXXXXX";

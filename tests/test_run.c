@@ -16,7 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "checkpoint.h"
+#include "model/llmc_file.h"
+#include "run/checkpoint.h"
 #include "small_model.h"
 
 static int quick;
@@ -407,7 +408,7 @@ static void test_files(void) {
     CHECK(count_checkpoints("base_run", &newest) == 2 && newest == 3, "two checkpoints are kept");
     const char* model = checkpoint_file("base_run", "model.bin");
     float* parameters;
-    gpt2_config c = checkpoint_read_model(model, &parameters);
+    gpt2_config c = llmc_file_read(model, &parameters);
     CHECK(c.layers == 1 && c.channels == 32 && c.heads == 2 && c.context == 32, "its shape");
     CHECK(parameters[0] != 0, "its weights");
     free(parameters);

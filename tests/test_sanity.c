@@ -2,9 +2,9 @@
 // choice depends on neither the slots nor what else fits; its file.
 #define _GNU_SOURCE  // mkstemp
 #include "refusal.h"
-#include "sanity.h"
+#include "run/sanity.h"
 #include "small_model.h"
-#include "tokenizer.h"
+#include "text/tokenizer.h"
 
 enum { MAX_NEW = 8, TRIED = 60 };
 
@@ -41,17 +41,16 @@ static sanity_result selected(verifier verify, const sanity_config* c, int slots
     float* parameters = random_parameters(&model, 3, 0.3);
     size_t bytes = parameter_count(&model) * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
-    rollout* sampler =
-        rollout_create(b, &model, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32, slots,
-                       t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
-    batch* d = batch_create(capacity, t.max_prompt, MAX_NEW, 0);
-    rollout_sync(sampler, weights);
+    sampler* s = sampler_create(b, &model, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
+                                slots, t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
+    rollout* d = rollout_create(capacity, t.max_prompt, MAX_NEW, 0);
+    sampler_sync(s, weights);
     memset(&seen, 0, sizeof seen);
-    sanity_result result = sanity_select(sampler, d, &t, c);
+    sanity_result result = sanity_select(s, d, &t, c);
     b->release(b, weights, bytes);
     free(parameters);
-    batch_free(d);
-    rollout_free(sampler);
+    rollout_free(d);
+    sampler_free(s);
     cpu_close(b);
     return result;
 }
@@ -106,16 +105,16 @@ static void test_list(void) {
     task t = task_open("chain");
     char text[3][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:", "2+2+2+2+2:"};
     prompt_list list = {3, text};
-    batch* d = batch_create(5, t.max_prompt, MAX_NEW, 0);
+    rollout* d = rollout_create(5, t.max_prompt, MAX_NEW, 0);
     d->prompts = 5;
     d->group = 1;
-    batch_listed_prompts(d, &list, 3000000001);  // 3000000001 = 1 modulo 3
+    rollout_listed_prompts(d, &list, 3000000001);  // 3000000001 = 1 modulo 3
     for (int p = 0; p < 5; p++) {
-        char* prompt = batch_prompt_text(d, p);
+        char* prompt = rollout_prompt_text(d, p);
         CHECK(!strcmp(prompt, text[(p + 1) % 3]), "prompt %d is %s", p, prompt);
         free(prompt);
     }
-    batch_free(d);
+    rollout_free(d);
 }
 
 static char path[] = "/tmp/test_sanity.XXXXXX";

@@ -1,7 +1,7 @@
 // Older weights: which step samples with which, by a table of all steps; that what is saved midway
 // goes on alike; that the newest weights cost nothing; what is refused.
 #include "refusal.h"
-#include "stale.h"
+#include "rl/stale.h"
 
 enum { COUNT = 37, STEPS = 23 };
 
@@ -52,7 +52,7 @@ static void check_run(backend* b, int sync_every, int lag, int moved) {
               sync_every, lag, step, found, expected);
         CHECK(stale_is_older(s, step) == (expected < step), "%d, %d, step %d", sync_every, lag,
               step);
-        stale_keep(s, parameters, step);
+        stale_push(s, parameters, step);
         CHECK(step_of(b, parameters) == step, "the trainer's own are left alone");
     }
     stale_free(s);

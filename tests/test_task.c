@@ -7,8 +7,8 @@
 #include <ctype.h>
 
 #include "refusal.h"
-#include "task.h"
-#include "tokenizer.h"
+#include "text/task.h"
+#include "text/tokenizer.h"
 
 static void check_share(int count, int n, double p, const char* what) {
     CHECK_NEAR(count, n * p, 5 * sqrt(n * p * (1 - p)), what);

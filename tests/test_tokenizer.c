@@ -2,7 +2,7 @@
 #define _GNU_SOURCE
 
 #include "refusal.h"
-#include "tokenizer.h"
+#include "text/tokenizer.h"
 
 #define ALPHABET "\n0123456789+-=:*/(),;<> "
 

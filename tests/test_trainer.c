@@ -2,8 +2,8 @@
 // batch is cut leaves no trace; what is not finite changes nothing; loss scaling and stochastic
 // rounding do what they are for.
 #include "refusal.h"
+#include "rl/trainer.h"
 #include "small_model.h"
-#include "trainer.h"
 
 static int quick;
 
@@ -34,7 +34,7 @@ static trainer* make_trainer(backend* b, precision p, const optimizer_config* o,
 
 static precision fp32(void) { return precision_of(&FORMAT_FP32, &FORMAT_FP32); }
 
-static void random_completions(batch* d, int with_keep) {
+static void random_completions(rollout* d, int with_nucleus) {
     rng r = rng_at(31, STREAM_PROMPT, 0, 0);
     d->prompts = PROMPTS;
     d->group = GROUP;
@@ -50,16 +50,16 @@ static void random_completions(batch* d, int with_keep) {
         for (int i = 0; i < d->length[s]; i++) {
             size_t at = (size_t)s * MAX_NEW + i;
             d->token[at] = (int)rng_below(&r, 36);  // token 36 never occurs
-            for (int w = 0; w < d->keep_words && with_keep; w++)
-                d->keep[at * d->keep_words + w] = w == 0 ? rng_u32(&r) : 0;
-            if (with_keep)
-                d->keep[at * d->keep_words + d->token[at] / 32] |= 1u << d->token[at] % 32;
+            for (int w = 0; w < d->nucleus_words && with_nucleus; w++)
+                d->nucleus[at * d->nucleus_words + w] = w == 0 ? rng_u32(&r) : 0;
+            if (with_nucleus)
+                d->nucleus[at * d->nucleus_words + d->token[at] / 32] |= 1u << d->token[at] % 32;
         }
     }
 }
 
 // log mu (and the anchor, and log ref) near what the trainer gives: ratios from about 0.7 to 1.4.
-static void random_anchor(trainer* t, batch* d) {
+static void random_anchor(trainer* t, rollout* d) {
     rng r = rng_at(32, STREAM_PROMPT, 0, 0);
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 1, d->anchor);
     for (int i = 0; i < SEQUENCES * MAX_NEW; i++) {
@@ -71,17 +71,17 @@ static void random_anchor(trainer* t, batch* d) {
     }
 }
 
-static batch* random_batch(backend* b, int keep_words) {
-    batch* d = batch_create(SEQUENCES, MAX_PROMPT, MAX_NEW, keep_words);
+static rollout* random_batch(backend* b, int nucleus_words) {
+    rollout* d = rollout_create(SEQUENCES, MAX_PROMPT, MAX_NEW, nucleus_words);
     optimizer_config o = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &o, SEQUENCES);
-    random_completions(d, keep_words > 0);
+    random_completions(d, nucleus_words > 0);
     random_anchor(t, d);
     trainer_free(t);
     return d;
 }
 
-static trainer_update_result update(trainer* t, batch* d, const objective* o, double lr) {
+static trainer_update_result update(trainer* t, rollout* d, const objective* o, double lr) {
     return trainer_update(t, d, 0, d->sequences, o, AGGREGATE_TOKEN_MEAN, 1, lr);
 }
 
@@ -119,7 +119,7 @@ typedef struct trace {
 } trace;
 
 // Two passes over the batch in two mini-batches, of 10 and 14 sequences.
-static trace run_updates(backend* b, precision p, int micro_batch, batch* d, const objective* o) {
+static trace run_updates(backend* b, precision p, int micro_batch, rollout* d, const objective* o) {
     trace r = {.end = {.count = 0}};
     optimizer_config config = adamw(&FORMAT_FP32);
     config.loss_scaling = p.linear == &FORMAT_FP16;
@@ -154,7 +154,7 @@ static void test_bits(void) {
     int devices = open_devices(device);
     objective o = objective_defaults(OBJECTIVE_DRPO);
     for (int k = 0; k < 2; k++) {
-        batch* d = random_batch(device[0], 2 * k);
+        rollout* d = random_batch(device[0], 2 * k);
         for (int i = 0; i < DTYPES; i += quick ? 3 : 1) {
             precision p = precision_of(DTYPE[i], k ? &FORMAT_BF16 : &FORMAT_FP32);
             trace e = run_updates(device[0], p, 7, d, &o);
@@ -171,7 +171,7 @@ static void test_bits(void) {
             }
             free(e.end.parameters);
         }
-        batch_free(d);
+        rollout_free(d);
     }
     for (int i = 0; i < devices; i++) cpu_close(device[i]);
 }
@@ -180,7 +180,7 @@ static void test_bits(void) {
 static void test_sequence_bits(void) {
     static const objective_kind kinds[] = {OBJECTIVE_SEQ_TIS, OBJECTIVE_SEQ_MIS, OBJECTIVE_GSPO};
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     for (int k = 0; k < 3; k++) {
         objective o = objective_defaults(kinds[k]);
         o.clip_low = o.clip_high = 0.02;
@@ -196,21 +196,21 @@ static void test_sequence_bits(void) {
         }
         free(e.end.parameters);
     }
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
 // The log pi that an update writes is the trainer's before it; other weights give another one.
 static void test_logprobs(void) {
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config, 5);
     objective o = objective_defaults(OBJECTIVE_DRPO);
     const size_t bytes = SEQUENCES * MAX_NEW * sizeof(float);
     float *before = xalloc(bytes, 1, "log pi"), *other = xalloc(bytes, 1, "log pi");
-    gpt2_weights* reference = gpt2_weights_create(b, &MODEL, t->weights->precision);
-    gpt2_weights_sync(reference, t->parameters);
+    model_weights* reference = model_weights_create(b, &MODEL, t->weights->precision);
+    model_weights_sync(reference, t->parameters);
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 0.8f, before);
     trainer_update_result u = trainer_update(t, d, 0, SEQUENCES, &o, AGGREGATE_TOKEN_MEAN, 0.8f, 1);
     int64_t tokens = 0;
@@ -227,13 +227,13 @@ static void test_logprobs(void) {
         CHECK((other[at] != 0) == written, "sequence %d is written: %d", s, !written);
         CHECK(other[at] != before[at], "sequence %d is as before the update", s);
     }
-    gpt2_weights* w = reference;
+    model_weights* w = reference;
     trainer_logprobs(t, w, d, 0, SEQUENCES, 0.8f, other);
     for (int s = 0; s < SEQUENCES; s++)
         CHECK_SAME(other[s * MAX_NEW], before[s * MAX_NEW], "the reference's log-probability");
-    gpt2_weights_free(reference);
+    model_weights_free(reference);
     trainer_free(t);
-    batch_free(d);
+    rollout_free(d);
     free(before);
     free(other);
     cpu_close(b);
@@ -243,7 +243,7 @@ static void test_logprobs(void) {
 // Loss and gradient
 
 // The loss at parameters + step * direction, nothing moved.
-static double loss_at(trainer* t, batch* d, const objective* o, aggregate_kind aggregate,
+static double loss_at(trainer* t, rollout* d, const objective* o, aggregate_kind aggregate,
                       const float* parameters, const float* direction, double step) {
     float* moved = xalloc(t->count, sizeof *moved, "parameters");
     for (size_t i = 0; i < t->count; i++) moved[i] = (float)(parameters[i] + step * direction[i]);
@@ -254,7 +254,7 @@ static double loss_at(trainer* t, batch* d, const objective* o, aggregate_kind a
 
 // Along the gradient the loss changes by the square of its norm. Half of the tokens carry a ratio
 // away from 1, so masks, clips and corrections take part.
-static void check_slope(backend* b, batch* d, const objective* o, aggregate_kind aggregate,
+static void check_slope(backend* b, rollout* d, const objective* o, aggregate_kind aggregate,
                         const char* what) {
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
@@ -284,7 +284,7 @@ static void test_slopes(void) {
         OBJECTIVE_GSPO};
     backend* b = cpu_open(1, "auto");
     for (int k = 0; k < 2; k++) {
-        batch* d = random_batch(b, 2 * k);
+        rollout* d = random_batch(b, 2 * k);
         for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
             for (int a = 0; a < 3; a++) {
                 if (quick && (int)(i + k) % 3 != a) continue;
@@ -293,21 +293,21 @@ static void test_slopes(void) {
                 o.delta /= 8;  // so that some tokens are beyond it
                 if (kinds[i] == OBJECTIVE_GSPO) o.clip_low = o.clip_high = 0.02;
                 if (kinds[i] == OBJECTIVE_SEQ_TIS) o.ratio_cap = INFINITY;  // else it is held fixed
-                snprintf(what, sizeof what, "%s, %s, keep sets %d", OBJECTIVE_NAMES[kinds[i]],
+                snprintf(what, sizeof what, "%s, %s, kept sets %d", OBJECTIVE_NAMES[kinds[i]],
                          AGGREGATE_NAMES[a], k);
                 check_slope(b, d, &o, (aggregate_kind)a, what);
             }
-        batch_free(d);
+        rollout_free(d);
     }
     cpu_close(b);
 }
 
 // Candidates: three tokens a place, one of them perhaps the sampled one, and as if a slightly
 // different model had given them what they have.
-static void add_candidates(batch* d, trainer* t) {
+static void add_candidates(rollout* d, trainer* t) {
     enum { COUNT = 3 };
     rng r = rng_at(33, STREAM_PROMPT, 0, 0);
-    batch_add_candidates(d, COUNT);
+    rollout_add_candidates(d, COUNT);
     for (int i = 0; i < SEQUENCES * MAX_NEW; i++)
         for (int j = 0; j < COUNT; j++)
             d->candidate[i * COUNT + j] =
@@ -320,7 +320,7 @@ static void add_candidates(batch* d, trainer* t) {
 }
 
 // The share of masked tokens, from what the batch holds.
-static double masked_share(const batch* d, const objective* o) {
+static double masked_share(const rollout* d, const objective* o) {
     coefficient each[MAX_NEW];
     double masked = 0, tokens = 0;
     for (int s = 0; s < SEQUENCES; s++) {
@@ -340,14 +340,14 @@ static double masked_share(const batch* d, const objective* o) {
 // do not take their place.
 static void test_candidates(void) {
     backend* b = cpu_open(1, "auto");
-    batch *d = random_batch(b, 0), *e = random_batch(b, 0);
+    rollout *d = random_batch(b, 0), *e = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
     const int n = SEQUENCES * MAX_NEW;
     float* log_pi = xalloc(n, sizeof *log_pi, "log pi");
     add_candidates(d, t);
-    gpt2_weights* reference = gpt2_weights_create(b, &MODEL, t->weights->precision);
-    gpt2_weights_sync(reference, t->parameters);
+    model_weights* reference = model_weights_create(b, &MODEL, t->weights->precision);
+    model_weights_sync(reference, t->parameters);
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 0.8f, log_pi);
     float* before = xalloc(3 * n, sizeof *before, "log pi");
     memcpy(before, d->candidate_pi, 3 * n * sizeof *before);
@@ -383,10 +383,10 @@ static void test_candidates(void) {
         free(expected.end.parameters);
         check_slope(b, d, &o, AGGREGATE_TOKEN_MEAN, OBJECTIVE_NAMES[o.kind]);
     }
-    gpt2_weights_free(reference);
+    model_weights_free(reference);
     trainer_free(t);
-    batch_free(d);
-    batch_free(e);
+    rollout_free(d);
+    rollout_free(e);
     free(log_pi);
     free(before);
     cpu_close(b);
@@ -395,7 +395,7 @@ static void test_candidates(void) {
 // The loss itself, and the fractions, summed by hand from the log pi that the update reports.
 static void test_result(void) {
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
     objective o = objective_defaults(OBJECTIVE_GRPO), none = objective_defaults(OBJECTIVE_SFT);
@@ -433,14 +433,14 @@ static void test_result(void) {
     CHECK(u.masked == 0 && isnan(u.masked_mu), "none is masked, but with probability %g",
           u.masked_mu);
     trainer_free(t);
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
-// Where a token is not in any keep set, its logit has no gradient, and does not matter.
+// Where a token is not in any kept set, its logit has no gradient, and does not matter.
 static void test_keep_sets(void) {
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 2);
+    rollout* d = random_batch(b, 2);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
     objective o = objective_defaults(OBJECTIVE_SFT);
@@ -461,7 +461,7 @@ static void test_keep_sets(void) {
     CHECK(!memcmp(before, d->log_pi, sizeof before), "a logit outside changes log pi");
     free(s.parameters);
     trainer_free(t);
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
@@ -471,7 +471,7 @@ static void test_keep_sets(void) {
 static void test_skipping(void) {
     static const float bad[] = {NAN, INFINITY, -INFINITY};
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
@@ -496,14 +496,14 @@ static void test_skipping(void) {
     trainer_update_result u = update(t, d, &o, 1e-3);
     CHECK(!u.skipped && t->optimizer->state.skipped_in_row == 0, "a clean step after them");
     trainer_free(t);
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
 static void diverge(const void* unused) {
     (void)unused;
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
@@ -538,7 +538,7 @@ static double relative_distance(const float* a, double scale, const float* e, si
 // Gradients of 1e-8 and less are lost in fp16; times the loss scale they are not.
 static void test_loss_scaling_rescues(void) {
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
     for (int s = 0; s < SEQUENCES; s++) d->advantage[s] *= 1e-6f;
     optimizer_config config = adamw(&FORMAT_FP32);
@@ -560,7 +560,7 @@ static void test_loss_scaling_rescues(void) {
     }
     free(e.parameters);
     trainer_free(exact);
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
@@ -568,7 +568,7 @@ static void test_loss_scaling_rescues(void) {
 // doubles after 200 clean steps.
 static void test_loss_scale(void) {
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
     config.loss_scaling = 1;
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
@@ -595,7 +595,7 @@ static void test_loss_scale(void) {
     }
     CHECK(s->loss_scale == 2 * scale, "after 200 clean steps: %g", s->loss_scale);
     trainer_free(t);
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
@@ -613,7 +613,7 @@ static double dot(const float* a, const float* b, const float* from, size_t n) {
 static void test_stochastic_rounding(void) {
     enum { STEPS = 40 };
     backend* b = cpu_open(1, "auto");
-    batch* d = random_batch(b, 0);
+    rollout* d = random_batch(b, 0);
     objective o = objective_defaults(OBJECTIVE_SFT);
     precision p = precision_of(&FORMAT_BF16, &FORMAT_FP32);
     optimizer_config masters = adamw(&FORMAT_FP32), none = adamw(&FORMAT_BF16);
@@ -647,7 +647,7 @@ static void test_stochastic_rounding(void) {
     free(e.parameters);
     trainer_free(with);
     trainer_free(without);
-    batch_free(d);
+    rollout_free(d);
     cpu_close(b);
 }
 
@@ -678,11 +678,11 @@ static void test_memory(void) {
     size_t before = 0;
     for (int i = 0; i < 2; i++) {  // the first time scratch memory grows
         before = b->allocated;
-        batch* d = random_batch(b, 2);
+        rollout* d = random_batch(b, 2);
         trainer* t = make_trainer(b, fp32(), &config, 5);
         update(t, d, &o, 0);
         trainer_free(t);
-        batch_free(d);
+        rollout_free(d);
     }
     CHECK(b->allocated == before, "%zu bytes stay", b->allocated - before);
     cpu_close(b);

@@ -316,7 +316,7 @@ static void run_tensor_cores(backend* b, const attention_case& c) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// 5. The one in use (llmc/cuda/attention.cuh): the next tile is copied in the background
+// 5. The one in use (llmc/device/cuda/attention.cuh): the next tile is copied in the background
 // (cp.async) while the products of this one run, ldmatrix fetches fragments four at a time and
 // transposes values on the way, output is stored in whole lines, and the last tiles of a sequence,
 // which take longest, go first; no block is launched for tiles that a sequence lacks.

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda/cuda.cuh"
+#include "device/cuda/cuda.cuh"
 
 // ------------------------------------------------------------------------------------------------
 // Memory. A case, an op on one shape, allocates as it likes; all of it goes when the case is done.

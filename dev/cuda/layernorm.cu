@@ -156,7 +156,7 @@ static void run_vector_loads(backend* b, const norm_case& c) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// 5. The one in use (llmc/cuda/norm.cuh): adds and normalises in one kernel. Lanes keep the sum in
+// 5. The one in use (llmc/device/cuda/norm.cuh): adds and normalises in one kernel. Lanes keep the sum in
 // shared memory, so memory is read once and the sum is not read back: 8 bytes an element, not 10.
 
 static void run_in_use(backend* b, const norm_case& c) {

@@ -13,9 +13,9 @@
 #include <string.h>
 
 #include "../workload.h"
-#include "backend.h"
-#include "options.h"
-#include "trainer.h"
+#include "base/options.h"
+#include "device/backend.h"
+#include "rl/trainer.h"
 
 static const char* const DTYPE_NAMES[] = {"bf16", "fp16", "tf32", "fp32", NULL};
 static const format* const DTYPES[] = {&FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32, &FORMAT_FP32};
@@ -70,23 +70,23 @@ static void load_parameters(trainer* t) {
 static trainer* train(backend* b, const gpt2_config* model, precision p) {
     optimizer_config config = workload_adamw();
     objective o = objective_defaults(OBJECTIVE_SFT);
-    batch* d = workload_batch(vocab, sequences, 1, tokens);
+    rollout* d = workload_batch(vocab, sequences, 1, tokens);
     trainer* t = trainer_create(b, model, p, &config, sequences, tokens, RECOMPUTE_NOTHING);
     load_parameters(t);
     trainer_update(t, d, 0, sequences, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-5);
-    batch_free(d);
+    rollout_free(d);
     return t;
 }
 
 static void decode(trainer* t, precision p, int count) {
     sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE};
-    batch* d = workload_batch(vocab, count, prompt, new_tokens);
-    rollout* r =
-        rollout_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count, 0, -1);
-    rollout_sync(r, t->parameters);
-    rollout_run(r, d, &how);
-    rollout_free(r);
-    batch_free(d);
+    rollout* d = workload_batch(vocab, count, prompt, new_tokens);
+    sampler* r =
+        sampler_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count, 0, -1);
+    sampler_sync(r, t->parameters);
+    sampler_run(r, d, &how);
+    sampler_free(r);
+    rollout_free(d);
 }
 
 static gpt2_config model_config(void) {

@@ -15,10 +15,10 @@
 #include <string.h>
 
 #include "../workload.h"
-#include "backend.h"
-#include "numerics.h"
-#include "options.h"
-#include "trainer.h"
+#include "base/numerics.h"
+#include "base/options.h"
+#include "device/backend.h"
+#include "rl/trainer.h"
 
 enum { ALL, DEVICE, KERNELS, PRODUCTS, STEP, SAMPLING };
 static const char* const SECTIONS[] = {"all",  "device",   "kernels", "products",
@@ -637,9 +637,9 @@ static void kernels(void) {
 typedef struct step {
     gpt2_config model;
     int sequences, length;  // length: of the longest
-    gpt2_keep keep;
+    recompute_level keep;
     trainer* t;
-    batch* d;
+    rollout* d;
     objective objective;
 } step;
 
@@ -662,11 +662,11 @@ static double step_flops(const step* s) {
 }
 
 // An estimate in bytes, on the safe side: 18 a parameter, the lookup's gradient, activations
-// (see gpt2_keep), and logits of a block of rows.
-static double step_bytes(const gpt2_config* c, double capacity, gpt2_keep keep) {
+// (see recompute_level), and logits of a block of rows.
+static double step_bytes(const gpt2_config* c, double capacity, recompute_level keep) {
     static const double KEPT[] = {16, 10, 1};
     gpt2_tensor table[GPT2_TENSORS];
-    double elements = (KEPT[keep] * c->layers + 32) * c->channels, logits = 2e9;
+    double elements = (KEPT[nucleus] * c->layers + 32) * c->channels, logits = 2e9;
     double parameters = (double)gpt2_tensors(c, table), lookup = 4.0 * c->vocab * c->channels;
     return 1.05 * (18 * parameters + lookup + 2 * elements * capacity + (toy ? 0 : logits));
 }
@@ -677,13 +677,13 @@ static int step_fit(step* s, int tokens, int mean_length) {
         s->sequences = tokens / mean_length;
         double capacity = (double)s->sequences * s->length;
         for (s->keep = RECOMPUTE_NOTHING; s->keep <= RECOMPUTE_BLOCKS; s->keep++)
-            if (step_bytes(&s->model, capacity, s->keep) < memory_gb * 1e9) return 1;
+            if (step_bytes(&s->model, capacity, s->nucleus) < memory_gb * 1e9) return 1;
     }
     return 0;
 }
 
 // Lengths spread evenly from a quarter of the longest to it.
-static void make_ragged(batch* d, int longest) {
+static void make_ragged(rollout* d, int longest) {
     rng r = rng_at(2, STREAM_SAMPLE, 0, 0);
     for (int s = 0; s < d->sequences; s++)
         d->length[s] = longest / 4 + (int)rng_below(&r, longest - longest / 4 + 1);
@@ -697,7 +697,7 @@ static void step_line(const step* s, double seconds, double memory) {
     line_number("sequences", s->sequences);
     line_number("length", s->length);
     line_number("tokens", tokens);
-    line_number("recompute", s->keep);
+    line_number("recompute", s->nucleus);
     line_number("memory_gb", memory / 1e9);
     line_number("flops", step_flops(s));
     line_number("tokens_per_s", tokens / seconds);
@@ -722,28 +722,28 @@ static void training_step(void) {
     s.d = workload_batch(s.model.vocab, s.sequences, 1, s.length);
     if (short_sequences) make_ragged(s.d, s.length);
     s.t = trainer_create(gpu, &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
-                         s.sequences, s.length, s.keep);
+                         s.sequences, s.length, s.nucleus);
     fill_parameters(&s.model, s.t->parameters);
-    gpt2_weights_sync(s.t->weights, s.t->parameters);
+    model_weights_sync(s.t->weights, s.t->parameters);
     double seconds = measure(step_work, &s);
     step_line(&s, seconds, (double)gpu->allocated);
     trainer_free(s.t);
-    batch_free(s.d);
+    rollout_free(s.d);
 }
 
 // ---------------------------------------------------------------------------------------------
 // Sampling with GPT-2 124M: prompts of their own, no token ends a sequence, prefill included.
 
 typedef struct sampling_run {
-    rollout* r;
-    batch* d;
+    sampler* r;
+    rollout* d;
 } sampling_run;
 
 static void sampling_work(void* arg, int call) {
     sampling_run* s = arg;
     sampling how = {
         .inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE, .step = call};
-    rollout_run(s->r, s->d, &how);
+    sampler_run(s->r, s->d, &how);
 }
 
 // Bytes that the decode steps must read: all weights of products, and every sequence's cache.
@@ -758,9 +758,9 @@ static double sampling_bytes(const gpt2_config* c, int sequences, int prompt, in
 static void sampling_line(const gpt2_config* c, const float* parameters, int sequences) {
     int prompt = pick(32, 5), new_tokens = pick(128, 6);
     sampling_run s = {.d = workload_batch(c->vocab, sequences, prompt, new_tokens)};
-    s.r = rollout_create(gpu, c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16, sequences,
+    s.r = sampler_create(gpu, c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16, sequences,
                          prompt, new_tokens, sequences, 0, -1);
-    rollout_sync(s.r, parameters);
+    sampler_sync(s.r, parameters);
     double seconds = measure(sampling_work, &s), tokens = (double)sequences * new_tokens;
     char* name = xprintf("%d sequences", sequences);
     line_begin("sampling", name);
@@ -772,8 +772,8 @@ static void sampling_line(const gpt2_config* c, const float* parameters, int seq
     line_number("share", sampling_bytes(c, sequences, prompt, new_tokens) / seconds / bandwidth);
     line_end();
     free(name);
-    rollout_free(s.r);
-    batch_free(s.d);
+    sampler_free(s.r);
+    rollout_free(s.d);
 }
 
 static void sampling_section(void) {

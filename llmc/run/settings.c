@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../checkpoint.h"
-#include "../options.h"
-#include "../sanity.h"
-#include "../tokenizer.h"
+#include "../base/options.h"
+#include "../model/llmc_file.h"
+#include "../text/tokenizer.h"
+#include "sanity.h"
 
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
@@ -195,7 +195,7 @@ static gpt2_config resolve_model(void) {
     if (!*given.init)
         return (gpt2_config){given.context, tokenizer_size(), given.depth, given.heads,
                              given.channels};
-    gpt2_config file = checkpoint_read_config(given.init);
+    gpt2_config file = llmc_file_config(given.init);
     const struct {
         const char* flag;
         int* value;
@@ -315,7 +315,7 @@ void settings_resolve(const task* t, gpt2_config* model, objective* o) {
     check_sizes(t);
     check_meaning();
     *o = resolve_objective();
-    gpt2_check(model);
+    model_check(model);
 }
 
 // ------------------------------------------------------------------------------------------------

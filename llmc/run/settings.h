@@ -4,10 +4,10 @@
 #ifndef LLMC_SETTINGS_H
 #define LLMC_SETTINGS_H
 
-#include "../gpt2.h"
-#include "../objective.h"
-#include "../optimizer.h"
-#include "../task.h"
+#include "../model/model.h"
+#include "../rl/objective.h"
+#include "../rl/optimizer.h"
+#include "../text/task.h"
 
 LLMC_BEGIN
 

@@ -1,0 +1,164 @@
+#define _GNU_SOURCE
+#include "common.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>  // fabs, rint
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+void fatal(const char* format, ...) {
+    fflush(stdout);
+    // On a terminal a progress line may stand there: return to its start and clear it.
+    fputs(isatty(STDERR_FILENO) ? "\r\033[Ktrain_gpt2_rl: " : "train_gpt2_rl: ", stderr);
+    va_list args;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    exit(1);
+}
+
+void* xalloc(size_t count, size_t size, const char* what) {
+    if (size && count > (SIZE_MAX - 63) / size)
+        fatal("%s: %zu elements of %zu bytes do not fit in memory", what, count, size);
+    size_t bytes = (count * size + 63) / 64 * 64;
+    void* p = aligned_alloc(64, bytes ? bytes : 64);
+    if (!p)
+        fatal("%s: no memory for %.1f MB%s", what, bytes / 1e6,
+              strchr(what, '(') ? "" : "; lower the model size, --slots or --micro-batch");
+    memset(p, 0, bytes);
+    return p;
+}
+
+char* xprintf(const char* format, ...) {
+    char* text;
+    va_list args;
+    va_start(args, format);
+    int n = vasprintf(&text, format, args);
+    va_end(args);
+    if (n < 0) fatal("no memory for a string");
+    return text;
+}
+
+void number_text(double x, char text[32]) {
+    if (fabs(x) <= 0x1p53 && x == rint(x)) {
+        snprintf(text, 32, "%.0f", x);
+        return;
+    }
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, 32, "%.*g", digits, x);
+        if (strtod(text, NULL) == x) return;
+    }
+}
+
+char* shown(const char* given, size_t length) {
+    char* copy = xprintf("%.*s%s", length > 80 ? 80 : (int)length, given, length > 80 ? "..." : "");
+    for (char* p = copy; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    return copy;
+}
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+int name_distance(const char* a, size_t length, const char* b) {
+    enum { LONGEST = 63 };
+    if (length > LONGEST || strlen(b) > LONGEST) return INT_MAX;
+    if (length > 1 && !strncmp(a, b, length)) return strlen(b) > length;
+    int na = (int)length, nb = (int)strlen(b), d[LONGEST + 1][LONGEST + 1];
+    for (int i = 0; i <= na; i++) d[i][0] = i;
+    for (int j = 0; j <= nb; j++) d[0][j] = j;
+    for (int i = 1; i <= na; i++)
+        for (int j = 1; j <= nb; j++) {
+            int replace = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
+            d[i][j] = least(replace, 1 + least(d[i - 1][j], d[i][j - 1]));
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+                d[i][j] = least(d[i][j], 1 + d[i - 2][j - 2]);
+        }
+    return d[na][nb];
+}
+
+uint64_t hash_text(const char* text) {
+    uint64_t h = 0xcbf29ce484222325ull;
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3ull;
+    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
+    h = (h ^ h >> 27) * 0x94d049bb133111ebull;
+    return h ^ h >> 31;
+}
+
+FILE* file_open(const char* path, const char* mode) {
+    FILE* f = fopen(path, mode);
+    if (!f)
+        fatal("cannot open %s for %s: %s", path, mode[0] == 'r' ? "reading" : "writing",
+              strerror(errno));
+    return f;
+}
+
+void file_read(FILE* f, void* to, size_t bytes, const char* path) {
+    size_t got = fread(to, 1, bytes, f);
+    if (got == bytes) return;
+    if (ferror(f)) fatal("cannot read %s: %s", path, strerror(errno));
+    fatal("%s is cut short: %zu more bytes were expected; use another copy", path, bytes - got);
+}
+
+static void write_failed(const char* path) __attribute__((noreturn));
+static void write_failed(const char* path) {
+    fatal("cannot write %s: %s; free some space or choose another place", path, strerror(errno));
+}
+
+void file_write(FILE* f, const void* from, size_t bytes, const char* path) {
+    if (fwrite(from, 1, bytes, f) != bytes) write_failed(path);
+}
+
+void file_close(FILE* f, const char* path) {
+    int failed = ferror(f);  // of an earlier fprintf, say
+    if (fclose(f) || failed) write_failed(path);
+}
+
+void file_close_sync(FILE* f, const char* path) {
+    if (fflush(f) || fsync(fileno(f))) write_failed(path);
+    file_close(f, path);
+}
+
+int64_t file_size(const char* path) {
+    struct stat s;
+    return stat(path, &s) ? -1 : (int64_t)s.st_size;
+}
+
+void file_rename(const char* from, const char* to) {
+    if (rename(from, to))
+        fatal("cannot rename %s to %s: %s; remove what is in its way", from, to, strerror(errno));
+}
+
+void dir_create(const char* path) {
+    if (!*path) fatal("a directory needs a name, and it is empty");
+    char* part = xprintf("%s", path);
+    for (char* p = part + 1;; p++) {
+        char c = *p;
+        if (c && c != '/') continue;
+        *p = 0;
+        struct stat s;
+        if (mkdir(part, 0777) && (errno != EEXIST || stat(part, &s) || !S_ISDIR(s.st_mode)))
+            fatal("cannot make the directory %s: %s; choose another place", part, strerror(errno));
+        *p = c;
+        if (!c) break;
+    }
+    free(part);
+}
+
+void dir_sync(const char* path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY);
+    if (fd < 0 || fsync(fd)) write_failed(path);
+    close(fd);
+}
+
+double clock_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}

@@ -1,0 +1,342 @@
+// The vocabulary head: log-probabilities, entropies, and their gradient.
+//
+// Logits exist for a chunk of rows at a time: a product writes them in fp32, then a block a row
+// reads them, and rounds them to the logits' format as it reads. One pass gives the maximum, the
+// sum of exponentials and the entropy: each thread holds them relative to the greatest logit that
+// it has met, and they are combined in a fixed order, which depends on the vocabulary alone.
+// row_distribution and log_probability serve the sampler (sample.cuh) too: from equal logits log mu
+// and log pi have equal bits. log p = (l - max) - log(sum exp(l - max)), never log of a quotient:
+// that underflows.
+//
+// Backward recomputes a chunk's logits and turns them into their gradient in the same memory. The
+// gradient is rounded to the logits' format (fp8 with a scale a row), then to that of the products'
+// operands, in whose storage it lies: tensor cores read it as it is. (The CPU device leaves it in
+// the logits' format.)
+#ifndef LLMC_CUDA_HEAD_CUH
+#define LLMC_CUDA_HEAD_CUH
+
+#include "matmul.cuh"
+
+// ------------------------------------------------------------------------------------------------
+// A row of logits, on the device. A block owns a row.
+
+// Threads for a row: 16 tokens each, whole warps.
+enum { ROW_THREADS_MAX = 1024, ROW_TOKENS = 16 };
+static inline int row_threads(int vocabulary) {
+    int threads = (vocabulary / ROW_TOKENS + WARP - 1) / WARP * WARP;
+    return threads < WARP ? WARP : threads > ROW_THREADS_MAX ? ROW_THREADS_MAX : threads;
+}
+
+struct logits_row {
+    float* l;  // as the product wrote them; 16-byte aligned, readable up to a whole packet
+    int vocabulary;
+    float inverse_temperature;
+    format rounding;
+    const uint32_t* nucleus;  // the tokens that count, a bit each; NULL: all
+};
+
+static __device__ inline float logit(const logits_row& r, float x) {
+    return (r.rounding.drop ? format_round(x, &r.rounding) : x) * r.inverse_temperature;
+}
+
+static __device__ inline bool kept(const logits_row& r, int i) {
+    return !r.nucleus || (r.nucleus[i / 32] >> (i % 32) & 1);
+}
+
+// f(i, logit i) for the calling thread's share of tokens first .. end - 1, where `threads` threads,
+// of which it is number `thread`, read packets side by side. first is a multiple of the packet.
+template <class F>
+static __device__ inline void row_each(const logits_row& r, int first, int end, int thread,
+                                       int threads, F f) {
+    constexpr int N = packet<float>::N;
+    for (int i = first + N * thread; i < end; i += N * threads) {
+        packet<float> x = packet_load(r.l + i);
+        for (int k = 0; k < N; k++)
+            if (i + k < end) f(i + k, logit(r, x.v[k]));
+    }
+}
+template <class F>
+static __device__ inline void row_each(const logits_row& r, F f) {
+    row_each(r, 0, r.vocabulary, threadIdx.x, blockDim.x, f);
+}
+
+template <class T>
+static __device__ inline T lane_xor(T x, int mask) {
+    uint32_t word[sizeof(T) / 4];
+    memcpy(word, &x, sizeof x);
+    for (size_t i = 0; i < sizeof(T) / 4; i++) word[i] = __shfl_xor_sync(~0u, word[i], mask);
+    memcpy(&x, word, sizeof x);
+    return x;
+}
+
+// The x of all threads of the block, combined; each thread gets the same bits, provided that
+// combine(a, b) and combine(b, a) do. `nothing` changes nothing.
+template <class T, class F>
+static __device__ inline T block_combine(T x, T nothing, F combine) {
+    __shared__ T part[WARP];
+    int lane = threadIdx.x % WARP;
+    for (int m = WARP / 2; m; m /= 2) x = combine(x, lane_xor(x, m));
+    __syncthreads();  // what the last call left has been read
+    if (lane == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = lane < (int)blockDim.x / WARP ? part[lane] : nothing;
+    for (int m = WARP / 2; m; m /= 2) x = combine(x, lane_xor(x, m));
+    return x;
+}
+
+// Of some tokens: max l, sum exp(l - max), sum exp(l - max) (l - max).
+struct partial_softmax {
+    float max, sum, moment;
+};
+
+// The same relative to another maximum, which is no less.
+static __device__ inline partial_softmax relative_to(partial_softmax s, float max) {
+    if (s.sum == 0) return {max, 0, 0};  // nothing yet: s.max is -infinity
+    float by = s.max - max, factor = num_expf(by);
+    return {max, s.sum * factor, (s.moment + s.sum * by) * factor};
+}
+
+static __device__ inline partial_softmax combine(partial_softmax a, partial_softmax b) {
+    float max = fmaxf(a.max, b.max);
+    a = relative_to(a, max), b = relative_to(b, max);
+    return {max, a.sum + b.sum, a.moment + b.moment};
+}
+
+struct distribution {
+    float max, sum, log_sum, entropy;
+};
+
+// H = log sum - (sum of e (l - max)) / sum.
+static __device__ inline distribution row_distribution(const logits_row& r) {
+    const float infinity = float_from_bits(0x7f800000u);
+    const partial_softmax nothing = {-infinity, 0, 0};
+    partial_softmax s = nothing;
+    row_each(r, [&](int i, float l) {
+        if (l == -infinity || !kept(r, i)) return;
+        if (l > s.max) s = relative_to(s, l);
+        float x = l - s.max, e = num_expf(x);
+        s.sum += e;
+        s.moment += e * x;
+    });
+    s = block_combine(s, nothing, combine);
+    float log_sum = num_logf(s.sum);
+    return {s.max, s.sum, log_sum, log_sum - s.moment / s.sum};
+}
+
+static __device__ inline float log_probability(const distribution& d, float l) {
+    return (l - d.max) - d.log_sum;
+}
+
+// Of a candidate, which may be none.
+static __device__ inline float log_probability_of(const distribution& d, const logits_row& r,
+                                                  int id) {
+    return id < 0 ? -float_from_bits(0x7f800000u) : log_probability(d, logit(r, r.l[id]));
+}
+
+// ------------------------------------------------------------------------------------------------
+// Kernels
+
+// A chunk of logits as kernels see it; block i takes row i.
+struct logits_block {
+    float* l;
+    int64_t stride;
+    int vocabulary;
+    float inverse_temperature;
+    format rounding;
+    const uint32_t* nucleus;  // (rows, words of a set), or NULL
+};
+
+static __host__ __device__ inline int words_of_set(int vocabulary) {
+    return (vocabulary + 31) / 32;
+}
+
+static __device__ inline logits_row row_of_block(const logits_block& b) {
+    int64_t i = blockIdx.x;
+    return {b.l + i * b.stride, b.vocabulary, b.inverse_temperature, b.rounding,
+            b.nucleus ? b.nucleus + i * words_of_set(b.vocabulary) : NULL};
+}
+
+// to[to_row[i]] = from[from_row[i]] for block i; NULL: row i itself.
+template <class T>
+static __global__ void rows_move(T* to, int64_t to_stride, const int* to_row, const T* from,
+                                 int64_t from_stride, const int* from_row, int cols) {
+    int i = blockIdx.x;
+    to += (to_row ? to_row[i] : i) * to_stride;
+    from += (from_row ? from_row[i] : i) * from_stride;
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) to[c] = from[c];
+}
+
+static __global__ void __launch_bounds__(ROW_THREADS_MAX)
+    head_forward_rows(float* logp, float* entropy, const int* target, const candidates asked,
+                      const logits_block b) {
+    logits_row r = row_of_block(b);
+    distribution d = row_distribution(r);
+    int i = blockIdx.x;
+    for (int j = threadIdx.x; j < asked.count; j += blockDim.x) {
+        int64_t at = (int64_t)i * asked.count + j;
+        asked.logp[at] = log_probability_of(d, r, asked.id[at]);
+    }
+    if (threadIdx.x) return;
+    logp[i] = log_probability(d, logit(r, r.l[target[i]]));
+    if (entropy) entropy[i] = d.entropy;
+}
+
+template <class T>
+struct alignas(4 * sizeof(T)) four {
+    T v[4];
+};
+
+// Logits become their gradient, as T, from the row's start on. Narrower values land on logits that
+// were read before: the block reads a stretch, waits for all its threads, writes the stretch.
+template <class T>
+static __global__ void __launch_bounds__(ROW_THREADS_MAX)
+    head_backward_rows(const int* target, const float* coef, const logits_block b) {
+    logits_row r = row_of_block(b);
+    distribution d = row_distribution(r);
+    int y = target[blockIdx.x], stretch = 4 * blockDim.x;
+    float scale = coef[blockIdx.x] * r.inverse_temperature;
+    // fp8: in units of a power of two, for the target's gradient, read before any is written. None
+    // is larger, since the others sum to minus it. In shared memory, since registers are short.
+    __shared__ float unit;
+    if (threadIdx.x == 0) {
+        float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) / d.sum : 0;
+        unit = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding);
+    }
+    __syncthreads();
+    scale /= unit;
+    for (int first = 0; first < r.vocabulary; first += stretch) {
+        int i = first + 4 * threadIdx.x;
+        four<T> g = {};
+        if (i < r.vocabulary) {
+            packet<float> x = packet_load(r.l + i);
+            for (int k = 0; k < 4 && i + k < r.vocabulary; k++) {
+                float e = kept(r, i + k) ? num_expf(logit(r, x.v[k]) - d.max) : 0;
+                float p = e / d.sum, dlogit = scale * (i + k == y ? p - 1.0f : p);
+                g.v[k] = to<T>(format_round(dlogit, &r.rounding) * unit);
+            }
+        }
+        __syncthreads();
+        if (i < r.vocabulary) *(four<T>*)((T*)r.l + i) = g;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// Chunks, on the host
+
+// A row of logits begins a cache line.
+static inline int64_t logits_stride(int vocabulary) { return (vocabulary + 31) / 32 * 32; }
+
+// Rows whose logits exist at one time: 256 MB of them, but 64 at least; the products are large
+// then. At most 4096, since the rows of x and of its gradient take memory too.
+static inline int rows_at_once(int vocabulary) {
+    int64_t rows = (64 << 20) / logits_stride(vocabulary);
+    return rows < 64 ? 64 : rows > 4096 ? 4096 : (int)rows;
+}
+
+static inline logits_block logits_memory(backend* b, const prepared* w, int rows,
+                                         const format* rounding, float inverse_temperature) {
+    int64_t stride = logits_stride(w->outputs);
+    float* l = (float*)cuda_scratch(b, SCRATCH_LOGITS, rows * stride * sizeof(float));
+    return {l, stride, w->outputs, inverse_temperature, *rounding, NULL};
+}
+
+// Logits of `rows` rows of x, which lie at `stride` in the storage of the weight's format.
+static inline void logits_product(backend* b, const logits_block& l, const void* x, int64_t stride,
+                                  int rows, const prepared* w) {
+    product p = {};
+    p.m = rows, p.n = w->outputs, p.k = w->inputs;
+    p.a = x, p.a_stride = stride;
+    p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
+    p.c = l.l, p.c_stride = l.stride, p.c_format = &FORMAT_FP32;
+    p.operand = w->operand;
+    cuda_product(b, p);
+}
+
+static inline void same_storage(const tensor& x, const prepared* w) {
+    if (storage_of(x.format) != storage_of(w->operand))
+        fatal("the head's input is %s, its weight %s: the CUDA device stores them differently",
+              x.format->name, w->operand->name);
+}
+
+// n rows of x into memory of their own.
+static inline void rows_gather(backend* b, void* to, const tensor& x, const int* row, int n) {
+    WITH_STORAGE(x.format, T,
+                 LAUNCH((rows_move<T>), n, 128, 0, stream_of(b), (T*)to, x.cols, (const int*)NULL,
+                        (const T*)x.data, x.stride, row, x.cols));
+}
+
+static void cuda_head_forward(backend* b, float* logp, float* entropy, tensor x, const int* row,
+                              const int* target, int n, const prepared* w, const format* logits,
+                              float inverse_temperature, const uint32_t* nucleus,
+                              const candidates* asked) {
+    int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
+    if (n <= 0) return;
+    if (most > n) most = n;
+    same_storage(x, w);
+    logits_block l = logits_memory(b, w, most, logits, inverse_temperature);
+    void* named = cuda_scratch(b, SCRATCH_ROWS, most * (size_t)x.cols * b->bytes_per(x.format));
+    for (int first = 0; first < n; first += most) {
+        int rows = n - first < most ? n - first : most;
+        rows_gather(b, named, x, row + first, rows);
+        logits_product(b, l, named, x.cols, rows, w);
+        l.nucleus = nucleus ? nucleus + (int64_t)first * words : NULL;
+        candidates part = {};
+        if (asked) {
+            int64_t at = (int64_t)first * asked->count;
+            part = {asked->count, asked->id + at, asked->logp + at};
+        }
+        LAUNCH(head_forward_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), logp + first,
+               entropy ? entropy + first : NULL, target + first, part, l);
+    }
+}
+
+// dx of a chunk's rows, by way of `rows_dx`, and its share of dw; `named` are the rows of x.
+static inline void head_backward_products(backend* b, tensor dx, float* dw, float* rows_dx,
+                                          const void* named, const int* row, int rows,
+                                          const logits_block& dlogits, const prepared* w) {
+    int channels = w->inputs;
+    product p = {};
+    p.m = rows, p.n = channels, p.k = w->outputs;
+    p.a = dlogits.l;
+    p.a_stride = dlogits.stride * (int64_t)(sizeof(float) / b->bytes_per(w->operand));
+    p.b = w->w, p.b_stride = channels;
+    p.c = rows_dx, p.c_stride = channels, p.c_format = dx.format;
+    p.operand = w->operand;
+    cuda_product(b, p);
+    LAUNCH((rows_move<float>), rows, 128, 0, stream_of(b), (float*)dx.data, dx.stride, row, rows_dx,
+           channels, (const int*)NULL, channels);
+    p.m = w->outputs, p.n = channels, p.k = rows;
+    p.a_transposed = true;
+    p.b = named;
+    p.c = dw, p.c_format = &FORMAT_FP32, p.accumulate = true;
+    cuda_product(b, p);
+}
+
+static void cuda_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
+                               const int* target, const float* coef, int n, const prepared* w,
+                               const format* logits, float inverse_temperature,
+                               const uint32_t* nucleus) {
+    int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
+    if (n <= 0) return;
+    if (most > n) most = n;
+    same_storage(x, w);
+    if (storage_of(dx.format) != STORE_FP32)
+        fatal("the gradient of the head's input is %s; the CUDA device has fp32", dx.format->name);
+    logits_block l = logits_memory(b, w, most, logits, inverse_temperature);
+    // Rows of the gradient first: both parts then begin where 16-byte accesses fit.
+    size_t part = ((size_t)most * x.cols * sizeof(float) + 15) / 16 * 16;
+    float* rows_dx = (float*)cuda_scratch(b, SCRATCH_ROWS, 2 * part);
+    void* named = (char*)rows_dx + part;
+    for (int first = 0; first < n; first += most) {
+        int rows = n - first < most ? n - first : most;
+        rows_gather(b, named, x, row + first, rows);
+        logits_product(b, l, named, x.cols, rows, w);
+        l.nucleus = nucleus ? nucleus + (int64_t)first * words : NULL;
+        WITH_STORAGE(w->operand, T,
+                     LAUNCH((head_backward_rows<T>), rows, row_threads(l.vocabulary), 0,
+                            stream_of(b), target + first, coef + first, l));
+        head_backward_products(b, dx, dw, rows_dx, named, row + first, rows, l, w);
+    }
+}
+
+#endif

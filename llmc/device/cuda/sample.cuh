@@ -1,0 +1,265 @@
+// The sampler: draws a token for each row of logits and advances the row's slot. A block owns a
+// row.
+//
+// A token's weight is the integer floor(2^40 exp(l - max)), so sums have no order: from equal
+// logits this draws the token, and keeps the set of tokens, that the CPU device does. Top-k and
+// top-p look for a threshold among keys that order the tokens, the greater logit first and then the
+// lower id, bit by bit, each bit by a pass over the row that counts and weighs the tokens at or
+// above a key.
+#ifndef LLMC_CUDA_SAMPLE_CUH
+#define LLMC_CUDA_SAMPLE_CUH
+
+#include "head.cuh"
+
+static __device__ inline uint64_t weight_of(float l, float max) {
+    return (uint64_t)(num_expf(l - max) * 0x1p40f);
+}
+
+// ------------------------------------------------------------------------------------------------
+// The set that top-k and top-p leave
+
+// Greater where a token comes first; no two tokens of a row have the same.
+static __device__ inline uint64_t key_of(float l, int i) {
+    uint32_t u = l == 0 ? 0 : float_bits(l);  // -0 ties with 0
+    u ^= u >> 31 ? ~0u : 0x80000000u;         // the order of floats as that of integers
+    return (uint64_t)u << 32 | (uint32_t)~i;
+}
+
+// Tokens whose keys are `key` or more.
+static __device__ inline uint32_t count_from(const logits_row& r, uint64_t key) {
+    uint32_t count = 0;
+    row_each(r, [&](int i, float l) { count += key_of(l, i) >= key; });
+    return block_combine(count, 0u, [](uint32_t a, uint32_t b) { return a + b; });
+}
+
+// The same with their weight; no padding, which lanes would exchange too.
+struct __attribute__((packed, aligned(4))) mass {
+    uint64_t weight;
+    uint32_t count;
+};
+
+static __device__ inline mass mass_from(const logits_row& r, uint64_t key, float max) {
+    uint64_t weight = 0;
+    uint32_t count = 0;
+    row_each(r, [&](int i, float l) {
+        if (key_of(l, i) < key) return;
+        weight += weight_of(l, max);
+        count++;
+    });
+    return block_combine(mass{weight, count}, mass{0, 0}, [](mass a, mass b) -> mass {
+        return {a.weight + b.weight, a.count + b.count};
+    });
+}
+
+// The greatest key from which on there are enough tokens. enough(key, count) says whether, and
+// counts them; key 0, which all tokens reach, is.
+template <class F>
+static __device__ inline uint64_t threshold_key(uint32_t tokens, F enough) {
+    uint64_t key = 0;
+    uint32_t here = tokens, above = 0;  // from `key` on; from the first key known as too great on
+    for (int bit = 63; bit >= 0 && here - above > 1; bit--) {
+        uint64_t next = key | 1ull << bit;
+        uint32_t count;
+        if (enough(next, count))
+            key = next, here = count;
+        else
+            above = count;
+    }
+    return key;
+}
+
+static __device__ inline uint64_t top_k_key(const logits_row& r, uint32_t k) {
+    return threshold_key(r.vocabulary, [&](uint64_t key, uint32_t& count) {
+        count = count_from(r, key);
+        return count >= k;
+    });
+}
+
+// The first tokens whose share of the weight of those from `from` on reaches p; one at least.
+static __device__ inline uint64_t top_p_key(const logits_row& r, uint64_t from, float max,
+                                            float p) {
+    double enough = (double)p * (double)mass_from(r, from, max).weight;
+    return threshold_key(r.vocabulary, [&](uint64_t key, uint32_t& count) {
+        mass m = mass_from(r, key, max);
+        count = m.count;
+        return count > 0 && (double)m.weight >= enough;
+    });
+}
+
+// Writes the set: the k first tokens; of these the first whose share of their weight reaches p.
+// k = 0 and p = 1 are off.
+static __device__ inline void choose_kept(uint32_t* nucleus, const logits_row& r, float max, int k,
+                                          float p) {
+    uint64_t key = k > 0 && k < r.vocabulary ? top_k_key(r, k) : 0;
+    if (p < 1) key = top_p_key(r, key, max, p);
+    int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    for (int word = threadIdx.x / WARP; word < words_of_set(r.vocabulary); word += warps) {
+        int i = word * 32 + lane;
+        bool in = i < r.vocabulary && key_of(logit(r, r.l[i]), i) >= key;
+        uint32_t set = __ballot_sync(~0u, in);
+        if (lane == 0) nucleus[word] = set;
+    }
+    __syncthreads();
+}
+
+// ------------------------------------------------------------------------------------------------
+// Drawing
+
+static __device__ inline int draw_greedy(const logits_row& r) {
+    uint64_t best = 0;
+    row_each(r, [&](int i, float l) {
+        uint64_t key = key_of(l, i);
+        if (key > best) best = key;
+    });
+    best = block_combine(best, (uint64_t)0, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+    return (int)~(uint32_t)best;
+}
+
+static __device__ inline uint64_t warp_sum_to_here(uint64_t x) {
+    int lane = threadIdx.x % WARP;
+    for (int d = 1; d < WARP; d *= 2) {
+        uint64_t before = __shfl_up_sync(~0u, (unsigned long long)x, d);
+        if (lane >= d) x += before;
+    }
+    return x;
+}
+
+// For a whole warp: the first token of first .. end - 1 with which the running sum of weights,
+// `sum` before them, exceeds point. -1: none.
+static __device__ inline int find_point(const logits_row& r, int first, int end, float max,
+                                        uint64_t sum, uint64_t point) {
+    constexpr int STEP = WARP * packet<float>::N;
+    int lane = threadIdx.x % WARP;
+    for (; first < end; first += STEP) {
+        uint64_t own = 0;
+        int part_end = first + STEP < end ? first + STEP : end, found = -1;
+        auto weight = [&](int i, float l) { return kept(r, i) ? weight_of(l, max) : 0; };
+        row_each(r, first, part_end, lane, WARP, [&](int i, float l) { own += weight(i, l); });
+        uint64_t running = sum + warp_sum_to_here(own);
+        uint32_t beyond = __ballot_sync(~0u, running > point);
+        sum = __shfl_sync(~0u, (unsigned long long)running, WARP - 1);
+        if (!beyond) continue;
+        int owner = __ffs(beyond) - 1;
+        running -= own;
+        row_each(r, first, part_end, lane, WARP, [&](int i, float l) {
+            running += weight(i, l);
+            if (found < 0 && running > point) found = i;
+        });
+        return __shfl_sync(~0u, found, owner);
+    }
+    return -1;
+}
+
+// The token in whose stretch of the running sum a uniform point falls. Each warp sums a section of
+// the row; the warp in whose section the point lies looks for the token.
+static __device__ inline int draw(const logits_row& r, float max, uint64_t uniform) {
+    __shared__ uint64_t section_sum[WARP];
+    __shared__ int drawn;
+    int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
+    int packets = (r.vocabulary + packet<float>::N - 1) / packet<float>::N;
+    int section = (packets + warps - 1) / warps * packet<float>::N, first = warp * section;
+    int end = first + section < r.vocabulary ? first + section : r.vocabulary;
+    uint64_t own = 0, total = 0, sum = 0;
+    row_each(r, first, end, lane, WARP, [&](int i, float l) {
+        if (kept(r, i)) own += weight_of(l, max);
+    });
+    own = warp_sum_to_here(own);
+    if (threadIdx.x == 0) drawn = 0;  // it stays only for logits that are not numbers
+    if (lane == WARP - 1) section_sum[warp] = own;
+    __syncthreads();
+    for (int i = 0; i < warps; i++) total += section_sum[i];
+    for (int i = 0; i < warp; i++) sum += section_sum[i];
+    uint64_t point = __umul64hi(uniform, total);
+    if (sum <= point && point < sum + section_sum[warp]) {
+        int token = find_point(r, first, end, max, sum, point);
+        if (lane == 0 && token >= 0) drawn = token;
+    }
+    __syncthreads();
+    return drawn;
+}
+
+// ------------------------------------------------------------------------------------------------
+
+// The first tokens of a row, as row `at` of the candidates: a pass for each, which looks for the
+// greatest key below the last.
+static __device__ inline void find_best(const candidates& c, int64_t at, const logits_row& r,
+                                        const distribution& d) {
+    uint64_t last = ~(uint64_t)0;
+    for (int j = 0; j < c.count; j++) {
+        uint64_t best = 0;
+        row_each(r, [&](int i, float l) {
+            uint64_t key = key_of(l, i);
+            if (key < last && key > best && kept(r, i)) best = key;
+        });
+        last =
+            block_combine(best, (uint64_t)0, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+        if (threadIdx.x) continue;
+        int id = last ? (int)~(uint32_t)last : -1;
+        c.id[at * c.count + j] = id;
+        c.logp[at * c.count + j] = log_probability_of(d, r, id);
+    }
+}
+
+// Appends a token to its slot's sequence and moves the slot on.
+static __device__ inline void advance(const slot_state& s, int slot, int64_t at, int token,
+                                      float logp, float entropy) {
+    s.out_token[at] = token;
+    s.out_logp[at] = logp;
+    s.out_entropy[at] = entropy;
+    s.length[s.sequence[slot]]++;
+    s.token[slot] = token;
+    s.position[slot]++;
+    if (token == s.end_token || --s.left[slot] == 0) s.position[slot] = -1;
+}
+
+// nucleus_sets: memory for the rows' sets, or NULL where neither top-k nor top-p asks for one.
+static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
+    sample_rows(const slot_state s, const int* row_slot, const logits_block b, uint32_t* nucleus_sets,
+                const sampling how) {
+    int slot = row_slot[blockIdx.x], position = s.position[slot], sequence = s.sequence[slot];
+    if (position < 0) return;
+    int64_t at = (int64_t)sequence * s.max_new + s.length[sequence];
+    logits_row r = row_of_block(b);
+    distribution d = row_distribution(r);
+    if (nucleus_sets) {
+        uint32_t* nucleus = nucleus_sets + (int64_t)blockIdx.x * words_of_set(r.vocabulary);
+        choose_kept(nucleus, r, d.max, how.top_k, how.top_p);
+        r.nucleus = nucleus;
+        d = row_distribution(r);
+        for (int i = threadIdx.x; s.out_nucleus && i < s.nucleus_words; i += blockDim.x)
+            s.out_nucleus[at * s.nucleus_words + i] = nucleus[i];
+    }
+    find_best(s.best, at, r, d);
+    int token;
+    if (how.greedy) {
+        token = draw_greedy(r);
+    } else {
+        uint32_t random[4];
+        random_at(random, how.seed, how.stream, how.step, (uint32_t)sequence,
+                  (uint32_t)position + 1);
+        token = draw(r, d.max, (uint64_t)random[0] << 32 | random[1]);
+    }
+    if (threadIdx.x == 0)
+        advance(s, slot, at, token, log_probability(d, logit(r, r.l[token])), d.entropy);
+}
+
+static void cuda_sample(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
+                        const prepared* w, const format* logits, const sampling* how) {
+    int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
+    size_t each = b->bytes_per(w->operand);
+    if (n <= 0) return;
+    if (most > n) most = n;
+    same_storage(x, w);
+    logits_block l = logits_memory(b, w, most, logits, how->inverse_temperature);
+    uint32_t* nucleus_sets = NULL;
+    if (how->top_k > 0 || how->top_p < 1)
+        nucleus_sets = (uint32_t*)cuda_scratch(b, SCRATCH_ROWS, (size_t)most * words * 4);
+    for (int first = 0; first < n; first += most) {
+        int rows = n - first < most ? n - first : most;
+        logits_product(b, l, (const char*)x.data + first * x.stride * each, x.stride, rows, w);
+        LAUNCH(sample_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), *s, row_slot + first,
+               l, nucleus_sets, *how);
+    }
+}
+
+#endif

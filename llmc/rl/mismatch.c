@@ -1,0 +1,134 @@
+// Metrics of the mismatch between the policy that sampled (mu) and the one that is trained (pi).
+//
+// x = log pi - log mu (0 where the two are equal, infinities included), r = exp(clamp(x, +-20));
+// means are over response tokens unless they say sequences. The metrics of the ratio use the
+// clamped r, which is what an objective sees; those written in x do not clamp, so that a token
+// beyond the clamp shows in full.
+//
+//   logp_diff_max, logp_diff_mean   max, mean of |x|
+//   prob_diff_max, prob_diff_min    max, min of pi - mu
+//   prob_diff_mean                  mean of |pi - mu|: the total variation of "this token or not"
+//   kl, kl_k3                       mean of -x; of e^x - x - 1: both estimate KL(mu || pi)
+//   ratio_mean, ratio_min, ratio_max  of r
+//   ess                             1 / mean((r / mean r)^2) = (sum r)^2 / (n sum r^2)
+//   chi2                            mean(e^2x) - 1 = mean(expm1(2x))
+//   seq_logratio_max                max over sequences of |sum x|
+//   ppl_ratio                       mean over sequences of exp(-mean x)
+//   outside                         fraction of tokens with |pi - mu| > delta
+//   entropy                         mean of the sampler's entropy
+//
+// Invariant: with pi = mu bit for bit every difference is exactly 0 and ratio_mean, ess and
+// ppl_ratio are exactly 1, for any number of tokens; near equality kl_k3 and chi2, which are of
+// second and first order in x, keep their relative accuracy.
+//
+// Sources: the estimators kl and kl_k3, J. Schulman, "Approximating KL divergence" (2020); ess,
+// chi2, ppl_ratio as in verl's rollout-correction metrics; prob_diff as in arXiv 2510.26788.
+#include "mismatch.h"
+
+#include <assert.h>
+#include <math.h>  // exact operations alone: fabs, NAN
+#include <string.h>
+
+#include "../base/numerics.h"
+
+const char* const MISMATCH_NAMES[MISMATCH_METRICS] = {"logp_diff_max",
+                                                      "logp_diff_mean",
+                                                      "prob_diff_max",
+                                                      "prob_diff_min",
+                                                      "prob_diff_mean",
+                                                      "kl",
+                                                      "kl_k3",
+                                                      "ratio_mean",
+                                                      "ratio_min",
+                                                      "ratio_max",
+                                                      "ess",
+                                                      "chi2",
+                                                      "seq_logratio_max",
+                                                      "ppl_ratio",
+                                                      "outside",
+                                                      "entropy"};
+
+static_assert(sizeof(mismatch) == MISMATCH_METRICS * sizeof(double),
+              "the struct and the names list the same metrics");
+
+void mismatch_values(const mismatch* m, double value[MISMATCH_METRICS]) {
+    memcpy(value, m, sizeof *m);
+}
+
+// A NaN stays, which fmax and fmin would drop.
+static double larger(double a, double b) { return a >= b || a != a ? a : b; }
+static double smaller(double a, double b) { return a <= b || a != a ? a : b; }
+
+// e^x - x - 1. Near 0, where the difference would cancel, its series x^2/2 (1 + x/3 (1 + x/4 ...)).
+static double k3(double x) {
+    if (!(fabs(x) < 0.5)) return num_expm1(x) - x;
+    double sum = 1;
+    for (int k = 17; k >= 3; k--) sum = 1 + sum * x / k;
+    return x * x / 2 * sum;
+}
+
+typedef struct sums {
+    double x, abs_x, k3, chi2, r, r2, abs_gap, outside, entropy;  // over tokens
+    double seq_x, ppl;                                            // one sequence; over sequences
+} sums;
+
+static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double delta) {
+    double x = log_pi == log_mu ? 0.0 : log_pi - log_mu;
+    double r = num_exp(x < -20 ? -20 : x > 20 ? 20 : x);
+    double gap = num_exp(log_pi) - num_exp(log_mu);
+    m->logp_diff_max = larger(m->logp_diff_max, fabs(x));
+    m->prob_diff_max = larger(m->prob_diff_max, gap);
+    m->prob_diff_min = smaller(m->prob_diff_min, gap);
+    m->ratio_max = larger(m->ratio_max, r);
+    m->ratio_min = smaller(m->ratio_min, r);
+    s->x += x;
+    s->seq_x += x;
+    s->abs_x += fabs(x);
+    s->k3 += k3(x);
+    s->chi2 += num_expm1(2 * x);
+    s->r += r;
+    s->r2 += r * r;
+    s->abs_gap += fabs(gap);
+    s->outside += !(fabs(gap) <= delta);
+}
+
+static mismatch nothing(void) {
+    mismatch m;
+    double value[MISMATCH_METRICS];
+    for (int i = 0; i < MISMATCH_METRICS; i++) value[i] = NAN;
+    memcpy(&m, value, sizeof m);
+    return m;
+}
+
+mismatch mismatch_measure(const float* log_pi, const float* log_mu, const float* entropy,
+                          const int* length, int sequences, double delta) {
+    mismatch m = {.prob_diff_max = -INFINITY, .prob_diff_min = INFINITY, .ratio_min = INFINITY};
+    sums s = {0};
+    size_t t = 0;
+    int used = 0;
+    for (int q = 0; q < sequences; q++) {
+        if (length[q] == 0) continue;
+        s.seq_x = 0;
+        for (int i = 0; i < length[q]; i++, t++) {
+            add_token(&m, &s, log_pi[t], log_mu[t], delta);
+            s.entropy += entropy[t];
+        }
+        m.seq_logratio_max = larger(m.seq_logratio_max, fabs(s.seq_x));
+        s.ppl += num_exp(-s.seq_x / length[q]);
+        used++;
+    }
+    if (t == 0) return nothing();
+    double n = (double)t;
+    m.logp_diff_mean = s.abs_x / n;
+    m.prob_diff_mean = s.abs_gap / n;
+    m.kl = (0 - s.x) / n;  // 0, not -0, at equality
+    m.kl_k3 = s.k3 / n;
+    m.ratio_mean = s.r / n;
+    // r is clamped, so nothing overflows; rounding alone could lift equal ratios above 1.
+    m.ess = smaller(1, s.r * s.r / (n * s.r2));
+    m.chi2 = s.chi2 / n;
+    m.ppl_ratio = s.ppl / used;
+    m.outside = s.outside / n;
+    m.entropy = s.entropy / n;
+    return m;
+}

@@ -1,0 +1,59 @@
+// optimizer: AdamW over all parameters, clipping, learning-rate schedules, dynamic loss scaling.
+#ifndef LLMC_OPTIMIZER_H
+#define LLMC_OPTIMIZER_H
+
+#include "../model/model.h"
+
+LLMC_BEGIN
+
+typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE } schedule_kind;
+extern const char* const SCHEDULE_NAMES[];
+
+// Learning rate of step `step` (from 0) of `total`: rises linearly over `warmup` steps, then stays,
+// or falls to 0 linearly or along a half cosine.
+double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total);
+
+typedef struct optimizer_config {
+    double beta1, beta2, eps, weight_decay;
+    double clip;           // gradient norms above it are scaled down to it; infinite = off
+    const format* format;  // of the weights: FP32 = masters, else stochastic rounding
+    int loss_scaling;      // dynamic, for fp16
+    uint64_t seed;         // of stochastic rounding
+} optimizer_config;
+
+// What a checkpoint must hold besides weights and moments.
+typedef struct optimizer_state {
+    int64_t updates;     // steps applied: Adam's t
+    int64_t attempts;    // steps asked for; keys the stochastic rounding
+    double loss_scale;   // 1 without loss scaling
+    int clean;           // steps since the scale last changed
+    int skipped_in_row;  // steps skipped for a non-finite gradient
+} optimizer_state;
+
+typedef struct optimizer {
+    backend* b;
+    gpt2_config model;
+    optimizer_config config;
+    optimizer_state state;
+    size_t count;  // parameters
+    float *m, *v;  // moments (count)
+    model_gradients gradients;
+    size_t bytes;  // device memory held
+} optimizer;
+
+optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimizer_config* config);
+void optimizer_free(optimizer* o);
+void optimizer_clear_gradients(optimizer* o);
+
+typedef struct optimizer_result {
+    double grad_norm;  // before clipping, loss scale removed; not finite where the step was skipped
+    int skipped;
+} optimizer_result;
+
+// One step of `parameters` (device). A non-finite gradient skips it (and halves the loss scale);
+// after OPTIMIZER_PATIENCE skips in a row the run ends with a sentence.
+enum { OPTIMIZER_PATIENCE = 20 };
+optimizer_result optimizer_step(optimizer* o, float* parameters, double lr);
+
+LLMC_END
+#endif

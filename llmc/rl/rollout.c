@@ -1,0 +1,134 @@
+// Texts become tokens on the way in and come back on the way out; nothing else knows both.
+#include "rollout.h"
+
+#include <math.h>  // sqrt
+#include <stdlib.h>
+
+#include "../text/tokenizer.h"
+
+rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words) {
+    rollout* d = xalloc(1, sizeof *d, "a batch");
+    size_t n = (size_t)capacity, places = n * max_new;
+    d->capacity = capacity;
+    d->max_prompt = max_prompt;
+    d->max_new = max_new;
+    d->nucleus_words = nucleus_words;
+    d->prompt = xalloc(n * max_prompt, sizeof(int), "prompts");
+    d->prompt_length = xalloc(n, sizeof(int), "prompts");
+    d->token = xalloc(places, sizeof(int), "completions");
+    d->length = xalloc(n, sizeof(int), "completions");
+    d->log_mu = xalloc(5 * places, sizeof(float), "log-probabilities");
+    d->entropy = d->log_mu + places;
+    d->log_pi = d->entropy + places;
+    d->anchor = d->log_pi + places;
+    d->log_ref = d->anchor + places;
+    if (nucleus_words) d->nucleus = xalloc(places * nucleus_words, sizeof(uint32_t), "kept sets");
+    d->reward = xalloc(2 * n, sizeof(float), "rewards");
+    d->advantage = d->reward + n;
+    return d;
+}
+
+void rollout_add_candidates(rollout* d, int count) {
+    size_t n = (size_t)d->capacity * d->max_new * count;
+    d->candidates = count;
+    d->candidate = xalloc(n, sizeof(int), "candidates");
+    d->candidate_mu = xalloc(3 * n, sizeof(float), "candidates");
+    d->candidate_pi = d->candidate_mu + n;
+    d->candidate_anchor = d->candidate_pi + n;
+}
+
+void rollout_free(rollout* d) {
+    free(d->prompt);
+    free(d->prompt_length);
+    free(d->token);
+    free(d->length);
+    free(d->log_mu);
+    free(d->nucleus);
+    free(d->candidate);
+    free(d->candidate_mu);
+    free(d->reward);
+    free(d);
+}
+
+int rollout_flatten(const rollout* d, const float* from, int first, int count, float* to) {
+    int n = 0;
+    for (int s = first; s < first + count; s++) {
+        memcpy(to + n, from + (size_t)s * d->max_new, d->length[s] * sizeof(float));
+        n += d->length[s];
+    }
+    return n;
+}
+
+static void put_prompt(rollout* d, int p, const char* text) {
+    d->prompt_length[p] =
+        tokenizer_encode(text, d->prompt + (size_t)p * d->max_prompt, d->max_prompt);
+}
+
+void rollout_training_prompts(rollout* d, const task* t, uint64_t seed, int step) {
+    char text[TASK_TEXT_MAX];
+    for (int p = 0; p < d->prompts; p++) {
+        task_training_prompt(t, seed, (uint32_t)step, (uint32_t)p, text);
+        put_prompt(d, p, text);
+    }
+}
+
+void rollout_held_out_prompts(rollout* d, const task* t, uint64_t seed, int first) {
+    char text[TASK_TEXT_MAX];
+    for (int p = 0; p < d->prompts; p++) {
+        task_held_out_prompt(t, seed, (uint32_t)(first + p), text);
+        put_prompt(d, p, text);
+    }
+}
+
+void rollout_listed_prompts(rollout* d, const prompt_list* list, int64_t first) {
+    for (int p = 0; p < d->prompts; p++) put_prompt(d, p, list->text[(first + p) % list->count]);
+}
+
+static char* text_of(const int* tokens, int n) {
+    char* text = xalloc((size_t)n + 1, 1, "text");
+    tokenizer_decode(tokens, n, text);
+    return text;
+}
+
+char* rollout_prompt_text(const rollout* d, int sequence) {
+    int p = sequence / d->group;
+    return text_of(d->prompt + (size_t)p * d->max_prompt, d->prompt_length[p]);
+}
+
+char* rollout_response_text(const rollout* d, int sequence) {
+    return text_of(d->token + (size_t)sequence * d->max_new, d->length[sequence]);
+}
+
+void rollout_verify(rollout* d, const task* t) {
+    for (int s = 0; s < d->sequences; s++) {
+        char *prompt = rollout_prompt_text(d, s), *response = rollout_response_text(d, s);
+        d->reward[s] = (float)t->verify(t, prompt, response);
+        free(prompt);
+        free(response);
+    }
+}
+
+rollout_summary rollout_summarize(const rollout* d) {
+    rollout_summary r = {0};
+    double n = d->sequences, squares = 0, tokens = 0;
+    for (int s = 0; s < d->sequences; s++) {
+        const float* entropy = d->entropy + (size_t)s * d->max_new;
+        int last = d->token[(size_t)s * d->max_new + d->length[s] - 1];
+        r.reward += d->reward[s] / n;
+        r.truncated += (last != tokenizer_end()) / n;
+        tokens += d->length[s];
+        for (int i = 0; i < d->length[s]; i++) r.entropy += entropy[i];
+    }
+    for (int s = 0; s < d->sequences; s++)
+        squares += (d->reward[s] - r.reward) * (d->reward[s] - r.reward);
+    for (int p = 0; p < d->prompts; p++) {
+        int equal = 1;
+        for (int i = 1; i < d->group; i++)
+            equal &= d->reward[p * d->group + i] == d->reward[p * d->group];
+        r.zero_std_groups += (double)equal / d->prompts;
+    }
+    r.reward_std = sqrt(squares / n);
+    r.response_length = tokens / n;
+    r.entropy /= tokens;
+    return r;
+}

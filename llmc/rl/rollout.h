@@ -1,0 +1,75 @@
+// batch: the sequences of one rollout, in host memory: prompts, what the sampler wrote, what the
+// trainer gives it, rewards and advantages; and the ways between them and a task's text.
+#ifndef LLMC_BATCH_H
+#define LLMC_BATCH_H
+
+#include "../base/common.h"
+#include "../text/task.h"
+
+LLMC_BEGIN
+
+// Sequence s is number s % group of prompt s / group. Token arrays hold max_new places a sequence,
+// of which length[s] are used.
+typedef struct rollout {
+    int capacity;        // sequences that fit
+    int prompts, group;  // set by the user: prompts * group sequences
+    int sequences;       // = prompts * group
+    int max_prompt, max_new;
+    int* prompt;         // (prompts, max_prompt) tokens
+    int* prompt_length;  // (prompts)
+    int* token;          // (sequences, max_new) response tokens, the end token included
+    int* length;         // (sequences) response tokens
+    float* log_mu;       // (sequences, max_new) what the sampler gave the token
+    float* entropy;      // (sequences, max_new) of the sampler's distribution, nats
+    float* log_pi;       // (sequences, max_new) what the trainer gives it now
+    float* anchor;       // (sequences, max_new) what objectives take for log mu
+    float* log_ref;      // (sequences, max_new) what the reference model gives it
+    uint32_t* nucleus;   // (sequences, max_new, nucleus_words): top-k / top-p sets, or NULL
+    int nucleus_words;
+    int candidates;       // a token; 0: none
+    int* candidate;       // (sequences, max_new, candidates) the sampler's best, -1: no more
+    float* candidate_mu;  // as log_mu, log_pi and anchor, of these; the same shape
+    float *candidate_pi, *candidate_anchor;
+    float *reward, *advantage;  // (sequences)
+} rollout;
+
+rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words);
+void rollout_free(rollout* d);
+// Makes room for `count` candidates a token.
+void rollout_add_candidates(rollout* d, int count);
+// Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
+// one sequence after another into `to`; returns how many.
+int rollout_flatten(const rollout* d, const float* from, int first, int count, float* to);
+
+// Fills the prompts of `d` (prompts, group set) with training prompts of a step, or held-out ones
+// from number `first` on.
+void rollout_training_prompts(rollout* d, const task* t, uint64_t seed, int step);
+void rollout_held_out_prompts(rollout* d, const task* t, uint64_t seed, int first);
+
+typedef struct prompt_list {
+    int count;
+    char (*text)[TASK_TEXT_MAX];
+} prompt_list;
+
+// ... or with those of a list, from number `first` on; it begins again at its end.
+void rollout_listed_prompts(rollout* d, const prompt_list* list, int64_t first);
+
+// The text of a sequence, up to and including its end token; free with free().
+char* rollout_prompt_text(const rollout* d, int sequence);
+char* rollout_response_text(const rollout* d, int sequence);
+// reward[s] = 1 for a right answer, else 0. A response cut off by the length limit is graded as it
+// stands.
+void rollout_verify(rollout* d, const task* t);
+
+typedef struct rollout_summary {
+    double reward, reward_std;  // mean and population deviation over the sequences
+    double response_length;
+    double truncated;        // share of sequences without their end token
+    double zero_std_groups;  // share of groups whose rewards are all equal
+    double entropy;          // mean over tokens, nats
+} rollout_summary;
+
+rollout_summary rollout_summarize(const rollout* d);
+
+LLMC_END
+#endif

@@ -1,0 +1,45 @@
+// rollout: the sampler. A KV cache in pages, continuous batching over slots, one prefill a prompt
+// shared by its group. It has weights, a precision and a cache format of its own; at equal formats
+// its log mu of a token equals the trainer's log pi bit for bit.
+#ifndef LLMC_ROLLOUT_H
+#define LLMC_ROLLOUT_H
+
+#include "../model/model.h"
+#include "rollout.h"
+
+LLMC_BEGIN
+
+typedef struct sampler_stats {
+    int64_t tokens;          // response tokens
+    int64_t prefill_tokens;  // prompt tokens run through the model
+    int64_t decode_steps;    // passes over the slots
+    double occupancy;        // mean share of busy slots over the decode steps
+} sampler_stats;
+
+typedef struct sampler sampler;
+
+// kv: format of cached keys and values. slots: sequences at a time. Sequences of at most max_prompt
+// + max_new tokens, at most `capacity` of them in one run.
+sampler* sampler_create(backend* b, const gpt2_config* c, precision p, const format* kv, int slots,
+                        int max_prompt, int max_new, int capacity, int nucleus_words,
+                        int end_token);
+void sampler_free(sampler* r);
+// From now on the `count` most probable tokens at each place are recorded; a batch that has room
+// for candidates has room for as many.
+void sampler_record_candidates(sampler* r, int count);
+// Takes over the trainer's parameters (device, fp32), rounded to nearest.
+void sampler_sync(sampler* r, const float* parameters);
+const model_weights* sampler_weights(const sampler* r);
+size_t sampler_cache_bytes(const sampler* r);
+
+// Samples group completions of each prompt of `d`: begin, then step until it returns 0 (sequences
+// not yet finished), then end, which fills in token, length, log_mu, entropy, keep and
+// candidates.
+void sampler_begin(sampler* r, rollout* d, const sampling* how);
+int sampler_step(sampler* r);
+sampler_stats sampler_end(sampler* r);
+// All three.
+sampler_stats sampler_run(sampler* r, rollout* d, const sampling* how);
+
+LLMC_END
+#endif

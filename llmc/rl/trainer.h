@@ -1,0 +1,68 @@
+// trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward,
+// asks the objective for one coefficient a token, runs them backward, and steps the optimizer. How
+// sequences are cut into micro-batches leaves no trace in any bit, but for fp8 gradients (see
+// backend.h's matmul_backward_weight).
+#ifndef LLMC_TRAINER_H
+#define LLMC_TRAINER_H
+
+#include "mismatch.h"
+#include "objective.h"
+#include "optimizer.h"
+#include "sampler.h"
+
+LLMC_BEGIN
+
+typedef struct trainer {
+    backend* b;
+    gpt2_config model;
+    float* parameters;  // device, fp32 (rounded to the store format without master weights)
+    size_t count;
+    model_weights* weights;  // the parameters in the trainer's precision
+    model_acts* acts;
+    optimizer* optimizer;
+    int micro_batch;  // sequences
+    struct trainer_buffers* buffers;
+} trainer;
+
+// Micro-batches of at most `micro_batch` sequences of at most max_length tokens; `recompute`: what
+// of their activations.
+trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
+                        const optimizer_config* optimizer, int micro_batch, int max_length,
+                        recompute_level recompute);
+void trainer_free(trainer* t);
+
+// Host parameters (count) into the trainer, rounded to the optimizer's format; and out again.
+void trainer_load(trainer* t, const float* parameters);
+void trainer_save(const trainer* t, float* parameters);
+
+// The largest micro-batch there can be, forward and backward, to no effect: so that a device asks
+// for all the memory that it will need before the run, not in its midst. Gradients must be cleared
+// next.
+void trainer_rehearse(trainer* t);
+
+// log-probability of every response token of sequences first .. first+count-1 of `d` under weights
+// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new). The trainer's
+// own write candidate_pi too, if there are candidates.
+void trainer_logprobs(trainer* t, const model_weights* w, const rollout* d, int first, int count,
+                      float inverse_temperature, float* out);
+
+typedef struct trainer_update_result {
+    double loss;  // the objective's loss form, aggregated like its gradient
+    double grad_norm;
+    int skipped;
+    double masked, corrective;  // fractions of response tokens
+    double masked_mu;           // mean over the masked ones of the anchor's probability; NaN: none
+    int64_t tokens;             // tokens run through the model
+} trainer_update_result;
+
+// One optimizer step on sequences first .. first+count-1: reads token, anchor, log_ref, advantage,
+// keep, candidate, candidate_anchor; writes log_pi and candidate_pi.
+trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
+                                     const objective* o, aggregate_kind aggregate,
+                                     float inverse_temperature, double lr);
+
+// Metrics of log_pi against log_mu over sequences first .. first+count-1.
+mismatch trainer_mismatch(const rollout* d, int first, int count, double delta);
+
+LLMC_END
+#endif

@@ -1,0 +1,382 @@
+// checkpoint: what a run needs to continue. Files are little-endian and are written in order, so
+// that their checksums (checked.h) come for free. model.bin is llm.c's (model/llmc_file.c).
+//
+// A run's state (state.bin, beside an fp32 model.bin). n parameters, in model.bin's order, the
+// vocab without its padding.
+//
+//   offset  size  meaning
+//   0       8     magic "rl-state"
+//   8       4     version: 1
+//   12      20    T, V, L, heads, C; 4 each
+//   32      4     warm-up steps done
+//   36      4     RL steps done
+//   40      8     optimizer steps asked for in RL
+//   48      8     optimizer steps applied
+//   56      8     optimizer steps asked for, warm-up included
+//   64      8     loss scale, fp64
+//   72      4     steps since the loss scale changed
+//   76      4     steps skipped in a row
+//   80      8     seconds elapsed, fp64
+//   88      8     bytes of log.jsonl
+//   96      8     bytes of samples.jsonl
+//   104     8     checksum of model.bin
+//   112     8     checksum of m and v
+//   120     8     checksum of bytes 0 to 119
+//   128     4 n   m, AdamW's first moments, fp32
+//   then    4 n   v, second moments; the end of the file
+//
+// Older parameters that a sampler is still to use (stale.bin, where --sync-every or --lag asks for
+// them): K copies of the n parameters.
+//
+//   offset  size   meaning
+//   0       8      magic "rl-stale"
+//   8       4      version: 1
+//   12      4      K
+//   16      20     T, V, L, heads, C; 4 each
+//   36      4      zero
+//   40      8      checksum of the model.bin beside it
+//   48      8      checksum of the copies
+//   56      8      checksum of bytes 0 to 55
+//   64      4 K n  the copies, fp32; the end of the file
+//
+// In DIRECTORY/checkpoints/, the folder NAME is a complete checkpoint; .NAME.tmp is one that is
+// being written or removed; .NAME.old is complete, and on its way out as another takes its name. A
+// run can be killed between any two steps: the next save clears what it left behind.
+#define _GNU_SOURCE
+#include "checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <ftw.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "../base/checked.h"
+#include "../model/llmc_file.h"
+
+enum { STATE_VERSION = 1, STALE_VERSION = 1 };
+static const char STATE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 't', 'e'};
+static const char STALE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 'l', 'e'};
+
+typedef struct state_header {
+    char magic[8];
+    int32_t version;
+    gpt2_config model;
+    run_state run;
+    uint64_t model_checksum, moments_checksum, header_checksum;
+} state_header;
+
+typedef struct stale_header {
+    char magic[8];
+    int32_t version, copies;
+    gpt2_config model;
+    int32_t unused;
+    uint64_t model_checksum, copies_checksum, header_checksum;
+} stale_header;
+
+_Static_assert(sizeof(stale_header) == 64, "the table above");
+_Static_assert(sizeof(gpt2_config) == 20 && sizeof(run_state) == 72 && sizeof(state_header) == 128,
+               "the table above: no gaps; other fields make another STATE_VERSION");
+
+// ------------------------------------------------------------------------------------------------
+// The files of a checkpoint
+
+static void write_state_file(const char* folder, state_header* h, const float* m, const float* v) {
+    char* path = xprintf("%s/state.bin", folder);
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t count = gpt2_tensors(&h->model, table);
+    h->moments_checksum = checksum_words(checksum_words(CHECKSUM_START, m, count), v, count);
+    h->header_checksum =
+        checksum_words(CHECKSUM_START, h, offsetof(state_header, header_checksum) / 4);
+    checked_file f = checked_create(path);
+    checked_put(&f, h, sizeof *h / 4);
+    checked_put(&f, m, count);
+    checked_put(&f, v, count);
+    file_close_sync(f.f, path);
+    free(path);
+}
+
+static state_header read_state_header(checked_file* f) {
+    state_header h;
+    if (f->bytes < (int64_t)sizeof h)
+        checked_refuse(f, "is damaged: it has %lld bytes, less than its header",
+                       (long long)f->bytes);
+    checked_get(f, &h, sizeof h / 4);
+    if (memcmp(h.magic, STATE_MAGIC, sizeof h.magic))
+        checked_refuse(f, "is damaged: it does not start as the state of a run");
+    if (h.version != STATE_VERSION)
+        checked_refuse(f, "has version %d of the state of a run, and this program reads version %d",
+                       h.version, STATE_VERSION);
+    if (h.header_checksum !=
+        checksum_words(CHECKSUM_START, &h, offsetof(state_header, header_checksum) / 4))
+        checked_refuse(f, "is damaged: the checksum of its header does not match");
+    return h;
+}
+
+static void check_same_model(const checked_file* f, const gpt2_config* written,
+                             const gpt2_config* run) {
+    static const char* const names[5] = {"context", "vocab", "depth", "heads", "channels"};
+    int32_t a[5], b[5];
+    memcpy(a, written, sizeof a);
+    memcpy(b, run, sizeof b);
+    for (int i = 0; i < 5; i++)
+        if (a[i] != b[i])
+            fatal(
+                "%s belongs to a model of %s %d, and this run has %d; give the flags that the run "
+                "was started with",
+                f->path, names[i], a[i], b[i]);
+}
+
+static state_header read_state_file(const char* folder, const char* advice, const gpt2_config* c,
+                                    float* m, float* v) {
+    char* path = xprintf("%s/state.bin", folder);
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t count = gpt2_tensors(c, table);
+    checked_file f = checked_open(path, advice);
+    state_header h = read_state_header(&f);
+    check_same_model(&f, &h.model, c);
+    int64_t expected = (int64_t)(sizeof h + 2 * count * sizeof(float));
+    if (f.bytes != expected)
+        checked_refuse(&f, "is damaged: it has %lld bytes instead of %lld", (long long)f.bytes,
+                       (long long)expected);
+    f.checksum = CHECKSUM_START;
+    checked_get(&f, m, count);
+    checked_get(&f, v, count);
+    if (f.checksum != h.moments_checksum)
+        checked_refuse(&f, "is damaged: the checksum of its moments does not match");
+    file_close(f.f, path);
+    free(path);
+    return h;
+}
+
+static void write_stale_file(const char* folder, const state_header* state, const float* copies,
+                             int count) {
+    char* path = xprintf("%s/stale.bin", folder);
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t values = (size_t)count * gpt2_tensors(&state->model, table);
+    stale_header h = {.version = STALE_VERSION,
+                      .copies = count,
+                      .model = state->model,
+                      .model_checksum = state->model_checksum,
+                      .copies_checksum = checksum_words(CHECKSUM_START, copies, values)};
+    memcpy(h.magic, STALE_MAGIC, sizeof h.magic);
+    h.header_checksum =
+        checksum_words(CHECKSUM_START, &h, offsetof(stale_header, header_checksum) / 4);
+    checked_file f = checked_create(path);
+    checked_put(&f, &h, sizeof h / 4);
+    checked_put(&f, copies, values);
+    file_close_sync(f.f, path);
+    free(path);
+}
+
+static void read_stale_file(const char* folder, const char* advice, const state_header* state,
+                            float* copies, int count) {
+    char* path = xprintf("%s/stale.bin", folder);
+    gpt2_tensor table[GPT2_TENSORS];
+    size_t values = (size_t)count * gpt2_tensors(&state->model, table);
+    checked_file f = checked_open(path, advice);
+    stale_header h;
+    int64_t expected = (int64_t)(sizeof h + values * sizeof(float));
+    if (f.bytes != expected)
+        checked_refuse(&f, "is damaged: it has %lld bytes instead of %lld", (long long)f.bytes,
+                       (long long)expected);
+    checked_get(&f, &h, sizeof h / 4);
+    if (memcmp(h.magic, STALE_MAGIC, sizeof h.magic))
+        checked_refuse(&f, "is damaged: it does not start as the older weights of a run");
+    if (h.version != STALE_VERSION)
+        checked_refuse(&f,
+                       "has version %d of a run's older weights, and this program reads version %d",
+                       h.version, STALE_VERSION);
+    if (h.header_checksum !=
+            checksum_words(CHECKSUM_START, &h, offsetof(stale_header, header_checksum) / 4) ||
+        h.copies != count || memcmp(&h.model, &state->model, sizeof h.model))
+        checked_refuse(&f, "is damaged: its header does not match");
+    if (h.model_checksum != state->model_checksum)
+        checked_refuse(&f, "is damaged: it was written with another model.bin");
+    f.checksum = CHECKSUM_START;
+    checked_get(&f, copies, values);
+    if (f.checksum != h.copies_checksum)
+        checked_refuse(&f, "is damaged: the checksum of its copies does not match");
+    file_close(f.f, path);
+    free(path);
+}
+
+// ------------------------------------------------------------------------------------------------
+// The folders of checkpoints/
+
+typedef enum { TEMPORARY, REPLACED, COMPLETE } entry_kind;
+static const char* const ENTRY_BEGIN[] = {".", ".", ""};
+static const char* const ENTRY_END[] = {".tmp", ".old", ""};
+static const char* const PHASE_NAMES[] = {"warmup", "step"};
+
+// Compared field by field, a greater entry is a newer one.
+typedef struct entry {
+    int phase;  // index of PHASE_NAMES
+    int32_t step;
+    entry_kind kind;
+} entry;
+
+static char* entry_name(entry e) {
+    return xprintf("%s%s-%06d%s", ENTRY_BEGIN[e.kind], PHASE_NAMES[e.phase], e.step,
+                   ENTRY_END[e.kind]);
+}
+
+static char* entry_path(const char* parent, entry e) {
+    char *name = entry_name(e), *path = xprintf("%s/%s", parent, name);
+    free(name);
+    return path;
+}
+
+// 1 if this is the name of an entry. Others in checkpoints/ are somebody else's and stay.
+static int entry_parse(const char* name, entry* e) {
+    const char* p = name + (*name == '.');
+    e->phase = !strncmp(p, "step-", 5);
+    const char* digits = strchr(p, '-');
+    if (!digits) return 0;
+    char* end;
+    long step = strtol(digits + 1, &end, 10);
+    if (step < 0 || step > INT32_MAX) return 0;
+    e->step = (int32_t)step;
+    e->kind = p == name ? COMPLETE : !strcmp(end, ".old") ? REPLACED : TEMPORARY;
+    char* exact = entry_name(*e);
+    int same = !strcmp(name, exact);
+    free(exact);
+    return same;
+}
+
+static int entry_compare(const void* left, const void* right) {
+    const entry *a = left, *b = right;
+    if (a->phase != b->phase) return a->phase < b->phase ? -1 : 1;
+    if (a->step != b->step) return a->step < b->step ? -1 : 1;
+    return (int)a->kind - (int)b->kind;
+}
+
+// The entries of a folder of this kind or a greater one, oldest first, `count` of them; free with
+// free().
+static entry* entry_list(const char* parent, entry_kind kind, size_t* count) {
+    struct dirent** names = NULL;
+    int n = scandir(parent, &names, NULL, NULL);
+    if (n < 0 && errno != ENOENT)
+        fatal("cannot read the folder %s: %s; choose another --out", parent, strerror(errno));
+    entry* list = xalloc(n > 0 ? (size_t)n : 0, sizeof *list, "the list of checkpoints");
+    *count = 0;
+    for (int i = 0; i < n; i++) {
+        entry* e = &list[*count];
+        *count += (size_t)(entry_parse(names[i]->d_name, e) && e->kind >= kind);
+        free(names[i]);
+    }
+    free(names);
+    qsort(list, *count, sizeof *list, entry_compare);
+    return list;
+}
+
+static int remove_one(const char* path, const struct stat* s, int type, struct FTW* place) {
+    (void)s, (void)type, (void)place;
+    return remove(path);
+}
+
+// Half of a folder never bears a complete one's name. What cannot be removed (somebody reads it
+// over a network, say) is no reason to end a run: the next save tries again.
+static void entry_remove(const char* parent, entry e) {
+    char* path = entry_path(parent, e);
+    char* aside = entry_path(parent, (entry){e.phase, e.step, TEMPORARY});
+    if (e.kind == TEMPORARY || !rename(path, aside))
+        nftw(aside, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    free(aside);
+    free(path);
+}
+
+static int entry_same_name(entry a, entry b) { return a.phase == b.phase && a.step == b.step; }
+
+// Clears up after saves: half-written folders and replaced ones go, but a replaced one whose
+// successor never came gets its name back.
+static void entries_clear(const char* parent) {
+    size_t count;
+    entry* list = entry_list(parent, TEMPORARY, &count);
+    for (size_t i = 0; i < count; i++) {
+        int succeeded = i + 1 < count && entry_same_name(list[i], list[i + 1]);
+        if (list[i].kind == REPLACED && !succeeded) {
+            char* path = entry_path(parent, list[i]);
+            char* name = entry_path(parent, (entry){list[i].phase, list[i].step, COMPLETE});
+            file_rename(path, name);
+            free(name);
+            free(path);
+        } else if (list[i].kind != COMPLETE) {
+            entry_remove(parent, list[i]);
+        }
+    }
+    free(list);
+}
+
+// Leaves the `keep` newest checkpoints, and `kept` in any case.
+static void entries_retain(const char* parent, entry kept, int keep) {
+    size_t count;
+    entry* list = entry_list(parent, REPLACED, &count);
+    for (size_t i = 0, left = count; i < count && keep > 0 && left > (size_t)keep; i++) {
+        if (entry_same_name(list[i], kept)) continue;
+        entry_remove(parent, list[i]);
+        left--;
+    }
+    free(list);
+}
+
+// ------------------------------------------------------------------------------------------------
+
+void checkpoint_save(const char* directory, const run_state* s, const gpt2_config* c,
+                     const float* parameters, const float* m, const float* v, const float* copies,
+                     int copy_count, int keep) {
+    char* parent = xprintf("%s/checkpoints", directory);
+    entry e = {s->step > 0, s->step > 0 ? s->step : s->warmup_step, COMPLETE};
+    char* path = entry_path(parent, e);
+    char* replaced = entry_path(parent, (entry){e.phase, e.step, REPLACED});
+    char* aside = entry_path(parent, (entry){e.phase, e.step, TEMPORARY});
+    dir_create(parent);
+    dir_sync(directory);
+    entries_clear(parent);
+
+    if (mkdir(aside, 0777))
+        fatal("cannot make the directory %s: %s; choose another place", aside, strerror(errno));
+    state_header h = {.version = STATE_VERSION, .model = *c, .run = *s};
+    memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
+    char* model = xprintf("%s/model.bin", aside);
+    h.model_checksum = llmc_file_write(model, c, parameters, &FORMAT_FP32);
+    free(model);
+    write_state_file(aside, &h, m, v);
+    if (copy_count) write_stale_file(aside, &h, copies, copy_count);
+    dir_sync(aside);
+
+    struct stat there;
+    if (!stat(path, &there)) file_rename(path, replaced);
+    file_rename(aside, path);
+    dir_sync(parent);
+    entries_clear(parent);
+    entries_retain(parent, e, keep);
+    free(aside);
+    free(replaced);
+    free(path);
+    free(parent);
+}
+
+int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, float* parameters,
+                    float* m, float* v, float* copies, int copy_count) {
+    char* parent = xprintf("%s/checkpoints", directory);
+    size_t count;
+    entry* list = entry_list(parent, REPLACED, &count);
+    if (count) {
+        char* folder = entry_path(parent, list[count - 1]);
+        char* advice = xprintf("delete the folder %s to %s", folder,
+                               count > 1 ? "resume from the checkpoint before it" : "start anew");
+        state_header h = read_state_file(folder, advice, c, m, v);
+        char* model = xprintf("%s/model.bin", folder);
+        llmc_file_read_as(model, advice, c, h.model_checksum, parameters);
+        free(model);
+        if (copy_count && h.run.step > 0) read_stale_file(folder, advice, &h, copies, copy_count);
+        *s = h.run;
+        free(advice);
+        free(folder);
+    }
+    free(list);
+    free(parent);
+    return count > 0;
+}

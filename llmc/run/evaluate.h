@@ -1,0 +1,37 @@
+// evaluate: how well the sampler solves prompts, held-out ones as a rule: greedily, and by
+// sampling.
+#ifndef LLMC_EVALUATE_H
+#define LLMC_EVALUATE_H
+
+#include "../rl/sampler.h"
+#include "../text/task.h"
+
+LLMC_BEGIN
+
+typedef struct evaluation {
+    double greedy;  // share of prompts solved by the most probable tokens
+    double pass1;   // mean share of right samples
+    double passk;   // probability that one of k samples is right, unbiased estimate
+    double response_length;
+    int k, prompts;
+    int64_t tokens;
+} evaluation;
+
+typedef struct evaluate_config {
+    int prompts, samples, k;
+    uint64_t seed;
+    uint32_t step;  // keys the samples
+    float inverse_temperature;
+    int top_k;
+    float top_p;
+    const prompt_list* list;  // whose prompts, or NULL: held-out ones
+} evaluate_config;
+
+// 1 - C(n - right, k) / C(n, k): Chen et al., arXiv 2107.03374. k <= n.
+double evaluate_pass_at_k(int n, int right, int k);
+
+// Uses `d` (its content is lost) as many times as the prompts need.
+evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_config* c);
+
+LLMC_END
+#endif

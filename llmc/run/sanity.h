@@ -1,0 +1,38 @@
+// sanity: a check that a way of training is sound (arXiv 2510.26788). The model before RL answers
+// some prompts many times; those that it solves at times, but not nearly always, are kept. It has
+// what it takes to solve them, so training on these alone should end at about 100 %.
+#ifndef LLMC_SANITY_H
+#define LLMC_SANITY_H
+
+#include "../rl/sampler.h"
+#include "../text/task.h"
+
+LLMC_BEGIN
+
+typedef struct sanity_config {
+    int prompts;       // training prompts that are tried; none twice
+    int samples;       // completions of each, at most SANITY_SAMPLES_MAX
+    double low, high;  // share of right ones with which a prompt is kept, ends included
+    uint64_t seed;
+    float inverse_temperature;
+    int top_k;
+    float top_p;
+} sanity_config;
+
+enum { SANITY_SAMPLES_MAX = 512, SANITY_PROMPTS_MAX = 16384 };
+
+typedef struct sanity_result {
+    prompt_list kept;
+    int tried;      // fewer than asked for where the task has not as many prompts
+    double solved;  // mean share of right completions over the prompts that were tried
+} sanity_result;
+
+// The choice depends on the sampler's weights and formats and on `c` alone. Uses `d` (its content
+// is lost; it holds at least SANITY_SAMPLES_MAX sequences). Fatal if no prompt is kept.
+sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c);
+// The kept prompts as a file, one a line, for a run that is resumed. `path` is whole or untouched.
+void sanity_write(const prompt_list* kept, const char* path);
+prompt_list sanity_read(const task* t, const char* path);
+
+LLMC_END
+#endif
