@@ -799,7 +799,7 @@ static void do_gelu_backward(kernel_memory* m) {
 }
 static void do_norm(kernel_memory* m) {
     m->b->norm_forward(m->b, narrow(m->w), narrow(m->z), m->stats, narrow(m->x), narrow(m->y), m->x,
-                       m->y);
+                       m->y, 1e-5f);
 }
 static void do_norm_backward(kernel_memory* m) {
     m->b->norm_backward(m->b, narrow(m->z), m->w, m->w + CHANNELS, narrow(m->y), narrow(m->x),
@@ -831,14 +831,15 @@ static void do_adamw(kernel_memory* m) {
 // Attention over `sequences` sequences of `length` tokens, GPT-2 124M's heads.
 static void attend(kernel_memory* m, int sequences, int length, int backward) {
     int n = sequences * length;
+    head_shape heads = {HEADS, HEADS, CHANNELS / HEADS};
     tensor qkv = matrix_of(m->x, n, 3 * CHANNELS), out = matrix_of(m->y, n, CHANNELS);
     for (int s = 0; s <= sequences; s++) m->start[s] = s * length;
     if (!backward)
-        m->b->attention_forward(m->b, out, m->stats, qkv, m->start, sequences, HEADS, &FORMAT_FP32);
+        m->b->attention_forward(m->b, out, m->stats, qkv, m->start, sequences, heads, &FORMAT_FP32);
     else
         m->b->attention_backward(m->b, matrix_of(m->z, n, 3 * CHANNELS),
                                  matrix_of(m->w, n, CHANNELS), qkv, out, m->stats, m->start,
-                                 sequences, HEADS, &FORMAT_FP32, &FORMAT_FP32);
+                                 sequences, heads, &FORMAT_FP32, &FORMAT_FP32);
 }
 static void do_attention(kernel_memory* m) { attend(m, 4, 64, 0); }
 static void do_attention_backward(kernel_memory* m) { attend(m, 4, 64, 1); }

@@ -21,6 +21,8 @@ typedef struct pack {
     int heads, head_dim, lengths[SEQUENCES_MAX];
 } pack;
 
+static head_shape heads_of(const pack* p) { return (head_shape){p->heads, p->heads, p->head_dim}; }
+
 static int pack_starts(const pack* p, int* start) {
     int n = 0;
     for (start[0] = 0; n < SEQUENCES_MAX && p->lengths[n]; n++)
@@ -172,7 +174,8 @@ static void check_forward_on(backend* b, const attention_case* c) {
     const char* what = pack_text(&c->p, &c->a);
     tensor out = matrix_new(c->out.rows, c->out.cols, c->out.format);
     tensor stats = array_new(c->stats.rows, c->stats.cols, 0, &FORMAT_FP32);
-    b->attention_forward(b, out, stats.data, c->qkv, c->start, c->sequences, c->p.heads, c->a.f[Q]);
+    b->attention_forward(b, out, stats.data, c->qkv, c->start, c->sequences, heads_of(&c->p),
+                         c->a.f[Q]);
     check_same(out, c->out, "out", what, b);
     check_same(stats, c->stats, "stats", what, b);
     arrays_free(mark, what);
@@ -183,7 +186,7 @@ static void check_backward_on(backend* b, const attention_case* c) {
     const char* what = pack_text(&c->p, &c->a);
     tensor dqkv = matrix_new(c->dqkv.rows, c->dqkv.cols, c->dqkv.format);
     b->attention_backward(b, dqkv, c->dout, c->qkv, c->out, c->stats.data, c->start, c->sequences,
-                          c->p.heads, c->a.f[Q], c->a.f[DS]);
+                          heads_of(&c->p), c->a.f[Q], c->a.f[DS]);
     check_same(dqkv, c->dqkv, "dqkv", what, b);
     arrays_free(mark, what);
 }
@@ -262,7 +265,8 @@ static void check_masking(void) {
         backend* b = devices[d];
         set_rows(c.qkv, 0, middle, NAN);
         set_rows(c.qkv, middle + kept, c.qkv.rows - middle - kept, NAN);
-        b->attention_forward(b, out, stats.data, c.qkv, c.start, c.sequences, 2, &FORMAT_FP32);
+        b->attention_forward(b, out, stats.data, c.qkv, c.start, c.sequences, heads_of(&p),
+                             &FORMAT_FP32);
         check_same(rows_of(out, middle, kept), rows_of(c.out, middle, kept), "out",
                    "attention beside NaN", b);
         arrays_free(mark, "attention beside NaN");
@@ -280,7 +284,7 @@ static void check_backward_apart(void) {
         tensor dqkv = matrix_copy(c.dqkv);
         set_rows(c.dout, 0, 18, NAN);
         set_rows(c.dout, 58, 3, NAN);
-        b->attention_backward(b, dqkv, c.dout, c.qkv, c.out, c.stats.data, c.start, 3, 2,
+        b->attention_backward(b, dqkv, c.dout, c.qkv, c.out, c.stats.data, c.start, 3, heads_of(&p),
                               &FORMAT_FP32, &FORMAT_FP32);
         check_same(rows_of(dqkv, 18, 40), rows_of(c.dqkv, 18, 40), "dqkv",
                    "attention's gradient beside NaN", b);
@@ -293,7 +297,7 @@ static void check_backward_apart(void) {
 
 // Keys and values lie in whole vectors of 16.
 static int layer_floats(const kv_cache* kv) {
-    return kv->pages * kv->heads * 2 * ((kv->head_dim + 15) / 16 * 16) * KV_PAGE;
+    return kv->pages * kv->heads.kv * 2 * ((kv->heads.dim + 15) / 16 * 16) * KV_PAGE;
 }
 
 // A cache full of NaN, and a page table whose entries name the last page, which nobody writes.
@@ -303,8 +307,7 @@ static kv_cache cache_new(int layers, int pages, int slots, int pages_per_slot, 
     for (int i = 0; i < slots * pages_per_slot; i++) table[i] = pages - 1;
     kv_cache kv = {.layers = layers,
                    .pages = pages,
-                   .heads = p->heads,
-                   .head_dim = p->head_dim,
+                   .heads = heads_of(p),
                    .page_table = table,
                    .pages_per_slot = pages_per_slot,
                    .format = a->f[KV],
@@ -521,11 +524,12 @@ static void check_float64_op(const char* op, int rows, int sequences) {
     int mark = array_count;
     for (int d = 0; d < device_count; d += device_step) {
         backend* b = devices[d];
-        int heads = *fixture_ints(op, "heads"), *start = fixture_ints(op, "seq_start");
+        int count = *fixture_ints(op, "heads"), *start = fixture_ints(op, "seq_start");
         tensor qkv = fixture_matrix(op, "qkv", rows, 3), dout = fixture_matrix(op, "dout", rows, 1);
+        head_shape heads = {count, count, dout.cols / count};
         tensor out = matrix_new(rows, dout.cols, &FORMAT_FP32);
         tensor dqkv = matrix_new(rows, qkv.cols, &FORMAT_FP32);
-        float* stats = floats_new(rows * heads * 2);
+        float* stats = floats_new(rows * count * 2);
         b->attention_forward(b, out, stats, qkv, start, sequences, heads, &FORMAT_FP32);
         b->attention_backward(b, dqkv, dout, qkv, out, stats, start, sequences, heads, &FORMAT_FP32,
                               &FORMAT_FP32);
@@ -542,10 +546,12 @@ typedef struct slope_case {
 } slope_case;
 
 static const int SLOPE_STARTS[] = {0, 7, 8, 11};
+static const head_shape SLOPE_HEADS = {2, 2, 3};
 
 static double forward_loss(const void* context, double* size) {
     const slope_case* s = context;
-    s->b->attention_forward(s->b, s->out, s->stats, s->qkv, SLOPE_STARTS, 3, 2, &FORMAT_FP32);
+    s->b->attention_forward(s->b, s->out, s->stats, s->qkv, SLOPE_STARTS, 3, SLOPE_HEADS,
+                            &FORMAT_FP32);
     return weighted_sum(s->out, s->weight, size);
 }
 
@@ -557,7 +563,7 @@ static void check_differences(void) {
     tensor dqkv = matrix_new(11, 18, &FORMAT_FP32);
     double size = 0;
     forward_loss(&s, &size);
-    b->attention_backward(b, dqkv, s.weight, s.qkv, s.out, s.stats, SLOPE_STARTS, 3, 2,
+    b->attention_backward(b, dqkv, s.weight, s.qkv, s.out, s.stats, SLOPE_STARTS, 3, SLOPE_HEADS,
                           &FORMAT_FP32, &FORMAT_FP32);
     // A score of 3 terms, its exp, the sums over at most 7 keys, the quotient; and the terms of a
     // weighted mean are larger than the mean.

@@ -141,7 +141,8 @@ static void exact_free(exact_results* e) {
 
 static results on_cpu(const training* t) {
     results r = results_new(t);
-    const int *start = t->start, n = t->p.sequences, heads = t->p.heads;
+    const int *start = t->start, n = t->p.sequences;
+    head_shape heads = {t->p.heads, t->p.heads, t->p.head_dim};
     cpu->attention_forward(cpu, r.out, r.stats.data, t->qkv, start, n, heads, t->f.operand);
     cpu->attention_backward(cpu, r.dqkv, t->dout, t->qkv, r.out, r.stats.data, start, n, heads,
                             t->f.operand, t->f.operand);
@@ -150,7 +151,8 @@ static results on_cpu(const training* t) {
 
 // With `gap` elements between the rows of all matrices.
 static results on_gpu(const training* t, int gap) {
-    int mark = gpu_array_count, n = t->p.sequences, heads = t->p.heads;
+    int mark = gpu_array_count, n = t->p.sequences;
+    head_shape heads = {t->p.heads, t->p.heads, t->p.head_dim};
     // Where a gap leaves rows that no 16-byte access fits, it is in all matrices or in one of two.
     static int turn;
     int alone = gap % 8 ? turn++ % 3 : 0;
@@ -329,8 +331,7 @@ static cached cached_new(int heads, int head_dim, const format* rows, const form
 static kv_cache cache_of(const cached* c, backend* b) {
     kv_cache kv = {.layers = LAYERS,
                    .pages = PAGES,
-                   .heads = c->heads,
-                   .head_dim = c->head_dim,
+                   .heads = {c->heads, c->heads, c->head_dim},
                    .pages_per_slot = SLOT_PAGES,
                    .operand = c->operand,
                    .format = c->kv};

@@ -182,7 +182,7 @@ static void check_norm(int rows, int cols, const format* f, int with_add, on_gpu
     tensor stats = vector_new(2 * rows), dres = matrix_copy(dlater);
     tensor dg = matrix_copy(dgain), db = matrix_copy(dbias);
     cpu->norm_forward(cpu, out, total, stats.data, residual, with_add ? add : none, gain.data,
-                      bias.data);
+                      bias.data, 1e-5f);
     cpu->norm_backward(cpu, dres, dg.data, db.data, dout, total, stats.data, gain.data);
     norm_exact e =
         norm_in_double(total, gain.data, bias.data, dout, dlater, dgain.data, dbias.data);
@@ -196,7 +196,7 @@ static void check_norm(int rows, int cols, const format* f, int with_add, on_gpu
         tensor gout = put_wider(put, out, 4), gstats = gpu_matrix(stats), gdres = put(dlater);
         tensor gdg = gpu_matrix(dgain), gdb = gpu_matrix(dbias);
         gpu->norm_forward(gpu, gout, gtotal, gstats.data, gresidual, with_add ? gadd : none,
-                          ggain.data, gbias.data);
+                          ggain.data, gbias.data, 1e-5f);
         gpu->norm_backward(gpu, gdres, gdg.data, gdb.data, gdout, gtotal, gstats.data, ggain.data);
         same_as_first(gpu_read(gtotal), &first[0], s, "total", what);
         same_as_first(gpu_read(gout), &first[1], s, "out", what);

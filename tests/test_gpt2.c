@@ -253,9 +253,9 @@ static void watch_embed(backend* b, tensor out, const float* wte, const float* w
 }
 
 static void watch_norm(backend* b, tensor out, tensor sum, float* stats, tensor residual,
-                       tensor add, const float* gain, const float* bias) {
+                       tensor add, const float* gain, const float* bias, float eps) {
     expect(stored(out) && stored(sum), "a norm or residual sum");
-    watched->norm_forward(b, out, sum, stats, residual, add, gain, bias);
+    watched->norm_forward(b, out, sum, stats, residual, add, gain, bias, eps);
 }
 
 static void watch_norm_backward(backend* b, tensor dresidual, float* dgain, float* dbias,
@@ -342,14 +342,14 @@ static void watch_gelu_backward(backend* b, tensor dpre, tensor dout, tensor pre
 }
 
 static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
-                            int sequences, int heads, const format* operand) {
+                            int sequences, head_shape heads, const format* operand) {
     expect(stored(out) && operand == watched_precision.attention, "attention");
     watched->attention_forward(b, out, stats, qkv, seq_start, sequences, heads, operand);
 }
 
 static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                                      const float* stats, const int* seq_start, int sequences,
-                                     int heads, const format* operand,
+                                     head_shape heads, const format* operand,
                                      const format* operand_gradient) {
     expect(gradient(dqkv) && gradient(dout), "the gradient of QKV");
     expect(operand == watched_precision.attention, "an operand of attention");
@@ -443,13 +443,12 @@ static void check_cache(void) {
         for (int k = 0; k < n * pages; k++) table[k] = n * pages - 1 - k;
         kv_cache kv = {.layers = CONFIG.layers,
                        .pages = n * pages,
-                       .heads = CONFIG.heads,
-                       .head_dim = head_dim,
+                       .heads = {CONFIG.heads, CONFIG.heads, head_dim},
                        .page_table = table,
                        .pages_per_slot = pages,
                        .format = p.store,
                        .operand = p.attention};
-        kv.data = floats_new(kv.layers * kv.pages * kv.heads * 2 * padded * KV_PAGE);
+        kv.data = floats_new(kv.layers * kv.pages * CONFIG.heads * 2 * padded * KV_PAGE);
         model_weights* w = model_weights_create(b, &c.config, p);
         model_acts* a = model_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
         model_weights_sync(w, c.parameters.data);

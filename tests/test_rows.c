@@ -185,14 +185,14 @@ static void check_norm_on(backend* b, const norm_case* c, tensor dx, tensor dgai
     tensor stats = vector_new(2 * rows), got_dx = matrix_copy(c->dx);
     tensor got_dgain = matrix_copy(c->dgain), got_dbias = matrix_copy(c->dbias);
     const float* gain = c->gain.data;
-    b->norm_forward(b, out, sum, stats.data, c->residual, c->add, gain, c->bias.data);
+    b->norm_forward(b, out, sum, stats.data, c->residual, c->add, gain, c->bias.data, 1e-5f);
     check_same(out, c->out, "out", what, b);
     check_same(sum, c->sum, "residual_out", what, b);
     check_same(stats, c->stats, "stats", what, b);
     // Nothing to add: the sum as the residual that stays.
     poison(out);
     poison(stats);
-    b->norm_forward(b, out, sum, stats.data, sum, nothing, gain, c->bias.data);
+    b->norm_forward(b, out, sum, stats.data, sum, nothing, gain, c->bias.data, 1e-5f);
     check_same(out, c->out, "out of no sum", what, b);
     check_same(sum, c->sum, "a residual in place", what, b);
     check_same(stats, c->stats, "stats of no sum", what, b);
@@ -326,7 +326,7 @@ static void check_float64_norm(backend* b) {
     float *gain = fixture_floats("norm", "gain"), *stats = floats_new(12);
     set_zero(dgain);
     set_zero(dbias);
-    b->norm_forward(b, out, sum, stats, residual, add, gain, fixture_floats("norm", "bias"));
+    b->norm_forward(b, out, sum, stats, residual, add, gain, fixture_floats("norm", "bias"), 1e-5f);
     b->norm_backward(b, dx, dgain.data, dbias.data, dout, sum, stats, gain);
     check_fixture(sum, "norm", "total", b);
     check_fixture(out, "norm", "out", b);
@@ -358,7 +358,8 @@ typedef struct slope_case {
 
 static double norm_loss(const void* context, double* size) {
     const slope_case* s = context;
-    s->b->norm_forward(s->b, s->out, s->sum, s->stats, s->x, s->add, s->gain.data, s->bias.data);
+    s->b->norm_forward(s->b, s->out, s->sum, s->stats, s->x, s->add, s->gain.data, s->bias.data,
+                       1e-5f);
     return weighted_sum(s->out, s->weight, size) + weighted_sum(s->sum, s->sum_weight, size);
 }
 

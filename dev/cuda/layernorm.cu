@@ -156,13 +156,14 @@ static void run_vector_loads(backend* b, const norm_case& c) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// 5. The one in use (llmc/device/cuda/norm.cuh): adds and normalises in one kernel. Lanes keep the sum in
-// shared memory, so memory is read once and the sum is not read back: 8 bytes an element, not 10.
+// 5. The one in use (llmc/device/cuda/norm.cuh): adds and normalises in one kernel. Lanes keep the
+// sum in shared memory, so memory is read once and the sum is not read back: 8 bytes an element,
+// not 10.
 
 static void run_in_use(backend* b, const norm_case& c) {
     auto matrix = [&](bf16* p) { return tensor{p, c.rows, c.cols, c.cols, &FORMAT_BF16}; };
     b->norm_forward(b, matrix(c.out), matrix(c.sum), c.stats, matrix(c.residual), matrix(c.add),
-                    c.gain, c.bias);
+                    c.gain, c.bias, 1e-5f);
 }
 
 // ------------------------------------------------------------------------------------------------

@@ -377,7 +377,7 @@ static void do_norm_forward(void* arg, int call) {
     bench* d = arg;
     array_set* s = set_of(d, call);
     gpu->norm_forward(gpu, slice(d, s->y, 0), slice(d, s->y, 1), s->stats, slice(d, s->x, 0),
-                      slice(d, s->x, 1), d->gain, d->bias);
+                      slice(d, s->x, 1), d->gain, d->bias, 1e-5f);
 }
 static void do_norm_backward(void* arg, int call) {
     bench* d = arg;
@@ -436,16 +436,20 @@ static void do_adamw(void* arg, int call) {
     gpu->adamw(gpu, d->w, d->m, d->v, d->g, d->parameters, 0, &how);
 }
 
+static head_shape heads_of(const bench* d) {
+    return (head_shape){d->heads, d->heads, d->channels / d->heads};
+}
+
 static void attend(bench* d, int call, const int* start, int sequences) {
     array_set* s = set_of(d, call);
     gpu->attention_forward(gpu, slice(d, s->y, 0), s->stats, qkv_of(d, s->x, d->rows), start,
-                           sequences, d->heads, &FORMAT_BF16);
+                           sequences, heads_of(d), &FORMAT_BF16);
 }
 static void attend_backward(bench* d, int call, const int* start, int sequences) {
     array_set* s = set_of(d, call);
     gpu->attention_backward(gpu, qkv_of(d, s->wide, d->rows), slice(d, s->x, 3),
                             qkv_of(d, s->x, d->rows), slice(d, s->y, 0), s->stats, start, sequences,
-                            d->heads, &FORMAT_BF16, &FORMAT_BF16);
+                            heads_of(d), &FORMAT_BF16, &FORMAT_BF16);
 }
 static void do_long_attention(void* arg, int call) {
     bench* d = arg;
@@ -503,8 +507,7 @@ static void bench_caches(bench* d) {
     int pages = (POSITION + KV_PAGE) / KV_PAGE;
     d->kv = (kv_cache){.layers = 1,
                        .pages = d->slots * pages,
-                       .heads = d->heads,
-                       .head_dim = d->channels / d->heads,
+                       .heads = heads_of(d),
                        .pages_per_slot = pages,
                        .operand = &FORMAT_BF16,
                        .format = &FORMAT_BF16};
@@ -666,7 +669,7 @@ static double step_flops(const step* s) {
 static double step_bytes(const gpt2_config* c, double capacity, recompute_level keep) {
     static const double KEPT[] = {16, 10, 1};
     gpt2_tensor table[GPT2_TENSORS];
-    double elements = (KEPT[nucleus] * c->layers + 32) * c->channels, logits = 2e9;
+    double elements = (KEPT[keep] * c->layers + 32) * c->channels, logits = 2e9;
     double parameters = (double)gpt2_tensors(c, table), lookup = 4.0 * c->vocab * c->channels;
     return 1.05 * (18 * parameters + lookup + 2 * elements * capacity + (toy ? 0 : logits));
 }
@@ -677,7 +680,7 @@ static int step_fit(step* s, int tokens, int mean_length) {
         s->sequences = tokens / mean_length;
         double capacity = (double)s->sequences * s->length;
         for (s->keep = RECOMPUTE_NOTHING; s->keep <= RECOMPUTE_BLOCKS; s->keep++)
-            if (step_bytes(&s->model, capacity, s->nucleus) < memory_gb * 1e9) return 1;
+            if (step_bytes(&s->model, capacity, s->keep) < memory_gb * 1e9) return 1;
     }
     return 0;
 }
@@ -697,7 +700,7 @@ static void step_line(const step* s, double seconds, double memory) {
     line_number("sequences", s->sequences);
     line_number("length", s->length);
     line_number("tokens", tokens);
-    line_number("recompute", s->nucleus);
+    line_number("recompute", s->keep);
     line_number("memory_gb", memory / 1e9);
     line_number("flops", step_flops(s));
     line_number("tokens_per_s", tokens / seconds);
@@ -722,7 +725,7 @@ static void training_step(void) {
     s.d = workload_batch(s.model.vocab, s.sequences, 1, s.length);
     if (short_sequences) make_ragged(s.d, s.length);
     s.t = trainer_create(gpu, &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
-                         s.sequences, s.length, s.nucleus);
+                         s.sequences, s.length, s.keep);
     fill_parameters(&s.model, s.t->parameters);
     model_weights_sync(s.t->weights, s.t->parameters);
     double seconds = measure(step_work, &s);

@@ -1,9 +1,6 @@
-// backend: what a device provides: memory, and one function an op. A device knows tensors, formats
-// and rows; it never knows what a policy is. All arrays named here live on the device.
-//
-// The numerics contract (README.md, N1-N5) is stated per op: "chain" is one sequence of FMAs in
-// order, "tree" the fixed 16-lane reduction. A tensor's `format` is the rounding applied where an
-// op writes it; what an op reads is taken as it stands.
+// backend: what a device provides: memory, and one function per op (ops.def). A device knows
+// tensors, formats and rows; it never knows what a policy is. All arrays named here live on the
+// device.
 #ifndef LLMC_BACKEND_H
 #define LLMC_BACKEND_H
 
@@ -20,27 +17,32 @@ typedef struct tensor {
     const format* format;
 } tensor;
 
-// A weight matrix W (outputs, inputs) made ready for products; what it holds is the device's
-// matter.
+// A weight matrix W (outputs, inputs), packed for products; opaque: each device has its own layout.
 typedef struct prepared prepared;
 
-// What the products of one weight do otherwise than usual; all 0 is the usual.
+// How the products of one weight differ from the default; all zero means not at all.
 typedef struct linear_plan {
     const format* gradient;  // operand that a gradient becomes; NULL: the weight's backward_operand
-    int weight_per_tensor;   // fp8: one scale for the weight, not one an output (and, for backward
-                             // products, one an input)
-    int activation_per_tensor;  // fp8: one scale for all rows of a call, not one a row or column: a
-                                // row's bits then depend on the others (not N1)
-    int split_k;                // forward: the sum over the inputs in this many parts, if above 1
+    int weight_per_tensor;   // fp8: one scale for the weight, not one per output (and, for backward
+                             // products, one per input)
+    int activation_per_tensor;  // fp8: one scale for all rows of a call, not one per row or column:
+                                // a row's bits then depend on the others (not N1)
+    int split_k;  // forward: the sum over the inputs in this many parts, if above 1
 } linear_plan;
+
+// Attention's heads: `query` heads, `kv` heads of keys and of values (kv divides query), of `dim`
+// elements each.
+typedef struct head_shape {
+    int query, kv, dim;
+} head_shape;
 
 // Keys and values of many sequences in pages of KV_PAGE positions. A slot is a row of the page
 // table.
 enum { KV_PAGE = 16 };
 typedef struct kv_cache {
-    void* data;         // kv_bytes() bytes; the layout is the device's matter
+    void* data;         // kv_bytes() bytes; opaque: each device has its own layout
     int layers, pages;  // pages a layer
-    int heads, head_dim;
+    head_shape heads;
     const int* page_table;  // (slots, pages_per_slot): page of each run of KV_PAGE positions
     int pages_per_slot;
     const format* operand;  // what is written is rounded to `format`, then to this, the operand of
@@ -111,109 +113,8 @@ struct backend {
     void (*clear)(backend* b, void* p, size_t bytes);
     void (*sync)(backend* b);
 
-    // Weights. prepare rounds W (outputs, inputs; contiguous fp32) to `operand` for forward
-    // products (fp8: a power-of-two scale an output row) and remembers W and `backward_operand` for
-    // backward ones: W must stay unchanged between prepare and backward. `reuse` may be NULL. An
-    // fp8 `backward_operand` makes a second copy, with a scale an input column: scales must not
-    // vary along what a product sums over. plan makes a weight to prepare (`reuse`) whose products
-    // are not the usual ones; NULL where the device knows the usual ones alone.
-    prepared* (*weight_plan)(backend* b, const linear_plan* plan);
-    prepared* (*weight_prepare)(backend* b, prepared* reuse, const float* w, int outputs,
-                                int inputs, const format* operand, const format* backward_operand);
-    void (*weight_release)(backend* b, prepared* p);
-    // to[i] = from[i] rounded to nearest.
-    void (*cast)(backend* b, float* to, const float* from, size_t n, const format* format);
-    // to[i] += from[i]
-    void (*add)(backend* b, float* to, const float* from, size_t n);
-
-    // out[r] = wte[token[r]] + wpe[position[r]]; a row with position -1 becomes 0.
-    void (*embed_forward)(backend* b, tensor out, const float* wte, const float* wpe,
-                          const int* token, const int* position);
-    // dwte[token[r]] += dout[r], dwpe[position[r]] += dout[r], in row order.
-    void (*embed_backward)(backend* b, float* dwte, float* dwpe, tensor dout, const int* token,
-                           const int* position);
-
-    // residual_out = residual + add (add.data may be NULL: then residual_out may be residual
-    // itself), out = layernorm(residual_out) * gain + bias, stats[r] = {mean, 1 / sqrt(var +
-    // 1e-5)}; trees.
-    void (*norm_forward)(backend* b, tensor out, tensor residual_out, float* stats, tensor residual,
-                         tensor add, const float* gain, const float* bias);
-    // dresidual += d(layernorm) (rounded to dresidual.format); dgain, dbias: chains over rows. dout
-    // is FP32: a sum that was not rounded.
-    void (*norm_backward)(backend* b, tensor dresidual, float* dgain, float* dbias, tensor dout,
-                          tensor residual, const float* stats, const float* gain);
-
-    // out = in W^T + bias: for each element one chain over the inputs in blocks of 256 whose sums
-    // are added in order, then the bias. bias may be NULL. With split_k > 1 each of that many equal
-    // parts of the inputs is such a sum of its own, and the parts are added in order.
-    void (*matmul_forward)(backend* b, tensor out, tensor in, const prepared* w, const float* bias);
-    // din = dout W, the same order over the outputs.
-    void (*matmul_backward_input)(backend* b, tensor din, tensor dout, const prepared* w);
-    // dw += dout^T in, dbias += sum of dout: one chain over the rows, carried on from dw and dbias.
-    // fp8 operands have a scale a column here, over the rows of the call: then how rows are cut
-    // into calls leaves a trace, in values so small beside their column's largest that they are
-    // subnormal.
-    void (*matmul_backward_weight)(backend* b, float* dw, float* dbias, tensor dout, tensor in,
-                                   const prepared* w);
-
-    // GELU, tanh form. Backward's dout is FP32, a sum that was not rounded.
-    void (*gelu_forward)(backend* b, tensor out, tensor pre);
-    void (*gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre);
-
-    // Causal attention within each sequence s: rows seq_start[s] .. seq_start[s+1]-1 of qkv
-    // (rows, 3 * heads * head_dim). Scores: chains over head_dim, times 1/sqrt(head_dim); their
-    // exp(s - max), rounded to `operand`, times V: chains over the keys in blocks of 256 from the
-    // sequence's start; divided by the (unrounded) sum: tree. stats (rows, heads, 2) = {max, sum}.
-    // Backward rounds dout and dS to `gradient` where they are operands.
-    void (*attention_forward)(backend* b, tensor out, float* stats, tensor qkv,
-                              const int* seq_start, int sequences, int heads,
-                              const format* operand);
-    void (*attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                               const float* stats, const int* seq_start, int sequences, int heads,
-                               const format* operand, const format* gradient);
-
-    // The same attention for rows whose keys and values lie in a cache: row r belongs to slot
-    // row_slot[r] at position row_position[r] (-1: skipped, out becomes 0) and sees positions up to
-    // its own. kv_write puts the rows' keys and values there first.
-    // kv_bytes: what `data` takes.
-    size_t (*kv_bytes)(const kv_cache* kv);
-    void (*kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
-                     const int* row_position);
-    void (*kv_copy_page)(backend* b, const kv_cache* kv, int to_page, int from_page);
-    void (*attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
-                             const int* row_slot, const int* row_position);
-
-    // to[i] = from[row[i]] for i < to.rows.
-    void (*gather_rows)(backend* b, tensor to, tensor from, const int* row);
-
-    // The vocabulary head, for i < n: logits = x[row[i]] W^T rounded to `logits`, divided by the
-    // temperature; logp[i] = log-probability of target[i], entropy[i] in nats (may be NULL). With
-    // keep (n, ceil(V / 32) words; may be NULL) everything is normalised over the kept tokens.
-    // Logits exist for a block of rows at a time. Of `asked` (n rows; may be NULL) it reads the
-    // ids, which are kept tokens or -1, and writes their log-probabilities.
-    void (*head_forward)(backend* b, float* logp, float* entropy, tensor x, const int* row,
-                         const int* target, int n, const prepared* w, const format* logits,
-                         float inverse_temperature, const uint32_t* nucleus,
-                         const candidates* asked);
-    // From coef[i] = c / norm: dlogits = -coef (1[y] - p) / temperature, rounded to `logits`;
-    // dx[row[i]] = dlogits W (rows not named stay as they are), dw += dlogits^T x: chain over i.
-    void (*head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                          const int* target, const float* coef, int n, const prepared* w,
-                          const format* logits, float inverse_temperature, const uint32_t* nucleus);
-
-    // Draws one token for each row i < n of x from slot row_slot[i] (slots with position -1 are
-    // passed over) and advances the slot: appends token, log-probability, entropy, kept set and
-    // best tokens to its sequence, makes the token its next input, and sets it idle after the end
-    // token or when nothing is left to sample.
-    void (*sample)(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
-                   const prepared* w, const format* logits, const sampling* how);
-
-    // Sum of squares in fp64, chunks of 4096 added in order; infinite or NaN where an element is.
-    double (*sum_squares)(backend* b, const float* x, size_t n);
-    // AdamW (Loshchilov and Hutter, arXiv 1711.05101) over n elements; `first` is the index of w[0]
-    // among all parameters (it keys the stochastic rounding).
-    void (*adamw)(backend* b, float* w, float* m, float* v, const float* g, size_t n, size_t first,
-                  const adamw_step* how);
+#define OP(result, name, parameters) result(*name) parameters;
+#include "ops.def"
 };
 
 // threads = 0: as many as there are cores. isa: "auto", "avx512", "avx2" or "c"; one that the

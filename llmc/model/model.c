@@ -342,7 +342,8 @@ typedef struct cached_rows {  // decoding; NULL in training
 static void block_forward(const model_weights* w, const layer_acts* a, const shared_acts* s, int l,
                           int N, const packed_batch* batch, const cached_rows* cached) {
     backend* b = w->b;
-    int C = w->config.channels, heads = w->config.heads;
+    int C = w->config.channels;
+    head_shape heads = {w->config.heads, w->config.heads, C / w->config.heads};
     const format *f = w->precision.store, *product = w->precision.attention;
     layer_params p = layer_params_at(&w->p, C, l);
     tensor residual = matrix(a->residual, N, C, f), norm1 = matrix(a->norm1, N, C, f);
@@ -360,7 +361,7 @@ static void block_forward(const model_weights* w, const layer_acts* a, const sha
                              heads, product);
     }
     b->matmul_forward(b, branch, attention, w->attproj[l], p.attprojb);
-    b->norm_forward(b, norm2, middle, a->stats2, residual, branch, p.ln2w, p.ln2b);
+    b->norm_forward(b, norm2, middle, a->stats2, residual, branch, p.ln2w, p.ln2b, 1e-5f);
     b->matmul_forward(b, pre, norm2, w->fc[l], p.fcb);
     b->gelu_forward(b, gelu, pre);
 }
@@ -379,7 +380,7 @@ static tensor body_forward(const model_weights* w, model_acts* acts, int N, cons
     tensor residual = matrix(a.residual, N, C, f);
     b->embed_forward(b, residual, w->p.wte, w->p.wpe, token, position);
     b->norm_forward(b, matrix(a.norm1, N, C, f), residual, a.stats1, residual, NOTHING, first.ln1w,
-                    first.ln1b);
+                    first.ln1b, 1e-5f);
     for (int l = 0; l < L; l++) {
         tensor middle = matrix(a.middle, N, C, f), branch = matrix(s.branch, N, C, f);
         block_forward(w, &a, &s, l, N, batch, cached);
@@ -390,10 +391,10 @@ static tensor body_forward(const model_weights* w, model_acts* acts, int N, cons
             a = layer_at(acts, l + 1);
             layer_params next = layer_params_at(&w->p, C, l + 1);
             b->norm_forward(b, matrix(a.norm1, N, C, f), matrix(a.residual, N, C, f), a.stats1,
-                            middle, branch, next.ln1w, next.ln1b);
+                            middle, branch, next.ln1w, next.ln1b, 1e-5f);
         } else {
             b->norm_forward(b, matrix(s.norm, N, C, f), matrix(s.residual, N, C, f), s.stats,
-                            middle, branch, w->p.lnfw, w->p.lnfb);
+                            middle, branch, w->p.lnfw, w->p.lnfb, 1e-5f);
         }
     }
     return matrix(s.norm, N, C, f);
@@ -426,21 +427,22 @@ static void recompute(const model_weights* w, const model_acts* acts, const laye
     tensor residual = matrix(a->residual, N, C, f), middle = matrix(a->middle, N, C, f);
     if (acts->keep == RECOMPUTE_NOTHING) return;
     b->norm_forward(b, matrix(a->norm1, N, C, f), residual, a->stats1, residual, NOTHING, p.ln1w,
-                    p.ln1b);
+                    p.ln1b, 1e-5f);
     if (acts->keep == RECOMPUTE_BLOCKS) {
         block_forward(w, a, s, l, N, batch, NULL);
         return;
     }
     b->norm_forward(b, matrix(a->norm2, N, C, f), middle, a->stats2, middle, NOTHING, p.ln2w,
-                    p.ln2b);
+                    p.ln2b, 1e-5f);
     b->gelu_forward(b, matrix(a->gelu, N, 4 * C, f), matrix(a->pre, N, 4 * C, f));
 }
 
 static void block_backward(const model_weights* w, const layer_acts* a, const shared_acts* s, int l,
                            const packed_batch* batch, const gpt2_params* g) {
     backend* b = w->b;
-    int N = batch->tokens, heads = w->config.heads;
+    int N = batch->tokens, H = w->config.heads;
     size_t C = w->config.channels;
+    head_shape heads = {H, H, (int)C / H};
     const format *f = w->precision.store, *d = w->precision.gradient;
     layer_params p = layer_params_at(&w->p, C, l), dp = layer_params_at(g, C, l);
     tensor norm1 = matrix(a->norm1, N, C, f), qkv = matrix(a->qkv, N, 3 * C, f);

@@ -67,8 +67,7 @@ sampler* sampler_create(backend* b, const gpt2_config* c, precision p, const for
 
     kv_cache* k = &r->kv;
     k->layers = c->layers;
-    k->heads = c->heads;
-    k->head_dim = c->channels / c->heads;
+    k->heads = (head_shape){c->heads, c->heads, c->channels / c->heads};
     k->pages_per_slot = pages_for(max_prompt + max_new);
     k->pages = slots * k->pages_per_slot + (slots + 1) * pages_for(max_prompt);
     k->format = kv;

@@ -138,16 +138,24 @@ static int longest(const int* seq_start, int sequences) {
     return max;
 }
 
+// Where a row of qkv has query head h, and the key head and the values that it reads.
+INLINE int query_at_column(head_shape heads, int h) { return h * heads.dim; }
+INLINE int key_head(head_shape heads, int h) { return h / (heads.query / heads.kv); }
+INLINE int key_at_column(head_shape heads, int g) { return (heads.query + g) * heads.dim; }
+INLINE int value_at_column(head_shape heads, int g) {
+    return (heads.query + heads.kv + g) * heads.dim;
+}
+
 void ISA(attention_forward)(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
-                            int sequences, int heads, const format* operand) {
-    int head_dim = out.cols / heads, padded = padded_dim(head_dim);
+                            int sequences, head_shape heads, const format* operand) {
+    int head_dim = heads.dim, padded = padded_dim(head_dim);
     int blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
     int64_t stride = block_floats(head_dim);
     size_t each = (2 * blocks * stride + query_floats(blocks, padded)) / 16 * 16 + 16;
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
     PARALLEL_DYNAMIC(b)
-    for (int t = 0; t < sequences * heads; t++) {
-        int s = t / heads, h = t % heads;
+    for (int t = 0; t < sequences * heads.query; t++) {
+        int s = t / heads.query, h = t % heads.query, g = key_head(heads, h);
         float* keys = memory + cpu_thread() * each;
         float* values = keys + blocks * stride;
         query w = query_at(values + blocks * stride, blocks, padded);
@@ -157,24 +165,26 @@ void ISA(attention_forward)(backend* b, tensor out, float* stats, tensor qkv, co
         }
         int start = seq_start[s], n = seq_start[s + 1] - start;
         for (int i = 0; i < n; i++) {
-            const float* q = row_of(qkv, start + i) + h * head_dim;
-            put_row(w.q, q + out.cols, head_dim, operand);
+            const float* row = row_of(qkv, start + i);
+            put_row(w.q, row + key_at_column(heads, g), head_dim, operand);
             put_transposed(keys, w.q, i, head_dim);
-            put_row(values + (size_t)i * padded, q + 2 * out.cols, head_dim, operand);
-            put_row(w.q, q, head_dim, operand);
+            put_row(values + (size_t)i * padded, row + value_at_column(heads, g), head_dim,
+                    operand);
+            put_row(w.q, row + query_at_column(heads, h), head_dim, operand);
             attend(row_of(out, start + i) + h * head_dim,
-                   stats + ((int64_t)(start + i) * heads + h) * 2, &w, i + 1, head_dim, operand,
-                   out.format);
+                   stats + ((int64_t)(start + i) * heads.query + h) * 2, &w, i + 1, head_dim,
+                   operand, out.format);
         }
     }
 }
 
-// Backward, for one head of one sequence, with p = exp(s - max) / sum and D_i = dout_i . out_i:
+// Backward, for one query head of one sequence, with p = exp(s - max) / sum and D_i = dout_i .
+// out_i:
 //   dp_ij = dout_i . v_j, ds = p (dp - D), dq_i = scale sum_j ds_ij k_j,
 //   dk_j = scale sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i
 // (Dao, arXiv 2307.08691, section 3.1). dq is a sum over keys like the output; the chains of dk and
-// dv run over the queries in order, QUERIES at a time, and are carried on from one group to the
-// next.
+// dv run over the queries in order, QUERIES at a time; they are carried on from one group of
+// queries to the next, and from one query head to the next that reads the same key head.
 enum { QUERIES = 64 };
 
 typedef struct backward_head {
@@ -217,22 +227,28 @@ static backward_head backward_at(float* memory, int n, int blocks, int head_dim)
     return w;
 }
 
-static void backward_load(backward_head* w, tensor qkv, tensor dout, int start, int channels,
-                          int head, const format* operand, const format* gradient) {
+// The keys and values of key head g; dk and dv begin at 0.
+static void backward_load_keys(backward_head* w, tensor qkv, int start, head_shape heads, int g,
+                               const format* operand) {
     for (int i = 0; i < w->n; i++) {
-        const float* q = row_of(qkv, start + i) + head * w->head_dim;
-        const float *k = q + channels, *v = k + channels;
-        const float* d = row_of(dout, start + i) + head * w->head_dim;
+        const float* row = row_of(qkv, start + i);
         size_t at = (size_t)i * w->padded;
-        put_row(w->q + at, q, w->head_dim, operand);
-        put_row(w->k + at, k, w->head_dim, operand);
-        put_row(w->dq, v, w->head_dim, operand);
-        put_row(w->dout + at, d, w->head_dim, gradient);
+        put_row(w->k + at, row + key_at_column(heads, g), w->head_dim, operand);
+        put_row(w->dq, row + value_at_column(heads, g), w->head_dim, operand);
         put_transposed(w->k_transposed, w->k + at, i, w->head_dim);
         put_transposed(w->v_transposed, w->dq, i, w->head_dim);
     }
     memset(w->dk, 0, (size_t)w->n * w->padded * sizeof(float));
     memset(w->dv, 0, (size_t)w->n * w->padded * sizeof(float));
+}
+
+static void backward_load_queries(backward_head* w, tensor qkv, tensor dout, int start, int column,
+                                  const format* operand, const format* gradient) {
+    for (int i = 0; i < w->n; i++) {
+        size_t at = (size_t)i * w->padded;
+        put_row(w->q + at, row_of(qkv, start + i) + column, w->head_dim, operand);
+        put_row(w->dout + at, row_of(dout, start + i) + column, w->head_dim, gradient);
+    }
 }
 
 // p and ds of query i, as operands.
@@ -282,12 +298,13 @@ static void backward_keys(const backward_head* w, int i0, int i1) {
     }
 }
 
-static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                         const float* stats, int start, int heads, int h, const format* operand,
-                         const format* gradient) {
-    int head_dim = w->head_dim, channels = heads * head_dim, width = w->blocks * KV_PAGE;
+// Query head h: its dq, and its share of dk and dv. `stats` are those of the head at row `start`.
+static void backward_query_head(backward_head* w, tensor dqkv, tensor dout, tensor qkv, tensor out,
+                                const float* stats, int start, head_shape heads, int h,
+                                const format* operand, const format* gradient) {
+    int head_dim = w->head_dim, width = w->blocks * KV_PAGE;
     float scale = 1.0f / __builtin_sqrtf((float)head_dim);
-    backward_load(w, qkv, dout, start, channels, h, operand, gradient);
+    backward_load_queries(w, qkv, dout, start, query_at_column(heads, h), operand, gradient);
     for (int i0 = 0; i0 < w->n; i0 += QUERIES) {
         int i1 = i0 + QUERIES < w->n ? i0 + QUERIES : w->n;
         for (int i = i0; i < i1; i++) {
@@ -296,8 +313,8 @@ static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv,
             float *p = w->p + (size_t)(i - i0) * width, *ds = w->ds + (size_t)(i - i0) * width;
             for (int j = 0; j < head_dim; j++) w->dq[j] = d[j] * o[j];
             float delta = row_sum(w->dq, head_dim);
-            backward_scores(w, p, ds, i, stats + ((int64_t)(start + i) * heads + h) * 2, delta,
-                            scale, operand, gradient);
+            backward_scores(w, p, ds, i, stats + ((int64_t)(start + i) * heads.query + h) * 2,
+                            delta, scale, operand, gradient);
             weighted_rows(w->dq, ds, w->k_rows, i + 1, w->padded);
             float* to = row_of(dqkv, start + i) + h * head_dim;
             for (int j = 0; j < head_dim; j++) to[j] = w->dq[j] * scale;
@@ -305,9 +322,19 @@ static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv,
         }
         backward_keys(w, i0, i1);
     }
+}
+
+static void backward_key_head(backward_head* w, tensor dqkv, tensor dout, tensor qkv, tensor out,
+                              const float* stats, int start, head_shape heads, int g,
+                              const format* operand, const format* gradient) {
+    int head_dim = w->head_dim, group = heads.query / heads.kv;
+    float scale = 1.0f / __builtin_sqrtf((float)head_dim);
+    backward_load_keys(w, qkv, start, heads, g, operand);
+    for (int h = g * group; h < (g + 1) * group; h++)
+        backward_query_head(w, dqkv, dout, qkv, out, stats, start, heads, h, operand, gradient);
     for (int i = 0; i < w->n; i++) {
-        float* dk = row_of(dqkv, start + i) + channels + h * head_dim;
-        float* dv = dk + channels;
+        float* dk = row_of(dqkv, start + i) + key_at_column(heads, g);
+        float* dv = row_of(dqkv, start + i) + value_at_column(heads, g);
         for (int j = 0; j < head_dim; j++) {
             dk[j] = w->dk[(size_t)i * w->padded + j] * scale;
             dv[j] = w->dv[(size_t)i * w->padded + j];
@@ -318,24 +345,23 @@ static void backward_one(backward_head* w, tensor dqkv, tensor dout, tensor qkv,
 }
 
 void ISA(attention_backward)(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                             const float* stats, const int* seq_start, int sequences, int heads,
-                             const format* operand, const format* gradient) {
-    int head_dim = out.cols / heads,
-        blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
+                             const float* stats, const int* seq_start, int sequences,
+                             head_shape heads, const format* operand, const format* gradient) {
+    int head_dim = heads.dim, blocks = (longest(seq_start, sequences) + KV_PAGE - 1) / KV_PAGE;
     size_t each = backward_floats(blocks * KV_PAGE, blocks, padded_dim(head_dim));
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
     PARALLEL_DYNAMIC(b)
-    for (int t = 0; t < sequences * heads; t++) {
-        int s = t / heads, h = t % heads;
+    for (int t = 0; t < sequences * heads.kv; t++) {
+        int s = t / heads.kv, g = t % heads.kv;
         int start = seq_start[s], n = seq_start[s + 1] - start;
         backward_head w = backward_at(memory + cpu_thread() * each, n, blocks, head_dim);
-        backward_one(&w, dqkv, dout, qkv, out, stats, start, heads, h, operand, gradient);
+        backward_key_head(&w, dqkv, dout, qkv, out, stats, start, heads, g, operand, gradient);
     }
 }
 
 void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
                            const int* row_slot, const int* row_position) {
-    int head_dim = kv->head_dim, padded = padded_dim(head_dim), blocks = kv->pages_per_slot;
+    int head_dim = kv->heads.dim, padded = padded_dim(head_dim), blocks = kv->pages_per_slot;
     size_t each = query_floats(blocks, padded) / 16 * 16 + 16;
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
     PARALLEL_FOR(b)
@@ -347,9 +373,9 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
         }
         const int* pages = kv->page_table + (int64_t)row_slot[r] * kv->pages_per_slot;
         query w = query_at(memory + cpu_thread() * each, blocks, padded);
-        for (int h = 0; h < kv->heads; h++) {
+        for (int h = 0; h < kv->heads.query; h++) {
             for (int i = 0; i <= (n - 1) / KV_PAGE; i++) {
-                w.keys[i] = kv_block(kv, layer, pages[i], h);
+                w.keys[i] = kv_block(kv, layer, pages[i], key_head(kv->heads, h));
                 w.values[i] = w.keys[i] + block_floats(head_dim);
             }
             put_row(w.q, row_of(qkv, r) + h * head_dim, head_dim, kv->operand);
@@ -359,14 +385,14 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
 }
 
 size_t ISA(kv_bytes)(const kv_cache* kv) {
-    size_t blocks = (size_t)kv->layers * kv->pages * kv->heads * 2;
-    return blocks * block_floats(kv->head_dim) * sizeof(float);
+    size_t blocks = (size_t)kv->layers * kv->pages * kv->heads.kv * 2;
+    return blocks * block_floats(kv->heads.dim) * sizeof(float);
 }
 
 // What is kept is rounded to the cache's format, then to an operand.
 void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                    const int* row_position) {
-    int head_dim = kv->head_dim, padded = padded_dim(head_dim), channels = kv->heads * head_dim;
+    int head_dim = kv->heads.dim, padded = padded_dim(head_dim);
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * (size_t)padded * sizeof(float));
     PARALLEL_FOR(b)
     for (int r = 0; r < qkv.rows; r++) {
@@ -374,13 +400,12 @@ void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const 
         if (position < 0) continue;
         float* row = memory + cpu_thread() * (size_t)padded;
         int page = kv->page_table[(int64_t)row_slot[r] * kv->pages_per_slot + position / KV_PAGE];
-        for (int h = 0; h < kv->heads; h++) {
-            float *keys = kv_block(kv, layer, page, h), *values = keys + block_floats(head_dim);
-            const float* k = row_of(qkv, r) + channels + h * head_dim;
-            put_row(row, k, head_dim, kv->format);
+        for (int g = 0; g < kv->heads.kv; g++) {
+            float *keys = kv_block(kv, layer, page, g), *values = keys + block_floats(head_dim);
+            put_row(row, row_of(qkv, r) + key_at_column(kv->heads, g), head_dim, kv->format);
             row_round(row, head_dim, kv->operand);
             put_transposed(keys, row, lane, head_dim);
-            put_row(row, k + channels, head_dim, kv->format);
+            put_row(row, row_of(qkv, r) + value_at_column(kv->heads, g), head_dim, kv->format);
             put_row(values + lane * padded, row, head_dim, kv->operand);
         }
     }
@@ -388,7 +413,7 @@ void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const 
 
 void ISA(kv_copy_page)(backend* b, const kv_cache* kv, int to_page, int from_page) {
     (void)b;
-    size_t bytes = (size_t)kv->heads * 2 * block_floats(kv->head_dim) * sizeof(float);
+    size_t bytes = (size_t)kv->heads.kv * 2 * block_floats(kv->heads.dim) * sizeof(float);
     for (int layer = 0; layer < kv->layers; layer++)
         memcpy(kv_block(kv, layer, to_page, 0), kv_block(kv, layer, from_page, 0), bytes);
 }

@@ -11,10 +11,11 @@ INLINE int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 // A block of KV_PAGE keys of one head: keys [padded_dim][16], values [16][padded_dim].
 INLINE int64_t block_floats(int head_dim) { return (int64_t)padded_dim(head_dim) * KV_PAGE; }
 
-// Where page `page` of `layer` keeps the keys of `head`; its values lie block_floats further on.
+// Where page `page` of `layer` keeps the keys of key head `head`; its values lie block_floats
+// further on.
 INLINE float* kv_block(const kv_cache* kv, int layer, int page, int head) {
-    int64_t at = (((int64_t)layer * kv->pages + page) * kv->heads + head) * 2;
-    return (float*)kv->data + at * block_floats(kv->head_dim);
+    int64_t at = (((int64_t)layer * kv->pages + page) * kv->heads.kv + head) * 2;
+    return (float*)kv->data + at * block_floats(kv->heads.dim);
 }
 
 #endif

@@ -11,9 +11,9 @@ void ISA(embed_forward)(backend* b, tensor out, const float* wte, const float* w
             continue;
         }
         const float* t = wte + (int64_t)token[r] * out.cols;
-        const float* p = wpe + (int64_t)position[r] * out.cols;
+        const float* p = wpe ? wpe + (int64_t)position[r] * out.cols : NULL;
         SIMD
-        for (int i = 0; i < out.cols; i++) o[i] = t[i] + p[i];
+        for (int i = 0; i < out.cols; i++) o[i] = p ? t[i] + p[i] : t[i];
         row_round(o, out.cols, out.format);
     }
 }
@@ -28,9 +28,10 @@ void ISA(embed_backward)(backend* b, float* dwte, float* dwpe, tensor dout, cons
         for (int r = 0; r < dout.rows; r++) {
             const float* d = row_of(dout, r) + j0;
             float* t = dwte + (int64_t)token[r] * dout.cols + j0;
-            float* p = dwpe + (int64_t)position[r] * dout.cols + j0;
             SIMD
             for (int j = 0; j < cols; j++) t[j] += d[j];
+            if (!dwpe) continue;
+            float* p = dwpe + (int64_t)position[r] * dout.cols + j0;
             SIMD
             for (int j = 0; j < cols; j++) p[j] += d[j];
         }

@@ -164,6 +164,7 @@ void ISA(matmul_backward_weight)(backend* b, float* dw, float* dbias, tensor dou
               .carry = 1,
               .round = &FORMAT_FP32};
     ISA(gemm_run)(b, &g);
+    if (!dbias) return;
     enum { COLUMNS = 32 };
     PARALLEL_FOR(b)
     for (int j0 = 0; j0 < dout.cols; j0 += COLUMNS) {

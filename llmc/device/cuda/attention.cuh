@@ -780,15 +780,15 @@ static void attention_launch(backend* b, const attention_call<T>& x, bool backwa
 // What forward and backward have in common.
 template <class T>
 static attention_call<T> attention_call_of(tensor out, tensor qkv, const int* seq_start,
-                                           int sequences, int heads, const format* operand) {
+                                           int sequences, head_shape heads, const format* operand) {
     attention_call<T> x = {};
     x.qkv = matrix_of<T>(qkv);
     x.out = matrix_of<T>(out);
     x.seq_start = seq_start;
     x.sequences = sequences;
     x.rows = out.rows;
-    x.heads = heads;
-    x.head_dim = out.cols / heads;
+    x.heads = heads.query;
+    x.head_dim = heads.dim;
     x.scale = 1.0f / sqrtf((float)x.head_dim);
     x.operand = rounding_of(operand);
     x.packed = x.head_dim % SPAN == 0 && spans_fit(qkv) && spans_fit(out);
@@ -796,7 +796,7 @@ static attention_call<T> attention_call_of(tensor out, tensor qkv, const int* se
 }
 
 static void cuda_attention_forward(backend* b, tensor out, float* stats, tensor qkv,
-                                   const int* seq_start, int sequences, int heads,
+                                   const int* seq_start, int sequences, head_shape heads,
                                    const format* operand) {
     if (!out.rows) return;
     WITH_STORAGE(qkv.format, T, {
@@ -808,12 +808,13 @@ static void cuda_attention_forward(backend* b, tensor out, float* stats, tensor 
 
 static void cuda_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
                                     const float* stats, const int* seq_start, int sequences,
-                                    int heads, const format* operand, const format* gradient) {
+                                    head_shape heads, const format* operand,
+                                    const format* gradient) {
     if (!out.rows) return;
     if (gradient != operand)
         fatal("the CUDA device has no attention of %s with gradients in %s; use --device cpu",
               operand->name, gradient->name);
-    size_t bytes = (size_t)out.rows * heads * sizeof(query_stats);
+    size_t bytes = (size_t)out.rows * heads.query * sizeof(query_stats);
     query_stats* queries = (query_stats*)cuda_scratch(b, SCRATCH_ROWS, bytes);
     WITH_STORAGE(qkv.format, T, {
         attention_call<T> x = attention_call_of<T>(out, qkv, seq_start, sequences, heads, operand);

@@ -26,17 +26,17 @@ struct cache_pages {
 template <class C>
 static cache_pages<C> cache_pages_of(const kv_cache* kv, int layer, const int* row_slot,
                                      const int* row_position) {
-    int64_t elements = (int64_t)kv->pages * kv->heads * 2 * KV_PAGE * kv->head_dim;
+    int64_t elements = (int64_t)kv->pages * kv->heads.kv * 2 * KV_PAGE * kv->heads.dim;
     return {(C*)kv->data + layer * elements,
             kv->page_table,
             row_slot,
             row_position,
             kv->pages_per_slot,
-            kv->heads,
-            kv->head_dim,
+            kv->heads.query,
+            kv->heads.dim,
             rounding_of(kv->format),
             kv->operand == kv->format ? ROUND_NONE : rounding_of(kv->operand),
-            kv->head_dim % packet<C>::N == 0};
+            kv->heads.dim % packet<C>::N == 0};
 }
 
 // The keys of a row's page `i` and a head; the values lie KV_PAGE * head_dim further on.
@@ -48,7 +48,7 @@ static __device__ inline C* page_of(const cache_pages<C>& x, int row, int i, int
 
 static size_t cuda_kv_bytes(const kv_cache* kv) {
     size_t element = storage_of(kv->format) == STORE_FP32 ? 4 : 2;
-    return element * kv->layers * kv->pages * kv->heads * 2 * KV_PAGE * kv->head_dim;
+    return element * kv->layers * kv->pages * kv->heads.kv * 2 * KV_PAGE * kv->heads.dim;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -267,10 +267,10 @@ static __global__ void __launch_bounds__(CACHED_THREADS)
 static void cuda_attention_cached(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
                                   const int* row_slot, const int* row_position) {
     if (!out.rows) return;
-    int head_dim = kv->head_dim;
+    int head_dim = kv->heads.dim;
     if (head_dim > 256)
         fatal("the CUDA device has attention heads of at most 256 channels, not %d", head_dim);
-    dim3 grid(out.rows, kv->heads), block(CACHED_THREADS);
+    dim3 grid(out.rows, kv->heads.query), block(CACHED_THREADS);
     stored_rows to_rows = stored_rows_of(out), from = stored_rows_of(qkv);
     rounding query = rounding_of(kv->operand);
     float scale = 1.0f / sqrtf((float)head_dim);

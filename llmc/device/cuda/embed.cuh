@@ -16,7 +16,8 @@ static __global__ void embed_forward_kernel(T* out, int64_t stride, int cols, co
                                             const int* position) {
     int r = blockIdx.x, p = position[r];
     for (int c = threadIdx.x; c < cols; c += EMBED_THREADS) {
-        float x = p < 0 ? 0 : wte[(int64_t)token[r] * cols + c] + wpe[(int64_t)p * cols + c];
+        float x = p < 0 ? 0 : wte[(int64_t)token[r] * cols + c];
+        if (p >= 0 && wpe) x += wpe[(int64_t)p * cols + c];
         out[r * stride + c] = to<T>(x);
     }
 }
@@ -86,6 +87,7 @@ static void cuda_embed_backward(backend* b, float* dwte, float* dwpe, tensor dou
     WITH_STORAGE(dout.format, T, {
         LAUNCH((add_rows_kernel<T>), dout.rows, EMBED_THREADS, 0, stream_of(b), dwte,
                (const T*)dout.data, dout.stride, dout.cols, token, dout.rows);
+        if (!dwpe) return;
         LAUNCH((add_rows_kernel<T>), dout.rows, EMBED_THREADS, 0, stream_of(b), dwpe,
                (const T*)dout.data, dout.stride, dout.cols, position, dout.rows);
     });

@@ -30,8 +30,8 @@ template <class T, int N>
 static __global__ void __launch_bounds__(NORM_THREADS)
     norm_forward_kernel(T* out, T* residual_out, float* stats, const T* residual, const T* add,
                         int64_t out_stride, int64_t residual_out_stride, int64_t residual_stride,
-                        int64_t add_stride, const float* gain, const float* bias, int rows,
-                        int cols) {
+                        int64_t add_stride, const float* gain, const float* bias, float eps,
+                        int rows, int cols) {
     DYN_SHARED(float, memory);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int64_t r = (int64_t)blockIdx.x * NORM_WARPS + warp;
@@ -57,7 +57,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
             float d = row[own_place<N>(i, k, lane)] - mean;
             squares = num_fma(d, d, squares);
         }
-    float rstd = 1.0f / sqrtf(warp_sum(squares) / cols + 1e-5f);
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / cols + eps);
     for (int c = lane * N, i = 0; c < cols; c += WARP * N, i++) {
         float g[N];
         load_span<N>(g, gain + c);
@@ -73,7 +73,8 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 }
 
 static void cuda_norm_forward(backend* b, tensor out, tensor residual_out, float* stats,
-                              tensor residual, tensor add, const float* gain, const float* bias) {
+                              tensor residual, tensor add, const float* gain, const float* bias,
+                              float eps) {
     bool fits = spans_fit(out) && spans_fit(residual) && spans_fit(gain) && spans_fit(bias) &&
                 (!add.data || (spans_fit(add) && spans_fit(residual_out)));
     if (out.rows == 0) return;
@@ -82,8 +83,8 @@ static void cuda_norm_forward(backend* b, tensor out, tensor residual_out, float
                      LAUNCH((norm_forward_kernel<T, N>), blocks_for(out.rows, NORM_WARPS),
                             NORM_THREADS, shared, stream_of(b), (T*)out.data, (T*)residual_out.data,
                             stats, (const T*)residual.data, (const T*)add.data, out.stride,
-                            residual_out.stride, residual.stride, add.stride, gain, bias, out.rows,
-                            out.cols);
+                            residual_out.stride, residual.stride, add.stride, gain, bias, eps,
+                            out.rows, out.cols);
                  }));
 }
 

@@ -214,8 +214,8 @@ static __device__ inline void advance(const slot_state& s, int slot, int64_t at,
 
 // nucleus_sets: memory for the rows' sets, or NULL where neither top-k nor top-p asks for one.
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
-    sample_rows(const slot_state s, const int* row_slot, const logits_block b, uint32_t* nucleus_sets,
-                const sampling how) {
+    sample_rows(const slot_state s, const int* row_slot, const logits_block b,
+                uint32_t* nucleus_sets, const sampling how) {
     int slot = row_slot[blockIdx.x], position = s.position[slot], sequence = s.sequence[slot];
     if (position < 0) return;
     int64_t at = (int64_t)sequence * s.max_new + s.length[sequence];

@@ -1,4 +1,4 @@
-// GELU in its tanh form, as GPT-2 has it (Hendrycks and Gimpel, arXiv 1606.08415).
+// The activations of the MLP: GELU in its tanh form, as GPT-2 has it, and SwiGLU.
 #include "ops.h"
 
 #define SQRT_2_OVER_PI 0.7978845608f
@@ -32,5 +32,34 @@ void ISA(gelu_backward)(backend* b, tensor dpre, tensor dout, tensor pre) {
             dx[i] = d[i] * derivative;
         }
         row_round(dx, dpre.cols, dpre.format);
+    }
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + num_expf(-x)); }
+
+void ISA(swiglu_forward)(backend* b, tensor out, tensor pre) {
+    PARALLEL_FOR(b)
+    for (int r = 0; r < out.rows; r++) {
+        float* o = row_of(out, r);
+        const float *gate = row_of(pre, r), *up = gate + out.cols;
+        SIMD
+        for (int i = 0; i < out.cols; i++) o[i] = gate[i] * sigmoid(gate[i]) * up[i];
+        row_round(o, out.cols, out.format);
+    }
+}
+
+// With s = sigmoid(gate): d gate = dout up s (1 + gate (1 - s)), d up = dout gate s.
+void ISA(swiglu_backward)(backend* b, tensor dpre, tensor dout, tensor pre) {
+    PARALLEL_FOR(b)
+    for (int r = 0; r < dout.rows; r++) {
+        const float *gate = row_of(pre, r), *up = gate + dout.cols, *d = row_of(dout, r);
+        float *dgate = row_of(dpre, r), *dup = dgate + dout.cols;
+        SIMD
+        for (int i = 0; i < dout.cols; i++) {
+            float s = sigmoid(gate[i]);
+            dgate[i] = d[i] * up[i] * (s * num_fma(gate[i], 1.0f - s, 1.0f));
+            dup[i] = d[i] * (gate[i] * s);
+        }
+        row_round(dgate, 2 * dout.cols, dpre.format);
     }
 }
