@@ -37,7 +37,7 @@ typedef struct run {
     backend* device;
     const char* why_cpu;     // why --device auto came to the CPU, or NULL
     struct task task;
-    gpt2_config model;
+    struct model model;
     struct objective objective;
     size_t parameters;       // their number
     float *host, *base;      // parameters in host memory: scratch, and the model before RL
@@ -129,8 +129,8 @@ static char* warmup_key(const run* r) {
     const char* device = S->device == DEVICE_CUDA ? r->device->name : "";
     return xprintf("arithmetic %d%s, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
                    "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
-                   ARITHMETIC_VERSION, device, r->model.layers, r->model.heads, r->model.channels,
-                   r->model.context, r->model.vocab, S->task, (unsigned long long)S->seed,
+                   ARITHMETIC_VERSION, device, r->model.shape.layers, r->model.shape.heads, r->model.shape.channels,
+                   r->model.shape.context, r->model.shape.vocab, S->task, (unsigned long long)S->seed,
                    S->warmup_steps, WARMUP_LR_STEPS, S->warmup_batch, S->warmup_lr, o.beta1, o.beta2,
                    o.eps, o.weight_decay, o.clip);
 }
@@ -184,8 +184,8 @@ static void warm_up(run* r) {
     char* cached = *S->warmup_cache ? warmup_cache_path(r) : NULL;
     if (cached && file_size(cached) >= 0) {
         float* parameters;
-        gpt2_config c = llmc_file_read(cached, &parameters);
-        if (memcmp(&c, &r->model, sizeof c))
+        model c = llmc_file_read(cached, &parameters);
+        if (!model_equal(&c, &r->model))
             fatal("%s holds another model than its name says; delete it", cached);
         memcpy(r->base, parameters, r->parameters * sizeof(float));
         free(parameters);
@@ -206,8 +206,6 @@ static void warm_up(run* r) {
 // What the run says
 
 static void print_plan(const run* r) {
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(&r->model, table);
     const objective* o = &r->objective;
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
@@ -216,13 +214,11 @@ static void print_plan(const run* r) {
     log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d", S->task,
               r->task.max_prompt, r->task.max_response);
     log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
-              r->model.layers, r->model.heads, r->model.channels, r->model.context, r->model.vocab);
+              r->model.shape.layers, r->model.shape.heads, r->model.shape.channels, r->model.shape.context, r->model.shape.vocab);
+    size_t* n = (size_t*)r->model.count;
     log_print(r->log, "            %zu parameters: embeddings %zu + %zu, attention %zu, MLP %zu, "
-              "norms %zu", r->parameters, table[0].count, table[1].count,
-              table[4].count + table[5].count + table[6].count + table[7].count,
-              table[10].count + table[11].count + table[12].count + table[13].count,
-              table[2].count + table[3].count + table[8].count + table[9].count +
-                  table[14].count + table[15].count);
+              "norms %zu", r->parameters, n[0], n[1], n[4] + n[5] + n[6] + n[7],
+              n[10] + n[11] + n[12] + n[13], n[2] + n[3] + n[8] + n[9] + n[14] + n[15]);
     log_print(r->log, "objective   %s, delta %g, advantage %s, aggregate %s, anchor %s",
               OBJECTIVE_NAMES[S->objective], o->delta, ADVANTAGE_NAMES[S->advantage],
               AGGREGATE_NAMES[S->aggregate], ANCHOR_NAMES[S->anchor]);
@@ -261,7 +257,7 @@ static void print_memory(const run* r) {
     print_memory_line(r, "gradients", r->trainer->optimizer->bytes - 2 * each);
     print_memory_line(r, "optimizer moments", 2 * each);
     print_memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
-    print_memory_line(r, "trainer: activations", r->trainer->acts->bytes);
+    print_memory_line(r, "trainer: activations", model_acts_bytes(r->trainer->acts));
     print_memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
     print_memory_line(r, "sampler: KV cache", cache);
     if (r->stale->copies) print_memory_line(r, "older weights", r->stale->copies * each);
@@ -481,7 +477,7 @@ static void create(run* r) {
     int prompt = r->task.max_prompt, longest = prompt + S->max_new_tokens;
     int sequences = S->prompts * S->group, eval = maximum(maximum(sequences, 512), S->eval_samples);
     int filtered = S->top_k > 0 || (float)S->top_p < 1;
-    int nucleus_words = filtered ? (r->model.vocab + 31) / 32 : 0;
+    int nucleus_words = filtered ? (r->model.shape.vocab + 31) / 32 : 0;
     r->sampler = sampler_create(r->device, &r->model, roll, settings_kv_format(S), S->slots,
                                 prompt, S->max_new_tokens, eval, nucleus_words, tokenizer_end());
     optimizer_config config = settings_optimizer(S);
@@ -493,7 +489,7 @@ static void create(run* r) {
     r->data = rollout_create(sequences, prompt, S->max_new_tokens, nucleus_words);
     r->eval_data = rollout_create(eval, prompt, S->max_new_tokens, nucleus_words);
     if (S->top_candidates) {
-        int count = minimum(S->top_candidates, r->model.vocab);
+        int count = minimum(S->top_candidates, r->model.shape.vocab);
         sampler_record_candidates(r->sampler, count);
         rollout_add_candidates(r->data, count);
     }
@@ -642,12 +638,11 @@ static int due(int every, int step) { return every > 0 && step % every == 0; }
 
 int main(int argc, char** argv) {
     static run r;
-    gpt2_tensor table[GPT2_TENSORS];
     limit_spinning(argv);
     S = settings_read(argc, argv);
     r.task = task_open(S->task);
     settings_resolve(&r.task, &r.model, &r.objective);
-    r.parameters = gpt2_tensors(&r.model, table);
+    r.parameters = r.model.parameters;
     r.device = settings_open_device(&r.why_cpu);
     create(&r);
     signal(SIGINT, on_interrupt);

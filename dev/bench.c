@@ -345,15 +345,15 @@ static product_result product_measure(product* p) {
                             speed_ratio(&c[1], &c[2]), speed_ratio(&c[1], &c[3])};
 }
 
-typedef struct shape {
+typedef struct product_shape {
     const char* name;
     int inputs, outputs;
-} shape;
-static const shape SHAPES[] = {{"qkv", 768, 2304},
-                               {"attproj", 768, 768},
-                               {"fc", 768, 3072},
-                               {"fcproj", 3072, 768},
-                               {"head", 768, 50257}};
+} product_shape;
+static const product_shape SHAPES[] = {{"qkv", 768, 2304},
+                                       {"attproj", 768, 768},
+                                       {"fc", 768, 3072},
+                                       {"fcproj", 3072, 768},
+                                       {"head", 768, 50257}};
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
 
 // Three columns of results for each shape: the three ops at 256 rows, or forward at 8, 16, 32.
@@ -365,7 +365,7 @@ static void products_table(const char* title, const char* const column[3], const
     for (int i = 0; i < 3; i++) printf(" | GFLOP/s peak  OBLAS 1DNN");
     printf("\n");
     for (int s = 0; s < SHAPE_COUNT - (quick ? 1 : 0); s++) {
-        const shape* f = &SHAPES[s];
+        const product_shape* f = &SHAPES[s];
         printf("  %-8s%5d -> %-5d", f->name, f->inputs, f->outputs);
         for (int i = 0; i < 3; i++) {
             product p = product_create(rows[i], f->inputs, f->outputs);
@@ -455,21 +455,14 @@ static double peer_run(void* arg) {
 // ---------------------------------------------------------------------------------------------
 // The models, and batches of random tokens for them
 
-static gpt2_config gpt2_124m(void) {
-    gpt2_config c = {1024, 50257, quick ? 2 : 12, 12, 768};
-    return c;
-}
+static model gpt2_124m(void) { return model_gpt2(1024, 50257, quick ? 2 : 12, 12, 768); }
 
-static gpt2_config default_model(void) {
-    gpt2_config c = {64, 24, 3, 4, 64};
-    return c;
-}
+static model default_model(void) { return model_gpt2(64, 24, 3, 4, 64); }
 
 static const char* gpt2_name(void) { return quick ? "GPT-2 cut to 2 layers" : "GPT-2 124M"; }
 
-static float* initial_parameters(const gpt2_config* c) {
-    gpt2_tensor table[GPT2_TENSORS];
-    float* parameters = xalloc(gpt2_tensors(c, table), sizeof(float), "parameters");
+static float* initial_parameters(const model* c) {
+    float* parameters = xalloc(c->parameters, sizeof(float), "parameters");
     model_init(c, parameters, 1);
     return parameters;
 }
@@ -503,35 +496,35 @@ enum { STEP_SEQUENCES = 4, STEP_TOKENS = 64 };
 
 // Useful FLOPs: 6 a token and matrix parameter (forward 2, backward 4), and causal attention's
 // 4 C a pair of query and key, three times. What is recomputed does not count.
-static double step_flops(const gpt2_config* c) {
-    double L = c->layers, C = c->channels, T = STEP_TOKENS;
-    double matrices = 12 * L * C * C + (double)c->vocab * C;
+static double step_flops(const model* c) {
+    double L = c->shape.layers, C = c->shape.channels, T = STEP_TOKENS;
+    double matrices = 12 * L * C * C + (double)c->shape.vocab * C;
     return STEP_SEQUENCES * (6 * matrices * T + 3 * L * 4 * C * T * (T + 1) / 2);
 }
 
 static void training_step(void) {
-    gpt2_config model = gpt2_124m();
+    model gpt = gpt2_124m();
     optimizer_config config = workload_adamw();
-    float* parameters = initial_parameters(&model);
+    float* parameters = initial_parameters(&gpt);
     training work[DEVICES];
     peer_request torch[DEVICES];
     contender c[3 * DEVICES] = {{0}};
     printf("\nTraining step of %s, %d x %d tokens\n", gpt2_name(), STEP_SEQUENCES, STEP_TOKENS);
     peer_start();
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t = trainer_create(device[d], &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS,
+        work[d].t = trainer_create(device[d], &gpt, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS,
                                    RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
-        work[d].d = workload_batch(model.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
+        work[d].d = workload_batch(gpt.shape.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
         work[d].objective = objective_defaults(OBJECTIVE_SFT);
-        torch[d] = (peer_request){"train", threads[d], model.layers};
+        torch[d] = (peer_request){"train", threads[d], gpt.shape.layers};
         c[d] = (contender){.run = training_run, .arg = &work[d]};
         c[DEVICES + d] = (contender){.run = peer_run, .arg = &torch[d]};
         c[2 * DEVICES + d] = (contender){.run = peak_run, .arg = &threads[d]};
     }
     free(parameters);
     compete(c, 3 * DEVICES, quick ? 1 : 7, quick ? 0 : 50);
-    double tokens = (double)work[0].tokens, flops = step_flops(&model);
+    double tokens = (double)work[0].tokens, flops = step_flops(&gpt);
     printf("  %-10s %10s %10s %10s %10s %12s\n", "", "tokens/s", "best", "% of peak", "PyTorch",
            "over PyTorch");
     for (int d = 0; d < DEVICES; d++) {
@@ -583,12 +576,10 @@ static double sampling_run(void* arg) {
     return (clock_seconds() - start) / w->repeats;
 }
 
-static sampling_work sampling_create(backend* b, const gpt2_config* model, float* parameters,
-                                     int sequences) {
-    sampling_work w = {.d = workload_batch(model->vocab, sequences, PROMPT, NEW)};
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t bytes = gpt2_tensors(model, table) * sizeof(float);
-    w.r = sampler_create(b, model, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0, -1);
+static sampling_work sampling_create(backend* b, const model* m, float* parameters, int sequences) {
+    sampling_work w = {.d = workload_batch(m->shape.vocab, sequences, PROMPT, NEW)};
+    size_t bytes = m->parameters * sizeof(float);
+    w.r = sampler_create(b, m, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0, -1);
     float* on_device = b->alloc(b, bytes, "parameters");
     b->upload(b, on_device, parameters, bytes);
     sampler_sync(w.r, on_device);
@@ -597,8 +588,8 @@ static sampling_work sampling_create(backend* b, const gpt2_config* model, float
     return w;
 }
 
-static void sampling_row(const gpt2_config* model, float* parameters, int sequences, int d) {
-    sampling_work w = sampling_create(device[d], model, parameters, sequences);
+static void sampling_row(const model* m, float* parameters, int sequences, int d) {
+    sampling_work w = sampling_create(device[d], m, parameters, sequences);
     peer_request generate = {"sample", threads[d], sequences};
     contender c[] = {{.run = sampling_run, .arg = &w}, {.run = peer_run, .arg = &generate}};
     compete(c, 2, quick ? 3 : 11, quick ? 1 : 8);
@@ -621,15 +612,15 @@ static void sampling_row(const gpt2_config* model, float* parameters, int sequen
 }
 
 static void sampling_section(void) {
-    gpt2_config model = default_model();
-    float* parameters = initial_parameters(&model);
+    model gpt = default_model();
+    float* parameters = initial_parameters(&gpt);
     printf("\nSampling, default model (3 layers, 64 channels), prompts of %d, %d new tokens each\n",
            PROMPT, NEW);
     peer_start();
     printf("  %9s %9s %12s %12s %12s %15s\n", "sequences", "threads", "tokens/s", "best",
            "generate", "over generate");
-    for (int d = 0; d < DEVICES; d++) sampling_row(&model, parameters, 256, d);
-    for (int d = 0; d < DEVICES; d++) sampling_row(&model, parameters, 8, d);
+    for (int d = 0; d < DEVICES; d++) sampling_row(&gpt, parameters, 256, d);
+    for (int d = 0; d < DEVICES; d++) sampling_row(&gpt, parameters, 8, d);
     free(parameters);
 }
 
@@ -651,22 +642,21 @@ static double decode_run(void* arg) {
 
 static void decoding(void) {
     static const int SLOTS[] = {1, 8, 32};
-    gpt2_config model = gpt2_124m();
+    model gpt = gpt2_124m();
     backend* b = device[FULL];
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t bytes = gpt2_tensors(&model, table) * sizeof(float);
-    double C = model.channels, weights = 12 * model.layers * C * C + model.vocab * C;
+    size_t bytes = gpt.parameters * sizeof(float);
+    double C = gpt.shape.channels, weights = 12 * gpt.shape.layers * C * C + gpt.shape.vocab * C;
     float* parameters = b->alloc(b, bytes, "parameters");
-    model_init(&model, parameters, 1);
-    sampler* r =
-        sampler_create(b, &model, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
+    model_init(&gpt, parameters, 1);
+    sampler* r = sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, -1);
     sampler_sync(r, parameters);
     b->release(b, parameters, bytes);
     printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights\n", gpt2_name(),
            threads[FULL], weights * 4e-6);
     printf("  %9s %10s %10s %12s %10s\n", "slots", "tokens/s", "GB/s", "% bandwidth", "% of peak");
     for (int i = 0; i < 3; i++) {
-        sampling_work w = {.r = r, .d = workload_batch(model.vocab, SLOTS[i], 1, DECODE_STEPS + 1)};
+        sampling_work w = {.r = r,
+                           .d = workload_batch(gpt.shape.vocab, SLOTS[i], 1, DECODE_STEPS + 1)};
         contender c[] = {{.run = decode_run, .arg = &w}, {.run = peak_run, .arg = &threads[FULL]}};
         compete(c, 2, quick ? 1 : 5, quick ? 0 : 5);
         double seconds = median_seconds(&c[0]), tokens = (double)SLOTS[i] * DECODE_STEPS;
@@ -688,18 +678,18 @@ static void decoding(void) {
 enum { UPDATE_SEQUENCES = 128, UPDATE_MICRO_BATCH = 32 };
 
 static void update(void) {
-    gpt2_config model = default_model();
+    model gpt = default_model();
     optimizer_config config = workload_adamw();
-    float* parameters = initial_parameters(&model);
+    float* parameters = initial_parameters(&gpt);
     training work[DEVICES];
     contender c[DEVICES] = {{0}};
     printf("\nUpdate, default model, %d sequences of %d + %d tokens, DRPO\n", UPDATE_SEQUENCES,
            PROMPT, NEW);
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t = trainer_create(device[d], &model, fp32(), &config, UPDATE_MICRO_BATCH,
+        work[d].t = trainer_create(device[d], &gpt, fp32(), &config, UPDATE_MICRO_BATCH,
                                    PROMPT + NEW, RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
-        work[d].d = workload_batch(model.vocab, UPDATE_SEQUENCES, PROMPT, NEW);
+        work[d].d = workload_batch(gpt.shape.vocab, UPDATE_SEQUENCES, PROMPT, NEW);
         work[d].objective = objective_defaults(OBJECTIVE_DRPO);
         trainer_logprobs(work[d].t, work[d].t->weights, work[d].d, 0, UPDATE_SEQUENCES, 1,
                          work[d].d->anchor);
@@ -730,26 +720,24 @@ static size_t memory_line(const char* what, size_t bytes, size_t parameters) {
 }
 
 static void memory(void) {
-    gpt2_config model = gpt2_124m();
-    gpt2_tensor table[GPT2_TENSORS];
+    model gpt = gpt2_124m();
     optimizer_config config = workload_adamw();
     backend* b = device[FULL];
-    size_t n = gpt2_tensors(&model, table), each = n * sizeof(float), before = b->allocated;
+    size_t n = gpt.parameters, each = n * sizeof(float), before = b->allocated;
     printf("\nMemory, %s in fp32, %zu parameters %29s\n", gpt2_name(), n, "bytes a parameter");
     float* parameters = xalloc(n, sizeof(float), "parameters");
     training w = {.objective = objective_defaults(OBJECTIVE_SFT)};
-    w.t =
-        trainer_create(b, &model, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS, RECOMPUTE_NOTHING);
+    w.t = trainer_create(b, &gpt, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS, RECOMPUTE_NOTHING);
     trainer_load(w.t, parameters);
     free(parameters);
-    w.d = workload_batch(model.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
+    w.d = workload_batch(gpt.shape.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
     size_t trainer_only = b->allocated - before;
     training_run(&w);
     size_t scratch = b->allocated - before - trainer_only, at = b->allocated;
-    sampler* r = sampler_create(b, &model, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, -1);
+    sampler* r = sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, -1);
     sampler_sync(r, w.t->parameters);
     size_t sampler_bytes = b->allocated - at;
-    size_t gradients = w.t->optimizer->bytes - 2 * each, lookup = table[0].count * sizeof(float);
+    size_t gradients = w.t->optimizer->bytes - 2 * each, lookup = gpt.count[0] * sizeof(float);
 
     size_t sum = memory_line("parameters", each, n);
     sum += memory_line("gradients", gradients - lookup, n);
@@ -758,7 +746,7 @@ static void memory(void) {
              (double)sum / (double)n, AT_MOST, 16, 2, "");
     sum += memory_line("gradient of the embedding as a lookup", lookup, n);
     sum += memory_line("trainer: packed weights, rounded others", w.t->weights->bytes, n);
-    sum += memory_line("trainer: activations of 256 tokens", w.t->acts->bytes, n);
+    sum += memory_line("trainer: activations of 256 tokens", model_acts_bytes(w.t->acts), n);
     memory_line("trainer: packed batch, log-probabilities", trainer_only - sum, n);
     memory_line("scratch memory of the device", scratch, n);
     memory_line("sampler: packed weights, rounded others", sampler_weights(r)->bytes, n);

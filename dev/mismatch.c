@@ -30,7 +30,7 @@ enum { SEED = 1 };
 
 typedef struct setup {
     backend* b;
-    gpt2_config model;
+    model model;
     float *sampler, *trainer;  // parameters; one array where both have the same
     task task;
     int prompts, group, max_new;
@@ -63,8 +63,7 @@ static rollout* sample(const setup* s, precision p) {
     sampler* r = sampler_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
                                 s->task.max_prompt, s->max_new, capacity, 0, tokenizer_end());
     size_t bytes = sizeof(float);
-    gpt2_tensor table[GPT2_TENSORS];
-    bytes *= gpt2_tensors(&s->model, table);
+    bytes *= s->model.parameters;
     float* parameters = s->b->alloc(s->b, bytes, "parameters");
     s->b->upload(s->b, parameters, s->sampler, bytes);
     sampler_sync(r, parameters);
@@ -113,9 +112,9 @@ static int tokens_of(const rollout* d) {
 
 static void print_layers(const setup* s, const trainer* as_sampler, const trainer* t, int tokens,
                          const char* pair) {
-    size_t count = (size_t)tokens * s->model.channels, bytes = count * sizeof(float);
+    size_t count = (size_t)tokens * s->model.shape.channels, bytes = count * sizeof(float);
     float *a = xalloc(2 * count, sizeof(float), "activations"), *c = a + count;
-    for (int l = 0; l <= s->model.layers; l++) {
+    for (int l = 0; l <= s->model.shape.layers; l++) {
         double difference = 0, size = 0;
         s->b->download(s->b, a, model_residual(as_sampler->acts, l), bytes);
         s->b->download(s->b, c, model_residual(t->acts, l), bytes);
@@ -144,17 +143,17 @@ static void run_pair(const setup* s, const char* pair) {
     rollout_free(d);
 }
 
-static void read_models(setup* s, const char* model, const char* sampler_file) {
-    s->model = llmc_file_read(model, &s->trainer);
+static void read_models(setup* s, const char* file, const char* sampler_file) {
+    s->model = llmc_file_read(file, &s->trainer);
     s->sampler = s->trainer;
-    if (s->model.vocab < tokenizer_size())
+    if (s->model.shape.vocab < tokenizer_size())
         fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
-              model, s->model.vocab, tokenizer_size());
+              file, s->model.shape.vocab, tokenizer_size());
     if (!sampler_file) return;
-    gpt2_config c = llmc_file_read(sampler_file, &s->sampler);
-    if (memcmp(&c, &s->model, sizeof c))
+    model c = llmc_file_read(sampler_file, &s->sampler);
+    if (!model_equal(&c, &s->model))
         fatal("%s and %s differ in shape; sampler and trainer have to be one model at two times",
-              sampler_file, model);
+              sampler_file, file);
 }
 
 int main(int argc, char** argv) {
@@ -173,9 +172,9 @@ int main(int argc, char** argv) {
     s.prompts = number(argv[3], "PROMPTS");
     s.group = number(argv[4], "GROUP");
     s.max_new = s.task.max_response + 2;
-    if (s.task.max_prompt + s.max_new > s.model.context)
+    if (s.task.max_prompt + s.max_new > s.model.shape.context)
         fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
-              s.task.max_prompt, s.max_new, s.model.context);
+              s.task.max_prompt, s.max_new, s.model.shape.context);
     for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
     if (s.sampler != s.trainer) free(s.sampler);
     free(s.trainer);

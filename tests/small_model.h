@@ -50,32 +50,24 @@ enum { DTYPES = 6 };
 static const format* const DTYPE[DTYPES] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP16,
                                             &FORMAT_BF16, &FORMAT_E4M3, &FORMAT_E5M2};
 
+enum { GPT2_WEIGHTS = 16 };  // weights of a tied GPT-2, which stand first in its table
+
 // All parameters in host memory: matrices normal with deviation `spread`, biases 0.1, gains around
 // 1. Free with free().
-static inline float* random_parameters(const gpt2_config* c, uint64_t seed, double spread) {
-    gpt2_tensor table[GPT2_TENSORS];
-    float* p = xalloc(gpt2_tensors(c, table), sizeof *p, "test parameters");
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        const gpt2_tensor* t = &table[i];
-        int gain = !t->matrix && t->name[strlen(t->name) - 1] == 'w';
+static inline float* random_parameters(const model* m, uint64_t seed, double spread) {
+    float* p = xalloc(m->parameters, sizeof *p, "test parameters");
+    for (int i = 0; i < WEIGHTS; i++) {
+        const family_weight* w = &m->family->weight[i];
+        double around = w->role == GAIN, deviation = weight_decays(w) ? spread : 0.1;
         rng r = rng_at(seed, STREAM_INIT, 1, (uint32_t)i);
-        for (size_t j = 0; j < t->count; j++)
-            p[t->offset + j] = (float)(gain + (t->matrix ? spread : 0.1) * rng_normal(&r));
+        for (size_t j = 0; j < m->count[i]; j++)
+            p[m->offset[i] + j] = (float)(around + deviation * rng_normal(&r));
     }
     return p;
 }
 
-static inline size_t parameter_count(const gpt2_config* c) {
-    gpt2_tensor table[GPT2_TENSORS];
-    return gpt2_tensors(c, table);
-}
-
-static inline size_t tensor_offset(const gpt2_config* c, const char* name) {
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(c, table);
-    for (int i = 0; i < GPT2_TENSORS; i++)
-        if (!strcmp(table[i].name, name)) return table[i].offset;
-    fatal("there is no tensor %s", name);
+static inline size_t tensor_offset(const model* m, const char* name) {
+    return m->offset[model_weight(m, name)];
 }
 
 // A copy of host memory on the device.

@@ -145,12 +145,12 @@ static void check_names(const char* expected, const char* what) {
 // its 2 layers: norms 2*4, qkvw 2*12*4, qkvb 2*12, attprojw 2*4*4, fcw 2*16*4, fcb 2*16, fcprojw
 // 2*4*16.
 
-static const gpt2_config TINY = {.context = 3, .vocab = 5, .layers = 2, .heads = 2, .channels = 4};
+static model TINY;
 enum { COUNT = 528, PADDING = 492, FILE_VALUES = 1020 };
 static const struct {
     const char* name;
     int offset, count, used;
-} TENSORS[GPT2_TENSORS] = {
+} TENSORS[] = {
     {"wte", 0, 512, 20},        {"wpe", 512, 12, 12},    {"ln1w", 524, 8, 8},
     {"ln1b", 532, 8, 8},        {"qkvw", 540, 96, 96},   {"qkvb", 636, 24, 24},
     {"attprojw", 660, 32, 32},  {"attprojb", 692, 8, 8}, {"ln2w", 700, 8, 8},
@@ -158,6 +158,7 @@ static const struct {
     {"fcprojw", 876, 128, 128}, {"fcprojb", 1004, 8, 8}, {"lnfw", 1012, 4, 4},
     {"lnfb", 1016, 4, 4},
 };
+enum { TENSOR_COUNT = sizeof TENSORS / sizeof *TENSORS };
 static const int32_t TINY_HEADER[8] = {20240326, 3, 3, 5, 2, 2, 4, 128};
 
 // Anything a float can be: NaN with payload, infinities, subnormals, -0, numbers.
@@ -186,11 +187,9 @@ static size_t build_file(unsigned char* to) {
 
 static void test_layout(void) {
     float parameters[COUNT], x;
-    gpt2_params p = gpt2_params_at(&TINY, parameters);
-    float* pointer[GPT2_TENSORS];
-    memcpy(pointer, &p, sizeof p);
-    for (int t = 0; t < GPT2_TENSORS; t++)
-        for (int i = 0; i < TENSORS[t].used; i++) pointer[t][i] = (float)(t + 1) + (float)i / 128;
+    for (int t = 0; t < TENSOR_COUNT; t++)
+        for (int i = 0; i < TENSORS[t].used; i++)
+            parameters[TINY.offset[t] + i] = (float)(t + 1) + (float)i / 128;
     for (int version = 3; version <= 5; version += 2) {
         size_t s = version == 3 ? 4 : 2;
         llmc_file_write(model_path, &TINY, parameters, s == 4 ? &FORMAT_FP32 : &FORMAT_BF16);
@@ -202,7 +201,7 @@ static void test_layout(void) {
         expected[1] = version;
         for (int i = 0; i < 256; i++)
             CHECK(header[i] == expected[i], "header[%d] is %d", i, header[i]);
-        for (int t = 0; t < GPT2_TENSORS; t++)
+        for (int t = 0; t < TENSOR_COUNT; t++)
             for (int i = 0; i < TENSORS[t].count; i++) {
                 uint32_t u = 0;  // little-endian by hand; bf16 is the upper half of an fp32
                 for (size_t b = 0; b < s; b++)
@@ -217,7 +216,8 @@ static void test_layout(void) {
     CHECK(!strcmp(names_in(folder), "model"), "nothing else is left: %s", names_in(folder));
 }
 
-static void check_config(gpt2_config c) {
+static void check_config(model m) {
+    const shape c = m.shape;
     CHECK(c.context == 3 && c.vocab == 5 && c.layers == 2 && c.heads == 2 && c.channels == 4,
           "config %d %d %d %d %d", c.context, c.vocab, c.layers, c.heads, c.channels);
 }
@@ -262,9 +262,8 @@ static void test_round_trip(void) {
         free(p);
     }
     // More than a chunk, and no multiple of one.
-    gpt2_config wide = {.context = 5, .vocab = 131, .layers = 1, .heads = 1, .channels = 65};
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t n = gpt2_tensors(&wide, table);
+    const model wide = model_gpt2(5, 131, 1, 1, 65);
+    size_t n = wide.parameters;
     float* x = xalloc(n, 4, "a test");
     fill_random(x, n, 9);
     llmc_file_write(model_path, &wide, x, &FORMAT_FP32);
@@ -341,7 +340,7 @@ static void test_model_sizes(void) {
     size_t whole = build_file(bytes);
     int cuts[100], count = 0;
     for (int i = 0; i <= 36; i += 2) cuts[count++] = i + (i > 8 && i < 28);
-    for (int t = 0; t < GPT2_TENSORS; t++) {
+    for (int t = 0; t < TENSOR_COUNT; t++) {
         int begin = 1024 + 4 * TENSORS[t].offset;
         cuts[count++] = begin - 1, cuts[count++] = begin, cuts[count++] = begin + 1;
     }
@@ -435,15 +434,14 @@ static run_state state_of(int32_t warmup_step, int32_t step, int k) {
     };
 }
 
-static const gpt2_config* run_model = &TINY;
+static const model* run_model = &TINY;
 static float params[60000], first[60000], second[60000];  // parameters and moments
 static float older[3 * COUNT];                            // copies, of the tiny model alone
 static int older_count;
 
 static void save(int32_t warmup_step, int32_t step, int k, int keep) {
-    gpt2_tensor table[GPT2_TENSORS];
     run_state s = state_of(warmup_step, step, k);
-    for (size_t i = 0, n = gpt2_tensors(run_model, table); i < n; i++) {
+    for (size_t i = 0, n = run_model->parameters; i < n; i++) {
         params[i] = (float)k;
         first[i] = (float)k + 0.25f;
         second[i] = (float)k + 0.5f;
@@ -454,12 +452,11 @@ static void save(int32_t warmup_step, int32_t step, int k, int keep) {
 
 // The k of the checkpoint that loads; -1 if there is none, -2 if it is a mixture.
 static int load(void) {
-    gpt2_tensor table[GPT2_TENSORS];
     run_state s = {0};
     if (!checkpoint_load(run, &s, run_model, params, first, second, older, older_count)) return -1;
     int k = (int)s.elapsed, same = 1;
     run_state expected = state_of(s.warmup_step, s.step, k);
-    for (size_t i = 0, n = gpt2_tensors(run_model, table); i < n; i++)
+    for (size_t i = 0, n = run_model->parameters; i < n; i++)
         same &=
             params[i] == (float)k && first[i] == (float)k + 0.25f && second[i] == (float)k + 0.5f;
     for (int i = 0; i < older_count * COUNT; i++) same &= older[i] == (float)(k + i);
@@ -763,10 +760,10 @@ static void test_other_model(void) {
                                          "heads 2, and this run has 4", "channels 4"};
     save(0, 1, 1, 0);
     for (int i = 0; i < 5; i++) {
-        int32_t fields[5];
-        memcpy(fields, &TINY, sizeof fields);
-        fields[i] *= 2;
-        check_refusal(load_other_child, fields, "another shape",
+        int f[5] = {3, 5, 2, 2, 4};
+        f[i] *= 2;
+        const model other = model_gpt2(f[0], f[1], f[2], f[3], f[4]);
+        check_refusal(load_other_child, &other, "another shape",
                       WORDS{in_run("step-000001/state.bin"), words[i], "; give the flags"});
     }
     size_t n = read_bytes(in_run("step-000001/state.bin"));
@@ -928,13 +925,13 @@ static void test_sync_order(void) {
     save(0, 1, 1, 1);
     call_count = 0;
     save(0, 2, 2, 1);
-    int model = call_find(CALL_FSYNC, in_run("step-000002/model.bin"));
+    int weights = call_find(CALL_FSYNC, in_run("step-000002/model.bin"));
     int state = call_find(CALL_FSYNC, in_run("step-000002/state.bin"));
     int inside = call_find(CALL_FSYNC, in_run("step-000002"));
     int named = call_find(CALL_RENAME, in_run("step-000002"));
     int around = call_find(CALL_FSYNC, in_run("")), removed = call_last(CALL_REMOVE);
-    CHECK(model >= 0 && state >= 0, "files are synced: %d %d", model, state);
-    CHECK(inside > model && inside > state, "then their folder: %d", inside);
+    CHECK(weights >= 0 && state >= 0, "files are synced: %d %d", weights, state);
+    CHECK(inside > weights && inside > state, "then their folder: %d", inside);
     CHECK(named > inside, "then it is named: %d", named);
     CHECK(around > named, "then its parent is synced: %d", around);
     CHECK(removed > around, "then the old one goes: %d", removed);
@@ -952,8 +949,7 @@ static void test_sync_order(void) {
 
 // Kills a child that saves, each name twice, at a random moment of its first few saves.
 static void test_kill_any_time(void) {
-    static const gpt2_config larger = {
-        .context = 3, .vocab = 5, .layers = 1, .heads = 2, .channels = 64};
+    const model larger = model_gpt2(3, 5, 1, 2, 64);
     volatile int* done =  // the last save that returned
         mmap(NULL, sizeof *done, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (done == MAP_FAILED) fatal("no shared memory: %s", strerror(errno));
@@ -1061,6 +1057,7 @@ int __lsan_is_turned_off(void) { return getpid() != test_process; }
 
 int main(void) {
     test_process = getpid();
+    TINY = model_gpt2(3, 5, 2, 2, 4);
     if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
     snprintf(model_path, sizeof model_path, "%s/model", folder);
     snprintf(run, sizeof run, "%s/run", folder);

@@ -19,8 +19,7 @@
 #include "rl/trainer.h"
 #include "small_model.h"
 
-static const gpt2_config MODEL = {
-    .context = 24, .vocab = 24, .layers = 2, .heads = 2, .channels = 32};
+static model MODEL;
 enum { PROMPTS = 3, GROUP = 4, MAX_PROMPT = 7, MAX_NEW = 9, STEPS = 3, FP32_FACTOR = 8 };
 
 static optimizer_config adamw(const format* dtype, uint64_t seed) {
@@ -43,7 +42,7 @@ typedef struct state {
 } state;
 
 static state state_new(void) {
-    size_t n = parameter_count(&MODEL);
+    size_t n = MODEL.parameters;
     state s = {.parameters = xalloc(3 * n, sizeof(float), "a state")};
     s.m = s.parameters + n;
     s.v = s.m + n;
@@ -75,7 +74,7 @@ typedef struct result {
 static result result_new(void) {
     result r = {.after = state_new()};
     r.log_pi = xalloc(PROMPTS * GROUP * MAX_NEW, sizeof(float), "a result");
-    r.gradients = xalloc(parameter_count(&MODEL), sizeof(float), "a result");
+    r.gradients = xalloc(MODEL.parameters, sizeof(float), "a result");
     return r;
 }
 
@@ -119,7 +118,7 @@ static rollout* make_prompts(int step) {
         rng r = rng_at(21, STREAM_PROMPT, (uint32_t)step, (uint32_t)p);
         d->prompt_length[p] = p == 0 ? 1 : MAX_PROMPT - p;
         for (int i = 0; i < d->prompt_length[p]; i++)
-            d->prompt[p * MAX_PROMPT + i] = 1 + (int)rng_below(&r, (uint32_t)MODEL.vocab - 1);
+            d->prompt[p * MAX_PROMPT + i] = 1 + (int)rng_below(&r, (uint32_t)MODEL.shape.vocab - 1);
     }
     return d;
 }
@@ -129,7 +128,7 @@ static rollout* sample_on(backend* b, const format* dtype, int slots, const stat
     sampling how = {1 / 0.9f, greedy, 0, 1, 5, STREAM_SAMPLE, (uint32_t)step};
     rollout* d = make_prompts(step);
     sampler* r = make_sampler(b, dtype, slots);
-    size_t bytes = parameter_count(&MODEL) * sizeof(float);
+    size_t bytes = MODEL.parameters * sizeof(float);
     float* parameters = to_device(b, s->parameters, bytes);
     sampler_sync(r, parameters);
     sampler_run(r, d, &how);
@@ -171,7 +170,7 @@ typedef struct run_pair {
 } run_pair;
 
 static void compare(run_pair* p, const state* from, int step, const char* what) {
-    size_t n = parameter_count(&MODEL), places = PROMPTS * GROUP * MAX_NEW;
+    size_t n = MODEL.parameters, places = PROMPTS * GROUP * MAX_NEW;
     int fp32 = p->dtype == &FORMAT_FP32;
     int cuts = library() && p->dtype == &FORMAT_TF32;
     double factor = fp32 ? FP32_FACTOR * 0x1p-13 : cuts ? 4 : 2;
@@ -200,7 +199,8 @@ static void check_optimizer(const state* from, const result* r, const format* dt
     size_t bytes = t->count * sizeof(float);
     put_state(t, from);
     cpu->upload(cpu, t->optimizer->gradients.all, r->gradients, bytes);
-    cpu->clear(cpu, t->optimizer->gradients.lookup, (size_t)MODEL.vocab * MODEL.channels * 4);
+    cpu->clear(cpu, t->optimizer->gradients.lookup,
+               (size_t)MODEL.shape.vocab * MODEL.shape.channels * 4);
     optimizer_result o = optimizer_step(t->optimizer, t->parameters, LR);
     get_state(t, &after);
     CHECK(o.grad_norm == r->update.grad_norm, "gradient norm %.17g, on the CPU %.17g",
@@ -216,7 +216,7 @@ static void check_optimizer(const state* from, const result* r, const format* dt
 static void check_repeats(const state* from, rollout* d, const objective* o, const result* r,
                           const format* dtype) {
     result again = result_new();
-    size_t bytes = parameter_count(&MODEL) * sizeof(float);
+    size_t bytes = MODEL.parameters * sizeof(float);
     for (int keep = RECOMPUTE_NOTHING; keep <= RECOMPUTE_BLOCKS; keep++) {
         trainer* t = make_trainer(gpu, dtype, 5, (recompute_level)keep);
         schedule_set(1 + keep);
@@ -241,7 +241,7 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
     objective o = objective_defaults(kind);
     state s = state_new();
     float* parameters = random_parameters(&MODEL, 1, 0.2);
-    memcpy(s.parameters, parameters, parameter_count(&MODEL) * sizeof(float));
+    memcpy(s.parameters, parameters, MODEL.parameters * sizeof(float));
     free(parameters);
     s.optimizer = of_gpu->optimizer->state;
     for (int step = 0; step < (quick() ? 1 : STEPS); step++) {
@@ -252,13 +252,12 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
         run_step(plain, fp32 ? &unscaled : &s, d, &o, &p.plain);
         run_step(of_gpu, &s, d, &o, &p.of_gpu);
         // Gradients carry the loss scale; it is a power of two.
-        for (size_t i = 0; i < parameter_count(&MODEL); i++)
+        for (size_t i = 0; i < MODEL.parameters; i++)
             p.exact.gradients[i] *= (float)s.optimizer.loss_scale;
         compare(&p, &s, step, what);
         check_optimizer(&s, &p.of_gpu, dtype);
         if (step == 0) check_repeats(&s, d, &o, &p.of_gpu, dtype);
-        memcpy(s.parameters, p.of_gpu.after.parameters,
-               3 * parameter_count(&MODEL) * sizeof(float));
+        memcpy(s.parameters, p.of_gpu.after.parameters, 3 * MODEL.parameters * sizeof(float));
         s.optimizer = p.of_gpu.after.optimizer;
         rollout_free(d);
     }
@@ -290,7 +289,7 @@ static double largest_difference(const rollout* a, const float* x, const float* 
 static void check_sampler(const format* dtype) {
     state s = state_new();
     float* parameters = random_parameters(&MODEL, 2, 0.2);
-    memcpy(s.parameters, parameters, parameter_count(&MODEL) * sizeof(float));
+    memcpy(s.parameters, parameters, MODEL.parameters * sizeof(float));
     trainer* t = make_trainer(gpu, dtype, 4, RECOMPUTE_NOTHING);
     trainer_load(t, parameters);
     schedule_set(0);
@@ -330,6 +329,7 @@ static void check_sampler(const format* dtype) {
 
 int main(void) {
     static const format* const TRAINED[] = {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32};
+    MODEL = model_gpt2(24, 24, 2, 2, 32);
     cuda_test_open();
     for (int i = 0; i < (quick() ? 2 : 4); i++) {
         compare_steps(TRAINED[i], OBJECTIVE_SFT, "warm-up");

@@ -148,10 +148,10 @@ typedef struct bench {
 enum { MAX_NEW = 12, CAPACITY = 64 };
 
 static bench open_bench(int slots, int capacity) {
-    const gpt2_config c = {32, tokenizer_size(), 1, 2, 16};
+    const model c = model_gpt2(32, tokenizer_size(), 1, 2, 16);
     bench e = {.b = cpu_open(1, "auto"), .t = task_open("chain")};
     float* parameters = random_parameters(&c, 3, 0.3);
-    size_t bytes = parameter_count(&c) * sizeof(float);
+    size_t bytes = c.parameters * sizeof(float);
     float* weights = to_device(e.b, parameters, bytes);
     e.sampler = sampler_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
                                slots, e.t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());

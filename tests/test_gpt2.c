@@ -8,7 +8,7 @@ enum { SEQUENCES_MAX = 8 };
 
 // A batch and the parameters that it meets. Device arrays, which the CPU device's user may write.
 typedef struct model_case {
-    gpt2_config config;
+    model config;
     packed_batch batch;
     int length[SEQUENCES_MAX];
     int target_start[SEQUENCES_MAX + 1];  // where each sequence's rows of the head begin
@@ -24,7 +24,7 @@ typedef struct model_result {
 static model_result result_new(const model_case* c) {
     model_result r = {vector_new(c->batch.targets), vector_new(c->batch.targets),
                       vector_new(c->parameters.cols),
-                      vector_new(c->config.vocab * c->config.channels)};
+                      vector_new(c->config.shape.vocab * c->config.shape.channels)};
     set_zero(r.all);
     set_zero(r.lookup);
     return r;
@@ -40,7 +40,7 @@ static packed_batch part_of(const model_case* c, int first, int n, int* seq_star
     g.token += at;
     g.position += at;
     g.target += target;
-    if (g.nucleus) g.nucleus += target * ((c->config.vocab + 31) / 32);
+    if (g.nucleus) g.nucleus += target * ((c->config.shape.vocab + 31) / 32);
     for (int s = 0; s <= n; s++) seq_start[s] = c->batch.seq_start[first + s] - at;
     for (int i = 0; i < g.targets; i++) row[i] = c->batch.row[target + i] - at;
     g.seq_start = seq_start;
@@ -96,22 +96,21 @@ static void pack_sequences(model_case* c) {
         }
 }
 
-static model_case case_random(gpt2_config config, const int* length) {
+static model_case case_random(model config, const int* length) {
     model_case c = {.config = config, .inverse_temperature = 1.25f};
-    gpt2_tensor table[GPT2_TENSORS];
     memcpy(c.length, length, sizeof c.length);
     pack_sequences(&c);
-    c.parameters = vector_random((int)gpt2_tensors(&config, table));
+    c.parameters = vector_random((int)config.parameters);
     for (int i = 0; i < c.parameters.cols; i++) row_at(c.parameters, 0)[i] *= 0.25f;
     c.batch.token = ints_new(c.batch.tokens);
     c.batch.target = ints_new(c.batch.targets);
-    for (int i = 0; i < c.batch.tokens; i++) c.batch.token[i] = random_below(config.vocab);
-    for (int i = 0; i < c.batch.targets; i++) c.batch.target[i] = random_below(config.vocab);
+    for (int i = 0; i < c.batch.tokens; i++) c.batch.token[i] = random_below(config.shape.vocab);
+    for (int i = 0; i < c.batch.targets; i++) c.batch.target[i] = random_below(config.shape.vocab);
     c.coef = floats_random(c.batch.targets);
     return c;
 }
 
-static const gpt2_config CONFIG = {40, 37, 2, 2, 20};  // context, vocab, layers, heads, channels
+static model CONFIG;  // context, vocab, layers, heads, channels
 static const int LENGTHS[SEQUENCES_MAX] = {5, 40, 2, 17, 33, 9};
 
 // The trainer's precisions, with the logits' two in turn: the table's formats, then some by their
@@ -224,7 +223,7 @@ static int plain(tensor t) { return t.format == &FORMAT_FP32; }
 static int planned;
 static prepared* watch_plan(backend* b, const linear_plan* plan) {
     precision p = watched_precision;
-    int head = planned++ == 4 * CONFIG.layers;
+    int head = planned++ == 4 * CONFIG.shape.layers;
     expect(plan->gradient == (head ? p.gradient_attention : p.gradient_linear),
            "a plan's gradient");
     expect(plan->weight_per_tensor == (head ? 0 : p.weight_per_tensor), "a plan's scale");
@@ -235,7 +234,7 @@ static prepared* watch_plan(backend* b, const linear_plan* plan) {
 static prepared* watch_prepare(backend* b, prepared* reuse, const float* w, int outputs, int inputs,
                                const format* operand, const format* backward) {
     precision p = watched_precision;
-    int head = outputs == CONFIG.vocab;
+    int head = outputs == CONFIG.shape.vocab;
     expect(operand == (head ? p.attention : p.linear), "a weight");
     expect(backward == (head ? p.attention : p.linear_backward), "a weight's backward");
     return watched->weight_prepare(b, reuse, w, outputs, inputs, operand, backward);
@@ -287,7 +286,7 @@ static void see_gradient_rows(backend* b, tensor din, tensor dout, const prepare
 // The gradient of the attention output is the only one that no op rounds after the product.
 static void watch_matmul_input(backend* b, tensor din, tensor dout, const prepared* w) {
     if (watched_precision.gradient_linear->scaled) see_gradient_rows(b, din, dout, w);
-    int attention = din.cols == CONFIG.channels && dout.cols == CONFIG.channels;
+    int attention = din.cols == CONFIG.shape.channels && dout.cols == CONFIG.shape.channels;
     expect(attention ? gradient(din) : plain(din), "a gradient of a product's input");
     expect(gradient(dout), "a gradient that a product reads");
     watched->matmul_backward_input(b, din, dout, w);
@@ -393,7 +392,7 @@ static void check_formats(void) {
         watched_precision = precision_number(i);
         watched_calls = planned = 0;
         run_model(&b, &c, watched_precision, c.batch.sequences, 0);
-        CHECK(planned == 0 || planned == 4 * CONFIG.layers + 1, "%d plans", planned);
+        CHECK(planned == 0 || planned == 4 * CONFIG.shape.layers + 1, "%d plans", planned);
         CHECK(!PRECISIONS[i].gradient || planned, "no plans for %s", precision_name(i));
         CHECK(watched_calls > 60, "only %d calls of 2 layers were watched", watched_calls);
     }
@@ -408,7 +407,7 @@ static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache*
                    const model_case* c) {
     backend* b = w->b;
     int n = c->batch.sequences, token[SEQUENCES_MAX], slot[SEQUENCES_MAX], at[SEQUENCES_MAX];
-    for (int i = 0; i < c->config.context; i++) {
+    for (int i = 0; i < c->config.shape.context; i++) {
         int rows[SEQUENCES_MAX], target[SEQUENCES_MAX], place[SEQUENCES_MAX], asked = 0;
         float result[SEQUENCES_MAX];
         for (int s = 0; s < n; s++) {
@@ -431,24 +430,25 @@ static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache*
 
 static void check_cache(void) {
     for (int i = 0; i < PRECISION_COUNT; i++) {
-        int mark = array_count, n, pages = (CONFIG.context + KV_PAGE - 1) / KV_PAGE;
+        int mark = array_count, n, pages = (CONFIG.shape.context + KV_PAGE - 1) / KV_PAGE;
         model_case c = case_random(CONFIG, LENGTHS);
         precision p = precision_number(i);
         backend* b = devices[(i + 1) * device_step % device_count];
         model_result expected = run_model(devices[0], &c, p, 2, 1);
         tensor logp = vector_new(c.batch.targets);
         n = c.batch.sequences;
-        int head_dim = CONFIG.channels / CONFIG.heads, padded = (head_dim + 15) / 16 * 16;
+        int head_dim = CONFIG.shape.channels / CONFIG.shape.heads,
+            padded = (head_dim + 15) / 16 * 16;
         int* table = ints_new(n * pages);
         for (int k = 0; k < n * pages; k++) table[k] = n * pages - 1 - k;
-        kv_cache kv = {.layers = CONFIG.layers,
+        kv_cache kv = {.layers = CONFIG.shape.layers,
                        .pages = n * pages,
-                       .heads = {CONFIG.heads, CONFIG.heads, head_dim},
+                       .heads = {CONFIG.shape.heads, CONFIG.shape.heads, head_dim},
                        .page_table = table,
                        .pages_per_slot = pages,
                        .format = p.store,
                        .operand = p.attention};
-        kv.data = floats_new(kv.layers * kv.pages * CONFIG.heads * 2 * padded * KV_PAGE);
+        kv.data = floats_new(kv.layers * kv.pages * CONFIG.shape.heads * 2 * padded * KV_PAGE);
         model_weights* w = model_weights_create(b, &c.config, p);
         model_acts* a = model_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
         model_weights_sync(w, c.parameters.data);
@@ -464,12 +464,12 @@ static void check_cache(void) {
 // Against float64, and finite differences
 
 static model_case case_fixture(void) {
-    model_case c = {.config = {9, 13, 2, 3, 12}, .length = {9, 1, 6}};
-    gpt2_tensor table[GPT2_TENSORS];
-    c.parameters = vector_new((int)gpt2_tensors(&c.config, table));
-    for (int i = 0; i < GPT2_TENSORS; i++)
-        memcpy(row_at(c.parameters, 0) + table[i].offset, fixture_floats("gpt2", table[i].name),
-               table[i].count * sizeof(float));
+    model_case c = {.config = model_gpt2(9, 13, 2, 3, 12), .length = {9, 1, 6}};
+    c.parameters = vector_new((int)c.config.parameters);
+    for (int i = 0; i < 16; i++)
+        memcpy(row_at(c.parameters, 0) + c.config.offset[i],
+               fixture_floats("gpt2", c.config.family->weight[i].name),
+               c.config.count[i] * sizeof(float));
     c.coef = fixture_floats("gpt2", "coef");
     c.inverse_temperature = *fixture_floats("gpt2", "inverse_temperature");
     packed_batch g = {.tokens = 16, .sequences = 3, .targets = fixture_find("gpt2", "row").count};
@@ -485,19 +485,17 @@ static model_case case_fixture(void) {
 }
 
 static void check_float64(void) {
-    gpt2_tensor table[GPT2_TENSORS];
     for (int d = 0; d < device_count; d += device_step) {
         int mark = array_count;
         model_case c = case_fixture();
         model_result r = run_model(devices[d], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 2, 0);
-        gpt2_tensors(&c.config, table);
         for (int i = 0; i < r.lookup.cols; i++)  // wte comes first
             row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
         check_fixture(r.logp, "gpt2", "logp", devices[d]);
         check_fixture(r.entropy, "gpt2", "entropy", devices[d]);
-        for (int i = 0; i < GPT2_TENSORS; i++)
-            check_fixture(columns_of(r.all, (int)table[i].offset, (int)table[i].count), "gpt2",
-                          text("d%s", table[i].name), devices[d]);
+        for (int i = 0; i < 16; i++)
+            check_fixture(columns_of(r.all, (int)c.config.offset[i], (int)c.config.count[i]),
+                          "gpt2", text("d%s", c.config.family->weight[i].name), devices[d]);
         arrays_free(mark, "a model against float64");
     }
 }
@@ -515,7 +513,6 @@ static double model_loss(const void* context, double* size) {
 static void check_differences(void) {
     int mark = array_count;
     model_case c = case_fixture();
-    gpt2_tensor table[GPT2_TENSORS];
     for (int i = 0; i < c.parameters.cols; i++) {  // on the grid that makes steps exact
         float* x = row_at(c.parameters, 0) + i;
         *x = rintf(*x * 1024) / 1024;
@@ -523,12 +520,11 @@ static void check_differences(void) {
     model_result r = run_model(devices[device_count - device_step], &c,
                                precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 0);
     for (int i = 0; i < r.lookup.cols; i++) row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
-    gpt2_tensors(&c.config, table);
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        int at = (int)table[i].offset, n = (int)table[i].count;
+    for (int i = 0; i < 16; i++) {
+        int at = (int)c.config.offset[i], n = (int)c.config.count[i];
         // Some 30 ops one after another, each with a few roundings of numbers near its own size.
         check_slopes(columns_of(c.parameters, at, n), columns_of(r.all, at, n), model_loss, &c, 100,
-                     text("slope of the loss by %s", table[i].name));
+                     text("slope of the loss by %s", c.config.family->weight[i].name));
     }
     arrays_free(mark, "differences of a model");
 }
@@ -538,16 +534,15 @@ static void check_residual(void) {
     int mark = array_count;
     model_case c = case_random(CONFIG, LENGTHS);
     backend* b = devices[0];
-    int C = c.config.channels, L = c.config.layers, N = c.batch.tokens;
-    gpt2_params p = gpt2_params_at(&c.config, c.parameters.data);
+    int C = c.config.shape.channels, L = c.config.shape.layers, N = c.batch.tokens;
+    const float *wte = c.parameters.data, *wpe = wte + c.config.offset[1];
     model_weights* w = model_weights_create(b, &c.config, precision_of(&FORMAT_FP32, &FORMAT_FP32));
     model_weights_sync(w, c.parameters.data);
     tensor first = matrix_new(N, C, &FORMAT_FP32),
            kept = array_new((L + 1) * N, C, 0, &FORMAT_FP32);
     for (int r = 0; r < N; r++)
         for (int i = 0; i < C; i++)
-            row_at(first, r)[i] =
-                p.wte[c.batch.token[r] * C + i] + p.wpe[c.batch.position[r] * C + i];
+            row_at(first, r)[i] = wte[c.batch.token[r] * C + i] + wpe[c.batch.position[r] * C + i];
     for (int keep = RECOMPUTE_NOTHING; keep < FORWARD_ONLY; keep++) {
         model_acts* a = model_acts_create(b, &c.config, &FORMAT_FP32, N, (recompute_level)keep);
         tensor logp = vector_new(c.batch.targets);
@@ -565,6 +560,7 @@ static void check_residual(void) {
 }
 
 int main(void) {
+    CONFIG = model_gpt2(40, 37, 2, 2, 20);
     devices_open();
     check_residual();
     check_devices();

@@ -10,12 +10,12 @@ static int quick;
 // The table
 
 static void test_table(void) {
-    const gpt2_config gpt2_124m = {1024, 50257, 12, 12, 768}, c = {5, 3, 2, 2, 4};
+    const model gpt2_124m = model_gpt2(1024, 50257, 12, 12, 768), c = model_gpt2(5, 3, 2, 2, 4);
     static const struct {
         const char* name;
         size_t count;
         int matrix;
-    } expected[GPT2_TENSORS] = {
+    } expected[GPT2_WEIGHTS] = {
         {"wte", 3 * 4, 1},
         {"wpe", 5 * 4, 1},
         {"ln1w", 2 * 4, 0},
@@ -33,34 +33,31 @@ static void test_table(void) {
         {"lnfw", 4, 0},
         {"lnfb", 4, 0},
     };
-    gpt2_tensor table[GPT2_TENSORS];
-    CHECK(gpt2_tensors(&gpt2_124m, table) == 124439808, "parameters of GPT-2 124M");
-    size_t total = gpt2_tensors(&c, table), at = 0;
-    float memory[1];
-    gpt2_params p = gpt2_params_at(&c, memory);
-    float* pointer[GPT2_TENSORS];
-    memcpy(pointer, &p, sizeof pointer);
-    for (int i = 0; i < GPT2_TENSORS; i++) {
+    CHECK(gpt2_124m.parameters == 124439808, "parameters of GPT-2 124M");
+    size_t at = 0;
+    for (int i = 0; i < GPT2_WEIGHTS; i++) {
         const char* name = expected[i].name;
-        CHECK(!strcmp(table[i].name, name), "tensor %d is %s, not %s", i, table[i].name, name);
-        CHECK(table[i].offset == at, "%s begins at %zu, not %zu", name, table[i].offset, at);
-        CHECK(table[i].count == expected[i].count, "%s has %zu", name, table[i].count);
-        CHECK(table[i].matrix == expected[i].matrix, "%s decays: %d", name, table[i].matrix);
-        CHECK((size_t)((char*)pointer[i] - (char*)memory) == 4 * at, "the pointer of %s", name);
+        const family_weight* w = &c.family->weight[i];
+        CHECK(!strcmp(w->name, name), "tensor %d is %s, not %s", i, w->name, name);
+        CHECK(c.offset[i] == at, "%s begins at %zu, not %zu", name, c.offset[i], at);
+        CHECK(c.count[i] == expected[i].count, "%s has %zu", name, c.count[i]);
+        CHECK(weight_decays(w) == expected[i].matrix, "%s decays: %d", name, weight_decays(w));
         at += expected[i].count;
     }
-    CHECK(total == at, "%zu parameters in all, not %zu", total, at);
-    CHECK(p.wte == memory && p.lnfb == memory + total - 4, "first and last pointer");
+    CHECK(c.parameters == at, "%zu parameters in all, not %zu", c.parameters, at);
 }
 
-static void refused_shape(const void* config) { model_check(config); }
+static void refused_shape(const void* of) {
+    const int* s = of;  // heads, channels
+    model_gpt2(8, 8, 1, s[0], s[1]);
+}
 
 static void test_refusals(void) {
-    const gpt2_config odd = {8, 8, 1, 3, 16}, wide = {8, 8, 1, 1, 272}, good = {8, 8, 1, 1, 256};
-    check_refusal(refused_shape, &odd, "3 heads in 16 channels",
+    const int odd[] = {3, 16}, wide[] = {1, 272};
+    check_refusal(refused_shape, odd, "3 heads in 16 channels",
                   (const char* [REFUSAL_WORDS]){"--heads 3", "--channels 16"});
-    check_refusal(refused_shape, &wide, "a head of 272", (const char* [REFUSAL_WORDS]){"256"});
-    model_check(&good);
+    check_refusal(refused_shape, wide, "a head of 272", (const char* [REFUSAL_WORDS]){"256"});
+    CHECK(model_gpt2(8, 8, 1, 1, 256).shape.head_dim == 256, "a head of 256");
 }
 
 // Mean and deviation of a normal sample lie within five standard errors.
@@ -72,27 +69,25 @@ static void check_normal(const float* x, size_t n, double deviation, const char*
 }
 
 static void test_init(void) {
-    const gpt2_config c = {48, 40, 3, 2, 32};
-    size_t n = parameter_count(&c), bytes = n * sizeof(float);
+    const model c = model_gpt2(48, 40, 3, 2, 32);
+    size_t n = c.parameters, bytes = n * sizeof(float);
     float *p = xalloc(n, 4, "a"), *again = xalloc(n, 4, "b"), *other = xalloc(n, 4, "c");
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(&c, table);
     model_init(&c, p, 7);
     model_init(&c, again, 7);
     model_init(&c, other, 8);
     CHECK(!memcmp(p, again, bytes), "the same seed, the same bits");
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        const gpt2_tensor* t = &table[i];
-        const float* x = p + t->offset;
-        if (t->matrix) {
-            int residual = !strcmp(t->name, "attprojw") || !strcmp(t->name, "fcprojw");
-            check_normal(x, t->count, residual ? 0.02 / sqrt(6.0) : 0.02, t->name);
-            CHECK(x[0] != other[t->offset], "%s is the same for another seed", t->name);
-            CHECK(i == 0 || fabsf(x[0]) != fabsf(p[0]), "%s begins like wte", t->name);
+    for (int i = 0; i < GPT2_WEIGHTS; i++) {
+        const family_weight* w = &c.family->weight[i];
+        const float* x = p + c.offset[i];
+        if (weight_decays(w)) {
+            int residual = !strcmp(w->name, "attprojw") || !strcmp(w->name, "fcprojw");
+            check_normal(x, c.count[i], residual ? 0.02 / sqrt(6.0) : 0.02, w->name);
+            CHECK(x[0] != other[c.offset[i]], "%s is the same for another seed", w->name);
+            CHECK(i == 0 || fabsf(x[0]) != fabsf(p[0]), "%s begins like wte", w->name);
             continue;
         }
-        float constant = strchr(t->name, 'l') == t->name && strchr(t->name, 'w') ? 1 : 0;
-        for (size_t j = 0; j < t->count; j++) CHECK_SAME(x[j], constant, t->name);
+        float constant = w->name[0] == 'l' && strchr(w->name, 'w') ? 1 : 0;
+        for (size_t j = 0; j < c.count[i]; j++) CHECK_SAME(x[j], constant, w->name);
     }
     free(p);
     free(again);
@@ -115,9 +110,9 @@ typedef struct text {
     int words;
 } text;
 
-static text random_text(const gpt2_config* c, const int* length, int sequences, int skip,
+static text random_text(const model* c, const int* length, int sequences, int skip,
                         int with_nucleus) {
-    text t = {.sequences = sequences, .skip = skip, .words = (c->vocab + 31) / 32};
+    text t = {.sequences = sequences, .skip = skip, .words = (c->shape.vocab + 31) / 32};
     for (int s = 0; s < sequences; s++) t.tokens += t.length[s] = length[s];
     t.token = xalloc((size_t)t.tokens, sizeof(int), "text");
     t.target = xalloc((size_t)t.tokens, sizeof(int), "text");
@@ -127,7 +122,7 @@ static text random_text(const gpt2_config* c, const int* length, int sequences, 
     for (int i = 0; i < t.tokens; i++) {
         // The last token of the vocabulary is never an input: its row of the embedding gets a
         // gradient as the head's weight alone.
-        t.token[i] = (int)rng_below(&r, (uint32_t)c->vocab - 1);
+        t.token[i] = (int)rng_below(&r, (uint32_t)c->shape.vocab - 1);
         t.coef[i] = (float)(rng_normal(&r) / 8);
         for (int w = 0; w < t.words && with_nucleus; w++) t.nucleus[i * t.words + w] = rng_u32(&r);
     }
@@ -214,9 +209,10 @@ typedef struct outcome {
 } outcome;
 
 // Runs the text through the model, sequences cut into batches of `together` (1, 2, ...) at a time.
-static outcome run_text(backend* b, const gpt2_config* c, precision p, const float* parameters,
+static outcome run_text(backend* b, const model* c, precision p, const float* parameters,
                         const text* t, float inverse_temperature, int together) {
-    outcome o = {.parameters = parameter_count(c), .embedding = (size_t)c->vocab * c->channels};
+    outcome o = {.parameters = c->parameters,
+                 .embedding = (size_t)c->shape.vocab * c->shape.channels};
     o.logp = xalloc((size_t)t->tokens, 4, "log-probabilities");
     o.entropy = xalloc((size_t)t->tokens, 4, "entropies");
     o.all = xalloc(o.parameters, 4, "gradients");
@@ -259,14 +255,13 @@ static void outcome_free(outcome* o) {
 // backward pass (its gradients come from finite differences).
 
 typedef struct reference {
-    gpt2_config c;
-    gpt2_tensor table[GPT2_TENSORS];
+    model c;
     double* p;
 } reference;
 
-static reference reference_of(const gpt2_config* c, const float* parameters) {
+static reference reference_of(const model* c, const float* parameters) {
     reference m = {.c = *c};
-    size_t n = gpt2_tensors(c, m.table);
+    size_t n = c->parameters;
     m.p = xalloc(n, sizeof(double), "reference parameters");
     for (size_t i = 0; i < n; i++) m.p[i] = parameters[i];
     return m;
@@ -274,9 +269,7 @@ static reference reference_of(const gpt2_config* c, const float* parameters) {
 
 // Row `index` of tensor `name`, whose rows have `width` values.
 static const double* weights_at(const reference* m, const char* name, int index, int width) {
-    for (int i = 0; i < GPT2_TENSORS; i++)
-        if (!strcmp(m->table[i].name, name)) return m->p + m->table[i].offset + index * width;
-    fatal("there is no tensor %s", name);
+    return m->p + tensor_offset(&m->c, name) + index * width;
 }
 
 static void layernorm(double* out, const double* x, const double* w, const double* b, int n) {
@@ -298,7 +291,7 @@ enum { REFERENCE_TOKENS = 24, REFERENCE_WIDTH = 32 };  // at most
 
 // Adds proj(attention(qkv(norm(x)))) to the rows of x.
 static void attention_block(const reference* m, int l, double (*x)[REFERENCE_WIDTH], int n) {
-    int C = m->c.channels, H = m->c.heads, D = C / H;
+    int C = m->c.shape.channels, H = m->c.shape.heads, D = C / H;
     static double qkv[REFERENCE_TOKENS][3 * REFERENCE_WIDTH];
     double norm[REFERENCE_WIDTH], mixed[REFERENCE_WIDTH], branch[REFERENCE_WIDTH];
     for (int i = 0; i < n; i++) {
@@ -328,7 +321,7 @@ static void attention_block(const reference* m, int l, double (*x)[REFERENCE_WID
 
 // Adds fcproj(gelu(fc(norm(x)))) to one row.
 static void mlp_block(const reference* m, int l, double* x) {
-    int C = m->c.channels;
+    int C = m->c.shape.channels;
     double norm[REFERENCE_WIDTH], wide[4 * REFERENCE_WIDTH], branch[REFERENCE_WIDTH];
     layernorm(norm, x, weights_at(m, "ln2w", l, C), weights_at(m, "ln2b", l, C), C);
     linear(wide, norm, weights_at(m, "fcw", l, 4 * C * C), weights_at(m, "fcb", l, 4 * C), 4 * C,
@@ -346,7 +339,7 @@ static void mlp_block(const reference* m, int l, double* x) {
 // log-probability of `target` after the row x, and the entropy.
 static double head(const reference* m, const double* x, int target, const uint32_t* nucleus,
                    double temperature, double* entropy) {
-    int C = m->c.channels, V = m->c.vocab;
+    int C = m->c.shape.channels, V = m->c.shape.vocab;
     double norm[REFERENCE_WIDTH], logit[64], sum = 0;
     layernorm(norm, x, weights_at(m, "lnfw", 0, C), weights_at(m, "lnfb", 0, C), C);
     linear(logit, norm, weights_at(m, "wte", 0, C), NULL, V, C);
@@ -364,7 +357,7 @@ static double head(const reference* m, const double* x, int target, const uint32
 static double reference_loss(const reference* m, const text* t, double temperature, double* logp,
                              double* entropy) {
     static double x[REFERENCE_TOKENS][REFERENCE_WIDTH];
-    int C = m->c.channels, at = 0, target = 0;
+    int C = m->c.shape.channels, at = 0, target = 0;
     double loss = 0;
     for (int s = 0; s < t->sequences; s++) {
         int n = t->length[s];
@@ -372,7 +365,7 @@ static double reference_loss(const reference* m, const text* t, double temperatu
             for (int d = 0; d < C; d++)
                 x[i][d] =
                     weights_at(m, "wte", t->token[at + i], C)[d] + weights_at(m, "wpe", i, C)[d];
-        for (int l = 0; l < m->c.layers; l++) {
+        for (int l = 0; l < m->c.shape.layers; l++) {
             attention_block(m, l, x, n);
             for (int i = 0; i < n; i++) mlp_block(m, l, x[i]);
         }
@@ -391,22 +384,25 @@ static double reference_loss(const reference* m, const text* t, double temperatu
 // ---------------------------------------------------------------------------------------------
 // Forward and backward against it
 
-typedef struct shape {
-    gpt2_config c;
+typedef struct case_shape {
+    model c;
     int sequences, length[SEQUENCES_MAX], skip, nucleus;
     float temperature;
-} shape;
+} case_shape;
 
 // Odd sizes: a head of 4 and one of 12 (blocks are of 16), sequences beyond one block of 16 keys.
-static const shape SHAPES[] = {{{9, 7, 2, 2, 8}, 3, {9, 5, 1}, 0, 0, 1},
-                               {{20, 33, 1, 1, 12}, 3, {20, 3, 17}, 2, 1, 0.7f}};
-enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
+enum { SHAPE_COUNT = 2 };
+static case_shape shape_number(int k) {
+    if (k == 0) return (case_shape){model_gpt2(9, 7, 2, 2, 8), 3, {9, 5, 1}, 0, 0, 1};
+    return (case_shape){model_gpt2(20, 33, 1, 1, 12), 3, {20, 3, 17}, 2, 1, 0.7f};
+}
 
 // The forward pass in fp32 against double. A log-probability is the end of about 200 operations in
 // a row, each with an error of up to 2^-24 on values around 1, which mostly cancel: seen are 19.
 static const double FORWARD_TOLERANCE = 64 * 0x1p-24;
 
-static void check_forward(const shape* s, const reference* m, const text* t, const outcome* o) {
+static void check_forward(const case_shape* s, const reference* m, const text* t,
+                          const outcome* o) {
     double* logp = xalloc((size_t)2 * t->tokens, sizeof(double), "reference");
     reference_loss(m, t, s->temperature, logp, logp + t->tokens);
     for (int i = 0; i < o->targets; i++) {
@@ -419,33 +415,34 @@ static void check_forward(const shape* s, const reference* m, const text* t, con
 // Every element of every gradient against a central difference in double, whose own error is below
 // 1e-8. The chain is twice that of the forward pass, and norms magnify it: seen are 40 errors of
 // 2^-24 of the tensor's largest gradient.
-static void check_gradient(const shape* s, reference* m, const text* t, const outcome* o) {
+static void check_gradient(const case_shape* s, reference* m, const text* t, const outcome* o) {
     const double h = 1e-4;
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        const gpt2_tensor* part = &m->table[i];
+    for (int i = 0; i < GPT2_WEIGHTS; i++) {
+        const char* name = m->c.family->weight[i].name;
+        size_t offset = m->c.offset[i];
         double largest = 0, worst = 0;
-        for (size_t j = 0; j < part->count; j += quick ? 16 : 1) {
-            double* p = m->p + part->offset + j;
+        for (size_t j = 0; j < m->c.count[i]; j += quick ? 16 : 1) {
+            double* p = m->p + offset + j;
             double kept = *p;
             *p = kept + h;
             double up = reference_loss(m, t, s->temperature, NULL, NULL);
             *p = kept - h;
             double down = reference_loss(m, t, s->temperature, NULL, NULL);
             *p = kept;
-            double expected = (up - down) / (2 * h), actual = o->all[part->offset + j];
+            double expected = (up - down) / (2 * h), actual = o->all[offset + j];
             if (i == 0) actual += o->lookup[j];  // the tied embedding
             if (fabs(expected) > largest) largest = fabs(expected);
             if (fabs(actual - expected) > worst) worst = fabs(actual - expected);
         }
-        CHECK(largest > 1e-3, "the gradient of %s is put to the test", part->name);
-        CHECK_NEAR(worst, 0, 96 * 0x1p-24 * (largest + 0.1), part->name);
+        CHECK(largest > 1e-3, "the gradient of %s is put to the test", name);
+        CHECK_NEAR(worst, 0, 96 * 0x1p-24 * (largest + 0.1), name);
     }
 }
 
 static void test_against_double(void) {
     backend* b = cpu_open(1, "auto");
     for (int k = 0; k < SHAPE_COUNT; k++) {
-        const shape* s = &SHAPES[k];
+        const case_shape shape_k = shape_number(k), *s = &shape_k;
         float* parameters = random_parameters(&s->c, 3, 0.3);
         reference m = reference_of(&s->c, parameters);
         text t = random_text(&s->c, s->length, s->sequences, s->skip, s->nucleus);
@@ -464,13 +461,13 @@ static void test_against_double(void) {
 // The embedding's two gradients: a token that is no input has none as a lookup; every token that
 // is, has one; and the head gives one to all.
 static void test_tied_embedding(void) {
-    const shape* s = &SHAPES[0];
+    const case_shape first = shape_number(0), *s = &first;
     backend* b = cpu_open(1, "auto");
     float* parameters = random_parameters(&s->c, 3, 0.3);
     text t = random_text(&s->c, s->length, s->sequences, 0, 0);
     outcome o = run_text(b, &s->c, precision_of(&FORMAT_FP32, &FORMAT_FP32), parameters, &t, 1, 8);
-    int C = s->c.channels;
-    for (int v = 0; v < s->c.vocab; v++) {
+    int C = s->c.shape.channels;
+    for (int v = 0; v < s->c.shape.vocab; v++) {
         int used = 0;
         double lookup = 0, as_head = 0;
         for (int i = 0; i < t.tokens; i++) used |= t.token[i] == v;
@@ -481,7 +478,7 @@ static void test_tied_embedding(void) {
         CHECK((lookup != 0) == used, "token %d, an input: %d, has %g as a lookup", v, used, lookup);
         CHECK(as_head > 0, "token %d has %g as a row of the head", v, as_head);
     }
-    CHECK(t.token[0] != s->c.vocab - 1, "the last token is no input");
+    CHECK(t.token[0] != s->c.shape.vocab - 1, "the last token is no input");
     text_free(&t);
     outcome_free(&o);
     free(parameters);
@@ -500,7 +497,7 @@ static double distance(const float* a, const float* b, size_t n) {
 // The other formats: forward and gradient differ from fp32 by the format's roundoff times a modest
 // factor, the same for all formats (seen: 0.5 and 3.6), and by no less than a hundredth of it.
 static void test_formats(void) {
-    const gpt2_config c = {40, 33, 2, 2, 32};
+    const model c = model_gpt2(40, 33, 2, 2, 32);
     const int length[] = {40, 7, 23};
     backend* b = cpu_open(1, "auto");
     float* parameters = random_parameters(&c, 5, 0.15);
@@ -553,29 +550,29 @@ static void check_same_outcome(const outcome* a, const outcome* e, const char* w
 }
 
 // Sequences around the blocks of 16 and 256 keys, at odd sizes of head, channels and vocabulary.
-static const gpt2_config LONG = {320, 37, 2, 2, 24};
 static const int LONG_LENGTH[] = {1, 2, 15, 16, 300, 17, 33};
 enum { LONG_SEQUENCES = 7 };
 
 static void test_bits(void) {
     backend* device[DEVICES_MAX];
     int devices = open_devices(device);
-    float* parameters = random_parameters(&LONG, 6, 0.2);
-    text t = random_text(&LONG, LONG_LENGTH, LONG_SEQUENCES, 0, 0);
+    const model long_model = model_gpt2(320, 37, 2, 2, 24);
+    float* parameters = random_parameters(&long_model, 6, 0.2);
+    text t = random_text(&long_model, LONG_LENGTH, LONG_SEQUENCES, 0, 0);
     for (int i = 0; i < DTYPES; i++) {
         const format* logits = i % 2 ? &FORMAT_BF16 : &FORMAT_FP32;
         precision p = precision_of(DTYPE[i], logits);
         char what[96];
-        outcome e = run_text(device[0], &LONG, p, parameters, &t, 1.25f, LONG_SEQUENCES);
+        outcome e = run_text(device[0], &long_model, p, parameters, &t, 1.25f, LONG_SEQUENCES);
         for (int together = 1; together <= 3; together += quick ? 3 : 2) {
             snprintf(what, sizeof what, "%s, %d sequences at a time", DTYPE[i]->name, together);
-            outcome o = run_text(device[0], &LONG, p, parameters, &t, 1.25f, together);
+            outcome o = run_text(device[0], &long_model, p, parameters, &t, 1.25f, together);
             check_same_outcome(&o, &e, what);
             outcome_free(&o);
         }
         for (int d = 1; d < devices && !(quick && d != 1 + i % 3); d++) {
             snprintf(what, sizeof what, "%s on %s", DTYPE[i]->name, device[d]->name);
-            outcome o = run_text(device[d], &LONG, p, parameters, &t, 1.25f, LONG_SEQUENCES);
+            outcome o = run_text(device[d], &long_model, p, parameters, &t, 1.25f, LONG_SEQUENCES);
             check_same_outcome(&o, &e, what);
             outcome_free(&o);
         }
@@ -588,14 +585,14 @@ static void test_bits(void) {
 
 // A token is seen by itself and by what follows it in its own sequence, by nothing else.
 static void test_causality(void) {
-    const gpt2_config c = {40, 37, 2, 2, 24};
+    const model c = model_gpt2(40, 37, 2, 2, 24);
     const int length[] = {20, 40, 9}, changed = 20 + 18;  // a token in the middle of the second
     backend* b = cpu_open(1, "auto");
     precision p = precision_of(&FORMAT_FP32, &FORMAT_FP32);
     float* parameters = random_parameters(&c, 6, 0.2);
     text t = random_text(&c, length, 3, 0, 0);
     outcome before = run_text(b, &c, p, parameters, &t, 1, 3);
-    t.token[changed] = (t.token[changed] + 1) % (c.vocab - 1);
+    t.token[changed] = (t.token[changed] + 1) % (c.shape.vocab - 1);
     outcome after = run_text(b, &c, p, parameters, &t, 1, 3);
     for (int i = 0; i < t.tokens; i++) {
         int sees = i >= changed && i < length[0] + length[1];
@@ -614,7 +611,7 @@ static void test_causality(void) {
 
 static void forward_too_long(const void* unused) {
     (void)unused;
-    const gpt2_config c = {8, 8, 1, 1, 16};
+    const model c = model_gpt2(8, 8, 1, 1, 16);
     backend* b = cpu_open(1, "auto");
     model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
     packed_batch g = {.tokens = 5};
@@ -622,10 +619,10 @@ static void forward_too_long(const void* unused) {
 }
 
 static void test_memory(void) {
-    const gpt2_config c = {16, 24, 3, 2, 32};
+    const model c = model_gpt2(16, 24, 3, 2, 32);
     backend* b = cpu_open(1, "auto");
     float* parameters = random_parameters(&c, 1, 0.1);
-    float* on_device = to_device(b, parameters, parameter_count(&c) * 4);
+    float* on_device = to_device(b, parameters, c.parameters * 4);
     size_t before = b->allocated;
     model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_E4M3, &FORMAT_FP32));
     model_weights_sync(w, on_device);
@@ -633,8 +630,8 @@ static void test_memory(void) {
     for (int keep = 0; keep <= FORWARD_ONLY; keep++) {
         size_t already = b->allocated;
         model_acts* a = model_acts_create(b, &c, &FORMAT_FP32, 10, (recompute_level)keep);
-        bytes[keep] = a->bytes;
-        CHECK(b->allocated - already == a->bytes, "the activations' size as announced");
+        bytes[keep] = model_acts_bytes(a);
+        CHECK(b->allocated - already == model_acts_bytes(a), "the activations' size as announced");
         model_acts_free(a);
         CHECK(b->allocated == already, "%zu bytes after they are freed", b->allocated);
     }
@@ -648,8 +645,8 @@ static void test_memory(void) {
     model_weights* never_synced =
         model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
     model_weights_free(never_synced);
-    b->release(b, on_device, parameter_count(&c) * 4);
-    size_t scratch = b->allocated - (before - parameter_count(&c) * 4);
+    b->release(b, on_device, c.parameters * 4);
+    size_t scratch = b->allocated - (before - c.parameters * 4);
     CHECK(scratch < 1 << 20, "%zu bytes stay as scratch memory", scratch);
     free(parameters);
     cpu_close(b);

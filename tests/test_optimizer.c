@@ -4,7 +4,7 @@
 #include "rl/optimizer.h"
 #include "small_model.h"
 
-static const gpt2_config MODEL = {10, 19, 2, 2, 12};
+static model MODEL;
 
 static optimizer_config adamw(void) {
     return (optimizer_config){.beta1 = 0.9,
@@ -72,8 +72,8 @@ typedef struct fixture {
 } fixture;
 
 static fixture make_fixture(backend* b, const optimizer_config* config) {
-    fixture f = {.b = b, .count = parameter_count(&MODEL)};
-    f.embedding = (size_t)MODEL.vocab * MODEL.channels;
+    fixture f = {.b = b, .count = MODEL.parameters};
+    f.embedding = (size_t)MODEL.shape.vocab * MODEL.shape.channels;
     f.o = optimizer_create(b, &MODEL, config);
     f.host = random_parameters(&MODEL, 2, 0.2);
     f.gradient = xalloc(f.count, sizeof(float), "gradients");
@@ -103,21 +103,19 @@ static optimizer_result step(fixture* f, int t, double size, double lr) {
 // The same step in double: g clipped, m, v, bias corrections, decoupled decay of matrices.
 static double reference_step(const fixture* f, const optimizer_config* c, int t, double lr,
                              double* w, double* m, double* v) {
-    gpt2_tensor table[GPT2_TENSORS];
     double squares = 0;
-    gpt2_tensors(&MODEL, table);
     for (size_t i = 0; i < f->count; i++) {
         double g = f->gradient[i] + (i < f->embedding ? f->lookup[i] : 0.0);
         squares += g * g;
     }
     double norm = sqrt(squares), scale = norm > c->clip ? c->clip / norm : 1;
-    for (int k = 0; k < GPT2_TENSORS; k++)
-        for (size_t i = table[k].offset; i < table[k].offset + table[k].count; i++) {
+    for (int k = 0; k < GPT2_WEIGHTS; k++)
+        for (size_t i = MODEL.offset[k]; i < MODEL.offset[k] + MODEL.count[k]; i++) {
             double g = (f->gradient[i] + (i < f->embedding ? f->lookup[i] : 0.0)) * scale;
             m[i] = c->beta1 * m[i] + (1 - c->beta1) * g;
             v[i] = c->beta2 * v[i] + (1 - c->beta2) * g * g;
             double mean = m[i] / (1 - pow(c->beta1, t)), square = v[i] / (1 - pow(c->beta2, t));
-            double decay = table[k].matrix ? c->weight_decay * w[i] : 0;
+            double decay = weight_decays(&MODEL.family->weight[k]) ? c->weight_decay * w[i] : 0;
             w[i] -= lr * (mean / (sqrt(square) + c->eps) + decay);
         }
     return norm;
@@ -172,20 +170,18 @@ static void test_first_step(void) {
     optimizer_config c = adamw();
     fixture f = make_fixture(b, &c);
     float* after = xalloc(f.count, sizeof *after, "parameters");
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(&MODEL, table);
     double norm = step(&f, 1, 1, 0.01).grad_norm;
     b->download(b, after, f.parameters, f.count * sizeof(float));
-    for (int k = 0; k < GPT2_TENSORS; k++) {
+    for (int k = 0; k < GPT2_WEIGHTS; k++) {
         double worst = 0;
-        for (size_t i = table[k].offset; i < table[k].offset + table[k].count; i++) {
+        for (size_t i = MODEL.offset[k]; i < MODEL.offset[k] + MODEL.count[k]; i++) {
             double g = (f.gradient[i] + (i < f.embedding ? f.lookup[i] : 0.0)) / norm;
-            double decay = table[k].matrix ? 0.1 * f.host[i] : 0;
+            double decay = weight_decays(&MODEL.family->weight[k]) ? 0.1 * f.host[i] : 0;
             double expected = f.host[i] - 0.01 * (g / (fabs(g) + 1e-8) + decay);
             worst = fmax(worst, fabs(after[i] - expected));
         }
         // The rounding of w, which is around 1; ten roundings of the step are a tenth of it.
-        CHECK_NEAR(worst, 0, 3 * 0x1p-24, table[k].name);
+        CHECK_NEAR(worst, 0, 3 * 0x1p-24, MODEL.family->weight[k].name);
     }
     free(after);
     fixture_free(&f);
@@ -236,7 +232,7 @@ static void test_bits(void) {
     static const format* const formats[] = {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16};
     backend* device[DEVICES_MAX];
     int devices = open_devices(device);
-    size_t n = parameter_count(&MODEL);
+    size_t n = MODEL.parameters;
     for (int k = 0; k < 3; k++) {
         optimizer_config c = adamw();
         c.format = formats[k];
@@ -298,6 +294,7 @@ static void test_stochastic_rounding(void) {
 }
 
 int main(void) {
+    MODEL = model_gpt2(10, 19, 2, 2, 12);
     test_schedules();
     test_adamw();
     test_first_step();

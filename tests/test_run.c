@@ -406,9 +406,9 @@ static void test_log_values(void) {
 static void test_files(void) {
     int newest;
     CHECK(count_checkpoints("base_run", &newest) == 2 && newest == 3, "two checkpoints are kept");
-    const char* model = checkpoint_file("base_run", "model.bin");
+    const char* file = checkpoint_file("base_run", "model.bin");
     float* parameters;
-    gpt2_config c = llmc_file_read(model, &parameters);
+    shape c = llmc_file_read(file, &parameters).shape;
     CHECK(c.layers == 1 && c.channels == 32 && c.heads == 2 && c.context == 32, "its shape");
     CHECK(parameters[0] != 0, "its weights");
     free(parameters);
@@ -1104,11 +1104,11 @@ static void test_diverged(void) {
 // Where a run starts from
 
 static void test_init(void) {
-    char flags[1024], model[512];
-    snprintf(model, sizeof model, "%s", checkpoint_file("base_run", "model.bin"));
+    char flags[1024], file[512];
+    snprintf(file, sizeof file, "%s", checkpoint_file("base_run", "model.bin"));
     run_lines before = read_log("base_run");
     double greedy = value_of(nth(&before, "eval", -1), "greedy");
-    snprintf(flags, sizeof flags, "--init %s --kl-coef 0.1 --steps 20", model);
+    snprintf(flags, sizeof flags, "--init %s --kl-coef 0.1 --steps 20", file);
     good_run("init", flags);
     run_lines log = read_log("init");
     CHECK(count_lines(&log, "warmup") == 0, "no warm-up");
@@ -1116,9 +1116,9 @@ static void test_init(void) {
     CHECK(!same_model("init", "base_run"), "RL goes on");
     interrupt_at("init_again", flags, "rollout", 4);
     check_resumed("init_again", "init", "");
-    ended e = run("--init %s --channels 64", model);
+    ended e = run("--init %s --channels 64", file);
     check_refused(&e, "another shape", "--channels 64");
-    e = run("--init %s --max-new-tokens 29", model);
+    e = run("--init %s --max-new-tokens 29", file);
     check_refused(&e, "a context of the file that is too small", "lower --max-new-tokens");
     damage(checkpoint_file("init", "model.bin"), 1);
     e = run("--init %s", checkpoint_file("init", "model.bin"));

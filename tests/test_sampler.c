@@ -13,7 +13,7 @@ static int quick;
 enum { PROMPTS_MAX = 12 };
 
 typedef struct setup {
-    gpt2_config c;
+    model c;
     precision p;
     const format* kv;  // NULL: as the precision stores
     int slots, prompts, group, max_new, end_token;
@@ -33,7 +33,7 @@ static int max_prompt_of(const setup* s) {
 static int filtered(const setup* s) { return s->how.top_k > 0 || s->how.top_p < 1; }
 
 static rollout* empty_batch(const setup* s) {
-    int words = filtered(s) ? (s->c.vocab + 31) / 32 : 0;
+    int words = filtered(s) ? (s->c.shape.vocab + 31) / 32 : 0;
     rollout* d = rollout_create(s->prompts * s->group, max_prompt_of(s), s->max_new, words);
     d->prompts = s->prompts;
     d->group = s->group;
@@ -41,17 +41,17 @@ static rollout* empty_batch(const setup* s) {
         rng r = rng_at(21, STREAM_PROMPT, 0, (uint32_t)p);
         d->prompt_length[p] = s->prompt_length[p];
         for (int i = 0; i < s->prompt_length[p]; i++)
-            d->prompt[p * d->max_prompt + i] = (int)rng_below(&r, (uint32_t)s->c.vocab);
+            d->prompt[p * d->max_prompt + i] = (int)rng_below(&r, (uint32_t)s->c.shape.vocab);
     }
     return d;
 }
 
 static sampler* make_rollout(backend* b, const setup* s, const float* parameters) {
-    int words = filtered(s) ? (s->c.vocab + 31) / 32 : 0;
+    int words = filtered(s) ? (s->c.shape.vocab + 31) / 32 : 0;
     sampler* r =
         sampler_create(b, &s->c, s->p, s->kv ? s->kv : s->p.store, s->slots, max_prompt_of(s),
                        s->max_new, s->prompts * s->group, words, s->end_token);
-    size_t bytes = parameter_count(&s->c) * sizeof(float);
+    size_t bytes = s->c.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
     sampler_sync(r, weights);
     b->release(b, weights, bytes);  // decoding needs the packed weights alone
@@ -124,7 +124,7 @@ static double largest_difference(const rollout* d) {
 // Long enough to cross pages and the attention's block of 256 keys twice; a head of 12 and a
 // vocabulary of 37, so that every loop has a tail.
 static setup long_setup(const format* dtype) {
-    return (setup){.c = {600, 37, 2, 2, 24},
+    return (setup){.c = model_gpt2(600, 37, 2, 2, 24),
                    .p = precision_of(dtype, &FORMAT_FP32),
                    .slots = 4,
                    .prompts = 2,
@@ -239,16 +239,14 @@ static void test_one_ulp(void) {
     s.max_new = 100;
     float* parameters = random_parameters(&s.c, 1, 0.2);
     rollout* d = sampled(b, &s, parameters, NULL);
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(&s.c, table);
-    for (int i = 0; i < GPT2_TENSORS; i++) {
+    for (int i = 0; i < GPT2_WEIGHTS; i++) {
         // Of the embeddings a row that is surely used: position 1, and the first prompt's token.
         size_t row = i == 0 ? (size_t)d->prompt[0] : i == 1 ? 1 : 0;
-        float* w = parameters + table[i].offset + row * s.c.channels;
+        float* w = parameters + s.c.offset[i] + row * s.c.shape.channels;
         float kept = *w;
         *w = nextafterf(*w, INFINITY);
         judge(b, &s, parameters, d);
-        CHECK(differing(d) > 0, "an ulp of %s leaves no trace", table[i].name);
+        CHECK(differing(d) > 0, "an ulp of %s leaves no trace", s.c.family->weight[i].name);
         *w = kept;
     }
     judge(b, &s, parameters, d);
@@ -316,7 +314,7 @@ static void test_sync(void) {
 // Prompts whose lengths are multiples of a page, or not, or 1; completions that end by themselves
 // or at the limit.
 static setup mixed_setup(void) {
-    return (setup){.c = {96, 37, 2, 2, 24},
+    return (setup){.c = model_gpt2(96, 37, 2, 2, 24),
                    .p = precision_of(&FORMAT_BF16, &FORMAT_FP32),
                    .slots = 16,
                    .prompts = 10,
@@ -608,7 +606,7 @@ static void test_pages_return(void) {
 enum { VOCAB = 24, DRAWS = 4096 };
 
 static setup one_token_setup(int draws) {
-    return (setup){.c = {16, VOCAB, 1, 2, 16},
+    return (setup){.c = model_gpt2(16, VOCAB, 1, 2, 16),
                    .p = precision_of(&FORMAT_FP32, &FORMAT_FP32),
                    .slots = 256,
                    .prompts = 1,
@@ -718,7 +716,7 @@ static void test_greedy(void) {
     enum { NEW = 12 };
     backend* b = cpu_open(1, "auto");
     setup s = one_token_setup(2);
-    s.c.context = 32;
+    s.c.shape.context = 32;
     s.max_new = NEW;
     s.how.greedy = 1;
     float* parameters = random_parameters(&s.c, 4, 0.5);

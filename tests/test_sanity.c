@@ -34,14 +34,14 @@ typedef int (*verifier)(const task*, const char*, const char*);
 static sanity_config settings(void) { return (sanity_config){TRIED, 8, 0.2, 0.8, 7, 1, 0, 1}; }
 
 static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
-    const gpt2_config model = {32, tokenizer_size(), 1, 2, 16};
+    const model small = model_gpt2(32, tokenizer_size(), 1, 2, 16);
     backend* b = cpu_open(1, "auto");
     task t = task_open("chain");
     t.verify = verify;
-    float* parameters = random_parameters(&model, 3, 0.3);
-    size_t bytes = parameter_count(&model) * sizeof(float);
+    float* parameters = random_parameters(&small, 3, 0.3);
+    size_t bytes = small.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
-    sampler* s = sampler_create(b, &model, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
+    sampler* s = sampler_create(b, &small, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
                                 slots, t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
     rollout* d = rollout_create(capacity, t.max_prompt, MAX_NEW, 0);
     sampler_sync(s, weights);

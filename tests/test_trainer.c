@@ -11,7 +11,7 @@ static int quick;
 // A model and a batch of random completions, as if a slightly different model had sampled them
 
 enum { PROMPTS = 6, GROUP = 4, SEQUENCES = PROMPTS * GROUP, MAX_PROMPT = 7, MAX_NEW = 12 };
-static const gpt2_config MODEL = {20, 37, 2, 2, 24};
+static model MODEL;
 
 static optimizer_config adamw(const format* f) {
     return (optimizer_config){.beta1 = 0.9,
@@ -450,10 +450,10 @@ static void test_keep_sets(void) {
     memcpy(before, d->log_pi, sizeof before);
     snapshot s = snapshot_of(t);
     double outside = 0, inside = 0;
-    for (int i = 0; i < MODEL.channels; i++) {
-        outside += fabsf(s.gradients[OUTSIDE * MODEL.channels + i]);
-        inside += fabsf(s.gradients[INSIDE * MODEL.channels + i]);
-        s.parameters[OUTSIDE * MODEL.channels + i] += 5;
+    for (int i = 0; i < MODEL.shape.channels; i++) {
+        outside += fabsf(s.gradients[OUTSIDE * MODEL.shape.channels + i]);
+        inside += fabsf(s.gradients[INSIDE * MODEL.shape.channels + i]);
+        s.parameters[OUTSIDE * MODEL.shape.channels + i] += 5;
     }
     CHECK(outside == 0 && inside > 0, "gradients outside %g, inside %g", outside, inside);
     trainer_load(t, s.parameters);
@@ -654,7 +654,7 @@ static void test_stochastic_rounding(void) {
 // Loading rounds to the optimizer's format; saving gives back what was loaded.
 static void test_load(void) {
     backend* b = cpu_open(1, "auto");
-    size_t n = parameter_count(&MODEL), wrong = 0;
+    size_t n = MODEL.parameters, wrong = 0;
     float *parameters = random_parameters(&MODEL, 8, 0.2), *back = xalloc(n, 4, "parameters");
     for (int k = 0; k < 2; k++) {
         const format* f = k ? &FORMAT_FP16 : &FORMAT_FP32;
@@ -689,6 +689,7 @@ static void test_memory(void) {
 }
 
 int main(int argc, char** argv) {
+    MODEL = model_gpt2(20, 37, 2, 2, 24);
     quick = test_quick(argc, argv);
     test_patience();  // first: a child must not inherit other tests' threads
     test_bits();

@@ -53,25 +53,23 @@ static option OPTIONS[] = {
 // The work
 
 static void load_parameters(trainer* t) {
-    gpt2_tensor table[GPT2_TENSORS];
-    float* w = xalloc(gpt2_tensors(&t->model, table), sizeof(float), "the parameters");
+    float* w = xalloc(t->model.parameters, sizeof(float), "the parameters");
     rng r = rng_at(1, STREAM_SAMPLE, 1, 0);
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        const gpt2_tensor* x = &table[i];
-        float bias = !x->matrix && x->name[strlen(x->name) - 1] == 'w';  // gains are 1
-        float scale = x->matrix ? 0.035f * 0x1p-15f : 0;
-        for (size_t j = 0; j < x->count; j++)
-            w[x->offset + j] = bias + scale * ((float)rng_below(&r, 1 << 16) - 0x1p15f);
+    for (int i = 0; i < WEIGHTS; i++) {
+        const family_weight* x = &t->model.family->weight[i];
+        float around = x->role == GAIN, scale = weight_decays(x) ? 0.035f * 0x1p-15f : 0;
+        for (size_t j = 0; j < t->model.count[i]; j++)
+            w[t->model.offset[i] + j] = around + scale * ((float)rng_below(&r, 1 << 16) - 0x1p15f);
     }
     trainer_load(t, w);
     free(w);
 }
 
-static trainer* train(backend* b, const gpt2_config* model, precision p) {
+static trainer* train(backend* b, const model* m, precision p) {
     optimizer_config config = workload_adamw();
     objective o = objective_defaults(OBJECTIVE_SFT);
     rollout* d = workload_batch(vocab, sequences, 1, tokens);
-    trainer* t = trainer_create(b, model, p, &config, sequences, tokens, RECOMPUTE_NOTHING);
+    trainer* t = trainer_create(b, m, p, &config, sequences, tokens, RECOMPUTE_NOTHING);
     load_parameters(t);
     trainer_update(t, d, 0, sequences, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-5);
     rollout_free(d);
@@ -89,22 +87,22 @@ static void decode(trainer* t, precision p, int count) {
     rollout_free(d);
 }
 
-static gpt2_config model_config(void) {
+static model model_config(void) {
     int longest = tokens > prompt + new_tokens ? tokens : prompt + new_tokens;
-    return (gpt2_config){longest, vocab, layers, heads, channels};
+    return model_gpt2(longest, vocab, layers, heads, channels);
 }
 static int few_slots(void) { return slots < 4 ? 1 : slots / 4; }
 
 static void run(void) {
     const char* why;
-    gpt2_config model = model_config();
+    model m = model_config();
     precision p = precision_of(DTYPES[dtype], &FORMAT_FP32);
     char number[16];
     snprintf(number, sizeof number, "%d", processors);
     setenv("PTX_PROCESSORS", number, 1);
     backend* b = cuda_open(1, &why);
     if (!b) fatal("no CUDA device: %s", why);
-    trainer* t = train(b, &model, p);
+    trainer* t = train(b, &m, p);
     decode(t, p, few_slots());
     if (few_slots() < slots) decode(t, p, slots);
     trainer_free(t);
@@ -127,8 +125,7 @@ static double ratio(uint64_t a, double b) { return b > 0 ? (double)a / b : 0; }
 // The unit of a kernel's work is an mma where it has these; for the kernels named here what the
 // workload says; for all others a sector of memory that it touches.
 static int figures_of(int i, figures* f) {
-    gpt2_config model = model_config();
-    gpt2_tensor table[GPT2_TENSORS];
+    model m = model_config();
     double seen = prompt + new_tokens - 1,
            decoded = slots + (few_slots() < slots ? few_slots() : 0);
     double logits = (double)sequences * tokens * vocab;
@@ -139,7 +136,7 @@ static int figures_of(int i, figures* f) {
         {"head_forward_rows", "32-logits", logits / 32},
         {"head_backward_rows", "32-logits", logits / 32},
         {"attention_cached", "key-and-head", decoded * layers * heads * seen * (seen + 1) / 2},
-        {"adamw_elements", "32-parameters", (double)gpt2_tensors(&model, table) / 32}};
+        {"adamw_elements", "32-parameters", (double)m.parameters / 32}};
     ptx_counts c;
     const char* name = ptx_profile_kernel(i, &c);
     if (!name) return 0;

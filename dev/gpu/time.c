@@ -24,11 +24,11 @@ enum { ALL, DEVICE, KERNELS, PRODUCTS, STEP, SAMPLING };
 static const char* const SECTIONS[] = {"all",  "device",   "kernels", "products",
                                        "step", "sampling", NULL};
 static const char* const SIZES[] = {"124M", "355M", "774M", "1558M", NULL};
-static const gpt2_config MODELS[] = {{1024, 50257, 12, 12, 768},
-                                     {1024, 50257, 24, 16, 1024},
-                                     {1024, 50257, 36, 20, 1280},
-                                     {1024, 50257, 48, 25, 1600}};
-static const gpt2_config TOY_MODEL = {32, 61, 2, 2, 32};
+static const int GPT2_SIZES[][3] = {  // layers, heads, channels
+    {12, 12, 768},
+    {24, 16, 1024},
+    {36, 20, 1280},
+    {48, 25, 1600}};
 
 static int only, size, short_sequences, toy;
 static double memory_gb = 70;
@@ -169,17 +169,21 @@ static int* progression_new(int n, int first, int step, int modulus) {
     return data;
 }
 
+static model model_number(int i) {
+    if (toy) return model_gpt2(32, 61, 2, 2, 32);
+    return model_gpt2(1024, 50257, GPT2_SIZES[i][0], GPT2_SIZES[i][1], GPT2_SIZES[i][2]);
+}
+
 // GPT-2's initial values, near enough for the time they take.
-static void fill_parameters(const gpt2_config* c, float* parameters) {
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(c, table);
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        const gpt2_tensor* t = &table[i];
-        int gain = !t->matrix && t->name[strlen(t->name) - 1] == 'w';
-        float* ones = gain ? xalloc(t->count, sizeof(float), "gains") : NULL;
-        for (size_t j = 0; gain && j < t->count; j++) ones[j] = 1;
-        if (t->matrix) fill(parameters + t->offset, t->count, &FORMAT_FP32, 0.035f);
-        if (gain) gpu->upload(gpu, parameters + t->offset, ones, t->count * sizeof(float));
+static void fill_parameters(const model* m, float* parameters) {
+    for (int i = 0; i < WEIGHTS; i++) {
+        const family_weight* w = &m->family->weight[i];
+        int gain = w->role == GAIN && m->count[i], matrix = weight_decays(w) && m->count[i];
+        float *to = parameters + m->offset[i], *ones = NULL;
+        if (gain) ones = xalloc(m->count[i], sizeof(float), "gains");
+        for (size_t j = 0; gain && j < m->count[i]; j++) ones[j] = 1;
+        if (matrix) fill(to, m->count[i], &FORMAT_FP32, 0.035f);
+        if (gain) gpu->upload(gpu, to, ones, m->count[i] * sizeof(float));
         free(ones);
     }
 }
@@ -250,15 +254,15 @@ static void limits(void) {
 // ---------------------------------------------------------------------------------------------
 // Products with the weights of GPT-2 124M, as in its training step
 
-typedef struct shape {
+typedef struct product_shape {
     const char* name;
     int inputs, outputs;       // in units of the channels
     const format* input_grad;  // what the step takes it in
-} shape;
-static const shape SHAPES[] = {{"qkv", 1, 3, &FORMAT_FP32},
-                               {"attproj", 1, 1, &FORMAT_BF16},
-                               {"fc", 1, 4, &FORMAT_FP32},
-                               {"fcproj", 4, 1, &FORMAT_FP32}};
+} product_shape;
+static const product_shape SHAPES[] = {{"qkv", 1, 3, &FORMAT_FP32},
+                                       {"attproj", 1, 1, &FORMAT_BF16},
+                                       {"fc", 1, 4, &FORMAT_FP32},
+                                       {"fcproj", 4, 1, &FORMAT_FP32}};
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
 
 static void input_gradient_work(void* arg, int call) {
@@ -278,7 +282,7 @@ static const struct {
                    {"input gradient", input_gradient_work},
                    {"weight gradient", weight_gradient_work}};
 
-static void product_lines(const shape* f, int rows, int channels) {
+static void product_lines(const product_shape* f, int rows, int channels) {
     int k = f->inputs * channels, n = f->outputs * channels;
     backend* device[2] = {gpu, own};
     product p = {0};
@@ -536,17 +540,16 @@ static float* floats_new(size_t n, float scale) {
 }
 
 static void bench_create(bench* d) {
-    gpt2_config model = toy ? TOY_MODEL : MODELS[0];
-    gpt2_tensor tensors[GPT2_TENSORS];
+    model m = model_number(0);
     *d = (bench){.rows = pick(16384, 48),
-                 .channels = model.channels,
-                 .heads = model.heads,
-                 .vocab = model.vocab,
+                 .channels = m.shape.channels,
+                 .heads = m.shape.heads,
+                 .vocab = m.shape.vocab,
                  .long_tokens = pick(1024, 24),
                  .short_tokens = pick(256, 6),
                  .slots = pick(256, 5),
                  .new_max = SETS + 1 + ROUNDS * REPEATS_MAX};
-    d->parameters = gpt2_tensors(&model, tensors);
+    d->parameters = m.parameters;
     int n = d->rows, c = d->channels;
     size_t all = (size_t)n * 4 * c, embedding = (size_t)d->vocab * c;
     for (int s = 0; s < SETS; s++) {
@@ -638,7 +641,7 @@ static void kernels(void) {
 
 // `sequences` sequences that a token begins; random tokens.
 typedef struct step {
-    gpt2_config model;
+    struct model model;
     int sequences, length;  // length: of the longest
     recompute_level keep;
     trainer* t;
@@ -655,8 +658,8 @@ static void step_work(void* arg, int call) {
 // Useful FLOPs: 6 a token and parameter of a product (forward 2, backward 4), and causal
 // attention's 4 C a pair of query and key, three times. What is recomputed does not count.
 static double step_flops(const step* s) {
-    double L = s->model.layers, C = s->model.channels, flops = 0;
-    double matrices = 12 * L * C * C + (double)s->model.vocab * C;
+    double L = s->model.shape.layers, C = s->model.shape.channels, flops = 0;
+    double matrices = 12 * L * C * C + (double)s->model.shape.vocab * C;
     for (int i = 0; i < s->sequences; i++) {
         double T = s->d->length[i];
         flops += 6 * matrices * T + 3 * L * 4 * C * T * (T + 1) / 2;
@@ -666,11 +669,10 @@ static double step_flops(const step* s) {
 
 // An estimate in bytes, on the safe side: 18 a parameter, the lookup's gradient, activations
 // (see recompute_level), and logits of a block of rows.
-static double step_bytes(const gpt2_config* c, double capacity, recompute_level keep) {
+static double step_bytes(const model* c, double capacity, recompute_level keep) {
     static const double KEPT[] = {16, 10, 1};
-    gpt2_tensor table[GPT2_TENSORS];
-    double elements = (KEPT[keep] * c->layers + 32) * c->channels, logits = 2e9;
-    double parameters = (double)gpt2_tensors(c, table), lookup = 4.0 * c->vocab * c->channels;
+    double elements = (KEPT[keep] * c->shape.layers + 32) * c->shape.channels, logits = 2e9;
+    double parameters = (double)c->parameters, lookup = 4.0 * c->shape.vocab * c->shape.channels;
     return 1.05 * (18 * parameters + lookup + 2 * elements * capacity + (toy ? 0 : logits));
 }
 
@@ -711,9 +713,8 @@ static void step_line(const step* s, double seconds, double memory) {
 
 static void training_step(void) {
     optimizer_config config = workload_adamw();
-    step s = {.model = toy ? TOY_MODEL : MODELS[size],
-              .objective = objective_defaults(OBJECTIVE_SFT)};
-    int context = s.model.context;
+    step s = {.model = model_number(size), .objective = objective_defaults(OBJECTIVE_SFT)};
+    int context = s.model.shape.context;
     s.length = short_sequences ? context / 4 : context;
     int mean_length = short_sequences ? s.length * 5 / 8 : s.length;
     if (!step_fit(&s, (size < 2 ? 16 : 8) * context, mean_length)) {
@@ -722,7 +723,7 @@ static void training_step(void) {
         line_end();
         return;
     }
-    s.d = workload_batch(s.model.vocab, s.sequences, 1, s.length);
+    s.d = workload_batch(s.model.shape.vocab, s.sequences, 1, s.length);
     if (short_sequences) make_ragged(s.d, s.length);
     s.t = trainer_create(gpu, &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
                          s.sequences, s.length, s.keep);
@@ -750,17 +751,18 @@ static void sampling_work(void* arg, int call) {
 }
 
 // Bytes that the decode steps must read: all weights of products, and every sequence's cache.
-static double sampling_bytes(const gpt2_config* c, int sequences, int prompt, int new_tokens) {
-    double L = c->layers, C = c->channels, weights = 12 * L * C * C + (double)c->vocab * C;
+static double sampling_bytes(const model* c, int sequences, int prompt, int new_tokens) {
+    double L = c->shape.layers, C = c->shape.channels,
+           weights = 12 * L * C * C + (double)c->shape.vocab * C;
     double bytes = 0;
     for (int t = prompt + 1; t < prompt + new_tokens; t++)
         bytes += 2 * weights + (double)sequences * t * 4 * L * C;
     return bytes;
 }
 
-static void sampling_line(const gpt2_config* c, const float* parameters, int sequences) {
+static void sampling_line(const model* c, const float* parameters, int sequences) {
     int prompt = pick(32, 5), new_tokens = pick(128, 6);
-    sampling_run s = {.d = workload_batch(c->vocab, sequences, prompt, new_tokens)};
+    sampling_run s = {.d = workload_batch(c->shape.vocab, sequences, prompt, new_tokens)};
     s.r = sampler_create(gpu, c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16, sequences,
                          prompt, new_tokens, sequences, 0, -1);
     sampler_sync(s.r, parameters);
@@ -781,12 +783,10 @@ static void sampling_line(const gpt2_config* c, const float* parameters, int seq
 
 static void sampling_section(void) {
     static const int SEQUENCES[] = {64, 256, 1024}, TOY_SEQUENCES[] = {1, 2, 4};
-    gpt2_config model = toy ? TOY_MODEL : MODELS[0];
-    gpt2_tensor table[GPT2_TENSORS];
-    float* parameters = array_new(gpt2_tensors(&model, table) * sizeof(float));
-    fill_parameters(&model, parameters);
-    for (int i = 0; i < 3; i++)
-        sampling_line(&model, parameters, (toy ? TOY_SEQUENCES : SEQUENCES)[i]);
+    model m = model_number(0);
+    float* parameters = array_new(m.parameters * sizeof(float));
+    fill_parameters(&m, parameters);
+    for (int i = 0; i < 3; i++) sampling_line(&m, parameters, (toy ? TOY_SEQUENCES : SEQUENCES)[i]);
     arrays_free();
 }
 

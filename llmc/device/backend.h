@@ -27,7 +27,7 @@ typedef struct linear_plan {
                              // products, one per input)
     int activation_per_tensor;  // fp8: one scale for all rows of a call, not one per row or column:
                                 // a row's bits then depend on the others (not N1)
-    int split_k;  // forward: the sum over the inputs in this many parts, if above 1
+    int split_k;                // forward: the sum over the inputs in this many parts, if above 1
 } linear_plan;
 
 // Attention's heads: `query` heads, `kv` heads of keys and of values (kv divides query), of `dim`

@@ -88,12 +88,8 @@ static void put_values(checked_file* f, const model_header* h, const float* from
     }
 }
 
-static gpt2_config header_config(const model_header* h) {
-    return (gpt2_config){.context = h->context,
-                         .vocab = h->vocab,
-                         .layers = h->layers,
-                         .heads = h->heads,
-                         .channels = h->channels};
+static model header_model(const model_header* h) {
+    return model_gpt2(h->context, h->vocab, h->layers, h->heads, h->channels);
 }
 
 // Values of the embedding's padding.
@@ -136,9 +132,7 @@ static model_header read_model_header(checked_file* f) {
             f, "has version %d of llm.c's model format, and only %d (fp32) and %d (bf16) are read",
             h.version, VERSION_FP32, VERSION_BF16);
     check_shape(f, &h);
-    gpt2_config c = header_config(&h);
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t values = gpt2_tensors(&c, table) + padding_of(&h);
+    size_t values = header_model(&h).parameters + padding_of(&h);
     int64_t expected = (int64_t)(sizeof h + value_bytes(&h) * values);
     if (f->bytes != expected)
         checked_refuse(f, "is %s: it has %lld bytes where its header asks for %lld",
@@ -148,32 +142,29 @@ static model_header read_model_header(checked_file* f) {
 }
 
 static void read_model_values(checked_file* f, const model_header* h, float* parameters) {
-    gpt2_config c = header_config(h);
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t count = gpt2_tensors(&c, table), wte = table[0].count;
+    model m = header_model(h);
+    size_t wte = m.count[m.family->embedding];
     get_values(f, h, parameters, wte);
     get_values(f, h, NULL, padding_of(h));
-    get_values(f, h, parameters + wte, count - wte);
+    get_values(f, h, parameters + wte, m.parameters - wte);
 }
 
-static void write_values(checked_file* f, const gpt2_config* c, const float* parameters,
-                         int version) {
+static void write_values(checked_file* f, const model* m, const float* parameters, int version) {
     model_header h = {.magic = MODEL_MAGIC,
                       .version = version,
-                      .context = c->context,
-                      .vocab = c->vocab,
-                      .layers = c->layers,
-                      .heads = c->heads,
-                      .channels = c->channels,
-                      .padded_vocab = (c->vocab + 127) / 128 * 128};
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t count = gpt2_tensors(c, table), wte = table[0].count;
+                      .context = m->shape.context,
+                      .vocab = m->shape.vocab,
+                      .layers = m->shape.layers,
+                      .heads = m->shape.heads,
+                      .channels = m->shape.channels,
+                      .padded_vocab = (m->shape.vocab + 127) / 128 * 128};
+    size_t wte = m->count[m->family->embedding];
     checked_put(f, &h, sizeof h / 4);
     put_values(f, &h, parameters, wte);
     put_values(f, &h, NULL, padding_of(&h));
-    put_values(f, &h, parameters + wte, count - wte);
+    put_values(f, &h, parameters + wte, m->parameters - wte);
 }
-uint64_t llmc_file_write(const char* path, const gpt2_config* c, const float* parameters,
+uint64_t llmc_file_write(const char* path, const model* m, const float* parameters,
                          const format* how) {
     if (how != &FORMAT_FP32 && how != &FORMAT_BF16)
         fatal("cannot write %s as %s; model files are fp32 or bf16", path, how->name);
@@ -185,7 +176,7 @@ uint64_t llmc_file_write(const char* path, const gpt2_config* c, const float* pa
     const char* slash = strrchr(path, '/');
     char* folder = slash ? xprintf("%.*s", (int)(slash - path) + 1, path) : xprintf(".");
     checked_file f = checked_create(aside);
-    write_values(&f, c, parameters, how == &FORMAT_BF16 ? VERSION_BF16 : VERSION_FP32);
+    write_values(&f, m, parameters, how == &FORMAT_BF16 ? VERSION_BF16 : VERSION_FP32);
     file_close_sync(f.f, aside);
     file_rename(aside, path);
     dir_sync(folder);
@@ -194,29 +185,28 @@ uint64_t llmc_file_write(const char* path, const gpt2_config* c, const float* pa
     return f.checksum;
 }
 
-gpt2_config llmc_file_config(const char* path) {
+model llmc_file_config(const char* path) {
     checked_file f = checked_open(path, MODEL_ADVICE);
     model_header h = read_model_header(&f);
     file_close(f.f, path);
-    return header_config(&h);
+    return header_model(&h);
 }
 
-gpt2_config llmc_file_read(const char* path, float** parameters) {
+model llmc_file_read(const char* path, float** parameters) {
     checked_file f = checked_open(path, MODEL_ADVICE);
     model_header h = read_model_header(&f);
-    gpt2_config c = header_config(&h);
-    gpt2_tensor table[GPT2_TENSORS];
-    *parameters = xalloc(gpt2_tensors(&c, table), sizeof(float), "the parameters of a model file");
+    model m = header_model(&h);
+    *parameters = xalloc(m.parameters, sizeof(float), "the parameters of a model file");
     read_model_values(&f, &h, *parameters);
     file_close(f.f, path);
-    return c;
+    return m;
 }
-void llmc_file_read_as(const char* path, const char* advice, const gpt2_config* c,
-                       uint64_t checksum, float* parameters) {
+void llmc_file_read_as(const char* path, const char* advice, const model* m, uint64_t checksum,
+                       float* parameters) {
     checked_file f = checked_open(path, advice);
     model_header h = read_model_header(&f);
-    gpt2_config found = header_config(&h);
-    int same = !memcmp(&found, c, sizeof found) && h.version == VERSION_FP32;
+    model found = header_model(&h);
+    int same = model_equal(&found, m) && h.version == VERSION_FP32;
     if (same) read_model_values(&f, &h, parameters);
     if (!same || f.checksum != checksum)
         checked_refuse(&f, "is damaged: it is not the file that its state.bin was written with");

@@ -1,83 +1,123 @@
-// The model as a sequence of the backend's ops. A block is
-//   x = x + proj(attention(qkv(norm(x)))),  x = x + fcproj(gelu(fc(norm(x))))
-// where each norm op also forms the residual sum before it, so that the sum is written once.
+// The chains of a family, forward and in reverse. The residual sum before a branch is formed by the
+// branch's norm, so that it is written once.
 #include "model.h"
 
 #include <math.h>  // sqrt
 #include <stdlib.h>
 
-void model_check(const gpt2_config* c) {
-    if (c->channels % c->heads)
-        fatal("--heads %d does not divide --channels %d; choose a divisor", c->heads, c->channels);
-    if (c->channels / c->heads > 256)
-        fatal("--channels %d over --heads %d gives heads of %d; at most 256 are supported",
-              c->channels, c->heads, c->channels / c->heads);
-}
+// ---------------------------------------------------------------------------------------------
+// Shapes
 
-size_t gpt2_tensors(const gpt2_config* c, gpt2_tensor table[GPT2_TENSORS]) {
-    size_t V = c->vocab, T = c->context, L = c->layers, C = c->channels, offset = 0;
-    const gpt2_tensor shapes[] = {
-        {"wte", V * C, 0, 1},
-        {"wpe", T * C, 0, 1},
-        {"ln1w", L * C, 0, 0},
-        {"ln1b", L * C, 0, 0},
-        {"qkvw", L * 3 * C * C, 0, 1},
-        {"qkvb", L * 3 * C, 0, 0},
-        {"attprojw", L * C * C, 0, 1},
-        {"attprojb", L * C, 0, 0},
-        {"ln2w", L * C, 0, 0},
-        {"ln2b", L * C, 0, 0},
-        {"fcw", L * 4 * C * C, 0, 1},
-        {"fcb", L * 4 * C, 0, 0},
-        {"fcprojw", L * C * 4 * C, 0, 1},
-        {"fcprojb", L * C, 0, 0},
-        {"lnfw", C, 0, 0},
-        {"lnfb", C, 0, 0},
-    };
-    _Static_assert(sizeof shapes / sizeof *shapes == GPT2_TENSORS, "one entry a tensor");
-    _Static_assert(sizeof(gpt2_params) == GPT2_TENSORS * sizeof(float*), "one pointer a tensor");
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        table[i] = shapes[i];
-        table[i].offset = offset;
-        offset += shapes[i].count;
+static void check_shape(const family* f, const shape* s) {
+    if (s->kv_heads == s->heads && s->head_dim * s->heads == s->channels) {
+        if (s->head_dim > 256)
+            fatal("--channels %d over --heads %d gives heads of %d; at most 256 are supported",
+                  s->channels, s->heads, s->head_dim);
+    } else if (s->heads % s->kv_heads) {
+        fatal("--kv-heads %d does not divide --heads %d; choose a divisor", s->kv_heads, s->heads);
+    } else if (s->head_dim > 256) {
+        fatal("--head-dim %d: heads of at most 256 are supported", s->head_dim);
     }
-    return offset;
+    if (family_has(f, ROPE) && s->head_dim % 2)
+        fatal(
+            "heads of %d cannot be turned by rotary positions, which turn pairs; choose an even "
+            "--head-dim",
+            s->head_dim);
 }
 
-gpt2_params gpt2_params_at(const gpt2_config* c, float* memory) {
-    gpt2_tensor table[GPT2_TENSORS];
-    float* pointer[GPT2_TENSORS];
-    gpt2_params p;
-    gpt2_tensors(c, table);
-    for (int i = 0; i < GPT2_TENSORS; i++) pointer[i] = memory + table[i].offset;
-    memcpy(&p, pointer, sizeof p);
-    return p;
+model model_of(const family* f, shape s) {
+    model m = {.family = f, .shape = s};
+    check_shape(f, &s);
+    for (int i = 0; i < WEIGHTS; i++) {
+        const family_weight* w = &f->weight[i];
+        if (!w->name || (i == f->head && s.tied)) continue;
+        m.each[i] = (size_t)dim_of(&s, w->rows) * dim_of(&s, w->cols);
+        m.count[i] = m.each[i] * (w->once ? 1 : s.layers);
+        m.offset[i] = m.parameters;
+        m.parameters += m.count[i];
+    }
+    return m;
 }
 
-void model_init(const gpt2_config* c, float* parameters, uint64_t seed) {
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(c, table);
-    double residual = 0.02 / sqrt(2.0 * c->layers);
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        const gpt2_tensor* t = &table[i];
-        int gain = !t->matrix && t->name[strlen(t->name) - 1] == 'w';
-        int projection = strstr(t->name, "proj") != NULL;
+model model_gpt2(int context, int vocab, int layers, int heads, int channels) {
+    if (channels % heads)
+        fatal("--heads %d does not divide --channels %d; choose a divisor", heads, channels);
+    return model_of(&GPT2_FAMILY, (shape){.context = context,
+                                          .vocab = vocab,
+                                          .layers = layers,
+                                          .channels = channels,
+                                          .heads = heads,
+                                          .kv_heads = heads,
+                                          .head_dim = channels / heads,
+                                          .hidden = 4 * channels,
+                                          .tied = 1,
+                                          .norm_eps = GPT2_FAMILY.norm_eps});
+}
+
+int model_equal(const model* a, const model* b) {
+    return a->family == b->family && !memcmp(&a->shape, &b->shape, sizeof a->shape);
+}
+
+head_shape model_heads(const model* m) {
+    return (head_shape){m->shape.heads, m->shape.kv_heads, m->shape.head_dim};
+}
+
+int model_head(const model* m) { return m->shape.tied ? m->family->embedding : m->family->head; }
+
+int model_weight(const model* m, const char* name) {
+    for (int i = 0; i < WEIGHTS; i++)
+        if (m->family->weight[i].name && !strcmp(m->family->weight[i].name, name)) return i;
+    fatal("a model of family %s has no weight %s", m->family->name, name);
+}
+
+void model_init(const model* m, float* parameters, uint64_t seed) {
+    for (int i = 0; i < WEIGHTS; i++) {
+        weight_role kind = m->family->weight[i].role;
+        double spread = kind == PROJECTION ? 0.02 / sqrt(2.0 * m->shape.layers) : 0.02;
+        float* to = parameters + m->offset[i];
         rng r = rng_at(seed, STREAM_INIT, 0, (uint32_t)i);
-        for (size_t j = 0; j < t->count; j++)
-            parameters[t->offset + j] =
-                t->matrix ? (float)(rng_normal(&r) * (projection ? residual : 0.02)) : (float)gain;
+        for (size_t j = 0; j < m->count[i]; j++)
+            to[j] = kind == GAIN ? 1 : kind == BIAS ? 0 : (float)(rng_normal(&r) * spread);
+    }
+}
+
+// Llama 3's scaling: long wavelengths are stretched by rope_factor, short ones are not, and those
+// in between partly (Grattafiori et al., arXiv 2407.21783; transformers' modeling_rope_utils).
+static double llama3_frequency(const shape* s, double frequency) {
+    double turns = s->rope_context * frequency / (2 * 3.14159265358979323846);
+    if (turns < s->rope_low) return frequency / s->rope_factor;
+    if (turns > s->rope_high) return frequency;
+    double share = (turns - s->rope_low) / (s->rope_high - s->rope_low);
+    return (1 - share) * frequency / s->rope_factor + share * frequency;
+}
+
+void model_turns(const shape* s, float* turn) {
+    const double inverse_pi = 0.318309886183790671538;
+    int half = s->head_dim / 2;
+    for (int i = 0; i < half; i++) {
+        double frequency = num_exp(-2.0 * i / s->head_dim * num_log(s->rope_theta));
+        if (s->scaling == ROPE_LINEAR) frequency /= s->rope_factor;
+        if (s->scaling == ROPE_LLAMA3) frequency = llama3_frequency(s, (float)frequency);
+        for (int p = 0; p < s->context; p++) {
+            float angle = (float)p * (float)frequency, *to = turn + ((size_t)p * half + i) * 2;
+            to[0] = (float)num_cospi(angle * inverse_pi);
+            to[1] = (float)num_sinpi(angle * inverse_pi);
+        }
     }
 }
 
 // ---------------------------------------------------------------------------------------------
 // Weights in a precision
 
-// Embeddings, norms and biases: everything that is not an operand of a block's product.
-static int is_other(const gpt2_tensor* t) {
-    return !t->matrix || !strcmp(t->name, "wte") || !strcmp(t->name, "wpe");
+static const char ADVICE[] = "(choose a smaller model: --depth, --channels, --context)";
+
+// Whether weight i is kept rounded: it is there, and no product's operand.
+static int is_other(const model* m, int i) {
+    return m->count[i] && !weight_is_matrix(&m->family->weight[i]) &&
+           (i != m->family->head || m->family->head == m->family->embedding);
 }
 
-// The weights' plans, where their products are not the usual ones.
+// The weights' plans, where their products differ from the default.
 static void plan_products(model_weights* w) {
     backend* b = w->b;
     precision p = w->precision;
@@ -88,202 +128,182 @@ static void plan_products(model_weights* w) {
     if (usual && !p.weight_per_tensor && !p.activation_per_tensor && p.split_k <= 1) return;
     if (!b->weight_plan)
         fatal("%s has products in their usual formats and order alone; use --device cpu", b->name);
-    for (int l = 0; l < 4 * w->config.layers; l++) w->qkv[l] = b->weight_plan(b, &block);
+    for (int i = 0; i < WEIGHTS; i++)
+        for (int l = 0; w->matrix[i] && l < w->model.shape.layers; l++)
+            w->matrix[i][l] = b->weight_plan(b, &block);
     w->head = b->weight_plan(b, &head);
 }
 
-model_weights* model_weights_create(backend* b, const gpt2_config* c, precision p) {
+model_weights* model_weights_create(backend* b, const model* m, precision p) {
     model_weights* w = xalloc(1, sizeof *w, "model weights");
-    size_t before = b->allocated;
-    gpt2_tensor table[GPT2_TENSORS];
-    float* pointer[GPT2_TENSORS] = {NULL};
+    size_t before = b->allocated, turns = (size_t)m->shape.context * m->shape.head_dim;
+    char* what = xprintf("rounded weights %s", ADVICE);
     w->b = b;
-    w->config = *c;
+    w->model = *m;
     w->precision = p;
-    gpt2_tensors(c, table);
-    for (int i = 0; i < GPT2_TENSORS; i++)
-        if (is_other(&table[i])) w->rounded_bytes += table[i].count * sizeof(float);
-    w->rounded =
-        b->alloc(b, w->rounded_bytes,
-                 "rounded weights (choose a smaller model: --depth, --channels, --context)");
-    float* at = w->rounded;
-    for (int i = 0; i < GPT2_TENSORS; i++)
-        if (is_other(&table[i])) {
-            pointer[i] = at;
-            at += table[i].count;
-        }
-    memcpy(&w->p, pointer, sizeof w->p);
-    prepared** all = xalloc(4 * (size_t)c->layers, sizeof *all, "prepared weights");
-    w->qkv = all;
-    w->attproj = all + c->layers;
-    w->fc = all + 2 * c->layers;
-    w->fcproj = all + 3 * c->layers;
+    for (int i = 0; i < WEIGHTS; i++) {
+        if (is_other(m, i)) w->other[i] = b->alloc(b, m->count[i] * sizeof(float), what);
+        if (m->count[i] && weight_is_matrix(&m->family->weight[i]))
+            w->matrix[i] = xalloc(m->shape.layers, sizeof(prepared*), "prepared weights");
+    }
+    if (family_has(m->family, ROPE)) {
+        float* host = xalloc(turns, sizeof(float), "rotary positions");
+        model_turns(&m->shape, host);
+        w->turn = b->alloc(b, turns * sizeof(float), "rotary positions (lower --context)");
+        b->upload(b, w->turn, host, turns * sizeof(float));
+        free(host);
+    }
     plan_products(w);
     w->bytes = b->allocated - before;
+    free(what);
     return w;
 }
 
 void model_weights_sync(model_weights* w, const float* parameters) {
     backend* b = w->b;
-    precision f = w->precision;
-    size_t before = b->allocated, C = w->config.channels;
-    gpt2_tensor table[GPT2_TENSORS];
-    float* to = w->rounded;
-    gpt2_tensors(&w->config, table);
-    for (int i = 0; i < GPT2_TENSORS; i++)
-        if (is_other(&table[i])) {
-            b->cast(b, to, parameters + table[i].offset, table[i].count, f.store);
-            to += table[i].count;
-        }
-    gpt2_params p = gpt2_params_at(&w->config, (float*)parameters);
-    for (int l = 0; l < w->config.layers; l++) {
-        w->qkv[l] = b->weight_prepare(b, w->qkv[l], p.qkvw + l * 3 * C * C, 3 * (int)C, (int)C,
-                                      f.linear, f.linear_backward);
-        w->attproj[l] = b->weight_prepare(b, w->attproj[l], p.attprojw + l * C * C, (int)C, (int)C,
-                                          f.linear, f.linear_backward);
-        w->fc[l] = b->weight_prepare(b, w->fc[l], p.fcw + l * 4 * C * C, 4 * (int)C, (int)C,
-                                     f.linear, f.linear_backward);
-        w->fcproj[l] = b->weight_prepare(b, w->fcproj[l], p.fcprojw + l * 4 * C * C, (int)C,
-                                         4 * (int)C, f.linear, f.linear_backward);
+    const model* m = &w->model;
+    precision p = w->precision;
+    size_t before = b->allocated;
+    for (int i = 0; i < WEIGHTS; i++) {
+        const float* from = parameters + m->offset[i];
+        const family_weight* kind = &m->family->weight[i];
+        if (w->other[i]) b->cast(b, w->other[i], from, m->count[i], p.store);
+        for (int l = 0; w->matrix[i] && l < m->shape.layers; l++)
+            w->matrix[i][l] = b->weight_prepare(
+                b, w->matrix[i][l], from + l * m->each[i], dim_of(&m->shape, kind->rows),
+                dim_of(&m->shape, kind->cols), p.linear, p.linear_backward);
     }
-    w->head =
-        b->weight_prepare(b, w->head, p.wte, w->config.vocab, (int)C, f.attention, f.attention);
+    w->head = b->weight_prepare(b, w->head, parameters + m->offset[model_head(m)], m->shape.vocab,
+                                m->shape.channels, p.attention, p.attention);
     w->bytes += b->allocated - before;
 }
 
 void model_weights_free(model_weights* w) {
     backend* b = w->b;
-    if (w->head)
-        for (int l = 0; l < 4 * w->config.layers; l++) b->weight_release(b, w->qkv[l]);
+    const model* m = &w->model;
+    for (int i = 0; i < WEIGHTS; i++) {
+        for (int l = 0; w->head && w->matrix[i] && l < m->shape.layers; l++)
+            b->weight_release(b, w->matrix[i][l]);
+        if (w->other[i]) b->release(b, w->other[i], m->count[i] * sizeof(float));
+        free(w->matrix[i]);
+    }
     if (w->head) b->weight_release(b, w->head);
-    b->release(b, w->rounded, w->rounded_bytes);
-    free(w->qkv);
+    if (w->turn)
+        b->release(b, w->turn, (size_t)m->shape.context * m->shape.head_dim * sizeof(float));
     free(w);
 }
 
 // ---------------------------------------------------------------------------------------------
-// Activations: for each layer what backward reads again, then what is used and forgotten.
+// Activations: places in one block of memory. First come each layer's own, then those that layers
+// share, then what is not a layer's.
 
-typedef struct layer_acts {
-    void* residual;   // (N, C) the block's input
-    float* stats1;    // (N, 2)
-    void* norm1;      // (N, C)
-    void* qkv;        // (N, 3C)
-    void* attention;  // (N, C)
-    float* softmax;   // (N, heads, 2)
-    void* middle;     // (N, C) residual after attention
-    float* stats2;    // (N, 2)
-    void* norm2;      // (N, C)
-    void* pre;        // (N, 4C)
-    void* gelu;       // (N, 4C)
-} layer_acts;
-enum { LAYER_ACTS = 11 };
+enum { RESIDUAL, LINK_0, AUX_0 = LINK_0 + LINKS, BRANCH_PLACES = AUX_0 + LINKS };
+enum {
+    ADDED = BRANCHES * BRANCH_PLACES,  // (N, C) what a branch adds to the residual
+    LAST,                              // (N, C) the residual after the last layer
+    LAST_AUX,                          // (N, 2)
+    NORMED,                            // (N, C) the last norm's output
+    DRESIDUAL,                         // (N, C) gradient of the residual
+    DNARROW,                           // gradients inside a branch, in turn
+    DWIDE,
+    DSUM,  // such a gradient that was not rounded yet, fp32
+    PLACES
+};
 
-typedef struct shared_acts {
-    void* branch;    // (N, C) a block's two additions, in turn
-    void* residual;  // (N, C) the last block's output
-    float* stats;    // (N, 2)
-    void* norm;      // (N, C)
-    // backward:
-    void* dresidual;  // (N, C)
-    void* dbranch;    // (N, C)
-    void* dwide;      // (N, 4C) gradient of pre-GELU, then of QKV
-    float* dsum;      // (N, 4C) gradient of a norm's or the GELU's output: fp32, not yet rounded
-} shared_acts;
-enum { SHARED_ACTS = 8 };
+typedef struct place {
+    size_t offset;
+    int cols, fp32;
+    int own;  // one per layer
+} place;
 
-// A buffer: elements a token; whether they are statistics or sums, fp32 whatever the format; and
-// for a layer's buffers the last recompute_level at which each layer has its own.
-typedef struct buffer {
-    int elements, fp32;
-    recompute_level own;
-} buffer;
+struct model_acts {
+    backend* b;
+    struct model model;
+    const format* store;
+    recompute_level recompute;
+    int capacity;        // tokens
+    size_t layer_bytes;  // of each layer's own places
+    size_t bytes;
+    char* memory;
+    place place[PLACES];
+    int gradient[BRANCHES][LINKS];  // the place of the gradient of each link's input
+};
 
-static void layer_buffers(const gpt2_config* c, buffer table[LAYER_ACTS]) {
-    int C = c->channels;
-    const buffer of_a_layer[] = {
-        {C, 0, RECOMPUTE_BLOCKS},            // residual
-        {2, 1, RECOMPUTE_CHEAP},             // stats1
-        {C, 0, RECOMPUTE_NOTHING},           // norm1
-        {3 * C, 0, RECOMPUTE_CHEAP},         // qkv
-        {C, 0, RECOMPUTE_CHEAP},             // attention
-        {2 * c->heads, 1, RECOMPUTE_CHEAP},  // softmax
-        {C, 0, RECOMPUTE_CHEAP},             // middle
-        {2, 1, RECOMPUTE_CHEAP},             // stats2
-        {C, 0, RECOMPUTE_NOTHING},           // norm2
-        {4 * C, 0, RECOMPUTE_CHEAP},         // pre
-        {4 * C, 0, RECOMPUTE_NOTHING},       // gelu
-    };
-    _Static_assert(sizeof of_a_layer / sizeof *of_a_layer == LAYER_ACTS, "one entry a buffer");
-    _Static_assert(sizeof(layer_acts) == LAYER_ACTS * sizeof(void*), "one pointer a buffer");
-    memcpy(table, of_a_layer, sizeof of_a_layer);
+static int links_of(const family_link* chain) {
+    int n = 0;
+    while (n < LINKS && chain[n].out != D_0) n++;
+    return n;
 }
 
-static void shared_buffers(const gpt2_config* c, recompute_level keep, buffer table[SHARED_ACTS]) {
-    int C = c->channels, backward = keep != FORWARD_ONLY;
-    const buffer of_all[] = {
-        {C, 0, FORWARD_ONLY},                 // branch
-        {C, 0, FORWARD_ONLY},                 // residual
-        {2, 1, FORWARD_ONLY},                 // stats
-        {C, 0, FORWARD_ONLY},                 // norm
-        {backward * C, 0, FORWARD_ONLY},      // dresidual
-        {backward * C, 0, FORWARD_ONLY},      // dbranch
-        {backward * 4 * C, 0, FORWARD_ONLY},  // dwide
-        {backward * 4 * C, 1, FORWARD_ONLY},  // dsum
-    };
-    _Static_assert(sizeof of_all / sizeof *of_all == SHARED_ACTS, "one entry a buffer");
-    _Static_assert(sizeof(shared_acts) == SHARED_ACTS * sizeof(void*), "one pointer a buffer");
-    memcpy(table, of_all, sizeof of_all);
+// Whether a link takes the gradient of its output as an fp32 sum that was not rounded yet.
+static int takes_sum(link_kind k) {
+    return k == LAYER_NORM || k == RMS_NORM || k == GELU || k == SWIGLU || k == QK_NORM;
 }
 
-// Whole cache lines, so that every buffer begins on one.
-static size_t buffer_bytes(const model_acts* a, const buffer* f) {
-    size_t each = f->fp32 ? sizeof(float) : a->b->bytes_per(a->store);
-    return ((size_t)a->capacity * f->elements * each + 63) / 64 * 64;
+static void place_add(model_acts* a, int i, int cols, int fp32, int kept) {
+    a->place[i] = (place){.cols = cols, .fp32 = fp32, .own = (int)a->recompute <= kept};
 }
 
-// Where each buffer of `layer` begins; the memory holds every layer's own buffers, those that the
-// layers share, and at the end what is not a layer's. Returns the size of it all.
-static size_t place_buffers(const model_acts* a, int layer, char* at[LAYER_ACTS],
-                            char* at_shared[SHARED_ACTS]) {
-    buffer table[LAYER_ACTS], all[SHARED_ACTS];
-    size_t own = 0, offset = 0, bytes;
-    layer_buffers(&a->config, table);
-    shared_buffers(&a->config, a->keep, all);
-    for (int i = 0; i < LAYER_ACTS; i++) {
-        if (a->keep > table[i].own) continue;
-        at[i] = a->memory + own;
-        own += buffer_bytes(a, &table[i]);
+static void widen(place* p, int cols) {
+    if (cols > p->cols) p->cols = cols;
+}
+
+// Places for the gradients inside a branch. A rounded one goes where the link's output gradient
+// does not lie, and of two such places to the one that grows less.
+static void plan_gradients(model_acts* a, int r) {
+    const family_link* chain = a->model.family->branch[r];
+    int from = DRESIDUAL;
+    for (int i = links_of(chain) - 1; i > 0; i--) {
+        int cols = dim_of(&a->model.shape, chain[i - 1].out), to = DSUM;
+        int narrow = cols - a->place[DNARROW].cols, wide = cols - a->place[DWIDE].cols;
+        if (!takes_sum(chain[i - 1].kind))
+            to = from == DNARROW || (from != DWIDE && wide < narrow) ? DWIDE : DNARROW;
+        widen(&a->place[to], cols);
+        a->gradient[r][i] = from = to;
     }
-    for (int i = 0; i < LAYER_ACTS; i++)
-        if (a->keep <= table[i].own) at[i] += layer * own;
-    offset = own * a->config.layers;
-    for (int i = 0; i < LAYER_ACTS; i++) {
-        if (a->keep <= table[i].own) continue;
-        at[i] = a->memory + offset;
-        offset += buffer_bytes(a, &table[i]);
-    }
-    for (int i = 0; i < SHARED_ACTS; i++, offset += bytes) {
-        at_shared[i] = a->memory + offset;
-        bytes = buffer_bytes(a, &all[i]);
-    }
-    return offset;
 }
 
-model_acts* model_acts_create(backend* b, const gpt2_config* c, const format* store, int tokens,
-                              recompute_level keep) {
+static size_t place_bytes(const model_acts* a, const place* p) {  // whole cache lines
+    size_t each = p->fp32 ? sizeof(float) : a->b->bytes_per(a->store);
+    return ((size_t)a->capacity * p->cols * each + 63) / 64 * 64;
+}
+
+model_acts* model_acts_create(backend* b, const model* m, const format* store, int tokens,
+                              recompute_level recompute) {
     model_acts* a = xalloc(1, sizeof *a, "activations");
-    char *layer[LAYER_ACTS], *shared[SHARED_ACTS];
-    a->b = b;
-    a->config = *c;
-    a->store = store;
-    a->capacity = tokens;
-    a->keep = keep;
-    a->bytes = place_buffers(a, 0, layer, shared);
+    const shape* s = &m->shape;
+    *a = (model_acts){
+        .b = b, .model = *m, .store = store, .recompute = recompute, .capacity = tokens};
+    for (int r = 0; r < BRANCHES; r++) {
+        const family_link* chain = m->family->branch[r];
+        int base = r * BRANCH_PLACES;
+        place_add(a, base + RESIDUAL, s->channels, 0, r ? RECOMPUTE_CHEAP : RECOMPUTE_BLOCKS);
+        for (int i = 0; i < links_of(chain); i++) {
+            if (chain[i].kept != NEVER)
+                place_add(a, base + LINK_0 + i, dim_of(s, chain[i].out), 0, chain[i].kept);
+            place_add(a, base + AUX_0 + i, dim_of(s, chain[i].aux), 1, chain[i].aux_kept);
+        }
+    }
+    place_add(a, ADDED, s->channels, 0, NEVER);
+    place_add(a, LAST, s->channels, 0, NEVER);
+    place_add(a, LAST_AUX, 2, 1, NEVER);
+    place_add(a, NORMED, s->channels, 0, NEVER);
+    if (recompute != FORWARD_ONLY) {
+        place_add(a, DRESIDUAL, s->channels, 0, NEVER);
+        place_add(a, DSUM, s->channels, 1, NEVER);
+        for (int r = 0; r < BRANCHES; r++) plan_gradients(a, r);
+    }
+    size_t shared = 0;
+    for (int i = 0; i < PLACES; i++) {
+        size_t* at = a->place[i].own ? &a->layer_bytes : &shared;
+        a->place[i].offset = *at;
+        *at += place_bytes(a, &a->place[i]);
+    }
+    a->bytes = a->layer_bytes * s->layers + shared;
     a->memory = b->alloc(b, a->bytes,
-                         keep == FORWARD_ONLY ? "the sampler's activations (lower --slots)"
-                                              : "activations (lower --micro-batch or raise "
-                                                "--recompute)");
+                         recompute == FORWARD_ONLY ? "the sampler's activations (lower --slots)"
+                                                   : "activations (lower --micro-batch or raise "
+                                                     "--recompute)");
     return a;
 }
 
@@ -292,117 +312,167 @@ void model_acts_free(model_acts* a) {
     free(a);
 }
 
-static layer_acts layer_at(const model_acts* a, int layer) {
-    char *at[LAYER_ACTS], *shared[SHARED_ACTS];
-    layer_acts l;
-    place_buffers(a, layer, at, shared);
-    memcpy(&l, at, sizeof l);
-    return l;
-}
+size_t model_acts_bytes(const model_acts* a) { return a->bytes; }
 
-static shared_acts shared_at(const model_acts* a) {
-    char *at[LAYER_ACTS], *shared[SHARED_ACTS];
-    shared_acts s;
-    place_buffers(a, 0, at, shared);
-    memcpy(&s, shared, sizeof s);
-    return s;
+static void* place_at(const model_acts* a, int l, int i) {
+    const place* p = &a->place[i];
+    return a->memory + (p->own ? l : a->model.shape.layers) * a->layer_bytes + p->offset;
 }
 
 const void* model_residual(const model_acts* a, int layer) {
-    return layer < a->config.layers ? layer_at(a, layer).residual : shared_at(a).residual;
+    return layer < a->model.shape.layers ? place_at(a, layer, RESIDUAL) : place_at(a, 0, LAST);
 }
 
-static tensor matrix(void* data, int rows, int cols, const format* f) {
-    tensor t = {data, rows, cols, cols, f};
-    return t;
-}
+// ---------------------------------------------------------------------------------------------
+// One call: what all its ops need.
+
+typedef struct call {
+    const model_weights* w;
+    model_acts* a;
+    int rows;
+    const int* position;
+    const packed_batch* batch;  // training: the sequences
+    const kv_cache* kv;         // decoding: keys and values, and the rows' slots
+    const int* slot;
+    float* gradients;  // backward: of all parameters
+} call;
 
 static const tensor NOTHING = {NULL, 0, 0, 0, NULL};
 
-// The parameters of layer l that are not products' operands.
-typedef struct layer_params {
-    float *ln1w, *ln1b, *qkvb, *attprojb, *ln2w, *ln2b, *fcb, *fcprojb;
-} layer_params;
+static tensor matrix(void* data, int rows, int cols, const format* f) {
+    return (tensor){data, rows, cols, cols, f};
+}
 
-static layer_params layer_params_at(const gpt2_params* p, size_t C, size_t l) {
-    layer_params q = {p->ln1w + l * C, p->ln1b + l * C, p->qkvb + l * 3 * C, p->attprojb + l * C,
-                      p->ln2w + l * C, p->ln2b + l * C, p->fcb + l * 4 * C,  p->fcprojb + l * C};
-    return q;
+static tensor tensor_at(const call* c, int l, int i) {
+    return matrix(place_at(c->a, l, i), c->rows, c->a->place[i].cols, c->w->precision.store);
+}
+
+// What link i of branch r writes.
+static tensor output_of(const call* c, int l, int r, int i) {
+    const family_link* k = &c->w->model.family->branch[r][i];
+    return tensor_at(c, l, k->kept == NEVER ? ADDED : r * BRANCH_PLACES + LINK_0 + i);
+}
+
+static float* aux_of(const call* c, int l, int r, int i) {
+    return place_at(c->a, l, r * BRANCH_PLACES + AUX_0 + i);
+}
+
+static size_t weight_at(const model* m, int i, int l) {
+    return m->family->weight[i].once ? 0 : l * m->each[i];
+}
+
+static float* other_at(const call* c, int i, int l) {
+    return i == NONE ? NULL : c->w->other[i] + weight_at(&c->w->model, i, l);
+}
+
+static float* gradient_at(const call* c, int i, int l) {
+    const model* m = &c->w->model;
+    return i == NONE ? NULL : c->gradients + m->offset[i] + weight_at(m, i, l);
 }
 
 // ---------------------------------------------------------------------------------------------
 // Forward. Training and decoding differ in one place: where attention finds keys and values.
 
-typedef struct cached_rows {  // decoding; NULL in training
-    const kv_cache* kv;
-    const int *slot, *position;
-} cached_rows;
-
-// From norm1 to the activations of the MLP: all of a block but its last product.
-static void block_forward(const model_weights* w, const layer_acts* a, const shared_acts* s, int l,
-                          int N, const packed_batch* batch, const cached_rows* cached) {
-    backend* b = w->b;
-    int C = w->config.channels;
-    head_shape heads = {w->config.heads, w->config.heads, C / w->config.heads};
-    const format *f = w->precision.store, *product = w->precision.attention;
-    layer_params p = layer_params_at(&w->p, C, l);
-    tensor residual = matrix(a->residual, N, C, f), norm1 = matrix(a->norm1, N, C, f);
-    tensor qkv = matrix(a->qkv, N, 3 * C, f), attention = matrix(a->attention, N, C, f);
-    tensor branch = matrix(s->branch, N, C, f), middle = matrix(a->middle, N, C, f);
-    tensor norm2 = matrix(a->norm2, N, C, f);
-    tensor pre = matrix(a->pre, N, 4 * C, f), gelu = matrix(a->gelu, N, 4 * C, f);
-
-    b->matmul_forward(b, qkv, norm1, w->qkv[l], p.qkvb);
-    if (cached) {
-        b->kv_write(b, cached->kv, l, qkv, cached->slot, cached->position);
-        b->attention_cached(b, attention, cached->kv, l, qkv, cached->slot, cached->position);
-    } else {
-        b->attention_forward(b, attention, a->softmax, qkv, batch->seq_start, batch->sequences,
-                             heads, product);
-    }
-    b->matmul_forward(b, branch, attention, w->attproj[l], p.attprojb);
-    b->norm_forward(b, norm2, middle, a->stats2, residual, branch, p.ln2w, p.ln2b, 1e-5f);
-    b->matmul_forward(b, pre, norm2, w->fc[l], p.fcb);
-    b->gelu_forward(b, gelu, pre);
+static void norm_forward(const call* c, tensor out, tensor sum, float* stats, tensor residual,
+                         tensor add, const float* gain, const float* bias) {
+    backend* b = c->w->b;
+    float eps = c->w->model.shape.norm_eps;
+    if (c->w->model.family->branch[0][0].kind == RMS_NORM)
+        b->rms_forward(b, out, sum, stats, residual, add, gain, eps);
+    else
+        b->norm_forward(b, out, sum, stats, residual, add, gain, bias, eps);
 }
 
-// Everything but the head: `norm` of the shared activations is the result.
-static tensor body_forward(const model_weights* w, model_acts* acts, int N, const int* token,
-                           const int* position, const packed_batch* batch,
-                           const cached_rows* cached) {
-    backend* b = w->b;
-    int C = w->config.channels, L = w->config.layers;
-    const format* f = w->precision.store;
-    if (N > acts->capacity) fatal("%d tokens for activations of %d", N, acts->capacity);
-    shared_acts s = shared_at(acts);
-    layer_acts a = layer_at(acts, 0);
-    layer_params first = layer_params_at(&w->p, C, 0);
-    tensor residual = matrix(a.residual, N, C, f);
-    b->embed_forward(b, residual, w->p.wte, w->p.wpe, token, position);
-    b->norm_forward(b, matrix(a.norm1, N, C, f), residual, a.stats1, residual, NOTHING, first.ln1w,
-                    first.ln1b, 1e-5f);
-    for (int l = 0; l < L; l++) {
-        tensor middle = matrix(a.middle, N, C, f), branch = matrix(s.branch, N, C, f);
-        block_forward(w, &a, &s, l, N, batch, cached);
-        b->matmul_forward(b, branch, matrix(a.gelu, N, 4 * C, f), w->fcproj[l],
-                          layer_params_at(&w->p, C, l).fcprojb);
-        // The sum after the block, and the norm of what comes next.
-        if (l + 1 < L) {
-            a = layer_at(acts, l + 1);
-            layer_params next = layer_params_at(&w->p, C, l + 1);
-            b->norm_forward(b, matrix(a.norm1, N, C, f), matrix(a.residual, N, C, f), a.stats1,
-                            middle, branch, next.ln1w, next.ln1b, 1e-5f);
-        } else {
-            b->norm_forward(b, matrix(s.norm, N, C, f), matrix(s.residual, N, C, f), s.stats,
-                            middle, branch, w->p.lnfw, w->p.lnfb, 1e-5f);
-        }
+static void attend_forward(const call* c, int l, tensor out, float* aux, tensor in) {
+    backend* b = c->w->b;
+    head_shape heads = model_heads(&c->w->model);
+    if (c->kv) {
+        b->kv_write(b, c->kv, l, in, c->slot, c->position);
+        b->attention_cached(b, out, c->kv, l, in, c->slot, c->position);
+    } else {
+        b->attention_forward(b, out, aux, in, c->batch->seq_start, c->batch->sequences, heads,
+                             c->w->precision.attention);
     }
-    return matrix(s.norm, N, C, f);
+}
+
+static void link_forward(const call* c, const family_link* k, int l, tensor out, float* aux,
+                         tensor in) {
+    backend* b = c->w->b;
+    head_shape heads = model_heads(&c->w->model);
+    float eps = c->w->model.shape.norm_eps;
+    switch (k->kind) {
+        case LINEAR:
+            b->matmul_forward(b, out, in, c->w->matrix[k->weight][l], other_at(c, k->bias, l));
+            return;
+        case GELU:
+            b->gelu_forward(b, out, in);
+            return;
+        case SWIGLU:
+            b->swiglu_forward(b, out, in);
+            return;
+        case QK_NORM:
+            b->qk_norm_forward(b, out, aux, in, other_at(c, k->weight, l), heads, eps);
+            return;
+        case ROPE:
+            b->rope(b, out, in, c->w->turn, c->position, heads, 0);
+            return;
+        case ATTEND:
+            attend_forward(c, l, out, aux, in);
+            return;
+        case LAYER_NORM:
+        case RMS_NORM:
+            break;
+    }
+    fatal("a norm stands within a branch");
+}
+
+// Branch r of layer l over residual + add. `again`: in backward, for the links whose outputs
+// forward did not keep. Returns what the branch adds to the residual.
+static tensor branch_forward(const call* c, int l, int r, tensor residual, tensor add, int again) {
+    const family_link* chain = c->w->model.family->branch[r];
+    const place* own = c->a->place + r * BRANCH_PLACES;
+    int n = links_of(chain);
+    tensor x = output_of(c, l, r, 0), sum = tensor_at(c, l, r * BRANCH_PLACES + RESIDUAL);
+    if (again && own[RESIDUAL].own) residual = sum, add = NOTHING;
+    if (!again || !own[LINK_0].own)
+        norm_forward(c, x, sum, aux_of(c, l, r, 0), residual, add, other_at(c, chain[0].weight, l),
+                     other_at(c, chain[0].bias, l));
+    for (int i = 1; i < n; i++) {
+        tensor out = output_of(c, l, r, i);
+        // Backward reads no branch's last output, but a residual that is not kept is made of it.
+        int needed = !again || (i < n - 1 ? !own[LINK_0 + i].own
+                                          : r + 1 < BRANCHES && !own[BRANCH_PLACES + RESIDUAL].own);
+        if (needed) link_forward(c, &chain[i], l, out, aux_of(c, l, r, i), x);
+        x = out;
+    }
+    return x;
+}
+
+static void layer_forward(const call* c, int l, tensor* residual, tensor* add, int again) {
+    for (int r = 0; r < BRANCHES; r++) {
+        *add = branch_forward(c, l, r, *residual, *add, again);
+        *residual = tensor_at(c, l, r * BRANCH_PLACES + RESIDUAL);
+    }
+}
+
+// Everything but the head.
+static tensor body_forward(const call* c, const int* token) {
+    const family* f = c->w->model.family;
+    backend* b = c->w->b;
+    if (c->rows > c->a->capacity) fatal("%d tokens for activations of %d", c->rows, c->a->capacity);
+    tensor residual = tensor_at(c, 0, RESIDUAL), add = NOTHING, out = tensor_at(c, 0, NORMED);
+    b->embed_forward(b, residual, c->w->other[f->embedding], other_at(c, f->positions, 0), token,
+                     c->position);
+    for (int l = 0; l < c->w->model.shape.layers; l++) layer_forward(c, l, &residual, &add, 0);
+    norm_forward(c, out, tensor_at(c, 0, LAST), place_at(c->a, 0, LAST_AUX), residual, add,
+                 other_at(c, f->norm, 0), other_at(c, f->norm_bias, 0));
+    return out;
 }
 
 void model_forward(const model_weights* w, model_acts* a, const packed_batch* batch,
                    float inverse_temperature, float* logp, float* entropy) {
-    tensor x = body_forward(w, a, batch->tokens, batch->token, batch->position, batch, NULL);
+    call c = {.w = w, .a = a, .rows = batch->tokens, .batch = batch, .position = batch->position};
+    tensor x = body_forward(&c, batch->token);
     w->b->head_forward(w->b, logp, entropy, x, batch->row, batch->target, batch->targets, w->head,
                        w->precision.logits, inverse_temperature, batch->nucleus,
                        batch->asked.count ? &batch->asked : NULL);
@@ -410,89 +480,97 @@ void model_forward(const model_weights* w, model_acts* a, const packed_batch* ba
 
 tensor model_forward_cached(const model_weights* w, model_acts* a, const kv_cache* kv, int rows,
                             const int* token, const int* slot, const int* position) {
-    cached_rows cached = {kv, slot, position};
-    return body_forward(w, a, rows, token, position, NULL, &cached);
+    call c = {.w = w, .a = a, .rows = rows, .kv = kv, .slot = slot, .position = position};
+    return body_forward(&c, token);
 }
 
 // ---------------------------------------------------------------------------------------------
-// Backward, the ops of forward in reverse.
+// Backward, the chains in reverse.
 
-// What forward did not keep of layer l. A norm over its own input gives the same statistics again.
-static void recompute(const model_weights* w, const model_acts* acts, const layer_acts* a,
-                      const shared_acts* s, int l, const packed_batch* batch) {
-    backend* b = w->b;
-    int N = batch->tokens, C = w->config.channels;
-    const format* f = w->precision.store;
-    layer_params p = layer_params_at(&w->p, C, l);
-    tensor residual = matrix(a->residual, N, C, f), middle = matrix(a->middle, N, C, f);
-    if (acts->keep == RECOMPUTE_NOTHING) return;
-    b->norm_forward(b, matrix(a->norm1, N, C, f), residual, a->stats1, residual, NOTHING, p.ln1w,
-                    p.ln1b, 1e-5f);
-    if (acts->keep == RECOMPUTE_BLOCKS) {
-        block_forward(w, a, s, l, N, batch, NULL);
-        return;
-    }
-    b->norm_forward(b, matrix(a->norm2, N, C, f), middle, a->stats2, middle, NOTHING, p.ln2w,
-                    p.ln2b, 1e-5f);
-    b->gelu_forward(b, matrix(a->gelu, N, 4 * C, f), matrix(a->pre, N, 4 * C, f));
+static void norm_backward(const call* c, tensor dresidual, int gain, int bias, int l, tensor dout,
+                          tensor residual, const float* stats) {
+    backend* b = c->w->b;
+    if (c->w->model.family->branch[0][0].kind == RMS_NORM)
+        b->rms_backward(b, dresidual, gradient_at(c, gain, l), dout, residual, stats,
+                        other_at(c, gain, l));
+    else
+        b->norm_backward(b, dresidual, gradient_at(c, gain, l), gradient_at(c, bias, l), dout,
+                         residual, stats, other_at(c, gain, l));
 }
 
-static void block_backward(const model_weights* w, const layer_acts* a, const shared_acts* s, int l,
-                           const packed_batch* batch, const gpt2_params* g) {
-    backend* b = w->b;
-    int N = batch->tokens, H = w->config.heads;
-    size_t C = w->config.channels;
-    head_shape heads = {H, H, (int)C / H};
-    const format *f = w->precision.store, *d = w->precision.gradient;
-    layer_params p = layer_params_at(&w->p, C, l), dp = layer_params_at(g, C, l);
-    tensor norm1 = matrix(a->norm1, N, C, f), qkv = matrix(a->qkv, N, 3 * C, f);
-    tensor attention = matrix(a->attention, N, C, f), norm2 = matrix(a->norm2, N, C, f);
-    tensor pre = matrix(a->pre, N, 4 * C, f), gelu = matrix(a->gelu, N, 4 * C, f);
-    tensor dresidual = matrix(s->dresidual, N, C, d), dbranch = matrix(s->dbranch, N, C, d);
-    tensor dgelu = matrix(s->dwide, N, 4 * C, d), dqkv = matrix(s->dwide, N, 3 * C, d);
-    tensor dnorm = matrix(s->dsum, N, C, &FORMAT_FP32);
-    tensor dgelu_sum = matrix(s->dsum, N, 4 * C, &FORMAT_FP32);
-
-    b->matmul_backward_weight(b, g->fcprojw + l * 4 * C * C, dp.fcprojb, dresidual, gelu,
-                              w->fcproj[l]);
-    b->matmul_backward_input(b, dgelu_sum, dresidual, w->fcproj[l]);
-    b->gelu_backward(b, dgelu, dgelu_sum, pre);
-    b->matmul_backward_weight(b, g->fcw + l * 4 * C * C, dp.fcb, dgelu, norm2, w->fc[l]);
-    b->matmul_backward_input(b, dnorm, dgelu, w->fc[l]);
-    b->norm_backward(b, dresidual, dp.ln2w, dp.ln2b, dnorm, matrix(a->middle, N, C, f), a->stats2,
-                     p.ln2w);
-    b->matmul_backward_weight(b, g->attprojw + l * C * C, dp.attprojb, dresidual, attention,
-                              w->attproj[l]);
-    b->matmul_backward_input(b, dbranch, dresidual, w->attproj[l]);
-    b->attention_backward(b, dqkv, dbranch, qkv, attention, a->softmax, batch->seq_start,
-                          batch->sequences, heads, w->precision.attention,
-                          w->precision.gradient_attention);
-    b->matmul_backward_weight(b, g->qkvw + l * 3 * C * C, dp.qkvb, dqkv, norm1, w->qkv[l]);
-    b->matmul_backward_input(b, dnorm, dqkv, w->qkv[l]);
-    b->norm_backward(b, dresidual, dp.ln1w, dp.ln1b, dnorm, matrix(a->residual, N, C, f), a->stats1,
-                     p.ln1w);
+static void link_backward(const call* c, const family_link* k, int l, tensor din, tensor dout,
+                          tensor in, tensor out, const float* aux) {
+    backend* b = c->w->b;
+    head_shape heads = model_heads(&c->w->model);
+    const precision* p = &c->w->precision;
+    switch (k->kind) {
+        case LINEAR:
+            b->matmul_backward_weight(b, gradient_at(c, k->weight, l), gradient_at(c, k->bias, l),
+                                      dout, in, c->w->matrix[k->weight][l]);
+            b->matmul_backward_input(b, din, dout, c->w->matrix[k->weight][l]);
+            return;
+        case GELU:
+            b->gelu_backward(b, din, dout, in);
+            return;
+        case SWIGLU:
+            b->swiglu_backward(b, din, dout, in);
+            return;
+        case QK_NORM:
+            b->qk_norm_backward(b, din, gradient_at(c, k->weight, l), dout, in, aux,
+                                other_at(c, k->weight, l), heads);
+            return;
+        case ROPE:
+            b->rope(b, din, dout, c->w->turn, c->position, heads, 1);
+            return;
+        case ATTEND:
+            b->attention_backward(b, din, dout, in, out, aux, c->batch->seq_start,
+                                  c->batch->sequences, heads, p->attention, p->gradient_attention);
+            return;
+        case LAYER_NORM:
+        case RMS_NORM:
+            break;
+    }
+    fatal("a norm stands within a branch");
 }
 
-void model_backward(const model_weights* w, model_acts* acts, const packed_batch* batch,
-                    float inverse_temperature, const float* coef, model_gradients gradients) {
-    backend* b = w->b;
-    int N = batch->tokens, C = w->config.channels;
-    const format* f = w->precision.store;
-    gpt2_params g = gpt2_params_at(&w->config, gradients.all);
-    shared_acts s = shared_at(acts);
-    tensor dresidual = matrix(s.dresidual, N, C, w->precision.gradient);
-    tensor dnorm = matrix(s.dsum, N, C, &FORMAT_FP32);
-    b->clear(b, s.dresidual, (size_t)N * C * b->bytes_per(w->precision.gradient));
-    b->clear(b, s.dsum, (size_t)N * C * sizeof(float));
-    b->head_backward(b, dnorm, g.wte, matrix(s.norm, N, C, f), batch->row, batch->target, coef,
-                     batch->targets, w->head, w->precision.logits, inverse_temperature,
-                     batch->nucleus);
-    b->norm_backward(b, dresidual, g.lnfw, g.lnfb, dnorm, matrix(s.residual, N, C, f), s.stats,
-                     w->p.lnfw);
-    for (int l = w->config.layers - 1; l >= 0; l--) {
-        layer_acts a = layer_at(acts, l);
-        recompute(w, acts, &a, &s, l, batch);
-        block_backward(w, &a, &s, l, batch, &g);
+// The gradient of what branch r added is that of the residual: down the chain, then onto the
+// residual.
+static void branch_backward(const call* c, int l, int r, tensor dresidual) {
+    const family_link* chain = c->w->model.family->branch[r];
+    tensor d = dresidual;
+    for (int i = links_of(chain) - 1; i > 0; i--) {
+        tensor in = output_of(c, l, r, i - 1), out = output_of(c, l, r, i);
+        int to = c->a->gradient[r][i];
+        const format* how = to == DSUM ? &FORMAT_FP32 : c->w->precision.gradient;
+        tensor din = matrix(place_at(c->a, 0, to), c->rows, in.cols, how);
+        link_backward(c, &chain[i], l, din, d, in, out, aux_of(c, l, r, i));
+        d = din;
     }
-    b->embed_backward(b, gradients.lookup, g.wpe, dresidual, batch->token, batch->position);
+    norm_backward(c, dresidual, chain[0].weight, chain[0].bias, l, d,
+                  tensor_at(c, l, r * BRANCH_PLACES + RESIDUAL), aux_of(c, l, r, 0));
+}
+
+void model_backward(const model_weights* w, model_acts* a, const packed_batch* batch,
+                    float inverse_temperature, const float* coef, model_gradients g) {
+    backend* b = w->b;
+    const family* f = w->model.family;
+    int N = batch->tokens, C = w->model.shape.channels, tied = w->model.shape.tied;
+    call c = {
+        .w = w, .a = a, .rows = N, .batch = batch, .position = batch->position, .gradients = g.all};
+    tensor dresidual = matrix(place_at(a, 0, DRESIDUAL), N, C, w->precision.gradient);
+    tensor dnorm = matrix(place_at(a, 0, DSUM), N, C, &FORMAT_FP32);
+    b->clear(b, dresidual.data, (size_t)N * C * b->bytes_per(w->precision.gradient));
+    b->clear(b, dnorm.data, (size_t)N * C * sizeof(float));
+    b->head_backward(b, dnorm, gradient_at(&c, model_head(&w->model), 0), tensor_at(&c, 0, NORMED),
+                     batch->row, batch->target, coef, batch->targets, w->head, w->precision.logits,
+                     inverse_temperature, batch->nucleus);
+    norm_backward(&c, dresidual, f->norm, f->norm_bias, 0, dnorm, tensor_at(&c, 0, LAST),
+                  place_at(a, 0, LAST_AUX));
+    for (int l = w->model.shape.layers - 1; l >= 0; l--) {
+        tensor residual = tensor_at(&c, l, RESIDUAL), add = NOTHING;
+        if (a->recompute != RECOMPUTE_NOTHING) layer_forward(&c, l, &residual, &add, 1);
+        for (int r = BRANCHES - 1; r >= 0; r--) branch_backward(&c, l, r, dresidual);
+    }
+    b->embed_backward(b, tied ? g.lookup : gradient_at(&c, f->embedding, 0),
+                      gradient_at(&c, f->positions, 0), dresidual, batch->token, batch->position);
 }

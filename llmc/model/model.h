@@ -1,5 +1,5 @@
-// model: the model: configuration, parameters, forward, backward; device-neutral. (GPT-2: Radford
-// et al. 2019; pre-norm transformer, learned positions, tanh-GELU, head tied to the embedding.)
+// model: a transformer of one of the families (families.h): parameters, forward, backward; knows no
+// device.
 //
 // The parameters are fp32 (or rounded, without master weights). What products read is a
 // model_weights: the parameters rounded and packed for one precision. The trainer has one, the
@@ -11,69 +11,51 @@
 #include "../base/common.h"
 #include "../base/numerics.h"
 #include "../device/backend.h"
+#include "families.h"
 #include "precision.h"
 
 LLMC_BEGIN
 
-typedef struct gpt2_config {
-    int context;  // longest sequence
-    int vocab;    // tokens
-    int layers, heads, channels;
-} gpt2_config;
+// A shape of a family, and where its weights lie in one array of all parameters, in the order of
+// the family's table. A weight that the model lacks (the head, if it is tied) has count 0.
+typedef struct model {
+    const family* family;
+    struct shape shape;
+    size_t each[WEIGHTS];    // elements of one layer's
+    size_t count[WEIGHTS];   // of all layers'
+    size_t offset[WEIGHTS];  // of the first, from the first parameter
+    size_t parameters;
+} model;
 
 // Fatal, in one sentence, for a shape that cannot be.
-void model_check(const gpt2_config* c);
+model model_of(const family* f, shape s);
+// GPT-2's shape from what llm.c's files say: hidden 4 C, tied.
+model model_gpt2(int context, int vocab, int layers, int heads, int channels);
+int model_equal(const model* a, const model* b);
+head_shape model_heads(const model* m);
+int model_head(const model* m);  // the head's row of the weight table
+// The row of the weight of this name; fatal if there is none.
+int model_weight(const model* m, const char* name);
 
-// The parameter arrays, in llm.c's order. V vocab, T context, L layers, C channels.
-typedef struct gpt2_params {
-    float* wte;       // (V, C)
-    float* wpe;       // (T, C)
-    float* ln1w;      // (L, C)
-    float* ln1b;      // (L, C)
-    float* qkvw;      // (L, 3C, C)
-    float* qkvb;      // (L, 3C)
-    float* attprojw;  // (L, C, C)
-    float* attprojb;  // (L, C)
-    float* ln2w;      // (L, C)
-    float* ln2b;      // (L, C)
-    float* fcw;       // (L, 4C, C)
-    float* fcb;       // (L, 4C)
-    float* fcprojw;   // (L, C, 4C)
-    float* fcprojb;   // (L, C)
-    float* lnfw;      // (C)
-    float* lnfb;      // (C)
-} gpt2_params;
-enum { GPT2_TENSORS = 16 };
-
-typedef struct gpt2_tensor {
-    const char* name;
-    size_t count, offset;  // elements; offset from the first parameter
-    int matrix;            // weight decay applies
-} gpt2_tensor;
-
-// Fills in the table of tensors; returns the number of parameters.
-size_t gpt2_tensors(const gpt2_config* c, gpt2_tensor table[GPT2_TENSORS]);
-// Pointers into one array of all parameters.
-gpt2_params gpt2_params_at(const gpt2_config* c, float* memory);
-
-// GPT-2's initialisation into a host array of all parameters: normal with deviation 0.02, residual
-// projections 0.02 / sqrt(2 L), gains 1, biases 0.
-void model_init(const gpt2_config* c, float* parameters, uint64_t seed);
+// Initial values into a host array of all parameters, by the weights' roles.
+void model_init(const model* m, float* parameters, uint64_t seed);
+// Cosines and sines of rotary positions, (context, head_dim / 2, 2), into a host array. The angle
+// of position p and pair i is fl32(p * fl32(theta^(-2i / head_dim))), as such models were trained.
+void model_turns(const shape* s, float* turn);
 
 // The parameters made ready for a precision.
 typedef struct model_weights {
     backend* b;
-    gpt2_config config;
-    precision precision;
-    gpt2_params p;   // embeddings, norms, biases, rounded to precision.store (matrices NULL)
-    float* rounded;  // the memory behind p
-    size_t rounded_bytes;
-    prepared **qkv, **attproj, **fc, **fcproj;  // (L) each
+    struct model model;
+    struct precision precision;
+    float* other[WEIGHTS];       // embeddings, gains, biases, rounded to precision.store
+    prepared** matrix[WEIGHTS];  // (layers) the operands of products
     prepared* head;
+    float* turn;   // of rotary positions, or NULL
     size_t bytes;  // device memory held
 } model_weights;
 
-model_weights* model_weights_create(backend* b, const gpt2_config* c, precision p);
+model_weights* model_weights_create(backend* b, const model* m, precision p);
 // Rounds and packs `parameters` (device, fp32): what products read from now on. backward needs them
 // unchanged until then.
 void model_weights_sync(model_weights* w, const float* parameters);
@@ -93,29 +75,23 @@ typedef struct packed_batch {
 // How much of a layer's activations forward keeps for backward; the rest is computed again, with
 // the same bits.
 typedef enum {
-    RECOMPUTE_NOTHING,  // all is kept: 16 C elements a token and layer, of C channels
-    RECOMPUTE_CHEAP,    // without the outputs of norms and GELU: 10 C
-    RECOMPUTE_BLOCKS,   // a block's input alone: C
+    RECOMPUTE_NOTHING,  // all is kept; GPT-2: 16 C elements a token and layer, of C channels
+    RECOMPUTE_CHEAP,    // all but the outputs of norms, activations and rotations; GPT-2: 10 C
+    RECOMPUTE_BLOCKS,   // only a block's input: C
     FORWARD_ONLY        // nothing: no backward follows
 } recompute_level;
 
-// Activations of one micro-batch.
-typedef struct model_acts {
-    backend* b;
-    gpt2_config config;
-    const format* store;  // a weights' precision.store
-    recompute_level keep;
-    int capacity;  // tokens
-    char* memory;
-    size_t bytes;
-} model_acts;
+typedef struct model_acts model_acts;  // activations of one micro-batch
 
-model_acts* model_acts_create(backend* b, const gpt2_config* c, const format* store, int tokens,
-                              recompute_level keep);
+// store: a weights' precision.store. tokens: the most of a micro-batch.
+model_acts* model_acts_create(backend* b, const model* m, const format* store, int tokens,
+                              recompute_level recompute);
 void model_acts_free(model_acts* a);
+size_t model_acts_bytes(const model_acts* a);
 
-// Gradients of all parameters, (parameters), and the embedding's share as a lookup, (V, C), apart:
-// the two sums of the tied embedding would leave traces of the micro-batches in one another.
+// Gradients of all parameters, (parameters), and of a tied embedding as a lookup, (V, C), apart:
+// each is summed in token order; in one buffer, the order of additions would depend on how the
+// batch is split.
 typedef struct model_gradients {
     float *all, *lookup;
 } model_gradients;

@@ -19,13 +19,17 @@ double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int tota
     return lr * 0.5 * (1 + num_cospi(done));
 }
 
-optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimizer_config* config) {
+// Of a tied embedding's gradient as a lookup.
+static size_t lookup_count(const optimizer* o) {
+    return o->model.count[o->model.family->embedding];
+}
+
+optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* config) {
     optimizer* o = xalloc(1, sizeof *o, "the optimizer");
-    gpt2_tensor table[GPT2_TENSORS];
     o->b = b;
-    o->model = *model;
+    o->model = *m;
     o->config = *config;
-    o->count = gpt2_tensors(model, table);
+    o->count = m->parameters;
     o->state.loss_scale = config->loss_scaling ? FIRST_SCALE : 1;
     size_t before = b->allocated, bytes = o->count * sizeof(float);
     o->m = b->alloc(b, bytes,
@@ -34,30 +38,28 @@ optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimize
                     "optimizer moments (choose a smaller model: --depth, --channels, --context)");
     o->gradients.all =
         b->alloc(b, bytes, "gradients (choose a smaller model: --depth, --channels, --context)");
-    o->gradients.lookup =
-        b->alloc(b, table[0].count * sizeof(float),
-                 "gradients (choose a smaller model: --depth, --channels, --context)");
+    if (m->shape.tied)
+        o->gradients.lookup =
+            b->alloc(b, lookup_count(o) * sizeof(float),
+                     "gradients (choose a smaller model: --depth, --channels, --context)");
     o->bytes = b->allocated - before;
     return o;
 }
 
 void optimizer_free(optimizer* o) {
     backend* b = o->b;
-    gpt2_tensor table[GPT2_TENSORS];
     size_t bytes = o->count * sizeof(float);
-    gpt2_tensors(&o->model, table);
     b->release(b, o->m, bytes);
     b->release(b, o->v, bytes);
     b->release(b, o->gradients.all, bytes);
-    b->release(b, o->gradients.lookup, table[0].count * sizeof(float));
+    if (o->gradients.lookup) b->release(b, o->gradients.lookup, lookup_count(o) * sizeof(float));
     free(o);
 }
 
 void optimizer_clear_gradients(optimizer* o) {
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(&o->model, table);
     o->b->clear(o->b, o->gradients.all, o->count * sizeof(float));
-    o->b->clear(o->b, o->gradients.lookup, table[0].count * sizeof(float));
+    if (o->gradients.lookup)
+        o->b->clear(o->b, o->gradients.lookup, lookup_count(o) * sizeof(float));
 }
 
 // The scale of the next step, from whether this one was finite.
@@ -76,10 +78,11 @@ static void update_scale(optimizer* o, int finite) {
 optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
     backend* b = o->b;
     optimizer_state* s = &o->state;
-    gpt2_tensor table[GPT2_TENSORS];
-    gpt2_tensors(&o->model, table);
-    // The tied embedding: its gradient as the head's weight and as a lookup meet here, once.
-    b->add(b, o->gradients.all, o->gradients.lookup, table[0].count);
+    const model* m = &o->model;
+    // A tied embedding: its gradient as the head's weight and as a lookup meet here, once.
+    if (o->gradients.lookup)
+        b->add(b, o->gradients.all + m->offset[m->family->embedding], o->gradients.lookup,
+               lookup_count(o));
     double scale = s->loss_scale;
     double norm = sqrt(b->sum_squares(b, o->gradients.all, o->count)) / scale;
     int finite = norm - norm == 0;
@@ -105,11 +108,12 @@ optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
         .format = o->config.format,
         .seed = o->config.seed,
         .step = (uint32_t)s->attempts};
-    for (int i = 0; i < GPT2_TENSORS; i++) {
-        size_t at = table[i].offset;
-        how.weight_decay = table[i].matrix ? (float)o->config.weight_decay : 0;
-        b->adamw(b, parameters + at, o->m + at, o->v + at, o->gradients.all + at, table[i].count,
-                 at, &how);
+    for (int i = 0; i < WEIGHTS; i++) {
+        size_t at = m->offset[i];
+        how.weight_decay = weight_decays(&m->family->weight[i]) ? (float)o->config.weight_decay : 0;
+        if (m->count[i])
+            b->adamw(b, parameters + at, o->m + at, o->v + at, o->gradients.all + at, m->count[i],
+                     at, &how);
     }
     return (optimizer_result){norm, 0};
 }

@@ -32,7 +32,7 @@ typedef struct optimizer_state {
 
 typedef struct optimizer {
     backend* b;
-    gpt2_config model;
+    struct model model;
     optimizer_config config;
     optimizer_state state;
     size_t count;  // parameters
@@ -41,7 +41,7 @@ typedef struct optimizer {
     size_t bytes;  // device memory held
 } optimizer;
 
-optimizer* optimizer_create(backend* b, const gpt2_config* model, const optimizer_config* config);
+optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* config);
 void optimizer_free(optimizer* o);
 void optimizer_clear_gradients(optimizer* o);
 

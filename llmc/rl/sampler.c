@@ -48,7 +48,7 @@ struct sampler {
 
 static int pages_for(int positions) { return (positions + KV_PAGE - 1) / KV_PAGE; }
 
-sampler* sampler_create(backend* b, const gpt2_config* c, precision p, const format* kv, int slots,
+sampler* sampler_create(backend* b, const model* m, precision p, const format* kv, int slots,
                         int max_prompt, int max_new, int capacity, int nucleus_words,
                         int end_token) {
     sampler* r = xalloc(1, sizeof *r, "the sampler");
@@ -62,12 +62,12 @@ sampler* sampler_create(backend* b, const gpt2_config* c, precision p, const for
     r->nucleus_words = nucleus_words;
     r->rows = slots > max_prompt ? slots : max_prompt;
     if (r->rows < 256) r->rows = 256;  // wide enough for products at prefill
-    r->weights = model_weights_create(b, c, p);
-    r->acts = model_acts_create(b, c, p.store, r->rows, FORWARD_ONLY);
+    r->weights = model_weights_create(b, m, p);
+    r->acts = model_acts_create(b, m, p.store, r->rows, FORWARD_ONLY);
 
     kv_cache* k = &r->kv;
-    k->layers = c->layers;
-    k->heads = (head_shape){c->heads, c->heads, c->channels / c->heads};
+    k->layers = m->shape.layers;
+    k->heads = model_heads(m);
     k->pages_per_slot = pages_for(max_prompt + max_new);
     k->pages = slots * k->pages_per_slot + (slots + 1) * pages_for(max_prompt);
     k->format = kv;
@@ -94,7 +94,7 @@ sampler* sampler_create(backend* b, const gpt2_config* c, precision p, const for
     r->floats = 2 * places;
     r->slot.out_logp = b->alloc(b, r->floats * sizeof(float), "completions (lower --prompts)");
     r->slot.out_entropy = r->slot.out_logp + places;
-    r->row_bytes = c->channels * b->bytes_per(p.store);
+    r->row_bytes = m->shape.channels * b->bytes_per(p.store);
     r->prompt_output =
         b->alloc(b, (size_t)(capacity + slots) * r->row_bytes, "prompts (lower --prompts)");
     r->first_rows = r->prompt_output + (size_t)capacity * r->row_bytes;
@@ -252,7 +252,7 @@ static void draw_tokens(sampler* r, tensor x, const int* row_slot, int n) {
 static void start_sequences(sampler* r) {
     backend* b = r->b;
     rollout* d = r->d;
-    int started = d->sequences - r->next, C = r->weights->config.channels;
+    int started = d->sequences - r->next, C = r->weights->model.shape.channels;
     if (started > r->slot_count - r->busy) started = r->slot_count - r->busy;
     if (started == 0) {
         upload_slots(r);

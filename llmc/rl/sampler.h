@@ -20,7 +20,7 @@ typedef struct sampler sampler;
 
 // kv: format of cached keys and values. slots: sequences at a time. Sequences of at most max_prompt
 // + max_new tokens, at most `capacity` of them in one run.
-sampler* sampler_create(backend* b, const gpt2_config* c, precision p, const format* kv, int slots,
+sampler* sampler_create(backend* b, const model* m, precision p, const format* kv, int slots,
                         int max_prompt, int max_new, int capacity, int nucleus_words,
                         int end_token);
 void sampler_free(sampler* r);

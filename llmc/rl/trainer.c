@@ -15,20 +15,18 @@ typedef struct trainer_buffers {
     candidates host_asked, asked;      // (capacity), likewise
 } trainer_buffers;
 
-trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
-                        const optimizer_config* config, int micro_batch, int max_length,
-                        recompute_level recompute) {
+trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* config,
+                        int micro_batch, int max_length, recompute_level recompute) {
     trainer* t = xalloc(1, sizeof *t, "the trainer");
     trainer_buffers* u = xalloc(1, sizeof *u, "the trainer");
-    gpt2_tensor table[GPT2_TENSORS];
     t->b = b;
-    t->model = *model;
-    t->count = gpt2_tensors(model, table);
+    t->model = *m;
+    t->count = m->parameters;
     t->parameters = b->alloc(b, t->count * sizeof(float),
                              "parameters (choose a smaller model: --depth, --channels, --context)");
-    t->weights = model_weights_create(b, model, p);
-    t->acts = model_acts_create(b, model, p.store, micro_batch * max_length, recompute);
-    t->optimizer = optimizer_create(b, model, config);
+    t->weights = model_weights_create(b, m, p);
+    t->acts = model_acts_create(b, m, p.store, micro_batch * max_length, recompute);
+    t->optimizer = optimizer_create(b, m, config);
     t->micro_batch = micro_batch;
     t->buffers = u;
     u->max_length = max_length;

@@ -14,7 +14,7 @@ LLMC_BEGIN
 
 typedef struct trainer {
     backend* b;
-    gpt2_config model;
+    struct model model;
     float* parameters;  // device, fp32 (rounded to the store format without master weights)
     size_t count;
     model_weights* weights;  // the parameters in the trainer's precision
@@ -26,9 +26,8 @@ typedef struct trainer {
 
 // Micro-batches of at most `micro_batch` sequences of at most max_length tokens; `recompute`: what
 // of their activations.
-trainer* trainer_create(backend* b, const gpt2_config* model, precision p,
-                        const optimizer_config* optimizer, int micro_batch, int max_length,
-                        recompute_level recompute);
+trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* optimizer,
+                        int micro_batch, int max_length, recompute_level recompute);
 void trainer_free(trainer* t);
 
 // Host parameters (count) into the trainer, rounded to the optimizer's format; and out again.

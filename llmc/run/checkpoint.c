@@ -59,10 +59,19 @@ enum { STATE_VERSION = 1, STALE_VERSION = 1 };
 static const char STATE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 't', 'e'};
 static const char STALE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 'l', 'e'};
 
+typedef struct saved_shape {
+    int32_t context, vocab, layers, heads, channels;
+} saved_shape;
+
+static saved_shape shape_to_save(const model* m) {
+    const shape* s = &m->shape;
+    return (saved_shape){s->context, s->vocab, s->layers, s->heads, s->channels};
+}
+
 typedef struct state_header {
     char magic[8];
     int32_t version;
-    gpt2_config model;
+    saved_shape model;
     run_state run;
     uint64_t model_checksum, moments_checksum, header_checksum;
 } state_header;
@@ -70,22 +79,21 @@ typedef struct state_header {
 typedef struct stale_header {
     char magic[8];
     int32_t version, copies;
-    gpt2_config model;
+    saved_shape model;
     int32_t unused;
     uint64_t model_checksum, copies_checksum, header_checksum;
 } stale_header;
 
 _Static_assert(sizeof(stale_header) == 64, "the table above");
-_Static_assert(sizeof(gpt2_config) == 20 && sizeof(run_state) == 72 && sizeof(state_header) == 128,
+_Static_assert(sizeof(saved_shape) == 20 && sizeof(run_state) == 72 && sizeof(state_header) == 128,
                "the table above: no gaps; other fields make another STATE_VERSION");
 
 // ------------------------------------------------------------------------------------------------
 // The files of a checkpoint
 
-static void write_state_file(const char* folder, state_header* h, const float* m, const float* v) {
+static void write_state_file(const char* folder, state_header* h, size_t count, const float* m,
+                             const float* v) {
     char* path = xprintf("%s/state.bin", folder);
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t count = gpt2_tensors(&h->model, table);
     h->moments_checksum = checksum_words(checksum_words(CHECKSUM_START, m, count), v, count);
     h->header_checksum =
         checksum_words(CHECKSUM_START, h, offsetof(state_header, header_checksum) / 4);
@@ -114,8 +122,8 @@ static state_header read_state_header(checked_file* f) {
     return h;
 }
 
-static void check_same_model(const checked_file* f, const gpt2_config* written,
-                             const gpt2_config* run) {
+static void check_same_model(const checked_file* f, const saved_shape* written,
+                             const saved_shape* run) {
     static const char* const names[5] = {"context", "vocab", "depth", "heads", "channels"};
     int32_t a[5], b[5];
     memcpy(a, written, sizeof a);
@@ -128,14 +136,14 @@ static void check_same_model(const checked_file* f, const gpt2_config* written,
                 f->path, names[i], a[i], b[i]);
 }
 
-static state_header read_state_file(const char* folder, const char* advice, const gpt2_config* c,
+static state_header read_state_file(const char* folder, const char* advice, const model* c,
                                     float* m, float* v) {
     char* path = xprintf("%s/state.bin", folder);
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t count = gpt2_tensors(c, table);
+    size_t count = c->parameters;
+    saved_shape own = shape_to_save(c);
     checked_file f = checked_open(path, advice);
     state_header h = read_state_header(&f);
-    check_same_model(&f, &h.model, c);
+    check_same_model(&f, &h.model, &own);
     int64_t expected = (int64_t)(sizeof h + 2 * count * sizeof(float));
     if (f.bytes != expected)
         checked_refuse(&f, "is damaged: it has %lld bytes instead of %lld", (long long)f.bytes,
@@ -151,10 +159,8 @@ static state_header read_state_file(const char* folder, const char* advice, cons
 }
 
 static void write_stale_file(const char* folder, const state_header* state, const float* copies,
-                             int count) {
+                             int count, size_t values) {
     char* path = xprintf("%s/stale.bin", folder);
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t values = (size_t)count * gpt2_tensors(&state->model, table);
     stale_header h = {.version = STALE_VERSION,
                       .copies = count,
                       .model = state->model,
@@ -171,10 +177,8 @@ static void write_stale_file(const char* folder, const state_header* state, cons
 }
 
 static void read_stale_file(const char* folder, const char* advice, const state_header* state,
-                            float* copies, int count) {
+                            float* copies, int count, size_t values) {
     char* path = xprintf("%s/stale.bin", folder);
-    gpt2_tensor table[GPT2_TENSORS];
-    size_t values = (size_t)count * gpt2_tensors(&state->model, table);
     checked_file f = checked_open(path, advice);
     stale_header h;
     int64_t expected = (int64_t)(sizeof h + values * sizeof(float));
@@ -323,7 +327,7 @@ static void entries_retain(const char* parent, entry kept, int keep) {
 
 // ------------------------------------------------------------------------------------------------
 
-void checkpoint_save(const char* directory, const run_state* s, const gpt2_config* c,
+void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
                      int copy_count, int keep) {
     char* parent = xprintf("%s/checkpoints", directory);
@@ -337,13 +341,13 @@ void checkpoint_save(const char* directory, const run_state* s, const gpt2_confi
 
     if (mkdir(aside, 0777))
         fatal("cannot make the directory %s: %s; choose another place", aside, strerror(errno));
-    state_header h = {.version = STATE_VERSION, .model = *c, .run = *s};
+    state_header h = {.version = STATE_VERSION, .model = shape_to_save(c), .run = *s};
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
-    char* model = xprintf("%s/model.bin", aside);
-    h.model_checksum = llmc_file_write(model, c, parameters, &FORMAT_FP32);
-    free(model);
-    write_state_file(aside, &h, m, v);
-    if (copy_count) write_stale_file(aside, &h, copies, copy_count);
+    char* weights = xprintf("%s/model.bin", aside);
+    h.model_checksum = llmc_file_write(weights, c, parameters, &FORMAT_FP32);
+    free(weights);
+    write_state_file(aside, &h, c->parameters, m, v);
+    if (copy_count) write_stale_file(aside, &h, copies, copy_count, copy_count * c->parameters);
     dir_sync(aside);
 
     struct stat there;
@@ -358,7 +362,7 @@ void checkpoint_save(const char* directory, const run_state* s, const gpt2_confi
     free(parent);
 }
 
-int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, float* parameters,
+int checkpoint_load(const char* directory, run_state* s, const model* c, float* parameters,
                     float* m, float* v, float* copies, int copy_count) {
     char* parent = xprintf("%s/checkpoints", directory);
     size_t count;
@@ -368,10 +372,11 @@ int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, f
         char* advice = xprintf("delete the folder %s to %s", folder,
                                count > 1 ? "resume from the checkpoint before it" : "start anew");
         state_header h = read_state_file(folder, advice, c, m, v);
-        char* model = xprintf("%s/model.bin", folder);
-        llmc_file_read_as(model, advice, c, h.model_checksum, parameters);
-        free(model);
-        if (copy_count && h.run.step > 0) read_stale_file(folder, advice, &h, copies, copy_count);
+        char* weights = xprintf("%s/model.bin", folder);
+        llmc_file_read_as(weights, advice, c, h.model_checksum, parameters);
+        free(weights);
+        if (copy_count && h.run.step > 0)
+            read_stale_file(folder, advice, &h, copies, copy_count, copy_count * c->parameters);
         *s = h.run;
         free(advice);
         free(folder);

@@ -24,15 +24,15 @@ typedef struct run_state {
 // s->step, or "warmup-NNNNNN" of s->warmup_step before the first RL step is done. It is on the disk
 // when this returns. An earlier checkpoint of this name is replaced; then the oldest beyond `keep`
 // (0 = all are kept) are removed, never the new one. parameters, m, v: host arrays of
-// gpt2_tensors() floats. A failed write ends the program with a sentence. For a full disk's sake
+// c->parameters floats. A failed write ends the program with a sentence. For a full disk's sake
 // the program must ignore SIGXFSZ, and no other process may save to the same directory.
-void checkpoint_save(const char* directory, const run_state* s, const gpt2_config* c,
+void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
                      int copy_count, int keep);
 // The newest complete checkpoint: fills `s` and the host arrays and returns 1; returns 0 if there
 // is none. The copies are read from one with RL steps; before there is nothing older. A
 // damaged one, or one of another shape than `c`, ends the program with a sentence.
-int checkpoint_load(const char* directory, run_state* s, const gpt2_config* c, float* parameters,
+int checkpoint_load(const char* directory, run_state* s, const model* c, float* parameters,
                     float* m, float* v, float* copies, int copy_count);
 
 LLMC_END

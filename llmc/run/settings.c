@@ -191,31 +191,32 @@ float settings_inverse_temperature(const settings* s) { return (float)(1 / s->te
 // What task, model and objective decide
 
 // The shape in --init's file, which the flags may repeat but not change.
-static gpt2_config resolve_model(void) {
+static model resolve_model(void) {
     if (!*given.init)
-        return (gpt2_config){given.context, tokenizer_size(), given.depth, given.heads,
-                             given.channels};
-    gpt2_config file = llmc_file_config(given.init);
+        return model_gpt2(given.context, tokenizer_size(), given.depth, given.heads,
+                          given.channels);
+    model loaded = llmc_file_config(given.init);
+    shape file = loaded.shape;
     const struct {
         const char* flag;
         int* value;
         int of_file;
-    } shape[] = {{"context", &given.context, file.context},
+    } flags[] = {{"context", &given.context, file.context},
                  {"depth", &given.depth, file.layers},
                  {"heads", &given.heads, file.heads},
                  {"channels", &given.channels, file.channels}};
-    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
-        if (options_find(OPTIONS, shape[i].flag)->given && *shape[i].value != shape[i].of_file)
-            fatal("--%s %d: %s has %d; leave the flag out", shape[i].flag, *shape[i].value,
-                  given.init, shape[i].of_file);
-        *shape[i].value = shape[i].of_file;
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        if (options_find(OPTIONS, flags[i].flag)->given && *flags[i].value != flags[i].of_file)
+            fatal("--%s %d: %s has %d; leave the flag out", flags[i].flag, *flags[i].value,
+                  given.init, flags[i].of_file);
+        *flags[i].value = flags[i].of_file;
     }
     if (file.vocab < tokenizer_size())
         fatal(
             "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
             "model",
             given.init, file.vocab, tokenizer_size());
-    return file;
+    return loaded;
 }
 
 // Uses the user's value if given, else the objective's default; refuses a value that this objective
@@ -310,12 +311,11 @@ static void check_meaning(void) {
         fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
 }
 
-void settings_resolve(const task* t, gpt2_config* model, objective* o) {
-    *model = resolve_model();
+void settings_resolve(const task* t, model* m, objective* o) {
+    *m = resolve_model();
     check_sizes(t);
     check_meaning();
     *o = resolve_objective();
-    model_check(model);
 }
 
 // ------------------------------------------------------------------------------------------------

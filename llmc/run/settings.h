@@ -34,7 +34,7 @@ extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
 const settings* settings_read(int argc, char** argv);
 // Fills in what the task, the model file and the objective decide, and refuses what does not go
 // together: the model's shape comes from --init if that is given.
-void settings_resolve(const task* t, gpt2_config* model, objective* o);
+void settings_resolve(const task* t, model* m, objective* o);
 // Opens the device and notes which it is, since another one would give other bits. `why_cpu`: why
 // --device auto came to the CPU, or NULL.
 backend* settings_open_device(const char** why_cpu);
