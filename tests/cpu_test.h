@@ -288,7 +288,8 @@ static inline tensor operands_of(tensor from, const format* f) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// PyTorch's results: tests/fixtures/ops.bin, whose layout dev/reference.py describes.
+// PyTorch's results, in files whose layout dev/reference.py describes.
+static const char* fixture_path = "tests/fixtures/ops.bin";
 
 typedef struct fixture {
     char name[40];
@@ -302,7 +303,7 @@ static char* fixture_file;  // all of it
 
 // The array "op.name".
 static inline fixture fixture_find(const char* op, const char* name) {
-    static const char path[] = "tests/fixtures/ops.bin";
+    const char* path = fixture_path;
     static const int width[] = {4, 4, 8};
     int64_t size = file_size(path);
     if (!fixture_file) {
@@ -318,7 +319,7 @@ static inline fixture fixture_find(const char* op, const char* name) {
         x.data = fixture_file + at + FIXTURE_HEAD;
         if (!strcmp(x.name, wanted)) return x;
     }
-    fatal("%s: no array %s; run python3 dev/reference.py", path, wanted);
+    fatal("%s: no array %s; run the script in dev/ that writes it", path, wanted);
 }
 
 static inline void fixtures_close(void) { free(fixture_file); }

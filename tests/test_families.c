@@ -1,6 +1,6 @@
-// The whole model: log-probabilities and the gradients of all parameters against PyTorch in
-// float64, by finite differences, and with the same bits on all devices, in any micro-batches and
-// packing, and through the cache. See cpu_test.h.
+// The families: the invariants of their tables; log-probabilities and the gradients of all
+// parameters against transformers in float64, by finite differences, and with the same bits on all
+// devices, in any micro-batches and packing, and through the cache. See cpu_test.h.
 #include "cpu_test.h"
 #include "model/model.h"
 
@@ -110,7 +110,45 @@ static model_case case_random(model config, const int* length) {
     return c;
 }
 
-static model CONFIG;  // context, vocab, layers, heads, channels
+// Heads of one block of 16 and more, groups of one, two and three query heads, and no two sizes
+// alike.
+enum { KINDS = 6, HIDDEN = 28 };
+static model kind_number(int k) {
+    const shape of_llama = {.context = 40,
+                            .vocab = 37,
+                            .layers = 2,
+                            .channels = 20,
+                            .heads = 4,
+                            .kv_heads = 2,
+                            .head_dim = 6,
+                            .hidden = HIDDEN,
+                            .tied = 1,
+                            .norm_eps = 1e-5f,
+                            .rope_theta = 100};
+    shape s = of_llama;
+    switch (k) {
+        case 0:
+            return model_gpt2(40, 37, 2, 2, 20);
+        case 1:
+            s = model_gpt2(40, 37, 2, 2, 20).shape;
+            s.tied = 0;
+            return model_of(&GPT2_FAMILY, s);
+        case 2:
+            return model_of(&LLAMA_FAMILY, s);
+        case 3:
+            s.heads = 3, s.kv_heads = 1, s.head_dim = 18, s.tied = 0;
+            s.scaling = ROPE_LLAMA3, s.rope_factor = 4, s.rope_low = 1, s.rope_high = 4;
+            s.rope_context = 16;
+            return model_of(&LLAMA_FAMILY, s);
+        case 4:
+            s.kv_heads = 4, s.tied = 0;
+            return model_of(&QWEN2_FAMILY, s);
+        default:
+            return model_of(&QWEN3_FAMILY, s);
+    }
+}
+
+static model CONFIG;  // the kind that is tested
 static const int LENGTHS[SEQUENCES_MAX] = {5, 40, 2, 17, 33, 9};
 
 // The trainer's precisions, with the logits' two in turn: the table's formats, then some by their
@@ -134,7 +172,7 @@ static precision precision_number(int i) {
 }
 
 static const char* precision_name(int i) {
-    return text("%s, gradients %s", PRECISIONS[i].dtype,
+    return text("%s, %s, gradients %s", CONFIG.family->name, PRECISIONS[i].dtype,
                 PRECISIONS[i].gradient ? PRECISIONS[i].gradient : "the same");
 }
 
@@ -264,6 +302,40 @@ static void watch_norm_backward(backend* b, tensor dresidual, float* dgain, floa
     watched->norm_backward(b, dresidual, dgain, dbias, dout, residual, stats, gain);
 }
 
+static void watch_rms(backend* b, tensor out, tensor sum, float* stats, tensor residual, tensor add,
+                      const float* gain, float eps) {
+    expect(stored(out) && stored(sum), "a norm or residual sum");
+    watched->rms_forward(b, out, sum, stats, residual, add, gain, eps);
+}
+
+static void watch_rms_backward(backend* b, tensor dresidual, float* dgain, tensor dout,
+                               tensor residual, const float* stats, const float* gain) {
+    expect(gradient(dresidual) && plain(dout), "a residual-gradient sum");
+    watched->rms_backward(b, dresidual, dgain, dout, residual, stats, gain);
+}
+
+static void watch_qk_norm(backend* b, tensor out, float* stats, tensor qkv, const float* gain,
+                          head_shape heads, float eps) {
+    expect(stored(out) && stored(qkv), "the norm of heads");
+    watched->qk_norm_forward(b, out, stats, qkv, gain, heads, eps);
+}
+
+static void watch_qk_norm_backward(backend* b, tensor dqkv, float* dgain, tensor dout, tensor qkv,
+                                   const float* stats, const float* gain, head_shape heads) {
+    expect(gradient(dqkv) && plain(dout), "the gradient of the norm of heads");
+    watched->qk_norm_backward(b, dqkv, dgain, dout, qkv, stats, gain, heads);
+}
+
+static void watch_rope(backend* b, tensor out, tensor qkv, const float* turn, const int* position,
+                       head_shape heads, int backward) {
+    int sum = family_has(CONFIG.family, QK_NORM);
+    if (backward)
+        expect(gradient(qkv) && (sum ? plain(out) : gradient(out)), "the gradient of a rotation");
+    else
+        expect(stored(out) && stored(qkv), "a rotation");
+    watched->rope(b, out, qkv, turn, position, heads, backward);
+}
+
 static void watch_matmul(backend* b, tensor out, tensor in, const prepared* w, const float* bias) {
     expect(stored(out) && stored(in), "a product");
     watched->matmul_forward(b, out, in, w, bias);
@@ -286,7 +358,7 @@ static void see_gradient_rows(backend* b, tensor din, tensor dout, const prepare
 // The gradient of the attention output is the only one that no op rounds after the product.
 static void watch_matmul_input(backend* b, tensor din, tensor dout, const prepared* w) {
     if (watched_precision.gradient_linear->scaled) see_gradient_rows(b, din, dout, w);
-    int attention = din.cols == CONFIG.shape.channels && dout.cols == CONFIG.shape.channels;
+    int attention = din.cols == dim_of(&CONFIG.shape, D_Q) && dout.cols == CONFIG.shape.channels;
     expect(attention ? gradient(din) : plain(din), "a gradient of a product's input");
     expect(gradient(dout), "a gradient that a product reads");
     watched->matmul_backward_input(b, din, dout, w);
@@ -340,6 +412,16 @@ static void watch_gelu_backward(backend* b, tensor dpre, tensor dout, tensor pre
     watched->gelu_backward(b, dpre, dout, pre);
 }
 
+static void watch_swiglu(backend* b, tensor out, tensor pre) {
+    expect(stored(out), "the SwiGLU");
+    watched->swiglu_forward(b, out, pre);
+}
+
+static void watch_swiglu_backward(backend* b, tensor dpre, tensor dout, tensor pre) {
+    expect(gradient(dpre) && plain(dout), "the gradient of gate and up");
+    watched->swiglu_backward(b, dpre, dout, pre);
+}
+
 static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
                             int sequences, head_shape heads, const format* operand) {
     expect(stored(out) && operand == watched_precision.attention, "attention");
@@ -383,6 +465,10 @@ static void check_formats(void) {
     b.weight_plan = watch_plan, b.weight_prepare = watch_prepare, b.cast = watch_cast,
     b.embed_forward = watch_embed;
     b.norm_forward = watch_norm, b.norm_backward = watch_norm_backward;
+    b.rms_forward = watch_rms, b.rms_backward = watch_rms_backward;
+    b.qk_norm_forward = watch_qk_norm, b.qk_norm_backward = watch_qk_norm_backward;
+    b.rope = watch_rope, b.swiglu_forward = watch_swiglu;
+    b.swiglu_backward = watch_swiglu_backward;
     b.matmul_forward = watch_matmul, b.matmul_backward_input = watch_matmul_input;
     b.matmul_backward_weight = watch_matmul_weight, b.gelu_forward = watch_gelu;
     b.gelu_backward = watch_gelu_backward, b.attention_forward = watch_attention;
@@ -428,74 +514,114 @@ static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache*
     }
 }
 
+static void check_cache_of(const int* lengths, int i) {
+    int mark = array_count, pages = (CONFIG.shape.context + KV_PAGE - 1) / KV_PAGE;
+    model_case c = case_random(CONFIG, lengths);
+    precision p = precision_number(i);
+    backend* b = devices[(i + 1) * device_step % device_count];
+    model_result expected = run_model(devices[0], &c, p, 2, 1);
+    tensor logp = vector_new(c.batch.targets);
+    int n = c.batch.sequences, *table = ints_new(n * pages);
+    for (int k = 0; k < n * pages; k++) table[k] = n * pages - 1 - k;
+    kv_cache kv = {.layers = CONFIG.shape.layers,
+                   .pages = n * pages,
+                   .heads = model_heads(&CONFIG),
+                   .page_table = table,
+                   .pages_per_slot = pages,
+                   .format = p.store,
+                   .operand = p.attention};
+    kv.data = floats_new((int)(b->kv_bytes(&kv) / sizeof(float)));
+    model_weights* w = model_weights_create(b, &c.config, p);
+    model_acts* a = model_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
+    model_weights_sync(w, c.parameters.data);
+    decode(logp, w, a, &kv, &c);
+    model_acts_free(a);
+    model_weights_free(w);
+    check_same(logp, expected.logp, "logp", text("decoding in %s", precision_name(i)), b);
+    arrays_free(mark, "decoding");
+}
+
 static void check_cache(void) {
-    for (int i = 0; i < PRECISION_COUNT; i++) {
-        int mark = array_count, n, pages = (CONFIG.shape.context + KV_PAGE - 1) / KV_PAGE;
-        model_case c = case_random(CONFIG, LENGTHS);
-        precision p = precision_number(i);
-        backend* b = devices[(i + 1) * device_step % device_count];
-        model_result expected = run_model(devices[0], &c, p, 2, 1);
-        tensor logp = vector_new(c.batch.targets);
-        n = c.batch.sequences;
-        int head_dim = CONFIG.shape.channels / CONFIG.shape.heads,
-            padded = (head_dim + 15) / 16 * 16;
-        int* table = ints_new(n * pages);
-        for (int k = 0; k < n * pages; k++) table[k] = n * pages - 1 - k;
-        kv_cache kv = {.layers = CONFIG.shape.layers,
-                       .pages = n * pages,
-                       .heads = {CONFIG.shape.heads, CONFIG.shape.heads, head_dim},
-                       .page_table = table,
-                       .pages_per_slot = pages,
-                       .format = p.store,
-                       .operand = p.attention};
-        kv.data = floats_new(kv.layers * kv.pages * CONFIG.shape.heads * 2 * padded * KV_PAGE);
-        model_weights* w = model_weights_create(b, &c.config, p);
-        model_acts* a = model_acts_create(b, &c.config, p.store, n, FORWARD_ONLY);
-        model_weights_sync(w, c.parameters.data);
-        decode(logp, w, a, &kv, &c);
-        model_acts_free(a);
-        model_weights_free(w);
-        check_same(logp, expected.logp, "logp", text("decoding in %s", precision_name(i)), b);
-        arrays_free(mark, "decoding");
-    }
+    static const int HUNDREDS[SEQUENCES_MAX] = {300, 17};
+    for (int i = 0; i < PRECISION_COUNT; i++) check_cache_of(LENGTHS, i);
+    model kept = CONFIG;
+    shape s = CONFIG.shape;
+    s.context = 300;
+    CONFIG = model_of(CONFIG.family, s);
+    for (int i = 0; i < 6; i++) check_cache_of(HUNDREDS, i);
+    CONFIG = kept;
 }
 
 // ------------------------------------------------------------------------------------------------
 // Against float64, and finite differences
 
-static model_case case_fixture(void) {
-    model_case c = {.config = model_gpt2(9, 13, 2, 3, 12), .length = {9, 1, 6}};
+// The models of dev/reference_families.py.
+static const char* const FIXTURES[] = {"gpt2_tied",  "gpt2_untied",  "llama_tied", "llama_untied",
+                                       "qwen2_tied", "qwen2_untied", "qwen3_tied", "qwen3_untied"};
+enum { FIXTURE_COUNT = sizeof FIXTURES / sizeof *FIXTURES };
+
+static model fixture_model(int k) {
+    shape s = {.context = 16,
+               .vocab = 13,
+               .layers = 2,
+               .channels = 8,
+               .heads = 4,
+               .kv_heads = 2,
+               .head_dim = 4,
+               .hidden = 12,
+               .norm_eps = 1e-5f};
+    if (k / 2 == 0) s = model_gpt2(16, 13, 2, 3, 12).shape;
+    s.tied = k % 2 == 0;
+    static const float thetas[FIXTURE_COUNT] = {0, 0, 100, 500, 100, 50, 100, 500};
+    s.rope_theta = thetas[k];
+    if (s.rope_theta == 500)
+        s.scaling = ROPE_LLAMA3, s.rope_factor = 4, s.rope_low = 1, s.rope_high = 4,
+        s.rope_context = 8;
+    if (k == 4) s.scaling = ROPE_LINEAR, s.rope_factor = 2;
+    return model_of(FAMILIES[k / 2], s);
+}
+
+static model_case case_fixture(int k) {
+    model_case c = {.config = fixture_model(k), .length = {9, 1, 6}};
     c.parameters = vector_new((int)c.config.parameters);
-    for (int i = 0; i < 16; i++)
-        memcpy(row_at(c.parameters, 0) + c.config.offset[i],
-               fixture_floats("gpt2", c.config.family->weight[i].name),
-               c.config.count[i] * sizeof(float));
-    c.coef = fixture_floats("gpt2", "coef");
-    c.inverse_temperature = *fixture_floats("gpt2", "inverse_temperature");
-    packed_batch g = {.tokens = 16, .sequences = 3, .targets = fixture_find("gpt2", "row").count};
-    g.token = fixture_ints("gpt2", "token");
-    g.position = fixture_ints("gpt2", "position");
-    g.seq_start = fixture_ints("gpt2", "seq_start");
-    g.row = fixture_ints("gpt2", "row");
-    g.target = fixture_ints("gpt2", "target");
+    for (int i = 0; i < WEIGHTS; i++)
+        if (c.config.count[i])
+            memcpy(row_at(c.parameters, 0) + c.config.offset[i],
+                   fixture_floats(FIXTURES[k], c.config.family->weight[i].name),
+                   c.config.count[i] * sizeof(float));
+    c.coef = fixture_floats("batch", "coef");
+    c.inverse_temperature = *fixture_floats("batch", "inverse_temperature");
+    packed_batch g = {.tokens = 16, .sequences = 3, .targets = fixture_find("batch", "row").count};
+    g.token = fixture_ints("batch", "token");
+    g.position = fixture_ints("batch", "position");
+    g.seq_start = fixture_ints("batch", "seq_start");
+    g.row = fixture_ints("batch", "row");
+    g.target = fixture_ints("batch", "target");
     for (int i = 0; i < g.targets; i++)
         for (int s = 0; s < 3; s++) c.target_start[s + 1] += g.row[i] < g.seq_start[s + 1];
     c.batch = g;
     return c;
 }
 
-static void check_float64(void) {
+// A tied embedding's gradient: as the head's weight and as a lookup.
+static void add_lookup(const model_case* c, model_result* r) {
+    float* to = row_at(r->all, 0) + c->config.offset[c->config.family->embedding];
+    for (int i = 0; c->config.shape.tied && i < r->lookup.cols; i++)
+        to[i] += row_at(r->lookup, 0)[i];
+}
+
+static void check_float64(int k) {
     for (int d = 0; d < device_count; d += device_step) {
         int mark = array_count;
-        model_case c = case_fixture();
+        model_case c = case_fixture(k);
         model_result r = run_model(devices[d], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 2, 0);
-        for (int i = 0; i < r.lookup.cols; i++)  // wte comes first
-            row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
-        check_fixture(r.logp, "gpt2", "logp", devices[d]);
-        check_fixture(r.entropy, "gpt2", "entropy", devices[d]);
-        for (int i = 0; i < 16; i++)
-            check_fixture(columns_of(r.all, (int)c.config.offset[i], (int)c.config.count[i]),
-                          "gpt2", text("d%s", c.config.family->weight[i].name), devices[d]);
+        add_lookup(&c, &r);
+        check_fixture(r.logp, FIXTURES[k], "logp", devices[d]);
+        for (int i = 0; i < WEIGHTS; i++)
+            if (c.config.count[i])
+                check_fixture(columns_of(r.all, (int)c.config.offset[i], (int)c.config.count[i]),
+                              FIXTURES[k], text("d%s", c.config.family->weight[i].name),
+                              devices[d]);
         arrays_free(mark, "a model against float64");
     }
 }
@@ -510,21 +636,24 @@ static double model_loss(const void* context, double* size) {
     return loss;
 }
 
-static void check_differences(void) {
+static void check_differences(int k) {
     int mark = array_count;
-    model_case c = case_fixture();
+    model_case c = case_fixture(k);
     for (int i = 0; i < c.parameters.cols; i++) {  // on the grid that makes steps exact
         float* x = row_at(c.parameters, 0) + i;
         *x = rintf(*x * 1024) / 1024;
     }
     model_result r = run_model(devices[device_count - device_step], &c,
                                precision_of(&FORMAT_FP32, &FORMAT_FP32), 3, 0);
-    for (int i = 0; i < r.lookup.cols; i++) row_at(r.all, 0)[i] += row_at(r.lookup, 0)[i];
-    for (int i = 0; i < 16; i++) {
+    add_lookup(&c, &r);
+    for (int i = 0; i < WEIGHTS; i++) {
         int at = (int)c.config.offset[i], n = (int)c.config.count[i];
         // Some 30 ops one after another, each with a few roundings of numbers near its own size.
-        check_slopes(columns_of(c.parameters, at, n), columns_of(r.all, at, n), model_loss, &c, 100,
-                     text("slope of the loss by %s", c.config.family->weight[i].name));
+        if (n)
+            check_slopes(columns_of(c.parameters, at, n), columns_of(r.all, at, n), model_loss, &c,
+                         100,
+                         text("slope of the loss by %s of %s", c.config.family->weight[i].name,
+                              FIXTURES[k]));
     }
     arrays_free(mark, "differences of a model");
 }
@@ -535,14 +664,18 @@ static void check_residual(void) {
     model_case c = case_random(CONFIG, LENGTHS);
     backend* b = devices[0];
     int C = c.config.shape.channels, L = c.config.shape.layers, N = c.batch.tokens;
-    const float *wte = c.parameters.data, *wpe = wte + c.config.offset[1];
+    const family* f = CONFIG.family;
+    const float* wte = row_at(c.parameters, 0) + c.config.offset[f->embedding];
+    const float* wpe =
+        f->positions == NONE ? NULL : row_at(c.parameters, 0) + c.config.offset[f->positions];
     model_weights* w = model_weights_create(b, &c.config, precision_of(&FORMAT_FP32, &FORMAT_FP32));
     model_weights_sync(w, c.parameters.data);
     tensor first = matrix_new(N, C, &FORMAT_FP32),
            kept = array_new((L + 1) * N, C, 0, &FORMAT_FP32);
     for (int r = 0; r < N; r++)
         for (int i = 0; i < C; i++)
-            row_at(first, r)[i] = wte[c.batch.token[r] * C + i] + wpe[c.batch.position[r] * C + i];
+            row_at(first, r)[i] =
+                wte[c.batch.token[r] * C + i] + (wpe ? wpe[c.batch.position[r] * C + i] : 0);
     for (int keep = RECOMPUTE_NOTHING; keep < FORWARD_ONLY; keep++) {
         model_acts* a = model_acts_create(b, &c.config, &FORMAT_FP32, N, (recompute_level)keep);
         tensor logp = vector_new(c.batch.targets);
@@ -559,16 +692,82 @@ static void check_residual(void) {
     arrays_free(mark, "residual");
 }
 
+// ------------------------------------------------------------------------------------------------
+// The tables
+
+static int used_by_links(const family* f, int weight) {
+    int n = 0;
+    for (int r = 0; r < BRANCHES; r++)
+        for (int i = 0; i < LINKS && f->branch[r][i].out != D_0; i++)
+            n += (f->branch[r][i].weight == weight) + (f->branch[r][i].bias == weight);
+    return n;
+}
+
+static int is_norm(link_kind k) { return k == LAYER_NORM || k == RMS_NORM; }
+static int wants_sum(link_kind k) { return is_norm(k) || k == GELU || k == SWIGLU || k == QK_NORM; }
+
+static void check_chain(const family* f, int r) {
+    const family_link* chain = f->branch[r];
+    int n = 0;
+    while (n < LINKS && chain[n].out != D_0) n++;
+    CHECK(n >= 2 && n < LINKS, "%s has %d links in branch %d", f->name, n, r);
+    CHECK(is_norm(chain[0].kind) && chain[0].kind == f->branch[0][0].kind,
+          "%s: branch %d begins with link %d", f->name, r, chain[0].kind);
+    CHECK(chain[n - 1].out == D_C && chain[n - 1].kept == NEVER, "%s: the end of branch %d",
+          f->name, r);
+    for (int i = 0; i < n; i++) {
+        CHECK(i == 0 || !is_norm(chain[i].kind), "%s: a norm within branch %d", f->name, r);
+        CHECK(i == n - 1 || chain[i].kept != NEVER, "%s: link %d of %d is not kept", f->name, i, r);
+        CHECK(chain[i].aux == D_0 || chain[i].aux_kept >= chain[i].kept,
+              "%s: the aux of link %d of %d goes before its output", f->name, i, r);
+        CHECK(i == 0 || !wants_sum(chain[i].kind) || !wants_sum(chain[i - 1].kind),
+              "%s: links %d and %d of branch %d both take sums", f->name, i - 1, i, r);
+        CHECK((chain[i].weight != NONE) ==
+                  (is_norm(chain[i].kind) || chain[i].kind == LINEAR || chain[i].kind == QK_NORM),
+              "%s: the weight of link %d of %d", f->name, i, r);
+        if (chain[i].kind == LINEAR)
+            CHECK(f->weight[chain[i].weight].rows == chain[i].out &&
+                      (i == 0 || f->weight[chain[i].weight].cols == chain[i - 1].out),
+                  "%s: the sizes of link %d of %d", f->name, i, r);
+    }
+}
+
+static void check_tables(void) {
+    for (int k = 0; FAMILIES[k]; k++) {
+        const family* f = FAMILIES[k];
+        CHECK(!strcmp(f->name, FAMILY_NAMES[k]), "%s is called %s", f->name, FAMILY_NAMES[k]);
+        for (int r = 0; r < BRANCHES; r++) check_chain(f, r);
+        for (int i = 0; i < WEIGHTS; i++) {
+            const family_weight* w = &f->weight[i];
+            if (!w->name) continue;
+            int apart = i == f->embedding || i == f->positions || i == f->norm ||
+                        i == f->norm_bias || i == f->head;
+            CHECK(used_by_links(f, i) == !apart, "%s: %s is named by %d links", f->name, w->name,
+                  used_by_links(f, i));
+            CHECK(w->once == apart, "%s: %s is there once: %d", f->name, w->name, w->once);
+            CHECK(w->hf[0] && (strstr(w->hf[0], "%d") == NULL) == w->once, "%s: %s in a file",
+                  f->name, w->name);
+        }
+    }
+    CHECK(FAMILY_NAMES[4] == NULL, "a family without a name");
+}
+
 int main(void) {
-    CONFIG = model_gpt2(40, 37, 2, 2, 20);
+    fixture_path = "tests/fixtures/families.bin";
     devices_open();
-    check_residual();
-    check_devices();
+    check_tables();
     check_precisions();
-    check_formats();
-    check_cache();
-    check_float64();
-    check_differences();
+    for (int k = 0; k < KINDS; k++) {
+        CONFIG = kind_number(k);
+        check_residual();
+        check_devices();
+        check_formats();
+        check_cache();
+    }
+    for (int k = 0; k < FIXTURE_COUNT; k++) {
+        check_float64(k);
+        check_differences(k);
+    }
     fixtures_close();
     devices_close();
     return test_report();

@@ -1,0 +1,180 @@
+"""Writes tests/fixtures/families.bin: for each family, tied and not, a tiny random model of
+transformers' own class in float64: its log-probabilities and all its gradients, with our fused weights
+put together from its parts. tests/test_families.c reads it. The layout is that of dev/reference.py.
+
+    python3 dev/reference_families.py        (needs torch and transformers)
+"""
+import contextlib
+import struct
+
+import torch
+import transformers
+
+draw = torch.Generator().manual_seed(1)
+LENGTHS = [9, 1, 6]
+V, C, L, T = 13, 8, 2, 16
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8, "rope_theta": 500.0}
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
+
+
+def plain(theta):
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+def llama_shape(rope, tied):
+    return dict(vocab_size=V, hidden_size=C, intermediate_size=12, num_hidden_layers=L,
+                num_attention_heads=4, num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5,
+                max_position_embeddings=T, rope_parameters=rope, tie_word_embeddings=tied,
+                attn_implementation="sdpa", use_cache=False)
+
+
+def gpt2(tied):
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=V, n_positions=T, n_embd=12, n_layer=L, n_head=3, resid_pdrop=0, embd_pdrop=0,
+        attn_pdrop=0, attn_implementation="sdpa", tie_word_embeddings=tied, use_cache=False))
+
+
+def llama(rope, tied):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_shape(rope, tied)))
+
+
+def qwen2(rope, tied):
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**llama_shape(rope, tied)))
+
+
+def qwen3(rope, tied):
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**llama_shape(rope, tied)))
+
+
+CASES = {"gpt2_tied": lambda: gpt2(True), "gpt2_untied": lambda: gpt2(False),
+         "llama_tied": lambda: llama(plain(100.0), True),
+         "llama_untied": lambda: llama(LLAMA3, False),
+         "qwen2_tied": lambda: qwen2(LINEAR, True), "qwen2_untied": lambda: qwen2(plain(50.0), False),
+         "qwen3_tied": lambda: qwen3(plain(100.0), True),
+         "qwen3_untied": lambda: qwen3(LLAMA3, False)}
+
+GPT2_PARTS = {
+    "wte": ["wte.weight"], "wpe": ["wpe.weight"], "ln1w": ["h.%d.ln_1.weight"],
+    "ln1b": ["h.%d.ln_1.bias"], "qkvw": ["h.%d.attn.c_attn.weight"],
+    "qkvb": ["h.%d.attn.c_attn.bias"], "attprojw": ["h.%d.attn.c_proj.weight"],
+    "attprojb": ["h.%d.attn.c_proj.bias"], "ln2w": ["h.%d.ln_2.weight"],
+    "ln2b": ["h.%d.ln_2.bias"], "fcw": ["h.%d.mlp.c_fc.weight"], "fcb": ["h.%d.mlp.c_fc.bias"],
+    "fcprojw": ["h.%d.mlp.c_proj.weight"], "fcprojb": ["h.%d.mlp.c_proj.bias"],
+    "lnfw": ["ln_f.weight"], "lnfb": ["ln_f.bias"]}
+LLAMA_PARTS = {
+    "embed": ["embed_tokens.weight"], "norm1": ["layers.%d.input_layernorm.weight"],
+    "qkv": [f"layers.%d.self_attn.{x}_proj.weight" for x in "qkv"],
+    "qkv_bias": [f"layers.%d.self_attn.{x}_proj.bias" for x in "qkv"],
+    "qk_gain": [f"layers.%d.self_attn.{x}_norm.weight" for x in "qk"],
+    "out": ["layers.%d.self_attn.o_proj.weight"],
+    "norm2": ["layers.%d.post_attention_layernorm.weight"],
+    "gate_up": [f"layers.%d.mlp.{x}_proj.weight" for x in ("gate", "up")],
+    "down": ["layers.%d.mlp.down_proj.weight"], "last_norm": ["norm.weight"]}
+
+
+@contextlib.contextmanager
+def no_narrowing():
+    """transformers computes norms in float32 whatever the model's dtype; here float64 stays."""
+    to = torch.Tensor.to
+
+    def stay(x, *a, **k):
+        if x.dtype == torch.float64 and torch.float32 in (*a, k.get("dtype")):
+            return x
+        return to(x, *a, **k)
+
+    torch.Tensor.to = stay
+    try:
+        yield
+    finally:
+        torch.Tensor.to = to
+
+
+def fused(name, parts, values):
+    """Our weight from the file's: layers one after another, parts one below the other."""
+    layers = range(L) if "%d" in parts[0] else [None]
+    rows = []
+    for l in layers:
+        for part in parts:
+            key = part % l if l is not None else part
+            transposed = ".c_" in key and key.endswith("weight")  # GPT-2's Conv1D
+            rows.append((values[key].T if transposed else values[key]).flatten())
+    return torch.cat(rows)
+
+
+def run(model, a):
+    """Log-probabilities of the targets and gradients of the loss, sequence by sequence."""
+    logp, at, first = [], 0, 0
+    for n in LENGTHS:
+        rows = (a["row"] >= first) & (a["row"] < first + n)
+        logits = model(a["token"][None, first:first + n]).logits[0]
+        every = (logits[a["row"][rows] - first] * a["inverse_temperature"].to(logits)).log_softmax(-1)
+        logp.append(every[torch.arange(len(every)), a["target"][rows]])
+        first += n
+    logp = torch.cat(logp)
+    names, parameters = zip(*model.named_parameters())
+    loss = (a["coef"].to(logp) * -logp).sum()
+    return logp, dict(zip(names, torch.autograd.grad(loss, parameters)))
+
+
+def write_array(f, name, values, error=0.0):
+    values = values.detach().contiguous().flatten()
+    kind = {torch.int64: 0, torch.float32: 1, torch.float64: 2}[values.dtype]
+    if kind == 0:
+        values = values.to(torch.int32)
+    f.write(struct.pack("<40siid", name.encode(), kind, len(values), error))
+    f.write(values.numpy().tobytes())
+
+
+def inputs():
+    n = sum(LENGTHS)
+    row = torch.tensor([0, 1, 2, 5, 7, 8, 9, 10, 12, 13, 15])
+    return {"seq_start": torch.tensor([0] + LENGTHS).cumsum(0),
+            "token": torch.randint(V, (n,), generator=draw),
+            "position": torch.cat([torch.arange(k) for k in LENGTHS]), "row": row,
+            "target": torch.randint(V, (len(row),), generator=draw),
+            "coef": torch.randn(len(row), generator=draw),
+            "inverse_temperature": torch.tensor([1.25])}
+
+
+def base(name):
+    return name.removeprefix("transformer.").removeprefix("model.")
+
+
+def main():
+    a = inputs()
+    with open("tests/fixtures/families.bin", "wb") as f:
+        for key, values in a.items():
+            write_array(f, f"batch.{key}", values)
+        for case, make in CASES.items():
+            single = make().float().eval()
+            for name, p in single.named_parameters():
+                gain = "norm" in name or "ln_" in name and name.endswith("weight")
+                scale = 1.0 if "wte" in name or "embed" in name else 0.2
+                p.data = torch.randn(p.shape, generator=draw) * scale + (1.0 if gain else 0.0)
+            double = make().eval()
+            double.load_state_dict(single.state_dict())
+            double = double.double()
+            with no_narrowing():
+                logp, gradients = run(double, a)
+            rough, rough_gradients = run(single, a)
+            write_array(f, f"{case}.logp", logp, (rough.double() - logp).square().mean().sqrt().item())
+            weights = {base(n): p for n, p in single.named_parameters()}
+            exact = {base(n): g for n, g in gradients.items()}
+            near = {base(n): g for n, g in rough_gradients.items()}
+            parts = GPT2_PARTS if case.startswith("gpt2") else LLAMA_PARTS
+            head = {"lm_head" if parts is GPT2_PARTS else "head": ["lm_head.weight"]}
+            parts = {**parts, **({} if case.endswith("_tied") else head)}
+            written = {name: [fused(name, part, values) for values in (weights, exact, near)]
+                       for name, part in parts.items() if part[0].replace("%d", "0") in weights}
+            # The errors of a model's gradients come from the same few roundings: the largest share counts.
+            share = max((n.double() - g).square().mean() / g.square().mean()
+                        for _, g, n in written.values()).sqrt()
+            for name, (w, g, n) in written.items():
+                error = torch.maximum((n.double() - g).square().mean().sqrt(),
+                                      share * g.square().mean().sqrt())
+                write_array(f, f"{case}.{name}", w)
+                write_array(f, f"{case}.d{name}", g, error.item())
+
+
+main()
