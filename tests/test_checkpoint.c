@@ -69,7 +69,11 @@ int remove(const char* path) {
 // ------------------------------------------------------------------------------------------------
 // Files and folders
 
-enum { MODEL_BYTES = 1024 + 4 * 1020, STATE_BYTES = 128 + 8 * 528 };  // of the tiny model below
+enum {
+    MODEL_BYTES = 1024 + 4 * 1020,
+    STATE_HEADER = 144,
+    STATE_BYTES = STATE_HEADER + 8 * 528
+};  // of the tiny model below
 
 static unsigned char bytes[1 << 16];  // of the file last read
 
@@ -424,13 +428,15 @@ static void test_model_writing(void) {
 
 static run_state state_of(int32_t warmup_step, int32_t step, int k) {
     return (run_state){
+        .phase = step > 0 ? PHASE_RL : PHASE_WARMUP,
         .warmup_step = warmup_step,
         .step = step,
-        .updates = k + 1,
-        .optimizer = {k + 2, k + 3, k + 4, k + 5, k + 6},
-        .elapsed = k,
-        .log_bytes = k + 7,
+        .evaluated = step > 0 ? step - 1 : -1,
+        .optimizer = {k + 2, k + 3, k + 4, k + 5, k % 20},
+        .log_lines = k,
         .sample_bytes = k + 8,
+        .base_checksum = (uint64_t)k + 9,
+        .prompts_checksum = (uint64_t)k + 10,
     };
 }
 
@@ -454,7 +460,7 @@ static void save(int32_t warmup_step, int32_t step, int k, int keep) {
 static int load(void) {
     run_state s = {0};
     if (!checkpoint_load(run, &s, run_model, params, first, second, older, older_count)) return -1;
-    int k = (int)s.elapsed, same = 1;
+    int k = (int)s.log_lines, same = 1;
     run_state expected = state_of(s.warmup_step, s.step, k);
     for (size_t i = 0, n = run_model->parameters; i < n; i++)
         same &=
@@ -494,7 +500,7 @@ static void test_state_layout(void) {
     float p[COUNT], m[COUNT], v[COUNT], x;
     double d;
     run_state s = state_of(11, 12, 1000);
-    s.updates += (int64_t)1 << 40;
+    s.optimizer.attempts += (int64_t)1 << 40;
     fill_random(p, COUNT, 20), fill_random(m, COUNT, 21), fill_random(v, COUNT, 22);
     checkpoint_save(run, &s, &TINY, p, m, v, NULL, 0, 1);
     CHECK(read_bytes(in_run("step-000012/model.bin")) == 5104, "the size of model.bin");
@@ -506,27 +512,26 @@ static void test_state_layout(void) {
 
     CHECK(read_bytes(in_run("step-000012/state.bin")) == STATE_BYTES, "the size of state.bin");
     CHECK(!memcmp(bytes, "rl-state", 8), "magic");
-    static const int words[] = {1, 3, 5, 2, 2, 4, 11, 12};
-    for (size_t i = 0; i < 8; i++)
+    static const int words[] = {2, ARITHMETIC_VERSION, 3, 5, 2, 2, 4, 0, PHASE_RL, 11, 12, 11};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         CHECK(integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4), i);
-    const int64_t longs[][2] = {{40, s.updates},
-                                {48, 1002},
-                                {56, 1003},
-                                {88, 1007},
+    const int64_t longs[][2] = {{56, 1002},
+                                {64, s.optimizer.attempts},
+                                {88, 1000},
                                 {96, 1008},
-                                {104, model_checksum},
-                                {112, (int64_t)fnv(bytes, 128, STATE_BYTES)},
-                                {120, (int64_t)fnv(bytes, 0, 120)}};
-    for (int i = 0; i < 8; i++)
+                                {104, 1009},
+                                {112, 1010},
+                                {120, model_checksum},
+                                {128, (int64_t)fnv(bytes, STATE_HEADER, STATE_BYTES)},
+                                {136, (int64_t)fnv(bytes, 0, 136)}};
+    for (size_t i = 0; i < sizeof longs / sizeof *longs; i++)
         CHECK(integer_at((size_t)longs[i][0], 8) == longs[i][1], "at %d", (int)longs[i][0]);
-    memcpy(&d, bytes + 64, 8);
+    memcpy(&d, bytes + 72, 8);
     CHECK(d == 1004, "loss scale %g", d);
-    memcpy(&d, bytes + 80, 8);
-    CHECK(d == 1000, "elapsed %g", d);
-    CHECK(integer_at(72, 4) == 1005 && integer_at(76, 4) == 1006, "clean and skipped steps");
-    memcpy(&x, bytes + 128, 4);
+    CHECK(integer_at(80, 4) == 1005 && integer_at(84, 4) == 0, "clean and skipped steps");
+    memcpy(&x, bytes + STATE_HEADER, 4);
     CHECK_SAME(x, m[0], "the first m");
-    memcpy(&x, bytes + 128 + 4 * COUNT, 4);
+    memcpy(&x, bytes + STATE_HEADER + 4 * COUNT, 4);
     CHECK_SAME(x, v[0], "the first v");
 
     float p2[COUNT], m2[COUNT], v2[COUNT];
@@ -656,12 +661,12 @@ static void test_damage(void) {
     for (int i = 0; i < 2; i++) {
         rng r = rng_at(2, STREAM_INIT, 0, (uint32_t)i);
         size_t n = read_bytes(in_run(files[i]));
-        for (size_t at = 0; at < 136; at += i ? 4 : 1)
+        for (size_t at = 0; at < STATE_HEADER + 8; at += i ? 4 : 1)
             damage_byte(files[i], n, at, 1 << rng_below(&r, 8), i || at >= 8 ? "" : "not start");
         for (int j = 0; j < 40; j++)
             damage_byte(files[i], n, rng_below(&r, (uint32_t)n), 1 << rng_below(&r, 8), "");
         damage_byte(files[i], n, n - 1, 0x80, "is damaged");
-        static const size_t cuts[] = {0, 7, 8, 12, 127, 128, 129, 1023, 1024, 2048, 4351, 5103};
+        static const size_t cuts[] = {0, 7, 8, 12, 143, 144, 145, 1023, 1024, 2048, 4351, 5103};
         for (int j = 0; j < 12 && cuts[j] < n; j++) {
             write_bytes(in_run(files[i]), bytes, cuts[j]);
             check_damage(files[i], "cut short", "");
@@ -672,7 +677,8 @@ static void test_damage(void) {
         check_damage(files[i], "missing", "No such file");
         size_t other = read_bytes(in_run(i ? "step-000001/model.bin" : "step-000001/state.bin"));
         write_bytes(in_run(files[i]), bytes, other);
-        check_damage(files[1], "of another checkpoint", "not the file that its state.bin");
+        check_damage(files[i], "of another checkpoint",
+                     i ? "not the file that its state.bin" : "of RL step 1, and its folder");
         save(0, 2, 2, 0);  // whole again
         CHECK_LOADS(2, "whole again");
     }
@@ -694,7 +700,82 @@ static void test_damage(void) {
 static int load_warm_up(void) {
     run_state s = {0};
     int found = checkpoint_load(run, &s, run_model, params, first, second, older, older_count);
-    return found ? (int)s.elapsed : -1;
+    return found ? (int)s.log_lines : -1;
+}
+
+// Checksums that hold, around a header that no run writes.
+static void test_ranges(void) {
+    static const char file[] = "step-000002/state.bin";
+    static const struct {
+        int offset, size;
+        int64_t value;
+        const char* words;
+    } cases[] = {
+        {12, 4, ARITHMETIC_VERSION + 1, "program's arithmetic"},
+        {36, 4, 1, "unused field 1"},
+        {40, 4, PHASE_FRESH, "phase 0"},
+        {40, 4, PHASE_WARMUP, "RL steps 2"},
+        {40, 4, PHASE_DONE + 1, "phase 4"},
+        {44, 4, -1, "warm-up steps -1"},
+        {48, 4, -5, "RL steps -5"},
+        {48, 4, 3, "of RL step 3"},
+        {52, 4, 3, "evaluated step 3"},
+        {52, 4, -2, "evaluated step -2"},
+        {56, 8, 1LL << 40, "applied"},
+        {64, 8, -1, "asked for -1"},
+        {72, 8, 0, "loss scale 0"},
+        {72, 8, (int64_t)0x7ff0000000000000u, "loss scale inf"},
+        {72, 8, (int64_t)0x7ff8000000000000u, "loss scale nan"},
+        {80, 4, -1, "loss scale changed -1"},
+        {84, 4, OPTIMIZER_PATIENCE, "skipped steps in a row 20"},
+        {88, 8, -1, "lines of the log -1"},
+        {96, 8, -1, "bytes of the samples -1"},
+    };
+    save(0, 1, 1, 0);
+    save(0, 2, 2, 0);
+    size_t n = read_bytes(in_run(file));
+    static unsigned char whole[STATE_BYTES];
+    memcpy(whole, bytes, n);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        memcpy(bytes, whole, n);
+        memcpy(bytes + cases[i].offset, &cases[i].value, (size_t)cases[i].size);
+        uint64_t checksum = fnv(bytes, 0, 136);
+        memcpy(bytes + 136, &checksum, 8);
+        write_bytes(in_run(file), bytes, n);
+        check_damage(file, "out of range", cases[i].words);
+    }
+    remove_tree(run);
+}
+
+// Equal states make equal files; a folder under another's name is refused; find reads what load
+// does.
+static void test_find(void) {
+    run_state s = {.step = 77};
+    model c;
+    CHECK(!checkpoint_find(run, &s, &c) && s.step == 77, "nothing to find");
+    save(3, 0, 1, 0);
+    save(3, 5, 2, 0);
+    CHECK(checkpoint_find(run, &s, &c) && s.step == 5 && s.phase == PHASE_RL && s.log_lines == 2,
+          "the newest is found");
+    CHECK(model_equal(&c, run_model), "its model");
+    renameat(AT_FDCWD, in_run("step-000005"), AT_FDCWD, in_run("step-000500"));
+    check_refusal(load_child, NULL, "another name",
+                  WORDS{in_run("step-000500/state.bin"), "of RL step 5", "delete the folder"});
+    remove_tree(run);
+}
+
+// What killed saves left is cleared without a save.
+static void test_sweep(void) {
+    save(0, 4, 1, 2);
+    mkdirat(AT_FDCWD, in_run(".step-000005.tmp"), 0777);
+    write_bytes(in_run(".step-000005.tmp/state.bin"), "x", 1);
+    renameat(AT_FDCWD, in_run("step-000004"), AT_FDCWD, in_run(".step-000004.old"));
+    checkpoint_sweep(run);
+    check_names("step-000004", "swept");
+    CHECK_LOADS(1, "after the sweep");
+    remove_tree(run);
+    checkpoint_sweep(run);
+    CHECK(file_size(run) < 0, "sweeping makes no folder");
 }
 
 // Older weights, in a file of their own.
@@ -767,22 +848,22 @@ static void test_other_model(void) {
                       WORDS{in_run("step-000001/state.bin"), words[i], "; give the flags"});
     }
     size_t n = read_bytes(in_run("step-000001/state.bin"));
-    bytes[8] = 2;
-    uint64_t checksum = fnv(bytes, 0, 120);
-    memcpy(bytes + 120, &checksum, 8);
+    bytes[8] = 3;
+    uint64_t checksum = fnv(bytes, 0, 136);
+    memcpy(bytes + 136, &checksum, 8);
     write_bytes(in_run("step-000001/state.bin"), bytes, n);
-    check_refusal(load_child, NULL, "a later version", WORDS{"has version 2", "reads version 1"});
+    check_refusal(load_child, NULL, "a later version", WORDS{"has version 3", "reads version 2"});
     // A model.bin in bf16 that passes as the right one, its values having no checksum.
     static unsigned char state[STATE_BYTES];
     float p[COUNT] = {0};
     memcpy(state, bytes, n);
-    state[8] = 1;
+    state[8] = 2;
     llmc_file_write(in_run("step-000001/model.bin"), &TINY, p, &FORMAT_BF16);
     read_bytes(in_run("step-000001/model.bin"));
     checksum = fnv(bytes, 0, 1024);
-    memcpy(state + 104, &checksum, 8);
-    checksum = fnv(state, 0, 120);
     memcpy(state + 120, &checksum, 8);
+    checksum = fnv(state, 0, 136);
+    memcpy(state + 136, &checksum, 8);
     write_bytes(in_run("step-000001/state.bin"), state, n);
     check_refusal(load_child, NULL, "bf16", WORDS{in_run("step-000001/model.bin"), "is damaged"});
     remove_tree(run);
@@ -1036,10 +1117,10 @@ static void test_mutations(void) {
     for (int i = 0; i < 1000; i++) {
         memset(bytes, 0, sizeof bytes);
         memcpy(bytes, whole, sizeof whole);
-        size_t n = mutate(&r, sizeof whole, 128);
+        size_t n = mutate(&r, sizeof whole, STATE_HEADER);
         int altered = n != sizeof whole || memcmp(bytes, whole, n);
-        uint64_t checksum = fnv(bytes, 0, 120);
-        if (i % 2) memcpy(bytes + 120, &checksum, 8);  // so that later checks are reached
+        uint64_t checksum = fnv(bytes, 0, 136);
+        if (i % 2) memcpy(bytes + 136, &checksum, 8);  // so that later checks are reached
         write_bytes(path, bytes, n);
         int loaded = check_mutation(load_child, path, i);
         CHECK(!loaded || !altered || i % 2, "mutation %d of the state is noticed", i);
@@ -1072,6 +1153,9 @@ int main(void) {
     test_retention();
     test_same_name();
     test_damage();
+    test_ranges();
+    test_find();
+    test_sweep();
     test_stale();
     test_other_model();
     test_full_disk();

@@ -168,7 +168,7 @@ static void close_bench(bench* e) {
     cpu_close(e->b);
 }
 
-static evaluate_config settings(void) {
+static evaluate_config usual_config(void) {
     return (evaluate_config){.prompts = 100,
                              .samples = 6,
                              .k = 4,
@@ -189,7 +189,7 @@ static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
 }
 
 static void test_known_verdicts(void) {
-    evaluate_config c = settings();
+    evaluate_config c = usual_config();
     task chain = task_open("chain");
     double odd = 0;
     for (int i = 0; i < c.prompts; i++) {
@@ -217,7 +217,7 @@ static void test_known_verdicts(void) {
 
 // Where the verdict hangs on the sample: pass@1 and pass@k from the samples of the same keys.
 static void test_samples(void) {
-    evaluate_config c = settings();
+    evaluate_config c = usual_config();
     c.prompts = 10;  // 60 samples, that fit at once
     evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
     bench again = open_bench(16, CAPACITY);
@@ -257,7 +257,7 @@ static int same_evaluation(const evaluation* a, const evaluation* b) {
 
 // Seed and step draw other samples, slots do not; no two samples of a step share their draws.
 static void test_keys(void) {
-    evaluate_config c = settings(), other = c;
+    evaluate_config c = usual_config(), other = c;
     evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
     evaluation few = evaluated(3, CAPACITY, &c, odd_responses);
     CHECK(same_evaluation(&e, &few), "three slots: %g, not %g", few.pass1, e.pass1);
@@ -293,7 +293,7 @@ static void test_batches_differ(void) {
     only_prompt = text;
     e.t.problem = same_problem;
     e.t.verify = note_length;
-    evaluate_config c = settings();
+    evaluate_config c = usual_config();
     c.prompts = PROMPTS;
     memset(&seen, 0, sizeof seen);
     evaluate_run(e.sampler, e.d, &e.t, &c);

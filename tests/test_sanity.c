@@ -31,7 +31,7 @@ static int never(const task* t, const char* prompt, const char* response) {
 
 typedef int (*verifier)(const task*, const char*, const char*);
 
-static sanity_config settings(void) { return (sanity_config){TRIED, 8, 0.2, 0.8, 7, 1, 0, 1}; }
+static sanity_config usual_config(void) { return (sanity_config){TRIED, 8, 0.2, 0.8, 7, 1, 0, 1}; }
 
 static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
     const model small = model_gpt2(32, tokenizer_size(), 1, 2, 16);
@@ -62,7 +62,7 @@ static int same_list(const prompt_list* a, const prompt_list* b) {
 }
 
 static void test_shares(void) {
-    sanity_config c = settings();
+    sanity_config c = usual_config();
     sanity_result even = selected(by_prompt, &c, 64, SANITY_SAMPLES_MAX);
     CHECK(seen.asked == TRIED * 8 && seen.held_out == 0, "%d asked, %d of them held out",
           seen.asked, seen.held_out);
@@ -88,7 +88,7 @@ static void test_shares(void) {
 }
 
 static void test_independence(void) {
-    sanity_config c = settings(), other = c;
+    sanity_config c = usual_config(), other = c;
     sanity_result a = selected(by_response, &c, 64, SANITY_SAMPLES_MAX);
     sanity_result b = selected(by_response, &c, 5, SANITY_SAMPLES_MAX + 100);
     CHECK(a.kept.count > 0 && a.kept.count < TRIED, "%d kept", a.kept.count);
@@ -144,7 +144,7 @@ static void refuse_missing(const void* unused) {
 
 static void refuse_nothing_kept(const void* unused) {
     (void)unused;
-    sanity_config c = settings();
+    sanity_config c = usual_config();
     selected(never, &c, 64, SANITY_SAMPLES_MAX);
 }
 

@@ -6,24 +6,30 @@
 //
 //   offset  size  meaning
 //   0       8     magic "rl-state"
-//   8       4     version: 1
-//   12      20    T, V, L, heads, C; 4 each
-//   32      4     warm-up steps done
-//   36      4     RL steps done
-//   40      8     optimizer steps asked for in RL
-//   48      8     optimizer steps applied
-//   56      8     optimizer steps asked for, warm-up included
-//   64      8     loss scale, fp64
-//   72      4     steps since the loss scale changed
-//   76      4     steps skipped in a row
-//   80      8     seconds elapsed, fp64
-//   88      8     bytes of log.jsonl
+//   8       4     version: 2
+//   12      4     ARITHMETIC_VERSION of the program that wrote it
+//   16      20    T, V, L, heads, C; 4 each
+//   36      4     zero
+//   40      4     phase: 1 warm-up, 2 RL, 3 done
+//   44      4     warm-up steps done
+//   48      4     RL steps done
+//   52      4     RL steps done at the last evaluation; -1: none yet
+//   56      8     optimizer steps applied, of this phase's trainer
+//   64      8     optimizer steps asked for
+//   72      8     loss scale, fp64
+//   80      4     steps since the loss scale changed
+//   84      4     steps skipped in a row
+//   88      8     lines of log.jsonl
 //   96      8     bytes of samples.jsonl
-//   104     8     checksum of model.bin
-//   112     8     checksum of m and v
-//   120     8     checksum of bytes 0 to 119
-//   128     4 n   m, AdamW's first moments, fp32
+//   104     8     checksum of base.bin; 0: none
+//   112     8     checksum of prompts; 0: none
+//   120     8     checksum of model.bin
+//   128     8     checksum of m and v
+//   136     8     checksum of bytes 0 to 135
+//   144     4 n   m, AdamW's first moments, fp32
 //   then    4 n   v, second moments; the end of the file
+//
+// No time stands in it: equal runs write equal files. How long a run took is in its log.
 //
 // Older parameters that a sampler is still to use (stale.bin, where --sync-every or --lag asks for
 // them): K copies of the n parameters.
@@ -48,6 +54,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <ftw.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -55,7 +62,7 @@
 #include "../base/checked.h"
 #include "../model/llmc_file.h"
 
-enum { STATE_VERSION = 1, STALE_VERSION = 1 };
+enum { STATE_VERSION = 2, STALE_VERSION = 1 };
 static const char STATE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 't', 'e'};
 static const char STALE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 'l', 'e'};
 
@@ -70,8 +77,9 @@ static saved_shape shape_to_save(const model* m) {
 
 typedef struct state_header {
     char magic[8];
-    int32_t version;
+    int32_t version, arithmetic;
     saved_shape model;
+    int32_t zero;
     run_state run;
     uint64_t model_checksum, moments_checksum, header_checksum;
 } state_header;
@@ -85,7 +93,7 @@ typedef struct stale_header {
 } stale_header;
 
 _Static_assert(sizeof(stale_header) == 64, "the table above");
-_Static_assert(sizeof(saved_shape) == 20 && sizeof(run_state) == 72 && sizeof(state_header) == 128,
+_Static_assert(sizeof(saved_shape) == 20 && sizeof(run_state) == 80 && sizeof(state_header) == 144,
                "the table above: no gaps; other fields make another STATE_VERSION");
 
 // ------------------------------------------------------------------------------------------------
@@ -105,6 +113,36 @@ static void write_state_file(const char* folder, state_header* h, size_t count, 
     free(path);
 }
 
+// A file that is not damaged holds nothing else; what a later version means by its fields is not
+// known here, so the version is checked before.
+static void check_ranges(const checked_file* f, const state_header* h) {
+    const run_state* s = &h->run;
+    const optimizer_state* o = &s->optimizer;
+    const struct {
+        const char* what;
+        int64_t value, low, high;
+    } fields[] = {
+        {"unused field", h->zero, 0, 0},
+        {"phase", s->phase, PHASE_WARMUP, PHASE_DONE},
+        {"warm-up steps", s->warmup_step, 0, INT32_MAX},
+        {"RL steps", s->step, 0, s->phase == PHASE_WARMUP ? 0 : INT32_MAX},
+        {"evaluated step", s->evaluated, -1, s->step},
+        {"optimizer steps asked for", o->attempts, 0, INT64_MAX},
+        {"optimizer steps applied", o->updates, 0, o->attempts},
+        {"steps since the loss scale changed", o->clean, 0, INT32_MAX},
+        {"skipped steps in a row", o->skipped_in_row, 0, OPTIMIZER_PATIENCE - 1},
+        {"lines of the log", s->log_lines, 0, INT64_MAX},
+        {"bytes of the samples", s->sample_bytes, 0, INT64_MAX},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].value < fields[i].low || fields[i].value > fields[i].high)
+            checked_refuse(f, "is damaged: %s %lld is not between %lld and %lld", fields[i].what,
+                           (long long)fields[i].value, (long long)fields[i].low,
+                           (long long)fields[i].high);
+    if (!(o->loss_scale > 0 && o->loss_scale < INFINITY))
+        checked_refuse(f, "is damaged: loss scale %g is not above 0 and finite", o->loss_scale);
+}
+
 static state_header read_state_header(checked_file* f) {
     state_header h;
     if (f->bytes < (int64_t)sizeof h)
@@ -119,6 +157,12 @@ static state_header read_state_header(checked_file* f) {
     if (h.header_checksum !=
         checksum_words(CHECKSUM_START, &h, offsetof(state_header, header_checksum) / 4))
         checked_refuse(f, "is damaged: the checksum of its header does not match");
+    check_ranges(f, &h);
+    if (h.arithmetic != ARITHMETIC_VERSION)
+        checked_refuse(f,
+                       "was written with version %d of the program's arithmetic, and this program "
+                       "has version %d: the run would go on with other bits",
+                       h.arithmetic, ARITHMETIC_VERSION);
     return h;
 }
 
@@ -220,6 +264,11 @@ typedef struct entry {
     int32_t step;
     entry_kind kind;
 } entry;
+
+// The checkpoint of this state.
+static entry entry_of(const run_state* s) {
+    return (entry){s->step > 0, s->step > 0 ? s->step : s->warmup_step, COMPLETE};
+}
 
 static char* entry_name(entry e) {
     return xprintf("%s%s-%06d%s", ENTRY_BEGIN[e.kind], PHASE_NAMES[e.phase], e.step,
@@ -331,7 +380,7 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
                      int copy_count, int keep) {
     char* parent = xprintf("%s/checkpoints", directory);
-    entry e = {s->step > 0, s->step > 0 ? s->step : s->warmup_step, COMPLETE};
+    entry e = entry_of(s);
     char* path = entry_path(parent, e);
     char* replaced = entry_path(parent, (entry){e.phase, e.step, REPLACED});
     char* aside = entry_path(parent, (entry){e.phase, e.step, TEMPORARY});
@@ -341,7 +390,8 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
 
     if (mkdir(aside, 0777))
         fatal("cannot make the directory %s: %s; choose another place", aside, strerror(errno));
-    state_header h = {.version = STATE_VERSION, .model = shape_to_save(c), .run = *s};
+    state_header h = {
+        .version = STATE_VERSION, .arithmetic = ARITHMETIC_VERSION, .model = shape_to_save(c), .run = *s};
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
     char* weights = xprintf("%s/model.bin", aside);
     h.model_checksum = llmc_file_write(weights, c, parameters, &FORMAT_FP32);
@@ -362,26 +412,75 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
     free(parent);
 }
 
-int checkpoint_load(const char* directory, run_state* s, const model* c, float* parameters,
-                    float* m, float* v, float* copies, int copy_count) {
+void checkpoint_sweep(const char* directory) {
+    char* parent = xprintf("%s/checkpoints", directory);
+    entries_clear(parent);
+    free(parent);
+}
+
+// The newest complete checkpoint: its folder, and what to do if it cannot be used. 0: there is
+// none.
+typedef struct newest {
+    entry e;
+    char *folder, *advice;
+} newest;
+
+static int find_newest(const char* directory, newest* n) {
     char* parent = xprintf("%s/checkpoints", directory);
     size_t count;
     entry* list = entry_list(parent, REPLACED, &count);
     if (count) {
-        char* folder = entry_path(parent, list[count - 1]);
-        char* advice = xprintf("delete the folder %s to %s", folder,
-                               count > 1 ? "resume from the checkpoint before it" : "start anew");
-        state_header h = read_state_file(folder, advice, c, m, v);
-        char* weights = xprintf("%s/model.bin", folder);
-        llmc_file_read_as(weights, advice, c, h.model_checksum, parameters);
-        free(weights);
-        if (copy_count && h.run.step > 0)
-            read_stale_file(folder, advice, &h, copies, copy_count, copy_count * c->parameters);
-        *s = h.run;
-        free(advice);
-        free(folder);
+        n->e = list[count - 1];
+        n->folder = entry_path(parent, n->e);
+        n->advice = xprintf("delete the folder %s to %s", n->folder,
+                            count > 1 ? "resume from the checkpoint before it" : "start anew");
     }
     free(list);
     free(parent);
     return count > 0;
+}
+
+static void newest_free(newest* n) {
+    free(n->folder);
+    free(n->advice);
+}
+
+static void check_name(const newest* n, const state_header* h) {
+    entry e = entry_of(&h->run);
+    if (!entry_same_name(e, n->e))
+        fatal("%s/state.bin is of %s step %d, and its folder has another name; %s", n->folder,
+              h->run.step > 0 ? "RL" : "warm-up", e.step, n->advice);
+}
+
+int checkpoint_find(const char* directory, run_state* s, model* m) {
+    newest n;
+    if (!find_newest(directory, &n)) return 0;
+    char* path = xprintf("%s/state.bin", n.folder);
+    checked_file f = checked_open(path, n.advice);
+    state_header h = read_state_header(&f);
+    check_name(&n, &h);
+    *s = h.run;
+    file_close(f.f, path);
+    free(path);
+    path = xprintf("%s/model.bin", n.folder);
+    if (m) *m = llmc_file_config(path);
+    free(path);
+    newest_free(&n);
+    return 1;
+}
+
+int checkpoint_load(const char* directory, run_state* s, const model* c, float* parameters,
+                    float* m, float* v, float* copies, int copy_count) {
+    newest n;
+    if (!find_newest(directory, &n)) return 0;
+    state_header h = read_state_file(n.folder, n.advice, c, m, v);
+    check_name(&n, &h);
+    char* weights = xprintf("%s/model.bin", n.folder);
+    llmc_file_read_as(weights, n.advice, c, h.model_checksum, parameters);
+    if (copy_count && h.run.step > 0)
+        read_stale_file(n.folder, n.advice, &h, copies, copy_count, copy_count * c->parameters);
+    *s = h.run;
+    free(weights);
+    newest_free(&n);
+    return 1;
 }

@@ -9,14 +9,21 @@
 
 LLMC_BEGIN
 
-// What a run needs, besides parameters and moments, to continue with the same bits.
+// The phases of a run; run.c draws how one leads to the next. No checkpoint is FRESH.
+typedef enum { PHASE_FRESH, PHASE_WARMUP, PHASE_RL, PHASE_DONE } run_phase;
+
+// What a run needs, besides parameters and moments, to continue with the same bits. It holds no
+// times: equal runs have equal checkpoints.
 typedef struct run_state {
-    int32_t warmup_step;  // warm-up steps done
-    int32_t step;         // RL steps done
-    int64_t updates;      // optimizer steps asked for in RL, skipped ones included
-    optimizer_state optimizer;
-    double elapsed;                   // seconds
-    int64_t log_bytes, sample_bytes;  // sizes of log.jsonl and samples.jsonl
+    int32_t phase;              // run_phase
+    int32_t warmup_step;        // warm-up steps done
+    int32_t step;               // RL steps done
+    int32_t evaluated;          // RL steps done at the last evaluation; -1: there was none
+    optimizer_state optimizer;  // of the warm-up's trainer in WARMUP, else of RL's
+    int64_t log_lines;          // of log.jsonl
+    int64_t sample_bytes;       // of samples.jsonl
+    uint64_t base_checksum;     // of base.bin, the model before RL; 0: there is none
+    uint64_t prompts_checksum;  // of prompts, the sanity protocol's; 0: there are none
 } run_state;
 
 // Writes DIRECTORY/checkpoints/NAME/{model.bin,state.bin} and, unless `copy_count` is 0, stale.bin:
@@ -29,9 +36,15 @@ typedef struct run_state {
 void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
                      int copy_count, int keep);
+// Removes what a save that was killed left behind.
+void checkpoint_sweep(const char* directory);
+// The state of the newest complete checkpoint and, unless `m` is NULL, the model that model.bin's
+// header describes; returns 0 and leaves both alone if there is none.
+int checkpoint_find(const char* directory, run_state* s, model* m);
 // The newest complete checkpoint: fills `s` and the host arrays and returns 1; returns 0 if there
 // is none. The copies are read from one with RL steps; before there is nothing older. A
-// damaged one, or one of another shape than `c`, ends the program with a sentence.
+// damaged one, one of another shape than `c` or of another arithmetic, and one whose name is not
+// that of its state end the program with a sentence.
 int checkpoint_load(const char* directory, run_state* s, const model* c, float* parameters,
                     float* m, float* v, float* copies, int copy_count);
 

@@ -7,15 +7,22 @@ double evaluate_pass_at_k(int n, int right, int k) {
     return 1 - none;
 }
 
-static void sample_and_grade(sampler* r, rollout* d, const task* t, const sampling* how) {
-    sampler_run(r, d, how);
+// 0: it was stopped, and nothing is graded.
+static int sample_and_grade(sampler* r, rollout* d, const task* t, const sampling* how,
+                            int (*stop)(void)) {
+    sampler_begin(r, d, how);
+    while (sampler_step(r) > 0)
+        if (stop && stop()) return 0;
+    sampler_end(r);
     rollout_verify(d, t);
+    return 1;
 }
 
 // Sums over the prompts, each with `group` samples.
 typedef struct sums {
     double right, passk;
     int64_t tokens;
+    int stopped;
 } sums;
 
 static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* c, int group,
@@ -30,7 +37,7 @@ static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* 
         else
             rollout_held_out_prompts(d, t, c->seed, first);
         how.step = c->step * (uint32_t)c->prompts + (uint32_t)first;  // other draws each time
-        sample_and_grade(r, d, t, &how);
+        if (!sample_and_grade(r, d, t, &how, c->stop)) return (sums){.stopped = 1};
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
             for (int i = 0; i < group; i++) right += d->reward[p * group + i] > 0;
@@ -49,7 +56,9 @@ evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_co
                     .top_p = c->top_p,
                     .seed = c->seed,
                     .stream = STREAM_EVALUATE};
-    sums best = solve(r, d, t, c, 1, greedy), drawn = solve(r, d, t, c, c->samples, how);
+    sums best = solve(r, d, t, c, 1, greedy);
+    sums drawn = best.stopped ? best : solve(r, d, t, c, c->samples, how);
+    if (drawn.stopped) return (evaluation){.stopped = 1};
     double samples = (double)c->prompts * c->samples;
     return (evaluation){.greedy = best.right / c->prompts,
                         .pass1 = drawn.right / samples,
@@ -58,4 +67,35 @@ evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_co
                         .k = c->k,
                         .prompts = c->prompts,
                         .tokens = best.tokens + drawn.tokens};
+}
+
+evaluation evaluate_policy(run* r) {
+    const settings* s = r->settings;
+    const prompt_list* list = r->sanity.count ? &r->sanity : NULL;
+    int prompts = list && list->count < s->eval_prompts ? list->count : s->eval_prompts;
+    evaluate_config c = {prompts,        s->eval_samples,         s->eval_k,
+                         s->seed,        (uint32_t)r->state.step, settings_inverse_temperature(s),
+                         s->top_k,       (float)s->top_p,         list,
+                         run_interrupted};
+    double start = clock_seconds();
+    sampler_sync(r->sampler, r->trainer->parameters);
+    evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
+    if (e.stopped) return e;
+    r->state.evaluated = r->state.step;
+    r->evaluating.seconds += clock_seconds() - start;
+    r->evaluating.tokens += e.tokens;
+    r->evaluating.steps++;
+    return e;
+}
+
+void evaluate_examples(run* r) {
+    const settings* s = r->settings;
+    rollout* d = r->eval_data;
+    sampling how = settings_sampling(s, STREAM_EVALUATE, UINT32_MAX);
+    sampler_sync(r->sampler, r->trainer->parameters);
+    d->prompts = 3;
+    d->group = 1;
+    rollout_held_out_prompts(d, &r->task, s->seed, 0);
+    sampler_run(r->sampler, d, &how);
+    rollout_verify(d, &r->task);
 }

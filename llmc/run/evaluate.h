@@ -3,8 +3,7 @@
 #ifndef LLMC_EVALUATE_H
 #define LLMC_EVALUATE_H
 
-#include "../rl/sampler.h"
-#include "../text/task.h"
+#include "run.h"
 
 LLMC_BEGIN
 
@@ -15,6 +14,7 @@ typedef struct evaluation {
     double response_length;
     int k, prompts;
     int64_t tokens;
+    int stopped;  // it was left early: nothing above holds
 } evaluation;
 
 typedef struct evaluate_config {
@@ -25,6 +25,7 @@ typedef struct evaluate_config {
     int top_k;
     float top_p;
     const prompt_list* list;  // whose prompts, or NULL: held-out ones
+    int (*stop)(void);        // asked between decode steps, 1 ends the evaluation; NULL: never
 } evaluate_config;
 
 // 1 - C(n - right, k) / C(n, k): Chen et al., arXiv 2107.03374. k <= n.
@@ -32,6 +33,12 @@ double evaluate_pass_at_k(int n, int right, int k);
 
 // Uses `d` (its content is lost) as many times as the prompts need.
 evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_config* c);
+
+// The newest weights of a run, as its settings ask for it. A signal stops it; then the step is not
+// evaluated yet.
+evaluation evaluate_policy(run* r);
+// Three completions of the newest weights, in r->eval_data, for people to read.
+void evaluate_examples(run* r);
 
 LLMC_END
 #endif

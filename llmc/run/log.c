@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct line {
@@ -40,6 +41,7 @@ typedef struct line {
 struct run_log {
     FILE *log, *samples;  // NULL: no files
     char *log_path, *sample_path;
+    int64_t log_lines;     // of log.jsonl
     line entry;            // the object between log_begin and log_end
     double start;          // clock_seconds() when the run began, had it never been interrupted
     int terminal;          // stdout is one
@@ -139,6 +141,37 @@ static void line_end(line* s, FILE* f, const char* path) {
 static char* log_path(const char* directory) { return xprintf("%s/log.jsonl", directory); }
 static char* sample_path(const char* directory) { return xprintf("%s/samples.jsonl", directory); }
 
+// The whole lines at the start of a log, at most `most` of them.
+typedef struct lines {
+    int64_t count, bytes;
+    double time;  // of the last one; 0 without one
+} lines;
+
+static lines read_lines(const char* path, int64_t most) {
+    lines found = {0, 0, 0};
+    struct stat s;
+    if (stat(path, &s) || !S_ISREG(s.st_mode)) return found;
+    FILE* f = file_open(path, "r");
+    char *text = NULL, *last = NULL;
+    size_t capacity = 0, last_capacity = 0;
+    for (ssize_t bytes; found.count < most && (bytes = getline(&text, &capacity, f)) > 0;) {
+        if (text[bytes - 1] != '\n') break;
+        found.count++;
+        found.bytes += bytes;
+        char* swap = last;
+        size_t swap_capacity = last_capacity;
+        last = text, last_capacity = capacity;
+        text = swap, capacity = swap_capacity;
+    }
+    const char* time = last ? strstr(last, "\"time\":") : NULL;
+    if (time) found.time = strtod(time + strlen("\"time\":"), NULL);
+    if (!(found.time > 0 && found.time < 1e12)) found.time = 0;
+    free(text);
+    free(last);
+    file_close(f, path);
+    return found;
+}
+
 static FILE* open_unbuffered(const char* path) {
     FILE* f = file_open(path, "a");
     setvbuf(f, NULL, _IONBF, 0);
@@ -154,6 +187,7 @@ run_log* log_open(const char* directory, double elapsed) {
     dir_create(directory);
     l->log_path = log_path(directory);
     l->sample_path = sample_path(directory);
+    l->log_lines = read_lines(l->log_path, INT64_MAX).count;
     l->log = open_unbuffered(l->log_path);
     l->samples = open_unbuffered(l->sample_path);
     return l;
@@ -174,7 +208,10 @@ void log_begin(run_log* l, const char* phase, int step) {
 
 void log_number(run_log* l, const char* key, double value) { line_field(&l->entry, key, value); }
 
-void log_end(run_log* l) { line_end(&l->entry, l->log, l->log_path); }
+void log_end(run_log* l) {
+    line_end(&l->entry, l->log, l->log_path);
+    l->log_lines++;
+}
 
 void log_sample(run_log* l, int step, int index, const char* prompt, const char* completion,
                 double reward, double advantage) {
@@ -192,35 +229,61 @@ void log_sample(run_log* l, int step, int index, const char* prompt, const char*
     free(s.text);
 }
 
+// A file that was removed or replaced takes what is written with it.
+static void check_there(FILE* f, const char* path) {
+    struct stat open, named;
+    if (fstat(fileno(f), &open)) fatal("cannot read the state of %s: %s", path, strerror(errno));
+    if (stat(path, &named) || open.st_ino != named.st_ino || open.st_dev != named.st_dev)
+        fatal("%s was removed or replaced while the run wrote to it; nothing more is kept", path);
+}
+
 static int64_t durable_size(FILE* f, const char* path) {
     if (!f) return 0;
+    check_there(f, path);
     if (fsync(fileno(f))) fatal("cannot write %s: %s; free some space", path, strerror(errno));
     return file_size(path);
 }
 
-void log_position(run_log* l, int64_t* log_bytes, int64_t* sample_bytes) {
-    *log_bytes = durable_size(l->log, l->log_path);
+void log_position(run_log* l, int64_t* log_lines, int64_t* sample_bytes) {
+    durable_size(l->log, l->log_path);
+    *log_lines = l->log ? l->log_lines : 0;
     *sample_bytes = durable_size(l->samples, l->sample_path);
 }
 
-void log_cut(const char* directory, int64_t log_bytes, int64_t sample_bytes) {
-    char* const path[] = {log_path(directory), sample_path(directory)};
-    const int64_t bytes[] = {log_bytes, sample_bytes};
-    for (int i = 0; i < 2; i++) {  // both are judged before one is touched
-        int64_t size = file_size(path[i]);
-        if (size < 0 ? bytes[i] > 0 : size < bytes[i])
-            fatal("%s has %lld bytes where the checkpoint expects %lld; it was altered or removed",
-                  path[i], (long long)(size < 0 ? 0 : size), (long long)bytes[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (file_size(path[i]) > bytes[i] && truncate(path[i], bytes[i]))
-            fatal("cannot cut %s back: %s", path[i], strerror(errno));
-        free(path[i]);
-    }
+static void refuse_shorter(const char* path, int64_t has, int64_t expected, const char* unit) {
+    if (has < expected)
+        fatal("%s has %lld %s where the checkpoint expects %lld; it was altered or removed", path,
+              (long long)has, unit, (long long)expected);
+}
+
+static void cut_file(const char* path, int64_t bytes) {
+    if (file_size(path) > bytes && truncate(path, bytes))
+        fatal("cannot cut %s back: %s", path, strerror(errno));
+}
+
+double log_cut(const char* directory, int64_t log_lines, int64_t sample_bytes) {
+    char *log = log_path(directory), *samples = sample_path(directory);
+    lines kept = read_lines(log, log_lines);
+    int64_t size = file_size(samples);
+    refuse_shorter(log, kept.count, log_lines, "lines");  // both are judged before one is touched
+    refuse_shorter(samples, size < 0 ? 0 : size, sample_bytes, "bytes");
+    cut_file(log, kept.bytes);
+    cut_file(samples, sample_bytes);
+    free(log);
+    free(samples);
+    return kept.time;
 }
 
 // ------------------------------------------------------------------------------------------------
 // The console
+
+static void console_flush(run_log* l) {
+    if (!fflush(stdout) && !ferror(stdout)) return;
+    if (errno != EPIPE && errno != EIO)
+        fatal("cannot write to standard output: %s; send it to another place", strerror(errno));
+    if (!freopen("/dev/null", "w", stdout)) fatal("cannot open /dev/null: %s", strerror(errno));
+    l->terminal = 0;
+}
 
 static void progress_wipe(run_log* l) {
     if (l->progress) printf("\r\033[K");
@@ -234,7 +297,7 @@ void log_print(run_log* l, const char* format, ...) {
     vprintf(format, args);
     va_end(args);
     printf("\n");
-    fflush(stdout);
+    console_flush(l);
 }
 
 // " · 41,200 tokens/s", or "".
@@ -278,7 +341,7 @@ void log_progress(run_log* l, const char* what, double fraction, double tokens_p
     char* text = xprintf("%s  %.0f %%%s%s", what, 100 * fraction, speed, left);
     // The last column stays free: a cursor beyond it would wrap.
     printf("\r\033[K%.*s", (int)fitting_bytes(text, columns - 1), text);
-    fflush(stdout);
+    console_flush(l);
     free(text);
     free(speed);
     free(left);
@@ -286,9 +349,9 @@ void log_progress(run_log* l, const char* what, double fraction, double tokens_p
 
 void log_close(run_log* l) {
     progress_wipe(l);
-    fflush(stdout);
-    if (l->log) file_close(l->log, l->log_path);
-    if (l->samples) file_close(l->samples, l->sample_path);
+    console_flush(l);
+    if (l->log) check_there(l->log, l->log_path), file_close(l->log, l->log_path);
+    if (l->samples) check_there(l->samples, l->sample_path), file_close(l->samples, l->sample_path);
     free(l->log_path);
     free(l->sample_path);
     free(l->entry.text);

@@ -28,14 +28,18 @@ void log_end(run_log* l);
 void log_sample(run_log* l, int step, int index, const char* prompt, const char* completion,
                 double reward, double advantage);
 
-// Makes both files durable and gives their sizes in bytes (0 without files), so that a resumed run
-// can cut them back to here.
-void log_position(run_log* l, int64_t* log_bytes, int64_t* sample_bytes);
-// Cuts the files of `directory` back to these sizes; before log_open. A file that is shorter was
-// altered and is refused; a missing one is fine where the size is 0.
-void log_cut(const char* directory, int64_t log_bytes, int64_t sample_bytes);
+// Makes both files durable and gives the lines of log.jsonl and the bytes of samples.jsonl (0
+// without files), so that a resumed run can cut them back to here. Both are the same for equal
+// runs: the log's bytes are not, since it holds times. A log that was removed meanwhile is refused.
+void log_position(run_log* l, int64_t* log_lines, int64_t* sample_bytes);
+// Cuts the files of `directory` back to there; before log_open. Returns the `time` of the last line
+// that stays, 0 without one. A file that is shorter was altered and is refused; a missing one is
+// fine where nothing is expected.
+double log_cut(const char* directory, int64_t log_lines, int64_t sample_bytes);
 
-// One line on the console (printf, without the newline), after wiping the progress line.
+// One line on the console (printf, without the newline), after wiping the progress line. Where
+// nobody reads the console any more (a closed pipe or terminal) the run goes on without it; a
+// console that cannot be written otherwise ends the program.
 void log_print(run_log* l, const char* format, ...) __attribute__((format(printf, 2, 3)));
 // "rollout  63 % · 41,200 tokens/s · 12 s left", only if stdout is a terminal and at most ten
 // times a second. fraction: 0 to 1. A speed or a time that is not finite or below 0 is left out.

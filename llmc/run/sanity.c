@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../text/tokenizer.h"
+
 static const uint32_t SANITY_STEP = UINT32_MAX;  // training prompts of a step that no run reaches
 
 static prompt_list list_create(int capacity) {
@@ -101,4 +103,48 @@ prompt_list sanity_read(const task* t, const char* path) {
     if (kept.count == 0) fatal("%s holds no prompts; it was altered", path);
     free(text);
     return kept;
+}
+
+static sanity_result choose_in_fp32(run* r) {
+    const settings* s = r->settings;
+    backend* b = r->device;
+    rollout* d = r->eval_data;
+    sanity_config c = {s->sanity_prompts, s->sanity_samples, s->sanity_low,
+                       s->sanity_high,    s->seed,           settings_inverse_temperature(s),
+                       s->top_k,          (float)s->top_p};
+    size_t bytes = r->parameters * sizeof(float);
+    float* parameters = b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
+    sampler* in_fp32 = sampler_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
+                                      &FORMAT_FP32, s->slots, d->max_prompt, d->max_new,
+                                      d->capacity, d->nucleus_words, tokenizer_end());
+    b->upload(b, parameters, r->base, bytes);
+    sampler_sync(in_fp32, parameters);
+    sanity_result chosen = sanity_select(in_fp32, d, &r->task, &c);
+    sampler_free(in_fp32);
+    b->release(b, parameters, bytes);
+    return chosen;
+}
+
+void sanity_choose(run* r) {
+    const settings* s = r->settings;
+    sanity_result chosen = choose_in_fp32(r);
+    r->sanity = chosen.kept;
+    log_begin(r->log, "sanity", 0);
+    log_number(r->log, "prompts", chosen.tried);
+    log_number(r->log, "kept", r->sanity.count);
+    log_number(r->log, "solved", chosen.solved);
+    log_end(r->log);
+    log_print(r->log,
+              "sanity      %d of %d prompts are solved %g to %g %% of the time: these are trained "
+              "and evaluated on",
+              r->sanity.count, chosen.tried, 100 * s->sanity_low, 100 * s->sanity_high);
+    char* path = run_path(r, "prompts");
+    if (path) sanity_write(&r->sanity, path);
+    free(path);
+}
+
+void sanity_restore(run* r) {
+    char* path = run_path(r, "prompts");
+    r->sanity = sanity_read(&r->task, path);
+    free(path);
 }

@@ -4,8 +4,7 @@
 #ifndef LLMC_SANITY_H
 #define LLMC_SANITY_H
 
-#include "../rl/sampler.h"
-#include "../text/task.h"
+#include "run.h"
 
 LLMC_BEGIN
 
@@ -33,6 +32,11 @@ sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_
 // The kept prompts as a file, one a line, for a run that is resumed. `path` is whole or untouched.
 void sanity_write(const prompt_list* kept, const char* path);
 prompt_list sanity_read(const task* t, const char* path);
+
+// The prompts of a run, before its first RL step: the model before RL chooses them in fp32, so that
+// runs of every precision share them. Logs the choice and keeps it in the run's directory.
+void sanity_choose(run* r);
+void sanity_restore(run* r);  // of a run that is resumed
 
 LLMC_END
 #endif

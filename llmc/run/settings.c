@@ -187,6 +187,15 @@ optimizer_config settings_optimizer(const settings* s) {
 
 float settings_inverse_temperature(const settings* s) { return (float)(1 / s->temperature); }
 
+sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) {
+    return (sampling){.inverse_temperature = settings_inverse_temperature(s),
+                      .top_k = s->top_k,
+                      .top_p = (float)s->top_p,
+                      .seed = s->seed,
+                      .stream = stream,
+                      .step = step};
+}
+
 // ------------------------------------------------------------------------------------------------
 // What task, model and objective decide
 

@@ -45,7 +45,8 @@ precision settings_rollout_precision(const settings* s);  // the sampler's
 const format* settings_kv_format(const settings* s);      // of the sampler's cache
 int settings_any_scaled(const settings* s);               // whether anything is fp8
 optimizer_config settings_optimizer(const settings* s);   // of the RL updates
-float settings_inverse_temperature(const settings* s);    // 1 / --temperature
+sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
+float settings_inverse_temperature(const settings* s);  // 1 / --temperature
 // Why the result depends on --slots or --micro-batch (only some fp8 settings); NULL if it does not.
 const char* settings_batch_dependence(const settings* s);
 

@@ -1,0 +1,284 @@
+#include "report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    WARMUP_LOG_EVERY = 50,   // warm-up steps between two lines of log.jsonl
+    WARMUP_SHOW_EVERY = 400  // and of the console, where they do not take long
+};
+static const double WARMUP_SHOW_SECONDS = 30;
+
+static double rate(const meter* m) { return (double)m->tokens / m->seconds; }
+
+// ------------------------------------------------------------------------------------------------
+// The plan
+
+static void report_device(const run* r) {
+    const settings* s = r->settings;
+    log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
+              r->why_cpu ? r->why_cpu : "");
+    if (s->device == DEVICE_CUDA && (s->threads || s->isa))
+        log_print(r->log,
+                  "            --threads and --isa are the CPU's: the GPU does not read them");
+}
+
+static void report_model(const run* r) {
+    const shape* s = &r->model.shape;
+    const size_t* n = r->model.count;
+    log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
+              s->layers, s->heads, s->channels, s->context, s->vocab);
+    log_print(r->log,
+              "            %zu parameters: embeddings %zu + %zu, attention %zu, MLP %zu, norms %zu",
+              r->parameters, n[0], n[1], n[4] + n[5] + n[6] + n[7],
+              n[10] + n[11] + n[12] + n[13], n[2] + n[3] + n[8] + n[9] + n[14] + n[15]);
+}
+
+// The options that the objective reads, and no others: ", delta 0.15". Free with free().
+static char* objective_options(const run* r) {
+    const objective* o = &r->objective;
+    const struct {
+        const char* name;
+        double value;
+    } options[] = {{"delta", o->delta},         {"epsilon", o->epsilon},
+                   {"clip-low", o->clip_low},   {"clip-high", o->clip_high},
+                   {"ratio-cap", o->ratio_cap}, {"top-candidates", r->settings->top_candidates}};
+    char* text = xprintf("%s", "");
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        if (!objective_reads(o->kind, options[i].name)) continue;
+        char* longer = xprintf("%s, %s %g", text, options[i].name, options[i].value);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
+static void report_objective(const run* r) {
+    const settings* s = r->settings;
+    const objective* o = &r->objective;
+    char* options = objective_options(r);
+    log_print(r->log, "objective   %s%s, advantage %s, aggregate %s, anchor %s",
+              OBJECTIVE_NAMES[o->kind], options, ADVANTAGE_NAMES[s->advantage],
+              AGGREGATE_NAMES[s->aggregate], ANCHOR_NAMES[s->anchor]);
+    if (o->reg != REG_NONE)
+        log_print(r->log, "            regularizer %s, reg-coef %g", REG_NAMES[o->reg],
+                  o->reg_coef);
+    if (o->kl_coef > 0)
+        log_print(r->log, "            KL to the model before RL: estimator %s, kl-coef %g",
+                  KL_NAMES[o->kl], o->kl_coef);
+    free(options);
+}
+
+static void report_precision(const run* r) {
+    const settings* s = r->settings;
+    log_print(r->log, "precision   trainer %s, gradients %s, sampler %s, KV cache %s, %s",
+              s->train_dtype, s->grad_dtype, s->rollout_dtype, s->kv_dtype,
+              s->master_weights ? "fp32 master weights" : "stochastic rounding");
+    if (strcmp(s->logits_dtype, "fp32") || strcmp(s->rollout_logits_dtype, "same"))
+        log_print(r->log, "            logits %s, the sampler's %s", s->logits_dtype,
+                  s->rollout_logits_dtype);
+    if (settings_any_scaled(s))
+        log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
+                  WEIGHT_SCALE_NAMES[s->weight_scale], ACTIVATION_SCALE_NAMES[s->activation_scale]);
+    if (s->rollout_split_k > 1)
+        log_print(
+            r->log,
+            "            the sampler's products sum in %d parts: log pi and log mu may differ",
+            s->rollout_split_k);
+    const char* dependence = settings_batch_dependence(s);
+    if (dependence) log_print(r->log, "            %s", dependence);
+}
+
+void report_plan(const run* r) {
+    const settings* s = r->settings;
+    report_device(r);
+    log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d",
+              s->task, r->task.max_prompt, r->task.max_response);
+    report_model(r);
+    report_objective(r);
+    log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
+              s->prompts, s->group, s->updates, s->epochs, s->lr);
+    if (s->sync_every > 1)
+        log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
+                  s->sync_every);
+    if (s->lag > 0) log_print(r->log, "staleness   the sampler's weights lag by %d", s->lag);
+    report_precision(r);
+    log_print(r->log, "memory      taking all that the run needs, and trying the largest batch");
+}
+
+// ------------------------------------------------------------------------------------------------
+// Memory
+
+static void memory_line(const run* r, const char* what, size_t bytes) {
+    log_print(r->log, "%-28s %10.1f MB  %6.1f bytes a parameter", what, (double)bytes / 1e6,
+              (double)bytes / (double)r->parameters);
+}
+
+void report_memory(const run* r) {
+    size_t each = r->parameters * sizeof(float);
+    memory_line(r, "parameters", each);
+    memory_line(r, "gradients", r->trainer->optimizer->bytes - 2 * each);
+    memory_line(r, "optimizer moments", 2 * each);
+    memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
+    memory_line(r, "trainer: activations", model_acts_bytes(r->trainer->acts));
+    memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
+    memory_line(r, "sampler: KV cache", sampler_cache_bytes(r->sampler));
+    if (r->stale->copies) memory_line(r, "older weights", (size_t)r->stale->copies * each);
+    if (r->reference) memory_line(r, "reference model", r->reference->bytes);
+    memory_line(r, r->warmup ? "all, with the warm-up" : "all on the device",
+                r->device->allocated);
+}
+
+// ------------------------------------------------------------------------------------------------
+// The warm-up
+
+static void log_warmup(const run* r, const warmup_result* w) {
+    log_begin(r->log, "warmup", r->state.warmup_step);
+    log_number(r->log, "loss", w->update.loss);
+    log_number(r->log, "lr", w->lr);
+    log_number(r->log, "grad_norm", w->update.grad_norm);
+    log_number(r->log, "tokens_per_s", rate(&r->warming));
+    log_end(r->log);
+}
+
+// Whether the step passed a multiple of WARMUP_SHOW_SECONDS.
+static int takes_long(const meter* m, double step_seconds) {
+    double now = floor(m->seconds / WARMUP_SHOW_SECONDS);
+    return now > floor((m->seconds - step_seconds) / WARMUP_SHOW_SECONDS);
+}
+
+void report_warmup(const run* r, const warmup_result* w) {
+    const meter* m = &r->warming;
+    int step = r->state.warmup_step, steps = r->settings->warmup_steps, last = step == steps;
+    log_progress(r->log, "warm-up", (double)step / steps, rate(m),
+                 m->seconds / m->steps * (steps - step));
+    if (last || step % WARMUP_LOG_EVERY == 0) log_warmup(r, w);
+    if (step % WARMUP_SHOW_EVERY == 0 || takes_long(m, w->seconds))
+        log_print(r->log, "warm-up  %5d/%d  loss %.4f  %.0f tokens/s", step, steps, w->update.loss,
+                  rate(m));
+    if (last) log_print(r->log, "warm-up took %.1f s, %.0f tokens/s", m->seconds, rate(m));
+}
+
+// ------------------------------------------------------------------------------------------------
+// Evaluations
+
+void report_evaluation(const run* r, const evaluation* e) {
+    log_begin(r->log, "eval", r->state.step);
+    log_number(r->log, "greedy", e->greedy);
+    log_number(r->log, "pass1", e->pass1);
+    log_number(r->log, "passk", e->passk);
+    log_number(r->log, "k", e->k);
+    log_number(r->log, "prompts", e->prompts);
+    log_number(r->log, "response_length", e->response_length);
+    log_end(r->log);
+    log_print(r->log,
+              "eval after step %d on %d %s prompts: pass@1 %.3f  pass@%d %.3f  greedy %.3f  length "
+              "%.1f",
+              r->state.step, e->prompts, r->sanity.count ? "training" : "held-out", e->pass1, e->k,
+              e->passk, e->greedy, e->response_length);
+}
+
+void report_examples(const run* r, const char* when) {
+    const rollout* d = r->eval_data;
+    log_print(r->log, "three completions %s:", when);
+    for (int i = 0; i < d->sequences; i++) {
+        char *prompt = rollout_prompt_text(d, i), *response = rollout_response_text(d, i);
+        size_t n = strcspn(response, "\n");
+        log_print(r->log, "  %s %s%.*s%s", d->reward[i] > 0 ? "right" : "wrong", prompt, (int)n,
+                  response, response[n] ? "" : " (cut off)");
+        free(prompt);
+        free(response);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// The step
+
+void report_rollout(const run* r, const step_report* s) {
+    log_begin(r->log, "rollout", r->state.step);
+    log_number(r->log, "reward", s->reward.reward);
+    log_number(r->log, "reward_std", s->reward.reward_std);
+    log_number(r->log, "response_length", s->reward.response_length);
+    log_number(r->log, "truncated", s->reward.truncated);
+    log_number(r->log, "zero_std_groups", s->reward.zero_std_groups);
+    log_number(r->log, "entropy", s->reward.entropy);
+    log_number(r->log, "tokens", (double)s->sampled.tokens);
+    log_number(r->log, "prefill_tokens", (double)s->sampled.prefill_tokens);
+    log_number(r->log, "occupancy", s->sampled.occupancy);
+    log_number(r->log, "tokens_per_s", (double)s->sampled.tokens / s->sampling_seconds);
+    log_end(r->log);
+}
+
+static void log_mismatch(const run* r, const mismatch* m) {
+    double value[MISMATCH_METRICS];
+    if (m) mismatch_values(m, value);
+    for (int i = 0; i < MISMATCH_METRICS; i++)
+        log_number(r->log, MISMATCH_NAMES[i], m ? value[i] : NAN);
+}
+
+void report_numerics(const run* r, const mismatch* m) {
+    log_begin(r->log, "numerics", r->state.step);
+    log_mismatch(r, m);
+    log_end(r->log);
+}
+
+void report_samples(const run* r) {
+    const rollout* d = r->data;
+    for (int i = 0; i < d->sequences && *r->settings->out; i++) {
+        char *prompt = rollout_prompt_text(d, i), *response = rollout_response_text(d, i);
+        log_sample(r->log, r->state.step, i, prompt, response, d->reward[i], d->advantage[i]);
+        free(prompt);
+        free(response);
+    }
+}
+
+void report_update(const run* r, int index, double lr, const trainer_update_result* u,
+                   const mismatch* m, double seconds) {
+    log_begin(r->log, "update", r->state.step);
+    log_number(r->log, "index", index);
+    log_number(r->log, "loss", u->loss);
+    log_number(r->log, "lr", lr);
+    log_number(r->log, "grad_norm", u->grad_norm);
+    log_number(r->log, "skipped", u->skipped);
+    log_number(r->log, "tokens_per_s", (double)u->tokens / seconds);
+    log_mismatch(r, m);
+    log_number(r->log, "masked", u->masked);
+    log_number(r->log, "masked_mu", u->masked_mu);
+    log_number(r->log, "corrective", u->corrective);
+    log_end(r->log);
+    if (u->skipped)
+        log_print(r->log, "step %d, update %d: the gradient was not finite; skipped", r->state.step,
+                  index);
+}
+
+void report_step(const run* r, const step_report* s) {
+    if (r->state.step % 20 == 0)
+        log_print(r->log, "%5s %7s %7s %8s %9s %10s %10s %10s %8s", "step", "reward", "length",
+                  "entropy", "grad norm", "|pi-mu|", "sample/s", "train/s", "time");
+    log_print(r->log, "%5d %7.3f %7.2f %8.4f %9.4f %10.2e %10.0f %10.0f %7.1fs", r->state.step,
+              s->reward.reward, s->reward.response_length, s->reward.entropy,
+              s->updates ? s->grad_norms / s->updates : INFINITY, s->numerics.prob_diff_mean,
+              (double)s->sampled.tokens / s->sampling_seconds,
+              (double)s->tokens / s->update_seconds, log_elapsed(r->log));
+}
+
+void report_progress(const run* r, const char* what, double fraction, const meter* m) {
+    log_progress(r->log, what, fraction, rate(m), run_seconds_left(r));
+}
+
+static void report_meter(const run* r, const char* what, const meter* m) {
+    if (m->seconds > 0)
+        log_print(r->log, "%-11s %7.1f s %10.0f tokens/s", what, m->seconds, rate(m));
+}
+
+void report_end(const run* r) {
+    const char* out = r->settings->out;
+    report_meter(r, "sampling", &r->sampling);
+    report_meter(r, "updating", &r->updating);
+    report_meter(r, "evaluating", &r->evaluating);
+    log_print(r->log, "the run took %.1f s%s%s", log_elapsed(r->log),
+              *out ? "; log, samples and checkpoints are in "
+                   : "; --out DIR keeps log, samples and checkpoints",
+              out);
+}

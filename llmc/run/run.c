@@ -1,0 +1,338 @@
+// The life of a run. A box is a phase, as state.bin stores it; an arrow is a function.
+//
+//     no checkpoint            newest checkpoint of this phase (run_open finds it)
+//          |                       |              |              |
+//          v                       |              |              |
+//      +-------+  run_create   +---v----+         |              |
+//      | FRESH |-------------->| WARMUP |<--+     |              |
+//      +-------+  a warm-up    +--------+   |     |              |
+//          |      is wanted        |    |   | warmup_step: one optimizer step
+//          |                       |    +---+     |              |
+//          | run_start_rl:         | run_start_rl:|              |
+//          | --init, no warm-up,   | the last     |              |
+//          | or a cached one       | step is done |              |
+//          |                       v              |              |
+//          |                   +--------+<--------+              |
+//          +------------------>|   RL   |<--+                    |
+//                              +--------+   | evaluation and step (the program)
+//                                  |    |   |                    |
+//                        run_pause:|    +---+                    |
+//                        the last  v                             |
+//                        step is   +--------+                    |
+//                        done      |  DONE  |<-------------------+
+//                                  +--------+
+//
+// A checkpoint is written by run_start_rl, by run_pause where one is due (also after the last
+// step), and by run_pause before a signal ends the program. Each holds the phase, so a resumed run
+// enters the box that it left. In WARMUP the moments of a checkpoint are the warm-up trainer's; in
+// RL and DONE they are RL's. A step is whole or was never taken: what a killed run logged after its
+// checkpoint is cut off the log.
+//
+// A signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) lets the step end, or the evaluation be left; then
+// the run is saved and the program ends with 128 + the signal's number. A second signal ends it at
+// once. One that was ignored when the program started stays ignored (nohup, a job in the
+// background).
+#define _GNU_SOURCE
+#include "run.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../model/llmc_file.h"
+#include "../text/tokenizer.h"
+#include "sanity.h"
+#include "warmup.h"
+
+// ------------------------------------------------------------------------------------------------
+// The process
+
+static volatile sig_atomic_t interrupted;  // the signal's number
+static const int STOPPING[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
+enum { STOPPING_COUNT = sizeof STOPPING / sizeof *STOPPING };
+
+static void on_signal(int number) {
+    interrupted = number;
+    for (int i = 0; i < STOPPING_COUNT; i++) signal(STOPPING[i], SIG_DFL);
+}
+
+int run_interrupted(void) { return interrupted; }
+
+static void catch_signals(void) {
+    for (int i = 0; i < STOPPING_COUNT; i++)
+        if (signal(STOPPING[i], on_signal) == SIG_IGN) signal(STOPPING[i], SIG_IGN);
+}
+
+// Threads that wait for each other at the end of a loop spin for milliseconds by libgomp's default:
+// where another program wants the processors too, that costs most of the speed (measured: a factor
+// of 4 at a load of 5 on 2 cores, nothing on idle ones). libgomp reads the limit when it is loaded.
+static void limit_spinning(char** argv) {
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+    setenv("GOMP_SPINCOUNT", "10000", 1);
+    execv("/proc/self/exe", argv);  // if it fails, the program runs as it is
+}
+
+static void prepare_process(char** argv) {
+    limit_spinning(argv);
+    signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence
+    signal(SIGPIPE, SIG_IGN);  // a console that nobody reads is no reason to stop (log.c)
+}
+
+// ------------------------------------------------------------------------------------------------
+// Opening
+
+char* run_path(const run* r, const char* name) {
+    return *r->settings->out ? xprintf("%s/%s", r->settings->out, name) : NULL;
+}
+
+static void find_phase(run* r) {
+    const settings* s = r->settings;
+    double elapsed = 0;
+    r->state.evaluated = -1;
+    if (s->resume) {
+        checkpoint_find(s->out, &r->state, NULL);
+        elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
+    }
+    r->saved = r->state;
+    r->log = log_open(s->out, elapsed);
+}
+
+run* run_open(int argc, char** argv) {
+    prepare_process(argv);
+    run* r = xalloc(1, sizeof *r, "the run");
+    r->settings = settings_read(argc, argv);
+    catch_signals();
+    r->task = task_open(r->settings->task);
+    settings_resolve(&r->task, &r->model, &r->objective);
+    r->parameters = r->model.parameters;
+    r->device = settings_open_device(&r->why_cpu);
+    find_phase(r);
+    return r;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Saving
+
+static int is_saved(const run* r) {
+    const run_state *a = &r->state, *b = &r->saved;
+    return a->phase == b->phase && a->warmup_step == b->warmup_step && a->step == b->step &&
+           a->evaluated == b->evaluated;
+}
+
+static void save(run* r) {
+    const settings* s = r->settings;
+    if (!*s->out || r->state.phase == PHASE_FRESH || is_saved(r)) return;
+    trainer* t = r->state.phase == PHASE_WARMUP ? r->warmup : r->trainer;
+    optimizer* o = t->optimizer;
+    size_t n = r->parameters;
+    int copies = r->state.step > 0 ? r->stale->copies : 0;  // before RL nothing is older
+    float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
+    float *v = m + n, *older = v + n;
+    trainer_save(t, r->host);
+    r->device->download(r->device, m, o->m, n * sizeof(float));
+    r->device->download(r->device, v, o->v, n * sizeof(float));
+    if (copies) stale_save(r->stale, older);
+    r->state.optimizer = o->state;
+    log_position(r->log, &r->state.log_lines, &r->state.sample_bytes);
+    checkpoint_save(s->out, &r->state, &r->model, r->host, m, v, older, copies, s->checkpoint_keep);
+    r->saved = r->state;
+    free(m);
+}
+
+static void stop(run* r) __attribute__((noreturn));
+static void stop(run* r) {
+    const char* out = r->settings->out;
+    save(r);
+    if (r->state.phase == PHASE_FRESH)
+        log_print(r->log, "interrupted: nothing was saved, since nothing had begun");
+    else if (*out)
+        log_print(r->log, "interrupted: saved; continue with --resume --out %s", out);
+    else
+        log_print(r->log, "interrupted: nothing was saved, since there is no --out");
+    log_close(r->log);
+    exit(128 + interrupted);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Creating
+
+static int maximum(int a, int b) { return a > b ? a : b; }
+static int minimum(int a, int b) { return a < b ? a : b; }
+
+static void create_sampler(run* r) {
+    const settings* s = r->settings;
+    r->sampler =
+        sampler_create(r->device, &r->model, settings_rollout_precision(s), settings_kv_format(s),
+                       s->slots, r->task.max_prompt, s->max_new_tokens, r->eval_data->capacity,
+                       r->eval_data->nucleus_words, tokenizer_end());
+    if (!s->top_candidates) return;
+    int count = minimum(s->top_candidates, r->model.shape.vocab);
+    sampler_record_candidates(r->sampler, count);
+    rollout_add_candidates(r->data, count);
+}
+
+static void create_trainer(run* r) {
+    const settings* s = r->settings;
+    precision train = settings_train_precision(s);
+    optimizer_config config = settings_optimizer(s);
+    r->trainer = trainer_create(
+        r->device, &r->model, train, &config, minimum(s->micro_batch, r->data->capacity),
+        r->task.max_prompt + s->max_new_tokens, (recompute_level)s->recompute);
+    if (s->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);
+    r->stale = stale_create(r->device, r->parameters, s->sync_every, s->lag);
+}
+
+static void create_rollouts(run* r) {
+    const settings* s = r->settings;
+    int prompt = r->task.max_prompt, sequences = s->prompts * s->group;
+    int evaluated = maximum(maximum(sequences, 512), s->eval_samples);
+    int filtered = s->top_k > 0 || (float)s->top_p < 1;
+    int nucleus_words = filtered ? (r->model.shape.vocab + 31) / 32 : 0;
+    r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
+    r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, nucleus_words);
+}
+
+static void load_reference(run* r) {
+    if (!r->reference) return;
+    backend* b = r->device;
+    size_t bytes = r->parameters * sizeof(float);
+    float* parameters = b->alloc(b, bytes, "the reference model (choose --kl-coef 0)");
+    b->upload(b, parameters, r->base, bytes);
+    model_weights_sync(r->reference, parameters);
+    b->release(b, parameters, bytes);
+}
+
+// A run without a checkpoint.
+static void begin_fresh(run* r) {
+    const settings* s = r->settings;
+    if (*s->init) {
+        free(r->base);
+        llmc_file_read(s->init, &r->base);
+    } else {
+        model_init(&r->model, r->base, s->seed);
+    }
+    trainer_load(r->trainer, r->base);
+    if (*s->init || !s->warmup_steps || warmup_from_cache(r)) return;
+    r->state.phase = PHASE_WARMUP;
+    warmup_create(r);
+    trainer_load(r->warmup, r->base);
+}
+
+// A checkpoint's parameters (in r->host) and moments into a trainer.
+static void restore(run* r, trainer* t, const float* m, const float* v) {
+    trainer_load(t, r->host);
+    r->device->upload(r->device, t->optimizer->m, m, r->parameters * sizeof(float));
+    r->device->upload(r->device, t->optimizer->v, v, r->parameters * sizeof(float));
+    t->optimizer->state = r->state.optimizer;
+}
+
+static void continue_warmup(run* r, const float* m, const float* v) {
+    warmup_create(r);
+    restore(r, r->warmup, m, v);
+    trainer_load(r->trainer, r->host);  // until RL starts it only needs values of some kind
+}
+
+static void continue_rl(run* r, const float* m, const float* v, const float* older) {
+    const settings* s = r->settings;
+    restore(r, r->trainer, m, v);
+    if (s->sanity_samples) sanity_restore(r);
+    if (r->reference) {
+        char* path = run_path(r, "base.bin");
+        llmc_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
+                          r->state.base_checksum, r->base);
+        load_reference(r);
+        free(path);
+    }
+    if (r->state.step > 0)
+        stale_load(r->stale, older);
+    else
+        stale_begin(r->stale, r->trainer->parameters);
+}
+
+static void continue_from_checkpoint(run* r) {
+    size_t n = r->parameters;
+    int copies = r->stale->copies;
+    float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
+    float *v = m + n, *older = v + n;
+    checkpoint_load(r->settings->out, &r->state, &r->model, r->host, m, v, older, copies);
+    if (r->state.phase == PHASE_WARMUP)
+        continue_warmup(r, m, v);
+    else
+        continue_rl(r, m, v, older);
+    free(m);
+    int step = r->state.step ? r->state.step : r->state.warmup_step;
+    log_print(r->log, "continuing after %s step %d", r->state.step ? "RL" : "warm-up", step);
+    if (r->state.phase == PHASE_DONE) log_print(r->log, "the run is complete");
+}
+
+void run_create(run* r) {
+    create_rollouts(r);
+    create_sampler(r);
+    create_trainer(r);
+    r->host = xalloc(r->parameters, sizeof(float), "parameters");
+    r->base = xalloc(r->parameters, sizeof(float), "parameters");
+    if (r->state.phase == PHASE_FRESH)
+        begin_fresh(r);
+    else
+        continue_from_checkpoint(r);
+    trainer_rehearse(r->trainer);
+    if (r->warmup) trainer_rehearse(r->warmup);
+    sampler_sync(r->sampler, r->trainer->parameters);
+    char* config = run_path(r, "config");
+    if (config) settings_write(config);
+    free(config);
+    if (interrupted) stop(r);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Between the steps
+
+static void keep_base(run* r) {
+    char* path = run_path(r, "base.bin");
+    if (path && r->reference)
+        r->state.base_checksum = llmc_file_write(path, &r->model, r->base, &FORMAT_FP32);
+    free(path);
+}
+
+void run_start_rl(run* r) {
+    int trained = r->state.phase == PHASE_WARMUP;
+    if (trained) trainer_save(r->warmup, r->base);
+    if (trained) warmup_free(r);
+    r->state.phase = PHASE_RL;
+    trainer_load(r->trainer, r->base);
+    keep_base(r);
+    if (r->settings->sanity_samples) sanity_choose(r);
+    save(r);
+    if (trained) warmup_to_cache(r);  // later: a run killed in between has its warm-up in the log
+    load_reference(r);
+    stale_begin(r->stale, r->trainer->parameters);
+}
+
+static int due(int every, int step) { return every > 0 && step % every == 0; }
+static int is_last(const run* r) { return r->state.step >= r->settings->steps; }
+
+int run_evaluation_due(const run* r) {
+    int step = r->state.step;
+    return r->state.evaluated < step &&
+           (step == 0 || is_last(r) || due(r->settings->eval_every, step));
+}
+
+void run_pause(run* r) {
+    int rl = r->state.phase == PHASE_RL, evaluated = rl && !run_evaluation_due(r);
+    if (evaluated && is_last(r)) r->state.phase = PHASE_DONE;
+    int is_new = r->state.step != r->saved.step;
+    if (evaluated && (is_last(r) || (is_new && due(r->settings->checkpoint_every, r->state.step))))
+        save(r);
+    if (interrupted) stop(r);
+}
+
+double run_seconds_left(const run* r) {
+    int done = r->updating.steps;
+    if (done == 0) return NAN;
+    double each = (r->sampling.seconds + r->updating.seconds + r->evaluating.seconds) / done;
+    return each * (r->settings->steps - r->state.step);
+}
+
+void run_close(run* r) { log_close(r->log); }

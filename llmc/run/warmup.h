@@ -1,0 +1,26 @@
+// warmup: supervised training before RL, on the task's worked examples: the same update with the
+// objective `sft`, in fp32. A cache keeps warmed-up models for other runs.
+#ifndef LLMC_WARMUP_H
+#define LLMC_WARMUP_H
+
+#include "run.h"
+
+LLMC_BEGIN
+
+typedef struct warmup_result {
+    trainer_update_result update;
+    double lr, seconds;
+} warmup_result;
+
+void warmup_create(run* r);  // the warm-up's trainer and rollout
+void warmup_free(run* r);
+// One optimizer step.
+warmup_result warmup_step(run* r);
+
+// Whether --warmup-cache holds this warm-up; then r->base is its model and nothing is to be
+// trained.
+int warmup_from_cache(run* r);
+void warmup_to_cache(const run* r);  // r->base, if there is a cache
+
+LLMC_END
+#endif
