@@ -123,8 +123,8 @@ static void test_file(void) {
     task t = task_open("chain");
     char text[2][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:"};
     prompt_list list = {2, text};
-    sanity_write(&list, path);
-    prompt_list back = sanity_read(&t, path);
+    uint64_t checksum = sanity_write(&list, path);
+    prompt_list back = sanity_read(&t, path, checksum);
     CHECK(same_list(&list, &back), "what was written is read");
     free(back.text);
 }
@@ -133,13 +133,22 @@ static void refuse_read(const void* contents) {
     task t = task_open("chain");
     FILE* f = fopen(path, "w");
     if (!f || fputs(contents, f) < 0 || fclose(f)) exit(3);
-    sanity_read(&t, path);
+    sanity_read(&t, path, hash_text(contents));
+}
+
+// Lines that are prompts, but not all that were written; or a zero byte after them.
+static void refuse_altered(const void* bytes) {
+    task t = task_open("chain");
+    const char contents[] = "7+8+1-8-5:\n\0nothing";
+    FILE* f = fopen(path, "w");
+    if (!f || !fwrite(contents, *(const size_t*)bytes, 1, f) || fclose(f)) exit(3);
+    sanity_read(&t, path, hash_text(contents) + (*(const size_t*)bytes == 11));
 }
 
 static void refuse_missing(const void* unused) {
     (void)unused;
     task t = task_open("chain");
-    sanity_read(&t, "/nowhere/prompts");
+    sanity_read(&t, "/nowhere/prompts", 0);
 }
 
 static void refuse_nothing_kept(const void* unused) {
@@ -156,6 +165,9 @@ static void test_refusals(void) {
     memset(too_long, '1', sizeof too_long - 1);
     too_long[sizeof too_long - 1] = 0;
     check_refusal(refuse_read, too_long, "a long line", (const char* [4]){path, ":1:"});
+    static const size_t bytes[] = {11, 19};
+    for (int i = 0; i < 2; i++)
+        check_refusal(refuse_altered, &bytes[i], "altered", (const char* [4]){path, "was altered"});
     check_refusal(refuse_missing, NULL, "no file",
                   (const char* [4]){"/nowhere/prompts", "missing"});
     check_refusal(refuse_nothing_kept, NULL, "none in between",

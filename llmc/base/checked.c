@@ -50,3 +50,19 @@ void checked_put(checked_file* f, const void* words, size_t count) {
     file_write(f->f, words, 4 * count, f->path);
     f->checksum = checksum_words(f->checksum, words, count);
 }
+
+int checked_file_checksum(const char* path, uint64_t* checksum) {
+    uint32_t words[4096];
+    FILE* f = fopen(path, "rb");
+    if (!f) return 0;
+    *checksum = CHECKSUM_START;
+    size_t bytes;
+    int whole = 1;
+    while ((bytes = fread(words, 1, sizeof words, f)) > 0) {
+        *checksum = checksum_words(*checksum, words, bytes / 4);
+        whole &= bytes % 4 == 0;
+    }
+    whole &= !ferror(f);
+    fclose(f);
+    return whole;
+}

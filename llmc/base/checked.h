@@ -30,5 +30,8 @@ void checked_refuse(const checked_file* f, const char* problem, ...)
 void checked_get(checked_file* f, void* words, size_t count);  // a short file is refused
 void checked_put(checked_file* f, const void* words, size_t count);
 
+// The checksum of a whole file; 0 if it cannot be read or is not made of words.
+int checked_file_checksum(const char* path, uint64_t* checksum);
+
 LLMC_END
 #endif

@@ -151,9 +151,17 @@ void dir_create(const char* path) {
     free(part);
 }
 
+// Some file systems, mostly a network's, have no such call for directories.
 void dir_sync(const char* path) {
+    static int said;
     int fd = open(path, O_RDONLY | O_DIRECTORY);
-    if (fd < 0 || fsync(fd)) write_failed(path);
+    int failed = fd < 0 || fsync(fd), unknown = fd >= 0 && (errno == EINVAL || errno == ENOTSUP);
+    if (failed && !unknown) write_failed(path);
+    if (failed && !said++)
+        fprintf(stderr,
+                "train_gpt2_rl: the directory %s cannot be synced: %s; what is written here may be "
+                "lost if the machine loses power\n",
+                path, strerror(errno));
     close(fd);
 }
 

@@ -78,7 +78,8 @@ static int has_choices(const option* o) {
 
 // Ends the sentence "it must be ...".
 static char* legal_text(const option* o) {
-    if (o->kind == OPTION_SWITCH) return xprintf("0 or 1");
+    if (o->kind == OPTION_SWITCH)
+        return xprintf("0 or 1%s", o->choices ? ", or a word of its help" : "");
     if (o->kind == OPTION_TEXT)
         return xprintf("one line, without control characters or a blank at either end");
     char* values = has_choices(o) ? choices_text(o, ", ") : range_text(o);
@@ -193,6 +194,8 @@ static int set_format(const option* o, const char* text) {
 }
 
 static int set_switch(const option* o, const char* text) {
+    for (int i = 0; o->choices && o->choices[i]; i++)
+        if (!strcmp(text, o->choices[i])) return *(int*)o->value = 2 + i, 1;
     if (strcmp(text, "0") && strcmp(text, "1")) return 0;
     *(int*)o->value = text[0] == '1';
     return 1;
@@ -433,10 +436,30 @@ void options_read(option* table, const char* path) {
     free(seen);
 }
 
+static const char LAST_LINE[] = "# complete: %d flags\n";
+
+int options_are_whole(const char* path) {
+    char *line = NULL, *expected = xprintf("%s", "");
+    size_t capacity = 0;
+    int flags = 0, whole = 0;
+    FILE* f = file_open(path, "r");
+    while (getline(&line, &capacity, f) > 0) {
+        flags += *line != '#' && *line != '\n';
+        free(expected);
+        expected = xprintf(LAST_LINE, flags);
+        whole = !strcmp(line, expected);
+    }
+    file_close(f, path);
+    free(expected);
+    free(line);
+    return whole;
+}
+
 void options_write(const option* table, const char* path) {
     char* aside = xprintf("%s.tmp", path);
     FILE* f = file_open(aside, "w");
     // Errors of fprintf stay with the stream, and file_close_sync reports them.
+    int flags = 0;
     fprintf(f, "# The flags of a train_gpt2_rl run; --config reads them back.\n");
     for (const option* o = table; !at_end(o); o++) {
         if (o->kind == OPTION_GROUP) fprintf(f, "\n# %s\n", o->help);
@@ -444,8 +467,11 @@ void options_write(const option* table, const char* path) {
         if (o->kind == OPTION_DOUBLE && isnan(*(double*)o->value)) continue;
         char* text = option_text(o);
         fprintf(f, "%s =%s%s\n", o->name, *text ? " " : "", text);
+        flags++;
         free(text);
     }
+    fprintf(f, "\n");
+    fprintf(f, LAST_LINE, flags);
     file_close_sync(f, aside);
     if (rename(aside, path))
         fatal("cannot rename %s to %s: %s; choose another place", aside, path, strerror(errno));

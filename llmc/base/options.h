@@ -21,12 +21,14 @@ typedef enum {
 typedef struct option {
     const char* name;  // without the dashes
     option_kind kind;
-    void* value;                 // where it is stored; holds the default before options_parse
-    const char* help;            // what it means and in what unit, without a full stop
-    double min, max;             // INT, U64, DOUBLE: the legal range, inclusive; INT_MAX, 0x1p64 or
-                                 // DBL_MAX where there is no upper limit
-    const char* const* choices;  // CHOICE: names, NULL at the end; FORMAT: what to list of them
-    int above_min;               // DOUBLE: min itself is not legal
+    void* value;       // where it is stored; holds the default before options_parse
+    const char* help;  // what it means and in what unit, without a full stop
+    double min, max;   // INT, U64, DOUBLE: the legal range, inclusive; INT_MAX, 0x1p64 or
+                       // DBL_MAX where there is no upper limit
+    const char* const*
+        choices;      // CHOICE: names, NULL at the end; FORMAT: what to list of them;
+                      // SWITCH: words that --name=WORD takes, of values 2, 3, ..., or NULL
+    int above_min;    // DOUBLE: min itself is not legal
     int given;        // set by options_parse and options_read: the command line or a file named it
     int not_saved;    // left out of options_write (--resume; what does not apply to this run)
     char* overruled;  // set by options_read: the file's value as text, where the option was already
@@ -49,8 +51,12 @@ void options_help(const option* table, const char* about);
 // first character is # is a comment, and so are empty lines. Files of flags do not nest.
 void options_read(option* table, const char* path);
 // Writes every option but not_saved ones and NANs in that form; reading it back gives the same
-// bits. Written to `path`.tmp and renamed: `path` is whole or untouched.
+// bits. Its last line counts the flags. Written to `path`.tmp and renamed: `path` is whole or
+// untouched.
 void options_write(const option* table, const char* path);
+// Whether `path` ends as options_write ended it, with a line that counts its flags: no line is
+// missing.
+int options_are_whole(const char* path);
 // The value as text, e.g. "0.15" or "bf16"; free with free().
 char* option_text(const option* o);
 option* options_find(option* table, const char* name);  // NULL if there is none

@@ -126,8 +126,7 @@ void report_memory(const run* r) {
     memory_line(r, "sampler: KV cache", sampler_cache_bytes(r->sampler));
     if (r->stale->copies) memory_line(r, "older weights", (size_t)r->stale->copies * each);
     if (r->reference) memory_line(r, "reference model", r->reference->bytes);
-    memory_line(r, r->warmup ? "all, with the warm-up" : "all on the device",
-                r->device->allocated);
+    memory_line(r, r->warmup ? "all, with the warm-up" : "all on the device", r->device->allocated);
 }
 
 // ------------------------------------------------------------------------------------------------

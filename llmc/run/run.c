@@ -35,6 +35,7 @@
 #define _GNU_SOURCE
 #include "run.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -43,6 +44,7 @@
 
 #include "../model/llmc_file.h"
 #include "../text/tokenizer.h"
+#include "directory.h"
 #include "sanity.h"
 #include "warmup.h"
 
@@ -74,7 +76,15 @@ static void limit_spinning(char** argv) {
     execv("/proc/self/exe", argv);  // if it fails, the program runs as it is
 }
 
+// A file that is opened must not get the number of a standard stream that is closed.
+static void open_streams(void) {
+    int fd;
+    while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= STDERR_FILENO) continue;
+    if (fd > STDERR_FILENO) close(fd);
+}
+
 static void prepare_process(char** argv) {
+    open_streams();
     limit_spinning(argv);
     signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence
     signal(SIGPIPE, SIG_IGN);  // a console that nobody reads is no reason to stop (log.c)
@@ -87,12 +97,24 @@ char* run_path(const run* r, const char* name) {
     return *r->settings->out ? xprintf("%s/%s", r->settings->out, name) : NULL;
 }
 
+// A checkpoint of another run, or a config that was altered.
+static void check_steps(const run* r) {
+    const settings* s = r->settings;
+    if (r->state.warmup_step > s->warmup_steps || r->state.step > s->steps ||
+        (r->state.phase == PHASE_DONE && r->state.step != s->steps))
+        fatal(
+            "the newest checkpoint in %s is after %d warm-up and %d RL steps, and the run's config "
+            "has %d and %d; one of them was altered",
+            s->out, r->state.warmup_step, r->state.step, s->warmup_steps, s->steps);
+}
+
 static void find_phase(run* r) {
     const settings* s = r->settings;
     double elapsed = 0;
     r->state.evaluated = -1;
     if (s->resume) {
         checkpoint_find(s->out, &r->state, NULL);
+        check_steps(r);
         elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
     }
     r->saved = r->state;
@@ -107,6 +129,9 @@ run* run_open(int argc, char** argv) {
     r->task = task_open(r->settings->task);
     settings_resolve(&r->task, &r->model, &r->objective);
     r->parameters = r->model.parameters;
+    warmup_check_cache(r->settings);
+    if (*r->settings->out) directory_open(r->settings->out);
+    settings_check_out();  // once more: another process may have begun a run in the meantime
     r->device = settings_open_device(&r->why_cpu);
     find_phase(r);
     return r;
@@ -121,6 +146,16 @@ static int is_saved(const run* r) {
            a->evaluated == b->evaluated;
 }
 
+static void check_finite(const run* r) {
+    for (size_t i = 0; i < r->parameters; i++)
+        if (!isfinite(r->host[i]))
+            fatal(
+                "a weight is not finite after %s step %d: the run has diverged; lower --lr, or "
+                "choose a wider --train-dtype. Earlier checkpoints are as they were",
+                r->state.step ? "RL" : "warm-up",
+                r->state.step ? r->state.step : r->state.warmup_step);
+}
+
 static void save(run* r) {
     const settings* s = r->settings;
     if (!*s->out || r->state.phase == PHASE_FRESH || is_saved(r)) return;
@@ -131,6 +166,7 @@ static void save(run* r) {
     float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
     float *v = m + n, *older = v + n;
     trainer_save(t, r->host);
+    check_finite(r);
     r->device->download(r->device, m, o->m, n * sizeof(float));
     r->device->download(r->device, v, o->v, n * sizeof(float));
     if (copies) stale_save(r->stale, older);
@@ -289,6 +325,18 @@ void run_create(run* r) {
 // ------------------------------------------------------------------------------------------------
 // Between the steps
 
+// The end of a run says so if its last updates came to nothing, however few they are.
+static void check_diverged(run* r) {
+    int skipped = r->trainer->optimizer->state.skipped_in_row;
+    trainer_save(r->trainer, r->host);
+    check_finite(r);
+    if (skipped && !r->trainer->optimizer->config.loss_scaling)
+        fatal(
+            "the gradient was not finite in the last %d updates: the run has diverged; lower --lr "
+            "or choose a wider --train-dtype",
+            skipped);
+}
+
 static void keep_base(run* r) {
     char* path = run_path(r, "base.bin");
     if (path && r->reference)
@@ -321,7 +369,7 @@ int run_evaluation_due(const run* r) {
 
 void run_pause(run* r) {
     int rl = r->state.phase == PHASE_RL, evaluated = rl && !run_evaluation_due(r);
-    if (evaluated && is_last(r)) r->state.phase = PHASE_DONE;
+    if (evaluated && is_last(r)) check_diverged(r), r->state.phase = PHASE_DONE;
     int is_new = r->state.step != r->saved.step;
     if (evaluated && (is_last(r) || (is_new && due(r->settings->checkpoint_every, r->state.step))))
         save(r);

@@ -72,19 +72,23 @@ sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_
     return result;
 }
 
-void sanity_write(const prompt_list* kept, const char* path) {
-    char* aside = xprintf("%s.tmp", path);
+uint64_t sanity_write(const prompt_list* kept, const char* path) {
+    char *aside = xprintf("%s.tmp", path),
+         *text = xalloc((size_t)kept->count + 1, TASK_TEXT_MAX, path);
+    size_t bytes = 0;
+    for (int i = 0; i < kept->count; i++)
+        bytes += (size_t)sprintf(text + bytes, "%s\n", kept->text[i]);
     FILE* f = file_open(aside, "w");
-    for (int i = 0; i < kept->count; i++) {
-        file_write(f, kept->text[i], strlen(kept->text[i]), aside);
-        file_write(f, "\n", 1, aside);
-    }
+    file_write(f, text, bytes, aside);
     file_close_sync(f, aside);
-    if (rename(aside, path)) fatal("cannot rename %s to %s: %s", aside, path, strerror(errno));
+    file_rename(aside, path);
+    uint64_t checksum = hash_text(text);
+    free(text);
     free(aside);
+    return checksum;
 }
 
-prompt_list sanity_read(const task* t, const char* path) {
+prompt_list sanity_read(const task* t, const char* path, uint64_t checksum) {
     int64_t bytes = file_size(path);
     if (bytes < 0) fatal("%s is missing; the run's prompts cannot be known without it", path);
     char* text = xalloc((size_t)bytes + 1, 1, path);
@@ -94,12 +98,14 @@ prompt_list sanity_read(const task* t, const char* path) {
     int lines = 0;
     for (char* p = text; (p = strchr(p, '\n')); p++) lines++;
     prompt_list kept = list_create(lines + 1);
+    int altered = strlen(text) != (size_t)bytes || hash_text(text) != checksum;
     for (char* line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
         if (strlen(line) > (size_t)t->max_prompt || !t->is_prompt(t, line))
             fatal("%s:%d: \"%s\" is no prompt of the task %s; the file was altered", path,
                   kept.count + 1, shown(line, strlen(line)), t->name);
         list_add(&kept, line);
     }
+    if (altered) fatal("%s was altered since the run wrote it; put the file back", path);
     if (kept.count == 0) fatal("%s holds no prompts; it was altered", path);
     free(text);
     return kept;
@@ -139,12 +145,12 @@ void sanity_choose(run* r) {
               "and evaluated on",
               r->sanity.count, chosen.tried, 100 * s->sanity_low, 100 * s->sanity_high);
     char* path = run_path(r, "prompts");
-    if (path) sanity_write(&r->sanity, path);
+    if (path) r->state.prompts_checksum = sanity_write(&r->sanity, path);
     free(path);
 }
 
 void sanity_restore(run* r) {
     char* path = run_path(r, "prompts");
-    r->sanity = sanity_read(&r->task, path);
+    r->sanity = sanity_read(&r->task, path, r->state.prompts_checksum);
     free(path);
 }

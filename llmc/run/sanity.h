@@ -30,8 +30,9 @@ typedef struct sanity_result {
 // is lost; it holds at least SANITY_SAMPLES_MAX sequences). Fatal if no prompt is kept.
 sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c);
 // The kept prompts as a file, one a line, for a run that is resumed. `path` is whole or untouched.
-void sanity_write(const prompt_list* kept, const char* path);
-prompt_list sanity_read(const task* t, const char* path);
+// Returns its checksum, which the file must still have when it is read.
+uint64_t sanity_write(const prompt_list* kept, const char* path);
+prompt_list sanity_read(const task* t, const char* path, uint64_t checksum);
 
 // The prompts of a run, before its first RL step: the model before RL chooses them in fp32, so that
 // runs of every precision share them. Logs the choice and keeps it in the run's directory.

@@ -10,6 +10,7 @@
 #include "../base/options.h"
 #include "../model/llmc_file.h"
 #include "../text/tokenizer.h"
+#include "checkpoint.h"
 #include "sanity.h"
 
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
@@ -55,6 +56,7 @@ static option OPTIONS[] = {
     {NULL, OPTION_GROUP, NULL, NULL, 0, 0, NULL, 0, 0, 0, NULL},
 };
 
+enum { RESUME_AUTO = 2 };  // the value of --resume=auto
 typedef enum { KEPT, FREE, BATCH } on_resume;
 static const on_resume ON_RESUME[] = {  // as OPTIONS
 #define GROUP(help) KEPT,
@@ -69,12 +71,37 @@ static const on_resume ON_RESUME[] = {  // as OPTIONS
 };
 // clang-format on
 
-// A resumed run takes its flags from the run's own config.
+static int holds_checkpoints(void) {
+    run_state state;
+    return checkpoint_find(given.out, &state, NULL);
+}
+
+static void refuse_lost_config(const char* path) {
+    if (holds_checkpoints())
+        fatal(
+            "%s is missing, but %s/checkpoints holds a run's checkpoints; put it back, or name "
+            "another --out",
+            path, given.out);
+}
+
+// A resumed run takes its flags from the run's own config. --resume=auto starts one if there is
+// none.
 static void read_resumed_config(void) {
     if (!*given.out) fatal("--resume needs the --out directory of the run to continue");
     char* path = xprintf("%s/config", given.out);
-    if (file_size(path) < 0)
-        fatal("%s does not exist: --out %s holds no run to resume", path, given.out);
+    int there = file_size(path) >= 0;
+    if (!there) refuse_lost_config(path);
+    if (!there && given.resume == RESUME_AUTO) {
+        given.resume = 0;
+        free(path);
+        return;
+    }
+    if (!there) fatal("%s does not exist: --out %s holds no run to resume", path, given.out);
+    if (!options_are_whole(path))
+        fatal(
+            "%s is not what the run wrote: its last line must count its flags. Put back the whole "
+            "file",
+            path);
     options_read(OPTIONS, path);
     for (size_t i = 0; i < sizeof ON_RESUME / sizeof *ON_RESUME; i++) {
         const option* o = &OPTIONS[i];
@@ -87,12 +114,14 @@ static void read_resumed_config(void) {
     free(path);
 }
 
-static void refuse_used_directory(void) {
+void settings_check_out(void) {
+    if (!*given.out || given.resume) return;
     char* path = xprintf("%s/config", given.out);
-    if (*given.out && !given.resume && file_size(path) >= 0)
+    if (file_size(path) >= 0)
         fatal(
             "--out %s already holds a run; add --resume to continue it, or name another directory",
             given.out);
+    refuse_lost_config(path);
     free(path);
 }
 
@@ -105,15 +134,19 @@ static void help_if_wanted(int argc, char** argv) {
     options_help(OPTIONS, ABOUT);
     printf("\nTasks, for --task NAME or NAME:option=value,...\n");
     task_list(stdout);
+    file_close(stdout, "standard output");
     exit(0);
 }
 
 const settings* settings_read(int argc, char** argv) {
     help_if_wanted(argc, argv);
+    static const char* const resume_words[] = {"auto", NULL};
+    option* resume = options_find(OPTIONS, "resume");
+    resume->not_saved = 1;
+    resume->choices = resume_words;
     options_parse(OPTIONS, argc, argv, ABOUT);
-    options_find(OPTIONS, "resume")->not_saved = 1;
     if (given.resume) read_resumed_config();
-    refuse_used_directory();
+    settings_check_out();
     return &given;
 }
 
@@ -204,7 +237,10 @@ static model resolve_model(void) {
     if (!*given.init)
         return model_gpt2(given.context, tokenizer_size(), given.depth, given.heads,
                           given.channels);
-    model loaded = llmc_file_config(given.init);
+    model loaded;  // a resumed run has a model of its own and needs the file no more
+    run_state state;
+    if (!given.resume || !checkpoint_find(given.out, &state, &loaded))
+        loaded = llmc_file_config(given.init);
     shape file = loaded.shape;
     const struct {
         const char* flag;

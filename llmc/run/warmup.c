@@ -1,8 +1,12 @@
+#define _GNU_SOURCE
 #include "warmup.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "../base/checked.h"
 #include "../model/llmc_file.h"
 #include "../text/tokenizer.h"
 
@@ -68,9 +72,28 @@ warmup_result warmup_step(run* r) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// The cache
+// The cache. An entry is two files: warmup-HASH.bin is the model, in llm.c's format;
+// warmup-HASH.txt says in its first line what the model depends on and in its second the checksum
+// of the first file (checked.h). The text is written last, so an entry without it is not complete.
 
-// What the result of the warm-up depends on, as text; its hash names the file in the cache.
+static int wanted(const settings* s) {
+    return *s->warmup_cache && !*s->init && s->warmup_steps > 0;
+}
+
+void warmup_check_cache(const settings* s) {
+    if (!wanted(s)) return;
+    dir_create(s->warmup_cache);
+    char* path = xprintf("%s/.%ld.tmp", s->warmup_cache, (long)getpid());
+    FILE* f = fopen(path, "w");
+    if (!f)
+        fatal("--warmup-cache %s cannot be written: %s; choose another directory", s->warmup_cache,
+              strerror(errno));
+    file_close(f, path);
+    remove(path);
+    free(path);
+}
+
+// What the result of the warm-up depends on, as text; its hash names the entry.
 static char* warmup_key(const run* r) {
     const settings* s = r->settings;
     optimizer_config o = warmup_optimizer(s);
@@ -85,38 +108,69 @@ static char* warmup_key(const run* r) {
         o.clip);
 }
 
-// NULL without a cache.
-static char* cache_path(const run* r) {
-    const char* cache = r->settings->warmup_cache;
-    if (!*cache) return NULL;
+typedef struct cache_entry {
+    char *key, *model, *text;  // paths of the two files
+} cache_entry;
+
+static cache_entry entry_open(const run* r) {
     char* key = warmup_key(r);
-    char* path = xprintf("%s/warmup-%016llx.bin", cache, (unsigned long long)hash_text(key));
-    free(key);
-    return path;
+    char* stem =
+        xprintf("%s/warmup-%016llx", r->settings->warmup_cache, (unsigned long long)hash_text(key));
+    cache_entry e = {key, xprintf("%s.bin", stem), xprintf("%s.txt", stem)};
+    free(stem);
+    return e;
+}
+
+static void entry_close(cache_entry* e) {
+    free(e->key);
+    free(e->model);
+    free(e->text);
+}
+
+static char* entry_text(const cache_entry* e, uint64_t checksum) {
+    return xprintf("%s\nchecksum %016llx\n", e->key, (unsigned long long)checksum);
+}
+
+// Whether the text beside the model is the one that belongs to it.
+static int entry_is_whole(const cache_entry* e) {
+    uint64_t checksum;
+    if (!checked_file_checksum(e->model, &checksum)) return 0;
+    char *expected = entry_text(e, checksum), *found = xalloc(strlen(expected) + 2, 1, e->text);
+    FILE* f = fopen(e->text, "r");
+    size_t bytes = f ? fread(found, 1, strlen(expected) + 1, f) : 0;
+    int whole = bytes == strlen(expected) && !memcmp(found, expected, bytes);
+    if (f) fclose(f);
+    free(expected);
+    free(found);
+    return whole;
 }
 
 int warmup_from_cache(run* r) {
-    char* path = cache_path(r);
-    int found = path && file_size(path) >= 0;
-    if (found) {
-        float* parameters;
-        model c = llmc_file_read(path, &parameters);
-        if (!model_equal(&c, &r->model))
-            fatal("%s holds another model than its name says; delete it", path);
-        memcpy(r->base, parameters, r->parameters * sizeof(float));
-        free(parameters);
+    if (!wanted(r->settings)) return 0;
+    cache_entry e = entry_open(r);
+    int there = file_size(e.model) >= 0, whole = there && entry_is_whole(&e);
+    if (there && !whole)
+        log_print(r->log, "warm-up  %s is damaged or incomplete; it is made anew", e.model);
+    if (whole) {
+        free(r->base);
+        llmc_file_read(e.model, &r->base);
         r->state.warmup_step = r->settings->warmup_steps;
-        log_print(r->log, "warm-up  taken from %s", path);
+        log_print(r->log, "warm-up  taken from %s", e.model);
     }
-    free(path);
-    return found;
+    entry_close(&e);
+    return whole;
 }
 
 void warmup_to_cache(const run* r) {
-    char* path = cache_path(r);
-    if (path) {
-        dir_create(r->settings->warmup_cache);
-        llmc_file_write(path, &r->model, r->base, &FORMAT_FP32);
-    }
-    free(path);
+    if (!wanted(r->settings)) return;
+    cache_entry e = entry_open(r);
+    char* text = entry_text(&e, llmc_file_write(e.model, &r->model, r->base, &FORMAT_FP32));
+    char* aside = xprintf("%s.%ld.tmp", e.text, (long)getpid());
+    FILE* f = file_open(aside, "w");
+    file_write(f, text, strlen(text), aside);
+    file_close_sync(f, aside);
+    file_rename(aside, e.text);
+    free(aside);
+    free(text);
+    entry_close(&e);
 }

@@ -17,8 +17,10 @@ void warmup_free(run* r);
 // One optimizer step.
 warmup_result warmup_step(run* r);
 
+// Refuses a --warmup-cache that cannot be written, before anything else is made.
+void warmup_check_cache(const settings* s);
 // Whether --warmup-cache holds this warm-up; then r->base is its model and nothing is to be
-// trained.
+// trained. A damaged entry is said, and made anew.
 int warmup_from_cache(run* r);
 void warmup_to_cache(const run* r);  // r->base, if there is a cache
 
