@@ -3,6 +3,14 @@
 
 #include <string.h>
 
+enum { CAN_ALL = CAN_RMS | CAN_QK_NORM | CAN_ROPE | CAN_SWIGLU | CAN_GROUP_HEADS };
+
+static const capabilities CPU = {"the CPU", CAN_ALL, 1, 1, 1}, CUDA = {"the GPU", 0, 0, 0, 0};
+
+const capabilities* device_can(const char* device) {
+    return !strcmp(device, "cuda") ? &CUDA : &CPU;
+}
+
 backend* backend_open(const char* device, int threads, const char* isa, const char** why) {
     *why = NULL;
     if (!strcmp(device, "cpu")) return cpu_open(threads, isa);

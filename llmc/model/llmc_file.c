@@ -166,6 +166,12 @@ static void write_values(checked_file* f, const model* m, const float* parameter
 }
 uint64_t llmc_file_write(const char* path, const model* m, const float* parameters,
                          const format* how) {
+    if (m->family != &GPT2_FAMILY || !m->shape.tied || m->shape.hidden != 4 * m->shape.channels ||
+        m->shape.norm_eps != GPT2_FAMILY.norm_eps)
+        fatal(
+            "cannot write %s: llm.c's format holds tied GPT-2 models with an MLP of 4 channels "
+            "only",
+            path);
     if (how != &FORMAT_FP32 && how != &FORMAT_BF16)
         fatal("cannot write %s as %s; model files are fp32 or bf16", path, how->name);
     struct stat s;

@@ -126,8 +126,6 @@ static void plan_products(model_weights* w) {
     linear_plan head = {p.gradient_attention, 0, 0, p.split_k};
     int usual = p.gradient_linear == p.linear_backward && p.gradient_attention == p.attention;
     if (usual && !p.weight_per_tensor && !p.activation_per_tensor && p.split_k <= 1) return;
-    if (!b->weight_plan)
-        fatal("%s has products in their usual formats and order alone; use --device cpu", b->name);
     for (int i = 0; i < WEIGHTS; i++)
         for (int l = 0; w->matrix[i] && l < w->model.shape.layers; l++)
             w->matrix[i][l] = b->weight_plan(b, &block);

@@ -390,8 +390,10 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
 
     if (mkdir(aside, 0777))
         fatal("cannot make the directory %s: %s; choose another place", aside, strerror(errno));
-    state_header h = {
-        .version = STATE_VERSION, .arithmetic = ARITHMETIC_VERSION, .model = shape_to_save(c), .run = *s};
+    state_header h = {.version = STATE_VERSION,
+                      .arithmetic = ARITHMETIC_VERSION,
+                      .model = shape_to_save(c),
+                      .run = *s};
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
     char* weights = xprintf("%s/model.bin", aside);
     h.model_checksum = llmc_file_write(weights, c, parameters, &FORMAT_FP32);

@@ -31,8 +31,8 @@ static void report_model(const run* r) {
               s->layers, s->heads, s->channels, s->context, s->vocab);
     log_print(r->log,
               "            %zu parameters: embeddings %zu + %zu, attention %zu, MLP %zu, norms %zu",
-              r->parameters, n[0], n[1], n[4] + n[5] + n[6] + n[7],
-              n[10] + n[11] + n[12] + n[13], n[2] + n[3] + n[8] + n[9] + n[14] + n[15]);
+              r->parameters, n[0], n[1], n[4] + n[5] + n[6] + n[7], n[10] + n[11] + n[12] + n[13],
+              n[2] + n[3] + n[8] + n[9] + n[14] + n[15]);
 }
 
 // The options that the objective reads, and no others: ", delta 0.15". Free with free().

@@ -132,7 +132,7 @@ run* run_open(int argc, char** argv) {
     warmup_check_cache(r->settings);
     if (*r->settings->out) directory_open(r->settings->out);
     settings_check_out();  // once more: another process may have begun a run in the meantime
-    r->device = settings_open_device(&r->why_cpu);
+    r->device = settings_open_device(&r->model, &r->why_cpu);
     find_phase(r);
     return r;
 }

@@ -9,6 +9,7 @@
 
 #include "../base/options.h"
 #include "../model/llmc_file.h"
+#include "../model/refuse.h"
 #include "../text/tokenizer.h"
 #include "checkpoint.h"
 #include "sanity.h"
@@ -232,35 +233,91 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) 
 // ------------------------------------------------------------------------------------------------
 // What task, model and objective decide
 
-// The shape in --init's file, which the flags may repeat but not change.
+static void refuse_for_family(const char* flag) {
+    if (options_find(OPTIONS, flag)->given)
+        fatal("--%s means nothing to --family %s; leave it out", flag, FAMILY_NAMES[given.family]);
+}
+
+// A model from scratch.
+static model resolve_shape(void) {
+    const family* f = FAMILIES[given.family];
+    int C = given.channels, swiglu = family_has(f, SWIGLU);
+    if (!family_has(f, ROPE)) {
+        refuse_for_family("kv-heads");
+        refuse_for_family("head-dim");
+        refuse_for_family("rope-theta");
+    }
+    if (!given.head_dim && C % given.heads)
+        fatal("--heads %d does not divide --channels %d; choose a divisor%s", given.heads, C,
+              swiglu ? ", or give --head-dim" : "");
+    if (isnan(given.rope_theta) && f->rope_theta > 0) given.rope_theta = f->rope_theta;
+    if (isnan(given.norm_eps)) given.norm_eps = f->norm_eps;
+    shape s = {.context = given.context,
+               .vocab = tokenizer_size(),
+               .layers = given.depth,
+               .channels = C,
+               .heads = given.heads,
+               .kv_heads = given.kv_heads ? given.kv_heads : given.heads,
+               .head_dim = given.head_dim ? given.head_dim : C / given.heads,
+               .hidden = given.hidden ? given.hidden
+                         : swiglu     ? (8 * C / 3 + 7) / 8 * 8
+                                      : 4 * C,
+               .tied = given.tied,
+               .norm_eps = (float)given.norm_eps,
+               .rope_theta = f->rope_theta > 0 ? (float)given.rope_theta : 0};
+    return model_of(f, s);
+}
+
+// Flags may repeat what a model's file says but not change it. Afterwards they hold it.
+static void take_int(const char* flag, int* value, int of_file) {
+    if (options_find(OPTIONS, flag)->given && *value != of_file)
+        fatal("--%s %s: %s has %d; leave the flag out", flag,
+              option_text(options_find(OPTIONS, flag)), given.init, of_file);
+    *value = of_file;
+}
+
+static void take_real(const char* flag, double* value, float of_file) {
+    if (options_find(OPTIONS, flag)->given && (float)*value != of_file)
+        fatal("--%s %g: %s has %g; leave the flag out", flag, *value, given.init, of_file);
+    *value = of_file;
+}
+
+static void take_shape(const model* m) {
+    const shape* s = &m->shape;
+    for (int i = 0; FAMILIES[i]; i++)
+        if (FAMILIES[i] == m->family && i != given.family) {
+            if (options_find(OPTIONS, "family")->given)
+                fatal("--family %s: %s is of family %s; leave the flag out",
+                      FAMILY_NAMES[given.family], given.init, m->family->name);
+            given.family = i;
+        }
+    take_int("context", &given.context, s->context);
+    take_int("depth", &given.depth, s->layers);
+    take_int("heads", &given.heads, s->heads);
+    take_int("channels", &given.channels, s->channels);
+    take_int("kv-heads", &given.kv_heads, s->kv_heads);
+    take_int("head-dim", &given.head_dim, s->head_dim);
+    take_int("hidden", &given.hidden, s->hidden);
+    take_int("tied", &given.tied, s->tied);
+    take_real("norm-eps", &given.norm_eps, s->norm_eps);
+    if (s->rope_theta > 0)
+        take_real("rope-theta", &given.rope_theta, s->rope_theta);
+    else
+        refuse_for_family("rope-theta");
+    if (s->vocab < tokenizer_size())
+        fatal(
+            "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
+            "model",
+            given.init, s->vocab, tokenizer_size());
+}
+
 static model resolve_model(void) {
-    if (!*given.init)
-        return model_gpt2(given.context, tokenizer_size(), given.depth, given.heads,
-                          given.channels);
+    if (!*given.init) return resolve_shape();
     model loaded;  // a resumed run has a model of its own and needs the file no more
     run_state state;
     if (!given.resume || !checkpoint_find(given.out, &state, &loaded))
         loaded = llmc_file_config(given.init);
-    shape file = loaded.shape;
-    const struct {
-        const char* flag;
-        int* value;
-        int of_file;
-    } flags[] = {{"context", &given.context, file.context},
-                 {"depth", &given.depth, file.layers},
-                 {"heads", &given.heads, file.heads},
-                 {"channels", &given.channels, file.channels}};
-    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
-        if (options_find(OPTIONS, flags[i].flag)->given && *flags[i].value != flags[i].of_file)
-            fatal("--%s %d: %s has %d; leave the flag out", flags[i].flag, *flags[i].value,
-                  given.init, flags[i].of_file);
-        *flags[i].value = flags[i].of_file;
-    }
-    if (file.vocab < tokenizer_size())
-        fatal(
-            "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
-            "model",
-            given.init, file.vocab, tokenizer_size());
+    take_shape(&loaded);
     return loaded;
 }
 
@@ -366,30 +423,15 @@ void settings_resolve(const task* t, model* m, objective* o) {
 // ------------------------------------------------------------------------------------------------
 // The device
 
-// What keeps a run off the GPU: a flag and its value; or NULL.
-static const char* needs_cpu(void) {
-    static const char* const PRECISIONS[] = {"train-dtype", "rollout-dtype", "kv-dtype", NULL};
-    const format* train = format_find(given.train_dtype);
-    if (given.batch_invariant) return "--batch-invariant does not hold on the GPU yet";
-    for (int i = 0; PRECISIONS[i]; i++) {
-        const char* value = *(const char**)options_find(OPTIONS, PRECISIONS[i])->value;
-        const format* f = format_or(value, &FORMAT_FP32);
-        if (f != &FORMAT_FP32 && f != &FORMAT_TF32 && f != &FORMAT_BF16 && f != &FORMAT_FP16)
-            return xprintf("--%s %s: the GPU has fp32, tf32, bf16 and fp16", PRECISIONS[i], value);
-    }
-    if (format_or(given.grad_dtype, train) != train)
-        return xprintf("--grad-dtype %s: the GPU has gradients in the train dtype",
-                       given.grad_dtype);
-    if (given.rollout_split_k > 1) return "--rollout-split-k: the GPU has no such products";
-    return NULL;
-}
-
-backend* settings_open_device(const char** why_cpu) {
-    const char* reason = needs_cpu();
-    if (reason && given.device == DEVICE_CUDA) fatal("%s; use --device cpu", reason);
-    backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : given.device], given.threads,
+backend* settings_open_device(const model* m, const char** why_cpu) {
+    demand d = {m, settings_train_precision(&given), settings_rollout_precision(&given),
+                settings_kv_format(&given), given.batch_invariant};
+    int device = given.device;
+    char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
+    if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);
+    backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], given.threads,
                               ISAS[given.isa], why_cpu);
-    if (reason && given.device == DEVICE_AUTO) *why_cpu = reason;
+    if (reason) *why_cpu = reason;
     given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;
     return b;
 }

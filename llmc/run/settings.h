@@ -37,7 +37,7 @@ const settings* settings_read(int argc, char** argv);
 void settings_resolve(const task* t, model* m, objective* o);
 // Opens the device and notes which it is, since another one would give other bits. `why_cpu`: why
 // --device auto came to the CPU, or NULL.
-backend* settings_open_device(const char** why_cpu);
+backend* settings_open_device(const struct model* m, const char** why_cpu);
 // Refuses a fresh start in a directory that holds a run, or what is left of one.
 void settings_check_out(void);
 void settings_write(const char* path);  // as a file of flags, for --resume and --config

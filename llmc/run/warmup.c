@@ -102,10 +102,10 @@ static char* warmup_key(const run* r) {
     return xprintf(
         "arithmetic %d%s, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
         "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
-        ARITHMETIC_VERSION, device, r->model.shape.layers, r->model.shape.heads, r->model.shape.channels,
-        r->model.shape.context, r->model.shape.vocab, s->task, (unsigned long long)s->seed, s->warmup_steps,
-        WARMUP_LR_STEPS, s->warmup_batch, s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay,
-        o.clip);
+        ARITHMETIC_VERSION, device, r->model.shape.layers, r->model.shape.heads,
+        r->model.shape.channels, r->model.shape.context, r->model.shape.vocab, s->task,
+        (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch,
+        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip);
 }
 
 typedef struct cache_entry {

@@ -1,0 +1,22 @@
+// refuse: the one place that says what a device cannot do for a model in a precision.
+#ifndef LLMC_REFUSE_H
+#define LLMC_REFUSE_H
+
+#include "model.h"
+
+LLMC_BEGIN
+
+// What a run asks of a device.
+typedef struct demand {
+    const struct model* model;
+    struct precision train, rollout;
+    const format* kv;     // of cached keys and values
+    int batch_invariant;  // no bit of a row may depend on its batch
+} demand;
+
+// NULL if the device can do it; else why not, as the beginning of a sentence that names the flag.
+// Free with free().
+char* refuse(const capabilities* can, const demand* d);
+
+LLMC_END
+#endif
