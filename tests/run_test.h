@@ -112,7 +112,8 @@ typedef struct ended {
     char err[2048];  // what it wrote to stderr
 } ended;
 
-static size_t file_limit;  // bytes a file of the next program may have; 0 = no limit
+static size_t file_limit;       // bytes a file of the next program may have; 0 = no limit
+static void (*in_child)(void);  // called in the next program's process before it is started
 
 static inline pid_t start(const char* flags) {
     char copy[2048], *argument[128] = {(char*)program, (char*)"--config", at_home("base")};
@@ -133,6 +134,7 @@ static inline pid_t start(const char* flags) {
     int also = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0666);
     dup2(to, STDOUT_FILENO);
     dup2(also, STDERR_FILENO);
+    if (in_child) in_child();
     execv(program, argument);
     _exit(127);
 }
@@ -342,9 +344,10 @@ static inline int wait_for_line(pid_t child, const char* out, const char* phase,
     return 0;
 }
 
-// Starts a run and interrupts it as soon as its log holds that line. On a machine that is busy
+// Starts a run and sends a signal as soon as its log holds that line. On a machine that is busy
 // enough it may end before the signal comes: then once more.
-static inline void interrupt_at(const char* out, const char* flags, const char* phase, int step) {
+static inline void signal_at(const char* out, const char* flags, const char* phase, int step,
+                             int number) {
     ended e = {0};
     for (int attempt = 0; attempt < 5; attempt++) {
         char all[1024];
@@ -352,11 +355,16 @@ static inline void interrupt_at(const char* out, const char* flags, const char* 
         snprintf(all, sizeof all, "--out %s %s", at_home("%s", out), flags);
         pid_t child = start(all);
         wait_for_line(child, out, phase, step);
-        kill(child, SIGINT);
+        kill(child, number);
         e = wait_for(child);
         if (exit_code(&e) != 0) break;
     }
-    CHECK(exit_code(&e) == 130 && !*e.err, "interrupted: %x, \"%s\"", e.status, e.err);
+    CHECK(exit_code(&e) == 128 + number && !*e.err, "signal %d: %x, \"%s\"", number, e.status,
+          e.err);
+}
+
+static inline void interrupt_at(const char* out, const char* flags, const char* phase, int step) {
+    signal_at(out, flags, phase, step, SIGINT);
 }
 
 static inline void resume(const char* out, const char* flags) {
