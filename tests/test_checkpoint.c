@@ -34,6 +34,7 @@ static struct {
     ino_t inode;
 } calls[200];
 static int call_count, die_at = -1, fail_at = -1, fail_removals;
+static int folder_sync_error;  // what syncing a folder fails with, on some file systems; 0: nothing
 
 static int call(call_kind kind, const struct stat* s) {
     if (call_count == die_at) kill(getpid(), SIGKILL);
@@ -52,7 +53,9 @@ int mkdir(const char* path, mode_t mode) {
 
 int fsync(int fd) {
     struct stat s = {0};
-    return fstat(fd, &s) || call(CALL_FSYNC, &s) ? -1 : 0;
+    if (fstat(fd, &s) || call(CALL_FSYNC, &s)) return -1;
+    errno = folder_sync_error;
+    return S_ISDIR(s.st_mode) && folder_sync_error ? -1 : 0;
 }
 
 int rename(const char* from, const char* to) {
@@ -985,6 +988,28 @@ static void test_failing_removals(void) {
     remove_tree(run);
 }
 
+static void save_twice(const void* error) {
+    folder_sync_error = *(const int*)error;
+    save(0, 1, 1, 2);
+    save(0, 2, 2, 2);
+}
+
+// A file system whose folders cannot be synced at all, as some networks have it: said once. A disk
+// that fails to is another matter.
+static void test_unsyncable_folders(void) {
+    static const int unknown[] = {EINVAL, ENOTSUP}, broken = EIO;
+    for (int i = 0; i < 2; i++) {
+        child_result r = child_run(STDERR_FILENO, save_twice, &unknown[i]);
+        const char* end = strchr(r.text, '\n');
+        CHECK(WIFEXITED(r.status) && !WEXITSTATUS(r.status), "ended with %x", r.status);
+        CHECK(strstr(r.text, "cannot be synced") && end && !end[1], "said \"%s\"", r.text);
+        CHECK_LOADS(2, "where folders cannot be synced");
+        remove_tree(run);
+    }
+    check_refusal(save_twice, &broken, "a folder's disk fails", WORDS{"cannot write", run});
+    remove_tree(run);
+}
+
 // The last call of a kind on what now has this path.
 static int call_find(call_kind kind, const char* path) {
     struct stat s;
@@ -1162,6 +1187,7 @@ int main(void) {
     test_kill_at_calls();
     test_failing_calls();
     test_failing_removals();
+    test_unsyncable_folders();
     test_sync_order();
     test_kill_any_time();
     test_mutations();

@@ -93,6 +93,151 @@ static void test_log_values(void) {
     free(log.line);
 }
 
+// One line of samples.jsonl.
+typedef struct sample {
+    int step, index, ended;  // ended: the completion has its end character
+    double reward, advantage;
+    char prompt[64], completion[64];  // as JSON has them
+} sample;
+
+static int read_samples(const char* out, sample* to, int most) {
+    FILE* f = file_open(at_home("%s/samples.jsonl", out), "r");
+    int n = 0;
+    for (sample* s = to; n < most; n++, s++) {
+        if (fscanf(f,
+                   " {\"step\":%d,\"index\":%d,\"prompt\":\"%63[^\"]\",\"completion\":\"%63[^\"]\","
+                   "\"reward\":%lf,\"advantage\":%lf}",
+                   &s->step, &s->index, s->prompt, s->completion, &s->reward, &s->advantage) != 6)
+            break;
+        s->ended = strstr(s->completion, "\\n") != NULL;
+    }
+    file_close(f, "samples");
+    return n;
+}
+
+// What the log says of a rollout, counted anew from its samples; and the group's advantages.
+static void test_log_against_samples(void) {
+    enum { STEPS = 3, GROUPS = 8, SIZE = 8, COUNT = GROUPS * SIZE };
+    static sample samples[STEPS * COUNT + 1];
+    good_run("counted", "--temperature 2 --warmup-steps 60");
+    run_lines log = read_log("counted");
+    int n = read_samples("counted", samples, STEPS * COUNT + 1);
+    CHECK(n == STEPS * COUNT, "%d samples", n);
+    for (int step = 0; step < STEPS && n == STEPS * COUNT; step++) {
+        const line* l = nth(&log, "rollout", step);
+        double sum = 0, squares = 0, length = 0, truncated = 0, equal = 0;
+        for (int g = 0; g < GROUPS; g++) {
+            const sample* s = samples + step * COUNT + g * SIZE;
+            double mean = 0;
+            int alike = 1;
+            for (int i = 0; i < SIZE; i++) {
+                mean += s[i].reward / SIZE;
+                sum += s[i].reward / COUNT;
+                squares += s[i].reward * s[i].reward / COUNT;
+                length += ((double)strlen(s[i].completion) - s[i].ended) / COUNT;
+                truncated += (double)!s[i].ended / COUNT;
+                alike &= s[i].reward == s[0].reward;
+                CHECK(s[i].step == step && s[i].index == g * SIZE + i, "order of the samples");
+                CHECK(!strcmp(s[i].prompt, s[0].prompt), "one prompt a group");
+            }
+            equal += (double)alike / GROUPS;
+            for (int i = 0; i < SIZE; i++)
+                CHECK_NEAR(s[i].advantage, s[i].reward - mean, 1e-6, "advantage");
+        }
+        CHECK_NEAR(value_of(l, "reward"), sum, 1e-9, "reward");
+        CHECK_NEAR(value_of(l, "reward_std"), sqrt(squares - sum * sum), 1e-9, "reward_std");
+        CHECK_NEAR(value_of(l, "response_length"), length, 1e-9, "response_length");
+        CHECK_NEAR(value_of(l, "truncated"), truncated, 1e-9, "truncated");
+        CHECK_NEAR(value_of(l, "zero_std_groups"), equal, 1e-9, "zero_std_groups");
+        CHECK(truncated > 0 && truncated < 1 && truncated != equal, "the case tells them apart");
+        // The mean over tokens of the sampler's entropy stands in three phases.
+        const line *m = nth(&log, "numerics", step), *u = nth(&log, "update", 4 * step);
+        CHECK_NEAR(value_of(l, "entropy"), value_of(m, "entropy"), 1e-6, "entropy");
+        CHECK(value_of(u, "entropy") > 0 && value_of(u, "entropy") < 3.2, "entropy of an update");
+    }
+    free(log.line);
+    remove_tree(at_home("counted"));
+}
+
+// Each step, and each sample, draws anew: at a rate of 0 the same prompt gets other completions.
+static void test_draws(void) {
+    enum { COUNT = 6 * 64 };
+    static sample s[COUNT];
+    good_run("draws", "--lr 0 --steps 6 --sanity-samples 8 --sanity-prompts 8 --sanity-low 0");
+    int n = read_samples("draws", s, COUNT), repeated = 0, again = 0;
+    CHECK(n == COUNT, "%d samples", n);
+    for (int a = 0; a < n; a += 8)
+        for (int b = a + 8; b < n; b += 8) {
+            if (strcmp(s[a].prompt, s[b].prompt)) continue;
+            int same = 0;
+            for (int i = 0; i < 8; i++) same += !strcmp(s[a + i].completion, s[b + i].completion);
+            repeated++;
+            again += same == 8;
+        }
+    CHECK(repeated > 20 && again * 10 < repeated, "%d of %d groups draw as another one did", again,
+          repeated);
+    remove_tree(at_home("draws"));
+}
+
+// Evaluations draw as training does: near temperature 0 a sample is the most probable answer.
+static void test_evaluation_temperature(void) {
+    good_run("cold", "--temperature 0.001 --eval-prompts 200");
+    run_lines log = read_log("cold");
+    for (int i = 0; i < 3; i++) {
+        const line* e = nth(&log, "eval", i);
+        CHECK_NEAR(value_of(e, "pass1"), value_of(e, "greedy"), 0.01, "pass@1 at temperature 0");
+        CHECK(value_of(e, "greedy") > 0.05 && value_of(e, "greedy") < 0.95, "greedy");
+    }
+    free(log.line);
+    remove_tree(at_home("cold"));
+}
+
+// Before the first update the policy is the reference, whatever the temperature, so the KL term
+// is 0 and its gradient too.
+static void test_reference(void) {
+    run_lines log[2];
+    good_run("with_kl", "--temperature 0.7 --kl-coef 100 --kl-estimator k3 --steps 1");
+    good_run("without_kl", "--temperature 0.7 --steps 1");
+    log[0] = read_log("with_kl");
+    log[1] = read_log("without_kl");
+    static const char* const keys[] = {"loss", "grad_norm"};
+    for (int u = 0; u < 2; u++)
+        for (int k = 0; k < 2; k++) {
+            double with = value_of(nth(&log[0], "update", u), keys[k]);
+            double without = value_of(nth(&log[1], "update", u), keys[k]);
+            CHECK((with == without) == (u == 0), "update %d: %s is %g with a KL term, %g without",
+                  u, keys[k], with, without);
+        }
+    for (int i = 0; i < 2; i++) free(log[i].line);
+    remove_tree(at_home("with_kl"));
+    remove_tree(at_home("without_kl"));
+}
+
+// The console's line of a step: the mean of its updates' norms, and the options that are read.
+static void test_console(void) {
+    size_t bytes;
+    good_run("console", "--objective grpo --steps 1");
+    char* console = read_whole(at_home("stdout"), &bytes);
+    CHECK(
+        strstr(console, "objective   grpo, clip-low 0.2, clip-high 0.28, ratio-cap inf, advantage"),
+        "the options of grpo: %s", console);
+    CHECK(!strstr(console, "delta"), "grpo reads no delta");
+    run_lines log = read_log("console");
+    double mean = 0, reward, length, entropy, norm;
+    for (int u = 0; u < 4; u++) mean += value_of(nth(&log, "update", u), "grad_norm") / 4;
+    const char* table = strstr(console, "    0 ");
+    CHECK(table && sscanf(table, "%*d %lf %lf %lf %lf", &reward, &length, &entropy, &norm) == 4,
+          "a line for step 0: %s", console);
+    const line* l = nth(&log, "rollout", 0);
+    CHECK_NEAR(reward, value_of(l, "reward"), 6e-4, "reward on the console");
+    CHECK_NEAR(length, value_of(l, "response_length"), 6e-3, "length on the console");
+    CHECK_NEAR(entropy, value_of(l, "entropy"), 6e-5, "entropy on the console");
+    CHECK_NEAR(norm, mean, 6e-5, "grad norm on the console");
+    free(log.line);
+    free(console);
+    remove_tree(at_home("console"));
+}
+
 static void test_files(void) {
     int newest;
     CHECK(count_checkpoints("base_run", &newest) == 2 && newest == 3, "two checkpoints are kept");
@@ -1088,6 +1233,11 @@ int main(int argc, char** argv) {
     test_files();
     test_log_keys();
     test_log_values();
+    test_log_against_samples();
+    test_draws();
+    test_evaluation_temperature();
+    test_reference();
+    test_console();
     test_agreement();
     test_topk_agreement();
     test_mismatch();
