@@ -471,7 +471,7 @@ class RunTest(unittest.TestCase):
         for name, runs in (("one", 8), ("two", 4)):
             with open(f"{self.home}/one/{name}/runs.csv", encoding="utf-8") as f:
                 self.assertEqual(len(list(csv.DictReader(f))), runs)
-        self.assertEqual(len(os.listdir(f"{self.home}/one/warmup")), 2)  # of two seeds
+        self.assertEqual(len(os.listdir(f"{self.home}/one/warmup")), 4)  # a model and its text, two seeds
         none = self.ablate(SMALL, "none", "--report-only")
         self.assertEqual((none.returncode, os.listdir(f"{self.home}/none/runs")), (1, []))
         self.assertIn("nothing to report", none.stderr)

@@ -125,6 +125,9 @@ static inline pid_t start(const char* flags) {
     fflush(stdout);
     pid_t child = fork();
     if (child) return child;
+    // Started in the background, the test itself may have them ignored, and the program heeds that.
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGPIPE};
+    for (int i = 0; i < 5; i++) signal(numbers[i], SIG_DFL);
     // Threads that spin while they wait would slow a busy machine down many times.
     setenv("OMP_WAIT_POLICY", "passive", 1);
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // what a refusal leaves behind is no leak

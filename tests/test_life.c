@@ -146,6 +146,27 @@ static void test_first_sign(void) {
     remove_tree(at_home("sign"));
 }
 
+// Who sees no progress line is told once how long it will take.
+static void test_estimate(void) {
+    static const char* const flags[] = {"--warmup-steps 1000000 --channels 128",
+                                        "--warmup-steps 0 --steps 1000000 --eval-prompts 1"};
+    for (int i = 0; i < 2; i++) {
+        size_t bytes;
+        int told = 0;
+        pid_t child = start(flags[i]);
+        for (int wait = 0; wait < 300 && !told; wait++) {
+            sleep_ms(100);
+            char* text = read_whole(at_home("stdout"), &bytes);
+            told =
+                strstr(text, i ? "RL  about " : "warm-up  about ") && strstr(text, "minutes to go");
+            free(text);
+        }
+        kill(child, SIGKILL);
+        wait_for(child);
+        CHECK(told, "%s: how long it will take", flags[i]);
+    }
+}
+
 // ------------------------------------------------------------------------------------------------
 // The directory
 
@@ -328,9 +349,9 @@ static char* cache_file(const char* ending) {
     return path;
 }
 
-static void check_made_anew(const char* flags, const char* what) {
+static void check_made_anew(const char* flags, const char* what, const char* said) {
     good_run("cached", flags);
-    check_contains(at_home("stdout"), "it is made anew");
+    check_contains(at_home("stdout"), said);
     check_same_run("cached", "base_run", what, 0);
     remove_tree(at_home("cached"));
     good_run("cached", flags);
@@ -351,14 +372,14 @@ static void test_damaged_cache(void) {
     CHECK(strstr(words, "seed 1,") && strstr(words, "\nchecksum "), "the text is %s", words);
     data[bytes - 7] ^= 1;
     write_whole(path, data, bytes);
-    check_made_anew(flags, "one bit");
+    check_made_anew(flags, "one bit", "it is made anew");
     write_whole(path, data, bytes / 2);
-    check_made_anew(flags, "half of it");
+    check_made_anew(flags, "half of it", "it is made anew");
     remove(text);
-    check_made_anew(flags, "no text");
+    check_made_anew(flags, "no text", "warm-up took");
     words[0] ^= 1;
     write_whole(text, words, text_bytes);
-    check_made_anew(flags, "another text");
+    check_made_anew(flags, "another text", "it is made anew");
     free(data);
     free(words);
     remove_tree(at_home("cache"));
@@ -419,6 +440,7 @@ int main(void) {
     test_interrupted_evaluation();
     test_console();
     test_first_sign();
+    test_estimate();
     test_lock();
     test_sweep();
     test_removed();

@@ -9,6 +9,7 @@ enum {
     WARMUP_SHOW_EVERY = 400  // and of the console, where they do not take long
 };
 static const double WARMUP_SHOW_SECONDS = 30;
+static const double ESTIMATE_SECONDS = 3;  // work after which the time that is left can be told
 
 static double rate(const meter* m) { return (double)m->tokens / m->seconds; }
 
@@ -147,11 +148,21 @@ static int takes_long(const meter* m, double step_seconds) {
     return now > floor((m->seconds - step_seconds) / WARMUP_SHOW_SECONDS);
 }
 
+// Once in each phase, for those who see no progress line.
+static void report_estimate(const run* r, const char* what, double seconds, double step_seconds,
+                            double left) {
+    if (seconds < ESTIMATE_SECONDS || seconds - step_seconds >= ESTIMATE_SECONDS) return;
+    long whole = left < 1e9 ? lround(left) : 0;
+    if (whole >= 10)
+        log_print(r->log, "%s  about %ld:%02ld minutes to go", what, whole / 60, whole % 60);
+}
+
 void report_warmup(const run* r, const warmup_result* w) {
     const meter* m = &r->warming;
     int step = r->state.warmup_step, steps = r->settings->warmup_steps, last = step == steps;
-    log_progress(r->log, "warm-up", (double)step / steps, rate(m),
-                 m->seconds / m->steps * (steps - step));
+    double left = m->seconds / m->steps * (steps - step);
+    log_progress(r->log, "warm-up", (double)step / steps, rate(m), left);
+    report_estimate(r, "warm-up", m->seconds, w->seconds, left);
     if (last || step % WARMUP_LOG_EVERY == 0) log_warmup(r, w);
     if (step % WARMUP_SHOW_EVERY == 0 || takes_long(m, w->seconds))
         log_print(r->log, "warm-up  %5d/%d  loss %.4f  %.0f tokens/s", step, steps, w->update.loss,
@@ -260,6 +271,8 @@ void report_step(const run* r, const step_report* s) {
               s->updates ? s->grad_norms / s->updates : INFINITY, s->numerics.prob_diff_mean,
               (double)s->sampled.tokens / s->sampling_seconds,
               (double)s->tokens / s->update_seconds, log_elapsed(r->log));
+    report_estimate(r, "RL", r->sampling.seconds + r->updating.seconds,
+                    s->sampling_seconds + s->update_seconds, run_seconds_left(r));
 }
 
 void report_progress(const run* r, const char* what, double fraction, const meter* m) {

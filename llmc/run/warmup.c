@@ -74,7 +74,7 @@ warmup_result warmup_step(run* r) {
 // ------------------------------------------------------------------------------------------------
 // The cache. An entry is two files: warmup-HASH.bin is the model, in llm.c's format;
 // warmup-HASH.txt says in its first line what the model depends on and in its second the checksum
-// of the first file (checked.h). The text is written last, so an entry without it is not complete.
+// of the first file (checked.h). The text is written last: without it there is no entry.
 
 static int wanted(const settings* s) {
     return *s->warmup_cache && !*s->init && s->warmup_steps > 0;
@@ -148,9 +148,8 @@ static int entry_is_whole(const cache_entry* e) {
 int warmup_from_cache(run* r) {
     if (!wanted(r->settings)) return 0;
     cache_entry e = entry_open(r);
-    int there = file_size(e.model) >= 0, whole = there && entry_is_whole(&e);
-    if (there && !whole)
-        log_print(r->log, "warm-up  %s is damaged or incomplete; it is made anew", e.model);
+    int there = file_size(e.text) >= 0, whole = there && entry_is_whole(&e);
+    if (there && !whole) log_print(r->log, "warm-up  %s is damaged; it is made anew", e.model);
     if (whole) {
         free(r->base);
         llmc_file_read(e.model, &r->base);
