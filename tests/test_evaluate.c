@@ -169,13 +169,12 @@ static void close_bench(bench* e) {
 }
 
 static evaluate_config usual_config(void) {
-    return (evaluate_config){.prompts = 100,
-                             .samples = 6,
-                             .k = 4,
-                             .seed = 7,
-                             .step = 2,
-                             .inverse_temperature = 1,
-                             .top_p = 1};
+    return (evaluate_config){
+        .prompts = 100,
+        .samples = 6,
+        .k = 4,
+        .how = {
+            .inverse_temperature = 1, .top_p = 1, .seed = 7, .stream = STREAM_EVALUATE, .step = 2}};
 }
 
 static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
@@ -194,7 +193,7 @@ static void test_known_verdicts(void) {
     double odd = 0;
     for (int i = 0; i < c.prompts; i++) {
         char text[TASK_TEXT_MAX];
-        task_held_out_prompt(&chain, c.seed, (uint32_t)i, text);
+        task_held_out_prompt(&chain, c.how.seed, (uint32_t)i, text);
         odd += (text[0] - '0') % 2 / (double)c.prompts;
     }
     evaluation e = evaluated(16, CAPACITY, &c, always);
@@ -221,14 +220,11 @@ static void test_samples(void) {
     c.prompts = 10;  // 60 samples, that fit at once
     evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
     bench again = open_bench(16, CAPACITY);
-    sampling how = {.inverse_temperature = 1,
-                    .top_p = 1,
-                    .seed = c.seed,
-                    .stream = STREAM_EVALUATE,
-                    .step = c.step * (uint32_t)c.prompts};
+    sampling how = c.how;
+    how.step *= (uint32_t)c.prompts;
     again.d->prompts = c.prompts;
     again.d->group = c.samples;
-    rollout_held_out_prompts(again.d, &again.t, c.seed, 0);
+    rollout_held_out_prompts(again.d, &again.t, c.how.seed, 0);
     sampler_begin(again.sampler, again.d, &how);
     while (sampler_step(again.sampler)) {
     }
@@ -261,11 +257,11 @@ static void test_keys(void) {
     evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
     evaluation few = evaluated(3, CAPACITY, &c, odd_responses);
     CHECK(same_evaluation(&e, &few), "three slots: %g, not %g", few.pass1, e.pass1);
-    other.step++;
+    other.how.step++;
     evaluation step = evaluated(16, CAPACITY, &other, odd_responses);
     CHECK(step.greedy == e.greedy && step.tokens != e.tokens, "another step, other samples");
     other = c;
-    other.seed++;
+    other.how.seed++;
     evaluation seed = evaluated(16, CAPACITY, &other, odd_responses);
     CHECK(!same_evaluation(&seed, &e), "another seed, other prompts");
 }

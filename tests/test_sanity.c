@@ -31,7 +31,9 @@ static int never(const task* t, const char* prompt, const char* response) {
 
 typedef int (*verifier)(const task*, const char*, const char*);
 
-static sanity_config usual_config(void) { return (sanity_config){TRIED, 8, 0.2, 0.8, 7, 1, 0, 1}; }
+static sanity_config usual_config(void) {
+    return (sanity_config){TRIED, 8, 0.2, 0.8, {1, 0, 0, 1, 7, STREAM_SANITY, 0}};
+}
 
 static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
     const model small = model_gpt2(32, tokenizer_size(), 1, 2, 16);
@@ -93,7 +95,7 @@ static void test_independence(void) {
     sanity_result b = selected(by_response, &c, 5, SANITY_SAMPLES_MAX + 100);
     CHECK(a.kept.count > 0 && a.kept.count < TRIED, "%d kept", a.kept.count);
     CHECK(same_list(&a.kept, &b.kept) && a.solved == b.solved, "slots and capacity");
-    other.seed = 8;
+    other.how.seed = 8;
     sanity_result d = selected(by_response, &other, 64, SANITY_SAMPLES_MAX);
     CHECK(!same_list(&a.kept, &d.kept), "another seed, other prompts");
     free(a.kept.text);

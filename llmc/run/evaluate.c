@@ -35,8 +35,8 @@ static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* 
         if (c->list)
             rollout_listed_prompts(d, c->list, first);
         else
-            rollout_held_out_prompts(d, t, c->seed, first);
-        how.step = c->step * (uint32_t)c->prompts + (uint32_t)first;  // other draws each time
+            rollout_held_out_prompts(d, t, c->how.seed, first);
+        how.step = c->how.step * (uint32_t)c->prompts + (uint32_t)first;  // other draws each time
         if (!sample_and_grade(r, d, t, &how, c->stop)) return (sums){.stopped = 1};
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
@@ -51,13 +51,8 @@ static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* 
 
 evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_config* c) {
     sampling greedy = {.inverse_temperature = 1, .greedy = 1, .top_p = 1};
-    sampling how = {.inverse_temperature = c->inverse_temperature,
-                    .top_k = c->top_k,
-                    .top_p = c->top_p,
-                    .seed = c->seed,
-                    .stream = STREAM_EVALUATE};
     sums best = solve(r, d, t, c, 1, greedy);
-    sums drawn = best.stopped ? best : solve(r, d, t, c, c->samples, how);
+    sums drawn = best.stopped ? best : solve(r, d, t, c, c->samples, c->how);
     if (drawn.stopped) return (evaluation){.stopped = 1};
     double samples = (double)c->prompts * c->samples;
     return (evaluation){.greedy = best.right / c->prompts,
@@ -73,10 +68,8 @@ evaluation evaluate_policy(run* r) {
     const settings* s = r->settings;
     const prompt_list* list = r->sanity.count ? &r->sanity : NULL;
     int prompts = list && list->count < s->eval_prompts ? list->count : s->eval_prompts;
-    evaluate_config c = {prompts,        s->eval_samples,         s->eval_k,
-                         s->seed,        (uint32_t)r->state.step, settings_inverse_temperature(s),
-                         s->top_k,       (float)s->top_p,         list,
-                         run_interrupted};
+    sampling how = settings_sampling(s, STREAM_EVALUATE, (uint32_t)r->state.step);
+    evaluate_config c = {prompts, s->eval_samples, s->eval_k, how, list, run_interrupted};
     double start = clock_seconds();
     sampler_sync(r->sampler, r->trainer->parameters);
     evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);

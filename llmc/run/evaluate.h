@@ -19,11 +19,7 @@ typedef struct evaluation {
 
 typedef struct evaluate_config {
     int prompts, samples, k;
-    uint64_t seed;
-    uint32_t step;  // keys the samples
-    float inverse_temperature;
-    int top_k;
-    float top_p;
+    sampling how;             // of the samples; `step` keys them
     const prompt_list* list;  // whose prompts, or NULL: held-out ones
     int (*stop)(void);        // asked between decode steps, 1 ends the evaluation; NULL: never
 } evaluate_config;

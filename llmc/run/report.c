@@ -80,7 +80,8 @@ static void report_precision(const run* r) {
         log_print(r->log, "            logits %s, the sampler's %s", s->logits_dtype,
                   s->rollout_logits_dtype);
     if (settings_any_scaled(s))
-        log_print(r->log, "            fp8 scales: weights one a %s, activations one a %s",
+        log_print(r->log,
+                  "            fp8 scales: one per %s of a weight, one per %s of an activation",
                   WEIGHT_SCALE_NAMES[s->weight_scale], ACTIVATION_SCALE_NAMES[s->activation_scale]);
     if (s->rollout_split_k > 1)
         log_print(
@@ -112,7 +113,7 @@ void report_plan(const run* r) {
 // Memory
 
 static void memory_line(const run* r, const char* what, size_t bytes) {
-    log_print(r->log, "%-28s %10.1f MB  %6.1f bytes a parameter", what, (double)bytes / 1e6,
+    log_print(r->log, "%-28s %10.1f MB  %6.1f bytes per parameter", what, (double)bytes / 1e6,
               (double)bytes / (double)r->parameters);
 }
 

@@ -1,26 +1,18 @@
 // The life of a run. A box is a phase, as state.bin stores it; an arrow is a function.
 //
-//     no checkpoint            newest checkpoint of this phase (run_open finds it)
-//          |                       |              |              |
-//          v                       |              |              |
-//      +-------+  run_create   +---v----+         |              |
-//      | FRESH |-------------->| WARMUP |<--+     |              |
-//      +-------+  a warm-up    +--------+   |     |              |
-//          |      is wanted        |    |   | warmup_step: one optimizer step
-//          |                       |    +---+     |              |
-//          | run_start_rl:         | run_start_rl:|              |
-//          | --init, no warm-up,   | the last     |              |
-//          | or a cached one       | step is done |              |
-//          |                       v              |              |
-//          |                   +--------+<--------+              |
-//          +------------------>|   RL   |<--+                    |
-//                              +--------+   | evaluation and step (the program)
-//                                  |    |   |                    |
-//                        run_pause:|    +---+                    |
-//                        the last  v                             |
-//                        step is   +--------+                    |
-//                        done      |  DONE  |<-------------------+
-//                                  +--------+
+//                  run_create:           run_start_rl:           run_pause:
+//                  it has a warm-up      no warm-up step left    no RL step left
+//      +-------+             +--------+              +--------+              +--------+
+//   -->| FRESH |------------>| WARMUP |------------->|   RL   |------------->|  DONE  |
+//      +-------+             +--------+              +--------+              +--------+
+//          |                  ^  |   ^                ^  ^ |  ^                   ^
+//          |                  |  +---+ warmup_step    |  | +--+ step, evaluation  |
+//          |                  |                       |  |                        |
+//          +------------------|-----------------------+  |                        |
+//            run_start_rl: --init, no warm-up, or a      |                        |
+//            warm-up from the cache                      |                        |
+//                             |                          |                        |
+//      run_open: the phase of the newest checkpoint, if there is one and --resume asks for it
 //
 // A checkpoint is written by run_start_rl, by run_pause where one is due (also after the last
 // step), and by run_pause before a signal ends the program. Each holds the phase, so a resumed run
@@ -51,20 +43,24 @@
 // ------------------------------------------------------------------------------------------------
 // The process
 
-static volatile sig_atomic_t interrupted;  // the signal's number
 static const int STOPPING[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
 enum { STOPPING_COUNT = sizeof STOPPING / sizeof *STOPPING };
+static volatile sig_atomic_t interrupted;  // the signal's number
+static volatile sig_atomic_t caught[STOPPING_COUNT];
 
 static void on_signal(int number) {
     interrupted = number;
-    for (int i = 0; i < STOPPING_COUNT; i++) signal(STOPPING[i], SIG_DFL);
+    for (int i = 0; i < STOPPING_COUNT; i++)
+        if (caught[i]) signal(STOPPING[i], SIG_DFL);
 }
 
 int run_interrupted(void) { return interrupted; }
 
 static void catch_signals(void) {
-    for (int i = 0; i < STOPPING_COUNT; i++)
-        if (signal(STOPPING[i], on_signal) == SIG_IGN) signal(STOPPING[i], SIG_IGN);
+    for (int i = 0; i < STOPPING_COUNT; i++) {
+        caught[i] = signal(STOPPING[i], SIG_IGN) != SIG_IGN;
+        if (caught[i]) signal(STOPPING[i], on_signal);
+    }
 }
 
 // Threads that wait for each other at the end of a loop spin for milliseconds by libgomp's default:
@@ -316,10 +312,10 @@ void run_create(run* r) {
     trainer_rehearse(r->trainer);
     if (r->warmup) trainer_rehearse(r->warmup);
     sampler_sync(r->sampler, r->trainer->parameters);
+    if (interrupted) stop(r);
     char* config = run_path(r, "config");
     if (config) settings_write(config);
     free(config);
-    if (interrupted) stop(r);
 }
 
 // ------------------------------------------------------------------------------------------------

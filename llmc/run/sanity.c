@@ -43,9 +43,9 @@ static int within(int right, const sanity_config* c) {
 }
 
 sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c) {
-    prompt_list all = pool_of(t, c->seed, c->prompts);
+    prompt_list all = pool_of(t, c->how.seed, c->prompts);
     sanity_result result = {.kept = list_create(all.count), .tried = all.count};
-    sampling how = {c->inverse_temperature, 0, c->top_k, c->top_p, c->seed, STREAM_SANITY, 0};
+    sampling how = c->how;
     int at_once = SANITY_SAMPLES_MAX / c->samples;
     int64_t all_right = 0;
     d->group = c->samples;
@@ -115,9 +115,8 @@ static sanity_result choose_in_fp32(run* r) {
     const settings* s = r->settings;
     backend* b = r->device;
     rollout* d = r->eval_data;
-    sanity_config c = {s->sanity_prompts, s->sanity_samples, s->sanity_low,
-                       s->sanity_high,    s->seed,           settings_inverse_temperature(s),
-                       s->top_k,          (float)s->top_p};
+    sanity_config c = {s->sanity_prompts, s->sanity_samples, s->sanity_low, s->sanity_high,
+                       settings_sampling(s, STREAM_SANITY, 0)};
     size_t bytes = r->parameters * sizeof(float);
     float* parameters = b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
     sampler* in_fp32 = sampler_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),

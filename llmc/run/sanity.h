@@ -12,10 +12,7 @@ typedef struct sanity_config {
     int prompts;       // training prompts that are tried; none twice
     int samples;       // completions of each, at most SANITY_SAMPLES_MAX
     double low, high;  // share of right ones with which a prompt is kept, ends included
-    uint64_t seed;
-    float inverse_temperature;
-    int top_k;
-    float top_p;
+    sampling how;      // of the completions; `step` is not read
 } sanity_config;
 
 enum { SANITY_SAMPLES_MAX = 512, SANITY_PROMPTS_MAX = 16384 };
