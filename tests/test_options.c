@@ -370,6 +370,47 @@ static void test_round_trip(void) {
     set_defaults();
 }
 
+// A saved file knows how many flags it holds: a part of it is noticed, comments are free.
+static void test_whole(void) {
+    static char text[4096], shorter[4096];
+    options_write(table, saved_path);
+    CHECK(options_are_whole(saved_path), "what was written is whole");
+    FILE* f = file_open(saved_path, "r");
+    size_t bytes = fread(text, 1, sizeof text, f), at = 0;
+    file_close(f, saved_path);
+    for (size_t cut = 0; cut < bytes; cut++) {
+        write_text(saved_path, text, cut);
+        CHECK(!options_are_whole(saved_path), "%zu of %zu bytes", cut, bytes);
+    }
+    for (size_t line; at < bytes; at += line) {
+        line = strcspn(text + at, "\n") + 1;
+        int counts = text[at] != '#' && text[at] != '\n', last = at + line == bytes;
+        memcpy(shorter, text, at);
+        memcpy(shorter + at, text + at + line, bytes - at - line);
+        write_text(saved_path, shorter, bytes - line);
+        CHECK(options_are_whole(saved_path) == !(counts || last), "without the line at %zu", at);
+    }
+}
+
+// A switch may know words besides 0 and 1.
+static void test_switch_words(void) {
+    static const char* const words[] = {"auto", "never", NULL};
+    option* o = options_find(table, "resume");
+    o->choices = words;
+    parse_fresh("--resume=auto");
+    CHECK(resume == 2, "the first word is %d", resume);
+    parse_fresh("--resume=never");
+    CHECK(resume == 3, "the second word is %d", resume);
+    parse_fresh("--resume");
+    CHECK(resume == 1, "no word is %d", resume);
+    check_refusal(parse_child, "--resume=maybe", "another word",
+                  (const char* [REFUSAL_WORDS]){"--resume is \"maybe\"", "0, 1 or auto or never"});
+    o->choices = NULL;
+    check_refusal(parse_child, "--resume=auto", "a switch without words",
+                  (const char* [REFUSAL_WORDS]){"--resume is \"auto\"", "must be 0 or 1"});
+    set_defaults();
+}
+
 // The disk fills up halfway: ten bytes fit.
 static void write_to_full_disk(const void* unused) {
     (void)unused;
@@ -451,6 +492,8 @@ int main(void) {
     test_config();
     test_number_text();
     test_round_trip();
+    test_whole();
+    test_switch_words();
     test_write_failures();
     test_help();
     unlink(config_path);

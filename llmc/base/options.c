@@ -79,7 +79,7 @@ static int has_choices(const option* o) {
 // Ends the sentence "it must be ...".
 static char* legal_text(const option* o) {
     if (o->kind == OPTION_SWITCH)
-        return xprintf("0 or 1%s", o->choices ? ", or a word of its help" : "");
+        return o->choices ? xprintf("0, 1 or %s", choices_text(o, " or ")) : xprintf("0 or 1");
     if (o->kind == OPTION_TEXT)
         return xprintf("one line, without control characters or a blank at either end");
     char* values = has_choices(o) ? choices_text(o, ", ") : range_text(o);
