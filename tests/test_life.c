@@ -64,8 +64,9 @@ static void test_second_signal(void) {
     snprintf(flags, sizeof flags, "--out %s --prompts 20000 --eval-prompts 1", at_home("second"));
     pid_t child = start(flags);
     wait_for_line(child, "second", "eval", 0);
+    sleep_ms(500);  // into the step, which takes many seconds
     kill(child, SIGINT);
-    sleep_ms(20);
+    sleep_ms(100);
     kill(child, SIGINT);
     ended e = wait_for(child);
     CHECK(WIFSIGNALED(e.status) && WTERMSIG(e.status) == SIGINT, "ended with %x", e.status);

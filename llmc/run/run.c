@@ -364,11 +364,16 @@ int run_evaluation_due(const run* r) {
 }
 
 void run_pause(run* r) {
-    int rl = r->state.phase == PHASE_RL, evaluated = rl && !run_evaluation_due(r);
-    if (evaluated && is_last(r)) check_diverged(r), r->state.phase = PHASE_DONE;
+    // The step is done, and its evaluation too if it has one.
+    int whole = r->state.phase == PHASE_RL && !run_evaluation_due(r);
     int is_new = r->state.step != r->saved.step;
-    if (evaluated && (is_last(r) || (is_new && due(r->settings->checkpoint_every, r->state.step))))
+    if (whole && is_last(r)) {
+        check_diverged(r);
+        r->state.phase = PHASE_DONE;
         save(r);
+    } else if (whole && is_new && due(r->settings->checkpoint_every, r->state.step)) {
+        save(r);
+    }
     if (interrupted) stop(r);
 }
 
