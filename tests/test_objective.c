@@ -406,6 +406,11 @@ static void check_boundaries(void) {
     CHECK(!token_at(OBJECTIVE_DPPO_TV, 1, 1, 0, -INFINITY).masked, "shift = delta = 1");
     CHECK(!token_at(OBJECTIVE_DPPO_TV, 1, -1, -INFINITY, 0).masked, "shift = delta = 1");
     double below = nextafter(1, 0);
+    objective mis = objective_defaults(OBJECTIVE_SEQ_MIS);
+    mis.ratio_cap = 1;  // of sequences at the cap, with R = 1
+    CHECK(!objective_token(&mis, 1, -1, -1, 0).masked, "R = cap = 1");
+    mis.ratio_cap = below;
+    CHECK(objective_token(&mis, 1, -1, -1, 0).masked, "R > cap");
     CHECK(token_at(OBJECTIVE_DPPO_TV, below, 1, 0, -INFINITY).masked, "shift > delta");
     CHECK(token_at(OBJECTIVE_DPPO_TV, below, -1, -INFINITY, 0).masked, "shift > delta");
     CHECK(!token_at(OBJECTIVE_DPPO_TV, below, -1, 0, -INFINITY).masked, "inward");

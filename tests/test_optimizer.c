@@ -1,6 +1,6 @@
 // The optimizer: AdamW against the same formulas in double precision, clipping, the tied embedding,
 // schedules at hand-computed points, stochastic rounding, and a restored state that goes on as if
-// never stopped. (Skipped steps and loss scaling: test_trainer.c.)
+// never stopped; skipped steps, and the loss scale (with a trainer around it: test_trainer.c).
 #include "rl/optimizer.h"
 #include "small_model.h"
 
@@ -90,14 +90,27 @@ static void fixture_free(fixture* f) {
     free(f->lookup);
 }
 
+// The gradient reaches the optimizer times the loss scale, a power of two.
 static optimizer_result step(fixture* f, int t, double size, double lr) {
+    float scale = (float)f->o->state.loss_scale;
     rng r = rng_at(4, STREAM_PROMPT, (uint32_t)t, 0);
     for (size_t i = 0; i < f->count; i++)
         f->gradient[i] = (float)(size * (rng_normal(&r) + (double)(i % 3) - 1));
     for (size_t i = 0; i < f->embedding; i++) f->lookup[i] = (float)(size * rng_normal(&r));
+    for (size_t i = 0; i < f->count; i++) f->gradient[i] *= scale;
+    for (size_t i = 0; i < f->embedding; i++) f->lookup[i] *= scale;
     f->b->upload(f->b, f->o->gradients.all, f->gradient, f->count * sizeof(float));
     f->b->upload(f->b, f->o->gradients.lookup, f->lookup, f->embedding * sizeof(float));
+    for (size_t i = 0; i < f->count; i++) f->gradient[i] /= scale;
+    for (size_t i = 0; i < f->embedding; i++) f->lookup[i] /= scale;
     return optimizer_step(f->o, f->parameters, lr);
+}
+
+// A step that is skipped: one element of its gradient is not a number.
+static void skip(fixture* f) {
+    f->gradient[0] = NAN;
+    f->b->upload(f->b, f->o->gradients.all, f->gradient, f->count * sizeof(float));
+    CHECK(optimizer_step(f->o, f->parameters, 0.01).skipped, "a NaN is taken for a gradient");
 }
 
 // The same step in double: g clipped, m, v, bias corrections, decoupled decay of matrices.
@@ -121,8 +134,10 @@ static double reference_step(const fixture* f, const optimizer_config* c, int t,
     return norm;
 }
 
-// 100 steps whose gradients lie now above, now below the clip. Each step rounds w, m and v a few
-// times, to 2^-24 of themselves; the errors of w add up, those of m and v fade.
+// 100 steps whose gradients lie now above, now below the clip. Every third is asked for again after
+// a skipped one, which must change nothing but the loss scale; that scale, where there is one, also
+// doubles in one of the steps. Each step rounds w, m and v a few times, to 2^-24 of themselves; the
+// errors of w add up, those of m and v fade.
 static void check_adamw(const optimizer_config* c, const char* what) {
     enum { STEPS = 100 };
     backend* b = cpu_open(1, "auto");
@@ -133,11 +148,14 @@ static void check_adamw(const optimizer_config* c, const char* what) {
     int clipped = 0;
     for (int t = 1; t <= STEPS; t++) {
         double lr = 0.01 * (t % 7 + 1), size = t % 2 ? 0.002 : 0.05;
+        if (t % 3 == 0) skip(&f);
+        if (t % 10 == 0) f.o->state.clean = 199;  // the scale doubles in this step
         optimizer_result r = step(&f, t, size, lr);
         double norm = reference_step(&f, c, t, (float)lr, w, m, v);
         clipped += norm > c->clip;
         CHECK_NEAR(r.grad_norm, norm, 1e-6 * norm, what);
-        CHECK(!r.skipped && f.o->state.updates == t && f.o->state.attempts == t, "step %d", t);
+        CHECK(!r.skipped && f.o->state.updates == t && f.o->state.attempts == t + t / 3, "step %d",
+              t);
     }
     f.b->download(b, f.host, f.parameters, f.count * sizeof(float));
     for (size_t i = 0; i < f.count; i++) worst = fmax(worst, fabs(f.host[i] - w[i]));
@@ -162,6 +180,52 @@ static void test_adamw(void) {
     c.beta2 = 0.999;
     c.eps = 1e-3;
     check_adamw(&c, "other betas, no decay");
+    c = adamw();
+    c.loss_scaling = 1;
+    check_adamw(&c, "AdamW with loss scaling");
+}
+
+// The scale of the next step, from that of this one and the number of clean steps before it.
+static void test_scale(void) {
+    static const struct {
+        double scale;
+        int clean, finite;
+        double next_scale;
+        int next_clean;
+    } cases[] = {
+        {0x1p16, 0, 1, 0x1p16, 1},
+        {0x1p16, 198, 1, 0x1p16, 199},
+        {0x1p16, 199, 1, 0x1p17, 0},
+        {0x1p23, 199, 1, 0x1p24, 0},
+        {0x1p24, 199, 1, 0x1p24, 0},
+        {0x1p16, 150, 0, 0x1p15, 0},
+        {0x1p16, 199, 0, 0x1p15, 0},
+        {2, 7, 0, 1, 0},
+        {1, 7, 0, 1, 0},
+        {1, 199, 1, 2, 0},
+    };
+    backend* b = cpu_open(1, "auto");
+    optimizer_config c = adamw();
+    for (int scaling = 0; scaling < 2; scaling++) {
+        c.loss_scaling = scaling;
+        fixture f = make_fixture(b, &c);
+        optimizer_state* s = &f.o->state;
+        CHECK(s->loss_scale == (scaling ? 65536 : 1), "the first scale is %g", s->loss_scale);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            s->loss_scale = scaling ? cases[i].scale : 1;
+            s->clean = cases[i].clean;
+            if (cases[i].finite)
+                step(&f, 1, 0.01, 0);
+            else
+                skip(&f);
+            double scale = scaling ? cases[i].next_scale : 1;
+            CHECK(s->loss_scale == scale, "case %d: %g, not %g", (int)i, s->loss_scale, scale);
+            CHECK(!scaling || s->clean == cases[i].next_clean, "case %d: %d clean steps", (int)i,
+                  s->clean);
+        }
+        fixture_free(&f);
+    }
+    cpu_close(b);
 }
 
 // The first step: lr times the sign of the gradient, but for eps; and the decay, of matrices alone.
@@ -293,13 +357,39 @@ static void test_stochastic_rounding(void) {
     cpu_close(b);
 }
 
+// A skipped step has a draw of its own: the step after it does not take the draw that it had.
+static void test_rounding_keys(void) {
+    backend* b = cpu_open(1, "auto");
+    optimizer_config c = adamw();
+    c.format = &FORMAT_BF16;
+    float* after[2];
+    size_t bytes = 0, differing = 0, n = 0;
+    for (int skipped = 0; skipped < 2; skipped++) {
+        fixture f = make_fixture(b, &c);
+        if (skipped) skip(&f);
+        step(&f, 1, 0.01, 1e-3);
+        n = f.count, bytes = n * sizeof(float);
+        after[skipped] = xalloc(n, sizeof(float), "parameters");
+        b->download(b, after[skipped], f.parameters, bytes);
+        fixture_free(&f);
+    }
+    for (size_t i = 0; i < n; i++) differing += after[0][i] != after[1][i];
+    // Each parameter lands on one of two neighbours, twice by chance.
+    CHECK(differing > n / 10, "%zu of %zu parameters differ", differing, n);
+    free(after[0]);
+    free(after[1]);
+    cpu_close(b);
+}
+
 int main(void) {
     MODEL = model_gpt2(10, 19, 2, 2, 12);
     test_schedules();
     test_adamw();
+    test_scale();
     test_first_step();
     test_clear();
     test_bits();
     test_stochastic_rounding();
+    test_rounding_keys();
     return test_report();
 }
