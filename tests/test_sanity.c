@@ -29,6 +29,28 @@ static int never(const task* t, const char* prompt, const char* response) {
     return 0;
 }
 
+// Every second response is right; what was drawn is recorded.
+enum { DRAWN_MAX = 4 * SANITY_SAMPLES_MAX };
+static struct {
+    char first[DRAWN_MAX];  // characters of the responses
+    char prompt[DRAWN_MAX][TASK_TEXT_MAX];
+} drawn;
+
+static int recorded(const task* t, const char* prompt, const char* response) {
+    (void)t;
+    drawn.first[seen.asked] = response[0];
+    snprintf(drawn.prompt[seen.asked], TASK_TEXT_MAX, "%s", prompt);
+    return seen.asked++ % 2;
+}
+
+// A task of ten prompts, some of them held out.
+static void one_of_ten(const task* t, rng* r, char prompt[TASK_TEXT_MAX]) {
+    (void)t;
+    snprintf(prompt, TASK_TEXT_MAX, "%u+1+1+1+1:", (unsigned)rng_below(r, 10));
+}
+
+static void (*problem)(const task*, rng*, char[TASK_TEXT_MAX]);  // NULL: the task's own
+
 typedef int (*verifier)(const task*, const char*, const char*);
 
 static sanity_config usual_config(void) {
@@ -40,6 +62,7 @@ static sanity_result selected(verifier verify, const sanity_config* c, int slots
     backend* b = cpu_open(1, "auto");
     task t = task_open("chain");
     t.verify = verify;
+    if (problem) t.problem = problem;
     float* parameters = random_parameters(&small, 3, 0.3);
     size_t bytes = small.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
@@ -101,6 +124,64 @@ static void test_independence(void) {
     free(a.kept.text);
     free(b.kept.text);
     free(d.kept.text);
+}
+
+// Of a small task every training prompt is tried, once.
+static void test_small_task(void) {
+    sanity_config c = usual_config();
+    char prompt[TASK_TEXT_MAX];
+    int training = 0;
+    for (int i = 0; i < 10; i++) {
+        snprintf(prompt, sizeof prompt, "%d+1+1+1+1:", i);
+        training += !task_is_held_out(prompt);
+    }
+    problem = one_of_ten;
+    sanity_result all = selected(recorded, &c, 64, SANITY_SAMPLES_MAX);
+    problem = NULL;
+    CHECK(all.tried == training && all.kept.count == training, "%d tried, %d kept, of %d",
+          all.tried, all.kept.count, training);
+    for (int i = 0; i < all.kept.count; i++)
+        for (int j = 0; j < i; j++)
+            CHECK(strcmp(all.kept.text[i], all.kept.text[j]), "%s twice", all.kept.text[i]);
+    free(all.kept.text);
+}
+
+// The prompts are those of a step that no run reaches. The draws have a stream of their own, and
+// each batch has a step of its own: at an infinite temperature the first token of a response is the
+// one in whose equal share of 2^64 the draw falls.
+static void test_keys(void) {
+    enum { SAMPLES = 128, AT_ONCE = SANITY_SAMPLES_MAX / SAMPLES, PROMPTS = 7 };
+    sanity_config c = usual_config();
+    c.prompts = PROMPTS;
+    c.samples = SAMPLES;
+    c.low = 0, c.high = 1;
+    c.inverse_temperature = 0;
+    sanity_result all = selected(recorded, &c, 64, SANITY_SAMPLES_MAX);
+    task t = task_open("chain");
+    int wrong = 0, training = 0;
+    for (int i = 0; i < PROMPTS * SAMPLES; i++) {
+        int prompt = i / SAMPLES, batch = prompt / AT_ONCE * AT_ONCE;
+        uint32_t random[4];
+        random_at(random, c.seed, STREAM_SANITY, (uint32_t)batch, (uint32_t)(i - batch * SAMPLES),
+                  (uint32_t)strlen(drawn.prompt[i]));
+        uint64_t u = (uint64_t)random[0] << 32 | random[1];
+        int token = (int)((unsigned __int128)u * (unsigned)tokenizer_size() >> 64);
+        char expected[2];
+        tokenizer_decode(&token, 1, expected);
+        wrong += drawn.first[i] != expected[0];
+    }
+    CHECK(seen.asked == PROMPTS * SAMPLES && wrong == 0, "%d of %d first tokens are others", wrong,
+          seen.asked);
+    for (int p = 0; p < PROMPTS; p++) {
+        char prompt[TASK_TEXT_MAX];
+        task_training_prompt(&t, c.seed, UINT32_MAX, (uint32_t)p, prompt);
+        CHECK(!strcmp(drawn.prompt[p * SAMPLES], prompt), "prompt %d is %s, not %s", p,
+              drawn.prompt[p * SAMPLES], prompt);
+        task_training_prompt(&t, c.seed, 0, (uint32_t)p, prompt);
+        training += !strcmp(drawn.prompt[p * SAMPLES], prompt);
+    }
+    CHECK(training < 2, "%d of %d prompts are those of the first step", training, PROMPTS);
+    free(all.kept.text);
 }
 
 static void test_list(void) {
@@ -182,6 +263,8 @@ int main(void) {
     close(file);
     test_shares();
     test_independence();
+    test_small_task();
+    test_keys();
     test_list();
     test_file();
     test_refusals();

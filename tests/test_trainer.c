@@ -399,6 +399,8 @@ static void test_result(void) {
     optimizer_config config = adamw(&FORMAT_FP32);
     trainer* t = make_trainer(b, fp32(), &config, 5);
     objective o = objective_defaults(OBJECTIVE_GRPO), none = objective_defaults(OBJECTIVE_SFT);
+    o.kl = KL_K3;
+    o.kl_coef = 0.5;  // so strong that it corrects some tokens, masked ones among them
     enum { FIRST = 8, COUNT = 12 };
     // The objective reads the anchor, which need not be what the sampler recorded.
     for (int i = 0; i < SEQUENCES * MAX_NEW; i++) d->log_mu[i] -= 0.25f;
@@ -408,7 +410,8 @@ static void test_result(void) {
     for (int s = FIRST; s < FIRST + COUNT; s++)
         for (int i = 0; i < d->length[s]; i++) {
             size_t at = (size_t)s * MAX_NEW + i;
-            coefficient c = objective_token(&o, d->advantage[s], d->log_pi[at], d->anchor[at], 0);
+            coefficient c =
+                objective_token(&o, d->advantage[s], d->log_pi[at], d->anchor[at], d->log_ref[at]);
             loss += c.loss / d->length[s] / COUNT;
             masked += c.masked;
             masked_mu += c.masked ? exp(d->anchor[at]) : 0;
@@ -419,6 +422,7 @@ static void test_result(void) {
     CHECK_NEAR(u.masked, masked / tokens, 1e-12, "masked");
     CHECK_NEAR(u.corrective, corrective / tokens, 1e-12, "corrective");
     CHECK(masked > 0 && masked < tokens, "some tokens are masked, not all");
+    CHECK(corrective > 0 && corrective < tokens, "some tokens are corrective, not all");
     CHECK_NEAR(u.masked_mu, masked_mu / masked, 1e-12, "the probability of the masked tokens");
     // The metrics of the same sequences.
     mismatch m = trainer_mismatch(d, FIRST, COUNT, 0.01);
@@ -524,7 +528,76 @@ static void test_patience(void) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Memory
+
+// What lies in the gradients before an update does not matter, and a rehearsal moves nothing else.
+static void test_rehearsal(void) {
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    snapshot end[2];
+    for (int rehearsed = 0; rehearsed < 2; rehearsed++) {
+        trainer* t = make_trainer(b, fp32(), &config, 5);
+        update(t, d, &o, 1e-3);  // so that the moments are not 0
+        if (rehearsed) {
+            snapshot before = snapshot_of(t);
+            optimizer_state was = t->optimizer->state;
+            trainer_rehearse(t);
+            snapshot after = snapshot_of(t);
+            CHECK(same_state(&before, &after), "a rehearsal moves the trainer");
+            CHECK(!memcmp(&was, &t->optimizer->state, sizeof was), "the optimizer's state");
+            for (size_t i = 0; i < after.count; i++) after.gradients[i] = NAN;
+            b->upload(b, t->optimizer->gradients.all, after.gradients, after.count * 4);
+            size_t lookup = (size_t)MODEL.shape.vocab * MODEL.shape.channels;
+            b->upload(b, t->optimizer->gradients.lookup, after.gradients, lookup * 4);
+            free(before.parameters);
+            free(after.parameters);
+        }
+        update(t, d, &o, 1e-3);
+        end[rehearsed] = snapshot_of(t);
+        trainer_free(t);
+    }
+    CHECK(same_state(&end[0], &end[1]), "a rehearsal changes the next step");
+    CHECK(!memcmp(end[0].gradients, end[1].gradients, end[0].count * 4), "gradients are left");
+    free(end[0].parameters);
+    free(end[1].parameters);
+    rollout_free(d);
+    cpu_close(b);
+}
+
+// ---------------------------------------------------------------------------------------------
 // Loss scaling
+
+// The scale is a power of two: where no number leaves its format's range, it changes no bit of what
+// is reported and learned, and the gradients are larger by it exactly.
+static void test_loss_scaling_is_exact(void) {
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    trainer_update_result r[2];
+    snapshot s[2];
+    for (int scaling = 0; scaling < 2; scaling++) {
+        config.loss_scaling = scaling;
+        trainer* t = make_trainer(b, fp32(), &config, 5);
+        update(t, d, &o, 1e-3);
+        r[scaling] = update(t, d, &o, 1e-3);
+        s[scaling] = snapshot_of(t);
+        trainer_free(t);
+    }
+    size_t differing = 0;
+    for (size_t i = 0; i < s[0].count; i++)
+        differing += s[1].gradients[i] != 65536 * s[0].gradients[i];
+    CHECK(r[0].loss == r[1].loss && r[0].loss != 0, "losses %g, %g", r[0].loss, r[1].loss);
+    CHECK(r[0].grad_norm == r[1].grad_norm, "norms %g, %g", r[0].grad_norm, r[1].grad_norm);
+    CHECK(differing == 0, "%zu gradients are not 65536 times as large", differing);
+    CHECK(same_state(&s[0], &s[1]), "the scale changes the step");
+    free(s[0].parameters);
+    free(s[1].parameters);
+    rollout_free(d);
+    cpu_close(b);
+}
 
 static double relative_distance(const float* a, double scale, const float* e, size_t n) {
     double difference = 0, size = 0;
@@ -700,6 +773,8 @@ int main(int argc, char** argv) {
     test_candidates();
     test_keep_sets();
     test_skipping();
+    test_rehearsal();
+    test_loss_scaling_is_exact();
     test_loss_scaling_rescues();
     test_loss_scale();
     test_stochastic_rounding();
