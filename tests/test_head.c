@@ -288,6 +288,30 @@ static void check_scaled_gradient(void) {
     arrays_free(mark, "small gradients of fp8 logits");
 }
 
+// A logit that overflows to -infinity has the probability 0 and no part in the entropy.
+static void check_infinite_logit(void) {
+    int row[2] = {0, 0}, target[2] = {1, 3};
+    for (int d = 0; d < device_count; d += device_step) {
+        int mark = array_count;
+        backend* b = devices[d];
+        tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(4, 1);
+        tensor logp = vector_new(2), entropy = vector_new(2);
+        set_rows(x, 0, 1, 1);
+        set_zero(w);
+        set_rows(w, 3, 1, -1e6f);  // beyond fp16
+        prepared* p = b->weight_prepare(b, NULL, w.data, 4, 1, &FORMAT_FP32, &FORMAT_FP32);
+        b->head_forward(b, logp.data, entropy.data, x, row, target, 2, p, &FORMAT_FP16, 1, NULL,
+                        NULL);
+        b->weight_release(b, p);
+        // log 3, of which num_logf may be an ulp off.
+        CHECK_NEAR(row_at(logp, 0)[0], -log(3), 0x1p-23, "log-probability beside -infinity");
+        CHECK_SAME(row_at(logp, 0)[1], -INFINITY, "log-probability of -infinity");
+        for (int i = 0; i < 2; i++)
+            CHECK_NEAR(row_at(entropy, 0)[i], log(3), 0x1p-23, "entropy beside -infinity");
+        arrays_free(mark, "an infinite logit");
+    }
+}
+
 // A sum in parts: the log-probabilities are those of the logits that such a product gives.
 static void check_split(void) {
     int mark = array_count, v = 30, n = 17, row[17], target[17];
@@ -620,7 +644,7 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
     int places = before->count * MAX_NEW, narrowed = c->how.top_k > 0 || c->how.top_p < 1;
     slots t = slots_copy(before);
     tensor best_logp = vector_new(places * count), again = vector_new(c->rows * count);
-    tensor logp = vector_new(c->rows);
+    tensor logp = vector_new(c->rows), entropy = vector_new(c->rows);
     float *l = floats_new(v), *e = floats_new(v);
     int *order = ints_new(v), *row = ints_new(c->rows), *target = ints_new(c->rows);
     int *place = ints_new(c->rows), *id = ints_new(c->rows * count);
@@ -655,7 +679,7 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
         place[asked++] = at;
     }
     candidates question = {count, id, again.data};
-    b->head_forward(b, logp.data, NULL, x, row, target, asked, p, c->logits,
+    b->head_forward(b, logp.data, entropy.data, x, row, target, asked, p, c->logits,
                     c->how.inverse_temperature, narrowed ? nucleus : NULL, &question);
     for (int i = 0; i < asked; i++)
         CHECK(!memcmp((float*)again.data + i * count, t.s.best.logp + place[i] * count,
@@ -745,6 +769,65 @@ static void check_rare_tokens(void) {
     for (int d = 0; d < device_count; d += device_step)
         check_sampler_on(devices[d], &c, &before, &expected, x, w);
     arrays_free(mark, "rare tokens");
+}
+
+// One row of input 1 through a weight of one channel, whose entries are then the logits; slot 1
+// draws the first token of sequence 0. Returns the state.
+static slots draw_one(backend* b, tensor logits, const sampling* how) {
+    tensor x = matrix_new(1, 1, &FORMAT_FP32);
+    set_rows(x, 0, 1, 1);
+    slots t = slots_new(1, logits.rows);
+    t.s.position[1] = t.s.length[0] = 0;
+    prepared* p =
+        b->weight_prepare(b, NULL, logits.data, logits.rows, 1, &FORMAT_FP32, &FORMAT_FP32);
+    b->sample(b, &t.s, x, t.row_slot, 1, p, &FORMAT_FP32, how);
+    b->weight_release(b, p);
+    return t;
+}
+
+// The set of top-p ends with the token that just reaches p: of equal tokens, exactly a share of p.
+static void check_top_p_reached(void) {
+    static const struct {
+        int k;
+        float p;
+        unsigned kept;
+    } cases[] = {{0, 0.5f, 3}, {0, 0.25f, 1}, {0, 0.75f, 7}, {2, 0.5f, 1}, {0, 0.625f, 7}};
+    for (int d = 0; d < device_count; d += device_step)
+        for (int i = 0; i < 5; i++) {
+            int mark = array_count;
+            tensor logits = weight_random(4, 1);
+            set_zero(logits);
+            sampling how = {1, 0, cases[i].k, cases[i].p, 1, STREAM_SAMPLE, 0};
+            slots t = draw_one(devices[d], logits, &how);
+            CHECK(t.s.out_nucleus[0] == cases[i].kept, "top-k %d, top-p %g of 4 equal tokens: %x",
+                  cases[i].k, (double)cases[i].p, t.s.out_nucleus[0]);
+            arrays_drop(mark);
+        }
+}
+
+// All 64 bits of a draw count, and a point on the border of two tokens is the second one's. Token 0
+// has the weight 2^40 and each of 4095 others, e^-27.4 of it, the weight 1: a point of 2^40 + i is
+// on such a border, and token 1 + i is drawn. dev/ has no script for the steps: they were found by
+// trying all from 0 on, of which one in 2^28 draws such a point. Tokens: floor(u (2^40 + 4095) /
+// 2^64) in Python's integers, from Philox4x32-10 of the key.
+static void check_exact_draws(void) {
+    static const struct {
+        uint32_t step;
+        int token;
+    } cases[] = {{39249152, 447}, {136204816, 1282}, {338731346, 3056}, {876493862, 123}};
+    enum { TOKENS = 4096 };
+    for (int d = 0; d < device_count; d += device_step)
+        for (int i = 0; i < 4; i++) {
+            int mark = array_count;
+            tensor logits = weight_random(TOKENS, 1);
+            set_rows(logits, 0, TOKENS, -27.4f);
+            set_rows(logits, 0, 1, 0);
+            sampling how = {1, 0, 0, 1, 1, STREAM_SAMPLE, cases[i].step};
+            slots t = draw_one(devices[d], logits, &how);
+            CHECK(t.s.out_token[0] == cases[i].token, "step %u draws %d, not %d (%s)",
+                  cases[i].step, t.s.out_token[0], cases[i].token, devices[d]->name);
+            arrays_drop(mark);
+        }
 }
 
 // Equal rows for one sequence after another, from an empty state.
@@ -876,6 +959,7 @@ int main(void) {
     check_shapes();
     check_formats();
     check_scaled_gradient();
+    check_infinite_logit();
     check_split();
     check_rounding_points();
     check_float64("head", 0);
@@ -884,6 +968,8 @@ int main(void) {
     check_sampler();
     check_best();
     check_rare_tokens();
+    check_top_p_reached();
+    check_exact_draws();
     check_keys();
     check_frequencies();
     check_top_p_is_smallest();

@@ -1,5 +1,9 @@
 // Products with a weight: forward, and backward to the input and to the weight. See cpu_test.h for
 // the method.
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "cpu_test.h"
 
 typedef struct shape {
@@ -425,6 +429,49 @@ static void check_rows_alone(void) {
 // ------------------------------------------------------------------------------------------------
 // Against float64, and finite differences
 
+// A matrix whose last element is the last of a page, before one that must not be touched.
+typedef struct fenced {
+    tensor t;
+    void* memory;
+    size_t bytes;
+} fenced;
+
+static fenced fenced_random(int rows, int cols) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (size_t)rows * cols * sizeof(float);
+    fenced f = {.bytes = (used + page - 1) / page * page + page};
+    f.memory = mmap(NULL, f.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char* end = (char*)f.memory + f.bytes - page;
+    if (f.memory == MAP_FAILED || mprotect(end, page, PROT_NONE))
+        fatal("a test has no memory with a fence");
+    f.t = (tensor){end - used, rows, cols, cols, &FORMAT_FP32};
+    fill(f.t);
+    return f;
+}
+
+// Nothing reads or writes beyond a matrix, whatever is left over of tiles, panels and vectors: all
+// heights up to more than a tile, and some of more than a block, at widths of few panels and of
+// many. A fault ends the program.
+static void check_fences(void) {
+    static const int widths[] = {1, 16, 33, 257, 289, 300}, blocks[] = {81, 121, 283};
+    for (int d = 0; d < device_count; d += device_step)
+        for (int i = 0; i < 6; i++)
+            for (int h = 1; h <= 37; h += i < 3 || h > 33 ? 1 : 3) {
+                backend* b = devices[d];
+                int rows = 5, inputs = widths[i], height = h <= 34 ? h : blocks[h - 35];
+                fenced in = fenced_random(rows, inputs), w = fenced_random(height, inputs);
+                fenced out = fenced_random(rows, height), dw = fenced_random(height, inputs);
+                fenced bias = fenced_random(1, height);
+                prepared* p = b->weight_prepare(b, NULL, w.t.data, height, inputs, &FORMAT_FP32,
+                                                &FORMAT_FP32);
+                b->matmul_forward(b, out.t, in.t, p, bias.t.data);
+                b->matmul_backward_weight(b, dw.t.data, bias.t.data, out.t, in.t, p);
+                b->matmul_backward_input(b, in.t, out.t, p);
+                b->weight_release(b, p);
+                const fenced* all[] = {&in, &w, &out, &dw, &bias};
+                for (int k = 0; k < 5; k++) munmap(all[k]->memory, all[k]->bytes);
+            }
+}
+
 static void check_float64(void) {
     int mark = array_count;
     for (int d = 0; d < device_count; d += device_step) {
@@ -499,6 +546,7 @@ int main(void) {
     check_scaled_splits();
     check_prepare_again();
     check_rows_alone();
+    check_fences();
     check_float64();
     check_differences();
     fixtures_close();

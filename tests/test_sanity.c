@@ -126,7 +126,7 @@ static void test_independence(void) {
     free(d.kept.text);
 }
 
-// Of a small task every training prompt is tried, once.
+// Of a small task every training prompt is tried, once, even where as many draws do not find all.
 static void test_small_task(void) {
     sanity_config c = usual_config();
     char prompt[TASK_TEXT_MAX];
@@ -143,6 +143,12 @@ static void test_small_task(void) {
     for (int i = 0; i < all.kept.count; i++)
         for (int j = 0; j < i; j++)
             CHECK(strcmp(all.kept.text[i], all.kept.text[j]), "%s twice", all.kept.text[i]);
+    c.prompts = training;
+    problem = one_of_ten;
+    sanity_result few = selected(recorded, &c, 64, SANITY_SAMPLES_MAX);
+    problem = NULL;
+    CHECK(few.tried == training, "%d of %d prompts were found", few.tried, training);
+    free(few.kept.text);
     free(all.kept.text);
 }
 

@@ -67,7 +67,7 @@ static void random_anchor(trainer* t, rollout* d) {
         if (d->anchor[i] > -0.01f) d->anchor[i] = -0.01f;
         d->log_mu[i] = d->anchor[i];
         d->log_ref[i] = d->anchor[i] + (float)(0.15 * rng_normal(&r));
-        d->entropy[i] = 1;
+        d->entropy[i] = (float)i / 64;
     }
 }
 
@@ -432,7 +432,10 @@ static void test_result(void) {
             largest = fmax(largest,
                            fabs((double)d->log_pi[s * MAX_NEW + i] - d->log_mu[s * MAX_NEW + i]));
     CHECK(m.logp_diff_max == largest, "largest difference %g, not %g", m.logp_diff_max, largest);
-    CHECK(m.entropy == 1, "the sampler's entropy is %g", m.entropy);
+    double entropy = 0;
+    for (int s = FIRST; s < FIRST + COUNT; s++)
+        for (int i = 0; i < d->length[s]; i++) entropy += d->entropy[s * MAX_NEW + i];
+    CHECK_NEAR(m.entropy, entropy / tokens, 1e-12, "the sampler's entropy");
     u = update(t, d, &none, 0);
     CHECK(u.masked == 0 && isnan(u.masked_mu), "none is masked, but with probability %g",
           u.masked_mu);
@@ -530,7 +533,23 @@ static void test_patience(void) {
 // ---------------------------------------------------------------------------------------------
 // Memory
 
-// What lies in the gradients before an update does not matter, and a rehearsal moves nothing else.
+// What a rehearsal asks the device for: as many tokens as a micro-batch can have, at positions that
+// the model has.
+static struct {
+    backend real;
+    int rows, foreign;
+} asked;
+
+static void spy_embed(backend* b, tensor out, const float* wte, const float* wpe, const int* token,
+                      const int* position) {
+    asked.rows = out.rows;
+    for (int r = 0; r < out.rows; r++)
+        asked.foreign += position[r] < 0 || position[r] >= MODEL.shape.context;
+    asked.real.embed_forward(b, out, wte, wpe, token, position);
+}
+
+// What lies in the gradients before an update does not matter; a rehearsal moves nothing, not even
+// them.
 static void test_rehearsal(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
@@ -543,8 +562,18 @@ static void test_rehearsal(void) {
         if (rehearsed) {
             snapshot before = snapshot_of(t);
             optimizer_state was = t->optimizer->state;
+            memset(&asked, 0, sizeof asked);
+            asked.real = *b;
+            b->embed_forward = spy_embed;
             trainer_rehearse(t);
+            b->embed_forward = asked.real.embed_forward;
+            CHECK(asked.rows == 5 * (MAX_PROMPT + MAX_NEW) && asked.foreign == 0,
+                  "%d rows, %d positions beyond the context", asked.rows, asked.foreign);
             snapshot after = snapshot_of(t);
+            size_t moved = 0;
+            for (size_t i = 0; i < after.count; i++)
+                moved += before.gradients[i] != after.gradients[i];
+            CHECK(moved == 0, "a rehearsal moves %zu gradients", moved);
             CHECK(same_state(&before, &after), "a rehearsal moves the trainer");
             CHECK(!memcmp(&was, &t->optimizer->state, sizeof was), "the optimizer's state");
             for (size_t i = 0; i < after.count; i++) after.gradients[i] = NAN;
