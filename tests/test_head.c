@@ -807,9 +807,8 @@ static void check_top_p_reached(void) {
 
 // All 64 bits of a draw count, and a point on the border of two tokens is the second one's. Token 0
 // has the weight 2^40 and each of 4095 others, e^-27.4 of it, the weight 1: a point of 2^40 + i is
-// on such a border, and token 1 + i is drawn. dev/ has no script for the steps: they were found by
-// trying all from 0 on, of which one in 2^28 draws such a point. Tokens: floor(u (2^40 + 4095) /
-// 2^64) in Python's integers, from Philox4x32-10 of the key.
+// on such a border, and token 1 + i is drawn. One step in 2^28 draws such a point; these were found
+// by trying. The tokens are floor(u (2^40 + 4095) / 2^64) - 2^40 + 1, computed in Python.
 static void check_exact_draws(void) {
     static const struct {
         uint32_t step;

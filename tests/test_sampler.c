@@ -453,7 +453,10 @@ static struct {
     int64_t passes, busy_rows, idle_rows, prefilled;  // decode passes, and rows of all passes
     int64_t copied_pages, conflicts, foreign_pages;
     int first_pages_max;     // most different first pages in one decode pass
+    int prefills, rows_max;  // passes over prompts, and the most rows of any pass
     unsigned char* written;  // (pages, KV_PAGE): in this pass
+    int pages, pages_used;   // of the cache; which of them were ever written
+    unsigned char used[1 << 16];
 } spy;
 
 static int compare_ints(const void* a, const void* b) { return *(const int*)a - *(const int*)b; }
@@ -468,6 +471,7 @@ static int count_different(int* values, int n) {
 static void spy_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                          const int* row_position) {
     memset(spy.written, 0, (size_t)kv->pages * KV_PAGE);
+    spy.pages = kv->pages;
     for (int r = 0; r < qkv.rows && layer == 0; r++) {
         if (row_position[r] < 0) continue;
         int place = row_position[r] % KV_PAGE, index = row_position[r] / KV_PAGE;
@@ -478,6 +482,8 @@ static void spy_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv, 
             exit(1);
         }
         spy.conflicts += spy.written[page * KV_PAGE + place]++;
+        spy.pages_used += !spy.used[page];
+        spy.used[page] = 1;
     }
     spy.real.kv_write(b, kv, layer, qkv, row_slot, row_position);
 }
@@ -493,6 +499,8 @@ static void spy_attention(backend* b, tensor out, const kv_cache* kv, int layer,
         if (decoding && busy) first[n++] = kv->page_table[row_slot[r] * kv->pages_per_slot];
     }
     spy.passes += decoding && layer == 0;
+    spy.prefills += !decoding && layer == 0;
+    if (out.rows > spy.rows_max) spy.rows_max = out.rows;
     n = count_different(first, n);
     if (n > spy.first_pages_max) spy.first_pages_max = n;
     spy.real.attention_cached(b, out, kv, layer, qkv, row_slot, row_position);
@@ -500,6 +508,8 @@ static void spy_attention(backend* b, tensor out, const kv_cache* kv, int layer,
 
 static void spy_copy_page(backend* b, const kv_cache* kv, int to, int from) {
     spy.copied_pages++;
+    spy.pages_used += !spy.used[to];
+    spy.used[to] = 1;
     spy.real.kv_copy_page(b, kv, to, from);
 }
 
@@ -597,6 +607,72 @@ static void test_pages_return(void) {
     check_same_batch(d, expected, "few pages, many sequences");
     rollout_free(d);
     rollout_free(expected);
+    cpu_close(b);
+}
+
+// The cache is as large as it must be: two slots of three pages, and a prompt of one partly filled
+// page that must outlive its copies, since its group goes on. Where one page fewer is there, two
+// owners share one.
+static void test_pages_suffice(void) {
+    backend* b = cpu_open(1, "auto");
+    setup s = mixed_setup();
+    s.prompts = 2;
+    s.prompt_length[1] = 1;
+    s.prompt_length[0] = 5;
+    s.group = 5;
+    s.max_new = 40;
+    s.end_token = -1;
+    s.slots = 2;
+    rollout* d = spied(b, &s, NULL);
+    CHECK(spy.conflicts == 0, "%lld places have two owners", (long long)spy.conflicts);
+    CHECK(spy.pages_used == spy.pages, "%d of %d pages are used", spy.pages_used, spy.pages);
+    s.slots = 256;
+    rollout* expected = spied(b, &s, NULL);
+    check_same_batch(d, expected, "two slots");
+    rollout_free(d);
+    rollout_free(expected);
+    // Other shapes never need more.
+    rng r = rng_at(41, STREAM_PROMPT, 0, 0);
+    for (int i = 0; i < (quick ? 10 : 60); i++) {
+        s.prompts = 1 + (int)rng_below(&r, 8);
+        s.group = 1 + (int)rng_below(&r, 6);
+        s.max_new = 1 + (int)rng_below(&r, 40);
+        s.end_token = (int)rng_below(&r, 2) - 1;
+        for (int p = 0; p < s.prompts; p++) s.prompt_length[p] = 1 + (int)rng_below(&r, 40);
+        s.slots = 1 + (int)rng_below(&r, 7);
+        d = spied(b, &s, NULL);
+        CHECK(spy.conflicts == 0, "shape %d: %lld places have two owners", i,
+              (long long)spy.conflicts);
+        s.slots = 256;
+        expected = spied(b, &s, NULL);
+        check_same_batch(d, expected, "a random shape");
+        rollout_free(d);
+        rollout_free(expected);
+    }
+    cpu_close(b);
+}
+
+// Prompts are prefilled as many at a time as fill the 256 rows of a pass, to the last row.
+static void test_prefill_rows(void) {
+    static const struct {
+        int prompts, length[3], prefills, rows;
+    } cases[] = {{2, {128, 128}, 1, 256},
+                 {2, {129, 128}, 2, 129},
+                 {3, {128, 128, 1}, 2, 256},
+                 {3, {1, 255, 256}, 2, 256}};
+    backend* b = cpu_open(1, "auto");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        setup s = mixed_setup();
+        s.c = model_gpt2(300, 37, 2, 2, 24);
+        s.prompts = cases[i].prompts;
+        s.group = 1;
+        s.max_new = 3;
+        memcpy(s.prompt_length, cases[i].length, sizeof cases[i].length);
+        rollout* d = spied(b, &s, NULL);
+        CHECK(spy.prefills == cases[i].prefills && spy.rows_max == cases[i].rows,
+              "case %d: %d prefills of at most %d rows", (int)i, spy.prefills, spy.rows_max);
+        rollout_free(d);
+    }
     cpu_close(b);
 }
 
@@ -814,6 +890,8 @@ int main(int argc, char** argv) {
     test_work();
     test_shared_pages();
     test_pages_return();
+    test_pages_suffice();
+    test_prefill_rows();
     test_frequencies();
     test_kept();
     test_greedy();

@@ -69,7 +69,10 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     k->layers = m->shape.layers;
     k->heads = model_heads(m);
     k->pages_per_slot = pages_for(max_prompt + max_new);
-    k->pages = slots * k->pages_per_slot + (slots + 1) * pages_for(max_prompt);
+    // A prompt before its first sequence takes no more pages than a slot that is kept free for that
+    // sequence; afterwards its full pages are those of its sequences. Only the partly filled page of
+    // the one prompt whose group is under way comes on top.
+    k->pages = slots * k->pages_per_slot + 1;
     k->format = kv;
     k->operand = p.attention;
     r->kv_bytes = b->kv_bytes(k);
