@@ -161,15 +161,15 @@ static void test_keys(void) {
     c.prompts = PROMPTS;
     c.samples = SAMPLES;
     c.low = 0, c.high = 1;
-    c.inverse_temperature = 0;
+    c.how.inverse_temperature = 0;
     sanity_result all = selected(recorded, &c, 64, SANITY_SAMPLES_MAX);
     task t = task_open("chain");
     int wrong = 0, training = 0;
     for (int i = 0; i < PROMPTS * SAMPLES; i++) {
         int prompt = i / SAMPLES, batch = prompt / AT_ONCE * AT_ONCE;
         uint32_t random[4];
-        random_at(random, c.seed, STREAM_SANITY, (uint32_t)batch, (uint32_t)(i - batch * SAMPLES),
-                  (uint32_t)strlen(drawn.prompt[i]));
+        random_at(random, c.how.seed, STREAM_SANITY, (uint32_t)batch,
+                  (uint32_t)(i - batch * SAMPLES), (uint32_t)strlen(drawn.prompt[i]));
         uint64_t u = (uint64_t)random[0] << 32 | random[1];
         int token = (int)((unsigned __int128)u * (unsigned)tokenizer_size() >> 64);
         char expected[2];
@@ -180,10 +180,10 @@ static void test_keys(void) {
           seen.asked);
     for (int p = 0; p < PROMPTS; p++) {
         char prompt[TASK_TEXT_MAX];
-        task_training_prompt(&t, c.seed, UINT32_MAX, (uint32_t)p, prompt);
+        task_training_prompt(&t, c.how.seed, UINT32_MAX, (uint32_t)p, prompt);
         CHECK(!strcmp(drawn.prompt[p * SAMPLES], prompt), "prompt %d is %s, not %s", p,
               drawn.prompt[p * SAMPLES], prompt);
-        task_training_prompt(&t, c.seed, 0, (uint32_t)p, prompt);
+        task_training_prompt(&t, c.how.seed, 0, (uint32_t)p, prompt);
         training += !strcmp(drawn.prompt[p * SAMPLES], prompt);
     }
     CHECK(training < 2, "%d of %d prompts are those of the first step", training, PROMPTS);

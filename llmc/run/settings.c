@@ -233,8 +233,8 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) 
 // ------------------------------------------------------------------------------------------------
 // What task, model and objective decide
 
-static void refuse_for_family(const char* flag) {
-    if (options_find(OPTIONS, flag)->given)
+static void refuse_for_family(const char* flag, int asked) {
+    if (asked)
         fatal("--%s means nothing to --family %s; leave it out", flag, FAMILY_NAMES[given.family]);
 }
 
@@ -243,9 +243,9 @@ static model resolve_shape(void) {
     const family* f = FAMILIES[given.family];
     int C = given.channels, swiglu = family_has(f, SWIGLU);
     if (!family_has(f, ROPE)) {
-        refuse_for_family("kv-heads");
-        refuse_for_family("head-dim");
-        refuse_for_family("rope-theta");
+        refuse_for_family("kv-heads", given.kv_heads && given.kv_heads != given.heads);
+        refuse_for_family("head-dim", given.head_dim && given.head_dim != C / given.heads);
+        refuse_for_family("rope-theta", !isnan(given.rope_theta));
     }
     if (!given.head_dim && C % given.heads)
         fatal("--heads %d does not divide --channels %d; choose a divisor%s", given.heads, C,
@@ -303,7 +303,7 @@ static void take_shape(const model* m) {
     if (s->rope_theta > 0)
         take_real("rope-theta", &given.rope_theta, s->rope_theta);
     else
-        refuse_for_family("rope-theta");
+        refuse_for_family("rope-theta", !isnan(given.rope_theta));
     if (s->vocab < tokenizer_size())
         fatal(
             "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
