@@ -313,10 +313,30 @@ static void test_agreement(void) {
                  dtypes[i], dtypes[i], masters);
         if (!quick) check_agreement(flags);
     }
+    check_agreement("--temperature 0.8");
     check_agreement("--train-dtype e5m6 --rollout-dtype e5m6 --grad-dtype e6m9");
     check_agreement(
         "--train-dtype e3m3 --rollout-dtype e3m3 --grad-dtype e5m2 --weight-scale tensor");
     check_agreement("--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --grad-dtype fp8_e5m2");
+}
+
+// A recomputed anchor leaves no mismatch in the first update of a step: its ratios are exactly 1,
+// and not even a region of width 0 clips one.
+static void test_anchor(void) {
+    static const char* const anchors[] = {"rollout", "recompute"};
+    for (int i = 0; i < 2; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags,
+                 "--objective grpo --clip-low 0 --clip-high 0 --rollout-dtype fp8_e4m3 --anchor %s",
+                 anchors[i]);
+        good_run("anchor", flags);
+        run_lines log = read_log("anchor");
+        for (int u = 0; u < 12; u += 4)
+            CHECK((value_of(nth(&log, "update", u), "masked") == 0) == i,
+                  "%s, update %d: masked %g", flags, u, value_of(nth(&log, "update", u), "masked"));
+        free(log.line);
+        remove_tree(at_home("anchor"));
+    }
 }
 
 // With equal formats the divergence is exactly 0 before the first update, so no region is too
@@ -1239,6 +1259,7 @@ int main(int argc, char** argv) {
     test_reference();
     test_console();
     test_agreement();
+    test_anchor();
     test_topk_agreement();
     test_mismatch();
     test_logits_gradients();
