@@ -413,9 +413,12 @@ static void test_cache_after_checkpoint(void) {
 
 // However few its steps are, a run that comes to nothing fails and keeps what was finite.
 static void test_diverged(void) {
-    static const char* const flags[] = {"--steps 2 --lr 1e30 --schedule constant --grad-clip inf",
-                                        "--steps 5 --lr 1e38 --schedule constant"};
-    for (int i = 0; i < 2; i++) {
+    // The last one's only update is applied, and makes infinite weights.
+    static const char* const flags[] = {
+        "--steps 2 --lr 1e30 --schedule constant --grad-clip inf",
+        "--steps 5 --lr 1e38 --schedule constant",
+        "--steps 1 --updates 1 --epochs 1 --lr 3e38 --weight-decay 100"};
+    for (int i = 0; i < 3; i++) {
         ended e = run("--out %s %s", at_home("diverged"), flags[i]);
         check_refused(&e, flags[i], "the run has diverged; lower --lr");
         int newest;
