@@ -14,6 +14,7 @@ const capabilities* device_can(const char* device) {
 backend* backend_open(const char* device, int threads, const char* isa, const char** why) {
     *why = NULL;
     if (!strcmp(device, "cpu")) return cpu_open(threads, isa);
+    if (!strcmp(device, "plain")) return plain_open();
 #ifdef HAVE_CUDA
     backend* b = cuda_open(0, why);
     if (b) return b;

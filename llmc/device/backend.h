@@ -135,6 +135,10 @@ struct backend {
 backend* cpu_open(int threads, const char* isa);
 void cpu_close(backend* b);
 
+// The plain device: each op in its plainest form, with the CPU device's bits, and slow (plain.c).
+backend* plain_open(void);
+void plain_close(backend* b);
+
 // The first NVIDIA GPU, or NULL, with the reason in *why (a phrase), where it cannot be used.
 // Formats: fp32, tf32, bf16, fp16, in native storage; another is refused by the op that meets it.
 // handwritten: matrix products by the device's own kernels, whose order of sums depends on nothing
@@ -142,8 +146,8 @@ void cpu_close(backend* b);
 backend* cuda_open(int handwritten, const char** why);
 void cuda_close(backend* b);
 
-// device: "cpu"; "cuda", fatal where there is none; or "auto": the GPU if it can be used, else the
-// CPU, with the reason in *why, which is NULL otherwise. The rest is cpu_open's.
+// device: "cpu"; "plain"; "cuda", fatal where there is none; or "auto": the GPU if it can be used,
+// else the CPU, with the reason in *why, which is NULL otherwise. The rest is cpu_open's.
 backend* backend_open(const char* device, int threads, const char* isa, const char** why);
 
 LLMC_END
