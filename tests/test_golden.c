@@ -51,6 +51,18 @@ static const golden_run RUNS[] = {
      "--task countdown:numbers=2,largest=4,target=10 --objective dppo-tv --group 16"},
 };
 
+// The plain device has the bits of the CPU device: two runs must have the same hashes on it.
+static void check_plain(const char* program) {
+    static const int runs[] = {0, 4};  // fp32; fp8 with one scale for each tensor
+    for (int i = 0; i < 2; i++) {
+        golden_run run = RUNS[runs[i]];
+        char* flags = xprintf("%s --device plain", run.flags);
+        run.flags = flags;
+        golden_check(program, &run, STEPS, 0);
+        free(flags);
+    }
+}
+
 int main(void) {
     const char* program = getenv("TRAIN_GPT2_RL");
     golden_begin(BASE);
@@ -58,6 +70,7 @@ int main(void) {
     for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++)
         golden_check(program, &RUNS[i], STEPS, 0);
     golden_check(program, &RUNS[0], STEPS, 1);
+    check_plain(program);
     golden_end();
     return test_report();
 }

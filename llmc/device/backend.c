@@ -5,10 +5,12 @@
 
 enum { CAN_ALL = CAN_RMS | CAN_QK_NORM | CAN_ROPE | CAN_SWIGLU | CAN_GROUP_HEADS };
 
-static const capabilities CPU = {"the CPU", CAN_ALL, 1, 1, 1}, CUDA = {"the GPU", 0, 0, 0, 0};
+static const capabilities CPU = {"the CPU", CAN_ALL, 1, 1, 1};
+static const capabilities PLAIN = {"the plain device", CAN_ALL, 1, 1, 1};
+static const capabilities CUDA = {"the GPU", 0, 0, 0, 0};
 
 const capabilities* device_can(const char* device) {
-    return !strcmp(device, "cuda") ? &CUDA : &CPU;
+    return !strcmp(device, "cuda") ? &CUDA : !strcmp(device, "plain") ? &PLAIN : &CPU;
 }
 
 backend* backend_open(const char* device, int threads, const char* isa, const char** why) {

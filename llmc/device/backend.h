@@ -103,7 +103,7 @@ typedef struct capabilities {
     int batch_invariant;  // no bit of a row depends on its batch (N1)
 } capabilities;
 
-// device: "cpu" or "cuda".
+// device: "cpu", "plain" or "cuda".
 const capabilities* device_can(const char* device);
 
 typedef struct backend backend;

@@ -20,9 +20,9 @@ static void report_device(const run* r) {
     const settings* s = r->settings;
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
-    if (s->device == DEVICE_CUDA && (s->threads || s->isa))
-        log_print(r->log,
-                  "            --threads and --isa are the CPU's: the GPU does not read them");
+    if (s->device != DEVICE_CPU && (s->threads || s->isa))
+        log_print(r->log, "            --threads and --isa are the CPU's: %s does not read them",
+                  s->device == DEVICE_CUDA ? "the GPU" : "the plain device");
 }
 
 static void report_model(const run* r) {

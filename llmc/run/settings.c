@@ -14,7 +14,7 @@
 #include "checkpoint.h"
 #include "sanity.h"
 
-static const char* const DEVICES[] = {"auto", "cpu", "cuda", NULL};
+static const char* const DEVICES[] = {"auto", "cpu", "cuda", "plain", NULL};
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 #define DTYPE_LIST "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", FORMAT_BY_BITS, NULL
 static const char *const DTYPES[] = {DTYPE_LIST}, *const DTYPES_OR_SAME[] = {"same", DTYPE_LIST};
@@ -432,6 +432,7 @@ backend* settings_open_device(const model* m, const char** why_cpu) {
     backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], given.threads,
                               ISAS[given.isa], why_cpu);
     if (reason) *why_cpu = reason;
-    given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;
+    if (device == DEVICE_AUTO)
+        given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;
     return b;
 }

@@ -23,7 +23,7 @@ typedef struct settings {
 #include "flags.def"
 } settings;
 
-enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
+enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA, DEVICE_PLAIN };
 enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
 extern const char* const ANCHOR_NAMES[];
 extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
