@@ -57,6 +57,49 @@ def norm(a):
     return {"total": total, "out": out, **gradients(loss, named)}
 
 
+def rms(a):
+    """The residual sum, then RMS norm; dresidual comes in as what later layers gave."""
+    residual, gain = a["residual"].requires_grad_(), a["gain"].requires_grad_()
+    total = residual + a["add"]
+    out = F.rms_norm(total, total.shape[-1:], gain, 1e-5)
+    loss = (out * a["dout"]).sum() + (total * a["dlater"]).sum()
+    return {"total": total, "out": out, **gradients(loss, {"dresidual": residual, "dgain": gain})}
+
+
+def heads_of(qkv, heads):
+    """Queries, keys and values, each (rows, heads, dim); `heads`: of queries, of keys."""
+    query, kv = heads.tolist()
+    dim = qkv.shape[1] // (query + 2 * kv)
+    return [part.unflatten(1, (-1, dim))
+            for part in qkv.split([query * dim, kv * dim, kv * dim], 1)]
+
+
+def qk_norm(a):
+    qkv, gain = a["qkv"].requires_grad_(), a["gain"].requires_grad_()
+    q, k, v = heads_of(qkv, a["heads"])
+    q, k = (F.rms_norm(x, x.shape[-1:], g, 1e-5) for x, g in ((q, gain[0]), (k, gain[1])))
+    out = torch.cat([x.flatten(1) for x in (q, k, v)], 1)
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"dqkv": qkv, "dgain": gain})}
+
+
+def rope(a):
+    """A head's two halves are the real and the imaginary parts of numbers that are turned."""
+    qkv = a["qkv"].requires_grad_()
+    turn = torch.view_as_complex(a["turn"])[a["position"]][:, None]
+    *turned, v = heads_of(qkv, a["heads"])
+    turned = [torch.complex(*x.chunk(2, -1)) * turn for x in turned]
+    out = torch.cat([torch.cat([x.real, x.imag], -1).flatten(1) for x in turned] +
+                    [v.flatten(1)], 1)
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"dqkv": qkv})}
+
+
+def swiglu(a):
+    x = a["pre"].requires_grad_()
+    gate, up = x.chunk(2, 1)
+    out = F.silu(gate) * up
+    return {"out": out, **gradients((out * a["dout"]).sum(), {"dpre": x})}
+
+
 def product(x, w):
     """x w^T, one term after another."""
     return functools.reduce(torch.add, (x[:, k:k + 1] * w[:, k] for k in range(x.shape[1])))
@@ -75,10 +118,11 @@ def gelu(a):
 
 
 def attend(qkv, lengths, heads):
-    """Causal attention of each sequence of a packed batch."""
+    """Causal attention of each sequence of a packed batch. `heads`: of queries, of keys."""
     parts = []
     for rows in qkv.split(lengths):
-        q, k, v = rows.view(len(rows), 3, heads, -1).permute(1, 2, 0, 3)
+        q, k, v = (part.transpose(0, 1) for part in heads_of(rows, heads))
+        k, v = (part.repeat_interleave(len(q) // len(k), 0) for part in (k, v))
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
         future = torch.ones(len(rows), len(rows), dtype=torch.bool).triu(1)
         p = scores.masked_fill(future, -math.inf).softmax(-1)
@@ -90,7 +134,7 @@ def attention(a):
     qkv = a["qkv"].requires_grad_()
     starts = a["seq_start"].tolist()
     lengths = [end - start for start, end in zip(starts, starts[1:])]
-    out = attend(qkv, lengths, int(a["heads"]))
+    out = attend(qkv, lengths, a["heads"])
     return {"out": out, **gradients((out * a["dout"]).sum(), {"dqkv": qkv})}
 
 
@@ -120,32 +164,6 @@ def adamw(a):
     return {"after": w, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
 
 
-def gpt2(a):
-    """A whole model; parameters in the order of gpt2_tensors()."""
-    L, H = 2, 3
-    p = {name: t.requires_grad_() for name, t in a.items() if name in SHAPES}
-    starts = a["seq_start"].tolist()
-    lengths = [end - start for start, end in zip(starts, starts[1:])]
-    x = p["wte"][a["token"]] + p["wpe"][a["position"]]
-
-    def layer(name, l):
-        return p[name][l]
-
-    for l in range(L):
-        h = F.layer_norm(x, x.shape[-1:], layer("ln1w", l), layer("ln1b", l))
-        h = attend(F.linear(h, layer("qkvw", l), layer("qkvb", l)), lengths, H)
-        x = x + F.linear(h, layer("attprojw", l), layer("attprojb", l))
-        h = F.layer_norm(x, x.shape[-1:], layer("ln2w", l), layer("ln2b", l))
-        h = F.gelu(F.linear(h, layer("fcw", l), layer("fcb", l)), approximate="tanh")
-        x = x + F.linear(h, layer("fcprojw", l), layer("fcprojb", l))
-    x = F.layer_norm(x, x.shape[-1:], p["lnfw"], p["lnfb"])
-    every = (x[a["row"]] @ p["wte"].T * a["inverse_temperature"]).log_softmax(-1)
-    logp = every[torch.arange(len(every)), a["target"]]
-    entropy = -(every.exp() * every).sum(-1)
-    named = {"d" + name: t for name, t in p.items()}
-    return {"logp": logp, "entropy": entropy, **gradients((a["coef"] * -logp).sum(), named)}
-
-
 def write_array(f, name, values, error=0.0):
     values = values.detach().contiguous().flatten()
     kind = {torch.int64: 0, torch.float32: 1, torch.float64: 2}[values.dtype]
@@ -167,11 +185,19 @@ def write_op(f, function, inputs, name=None):
         write_array(f, f"{name}.{key}", values, error)
 
 
-def attention_inputs(lengths, heads, head_dim):
+def attention_inputs(lengths, heads, kv_heads, head_dim):
     rows, channels = sum(lengths), heads * head_dim
     starts = torch.tensor([0] + lengths).cumsum(0)
-    return {"seq_start": starts, "heads": torch.tensor([heads]),
-            "qkv": normal(rows, 3 * channels, scale=1.5), "dout": normal(rows, channels)}
+    return {"seq_start": starts, "heads": torch.tensor([heads, kv_heads]),
+            "qkv": normal(rows, channels + 2 * kv_heads * head_dim, scale=1.5),
+            "dout": normal(rows, channels)}
+
+
+def head_rows(rows, heads, kv_heads, head_dim):
+    """Inputs of the ops on the heads of queries and keys, and a gradient."""
+    width = (heads + 2 * kv_heads) * head_dim
+    return {"heads": torch.tensor([heads, kv_heads]), "qkv": normal(rows, width, scale=1.5),
+            "dout": normal(rows, width)}
 
 
 def head_inputs(n, vocabulary, channels, temperature, share):
@@ -185,26 +211,6 @@ def head_inputs(n, vocabulary, channels, temperature, share):
             "inverse_temperature": torch.tensor([1 / temperature])}
 
 
-# A model of 2 layers, 3 heads, 12 channels, 13 tokens, 9 positions.
-L, C, V, T = 2, 12, 13, 9
-SHAPES = {"wte": (V, C), "wpe": (T, C), "ln1w": (L, C), "ln1b": (L, C), "qkvw": (L, 3 * C, C),
-          "qkvb": (L, 3 * C), "attprojw": (L, C, C), "attprojb": (L, C), "ln2w": (L, C),
-          "ln2b": (L, C), "fcw": (L, 4 * C, C), "fcb": (L, 4 * C), "fcprojw": (L, C, 4 * C),
-          "fcprojb": (L, C), "lnfw": (C,), "lnfb": (C,)}
-
-
-def gpt2_inputs():
-    parameters = {name: normal(*shape, scale=0.3) + (name in ("ln1w", "ln2w", "lnfw"))
-                  for name, shape in SHAPES.items()}
-    lengths = [9, 1, 6]
-    # The head is asked at the rows of each sequence but a first few, as after a prompt.
-    row = [start + i for start, n in ((0, 9), (9, 1), (10, 6)) for i in range(min(n - 1, 2), n)]
-    return {**parameters, "seq_start": torch.tensor([0] + lengths).cumsum(0),
-            "token": integers(V, 16), "position": torch.cat([torch.arange(n) for n in lengths]),
-            "row": torch.tensor(row), "target": integers(V, len(row)), "coef": normal(len(row)),
-            "inverse_temperature": torch.tensor([1 / 0.8])}
-
-
 def main():
     with open("tests/fixtures/ops.bin", "wb") as f:
         write_op(f, embed, {"wte": normal(7, 20), "wpe": normal(6, 20), "dout": normal(9, 20),
@@ -216,13 +222,22 @@ def main():
                              "dout": normal(5, 7)})
         spread = torch.cat([torch.linspace(-12, 12, 97), normal(63)])
         write_op(f, gelu, {"pre": spread.view(4, 40), "dout": normal(4, 40)})
-        write_op(f, attention, attention_inputs([1, 5, 23], 2, 6), "attention")
-        write_op(f, attention, attention_inputs([272], 1, 4), "attention_long")
+        write_op(f, attention, attention_inputs([1, 5, 23], 2, 2, 6), "attention")
+        write_op(f, attention, attention_inputs([272], 1, 1, 4), "attention_long")
         write_op(f, head, head_inputs(6, 70, 20, 1.0, 1.0), "head")
         write_op(f, head, head_inputs(6, 70, 20, 0.7, 0.3), "head_keep")
         hyper = torch.tensor([1e-2, 0.9, 0.99, 1e-6, 0.1])
         write_op(f, adamw, {"w": normal(60), "g": normal(5, 60), "hyper": hyper})
-        write_op(f, gpt2, gpt2_inputs())
+        write_op(f, rms, {"residual": normal(6, 20, scale=2), "add": normal(6, 20),
+                          "gain": normal(20) + 1, "dout": normal(6, 20), "dlater": normal(6, 20)})
+        write_op(f, qk_norm, {**head_rows(7, 3, 1, 10), "gain": normal(2, 10) + 1})
+        angle = torch.arange(9)[:, None] * 100 ** -(torch.arange(4) / 4)
+        write_op(f, rope, {**head_rows(6, 2, 1, 8), "position": integers(9, 6),
+                           "turn": torch.stack([angle.cos(), angle.sin()], -1)})
+        write_op(f, swiglu, {"pre": torch.cat([spread.view(4, 40), 2 * normal(4, 40)], 1),
+                             "dout": normal(4, 40)})
+        write_op(f, attention, attention_inputs([2, 7, 20], 4, 2, 6), "attention_grouped")
+        write_op(f, attention, attention_inputs([40], 3, 1, 4), "attention_shared")
 
 
 main()

@@ -1,11 +1,5 @@
 // What the tests of the CPU device share: the devices under test, guarded arrays, exact comparison,
-// the contract's orders in their plainest form, PyTorch's results, finite differences.
-//
-// The method: each op has a naive version in its test, which computes every element by itself, in
-// the order that backend.h states, with formats given point by point. Every device must give the
-// same bits. Equality for all shapes is then also independence of other rows, of a row's place, of
-// tiles, threads and vector width; and a naive version with one rounding point left out must
-// differ.
+// PyTorch's results, finite differences. op_test.h says how ops are tested.
 #ifndef CPU_TEST_H
 #define CPU_TEST_H
 
@@ -20,9 +14,11 @@
 
 static const char* const ISAS[] = {"c", "avx2", "avx512"};
 static const int THREADS[] = {1, 3, 2, 5};
-enum { DEVICES_MAX = 12 };
+enum { DEVICES_MAX = 13 };
 static backend* devices[DEVICES_MAX];
 static int device_count, device_step;  // devices of one instruction set lie together: device_step
+static backend*
+    plain_device;  // also devices[device_count]: loops with d <= device_count include it
 
 static inline int isa_here(const char* isa) {
 #ifdef HAVE_avx512
@@ -45,6 +41,7 @@ static inline void devices_open(void) {
     for (int i = 0; i < 3; i++)
         for (int t = 0; isa_here(ISAS[i]) && t < device_step; t++)
             devices[device_count++] = cpu_open(THREADS[t], ISAS[i]);
+    plain_device = devices[device_count] = plain_open();
 }
 
 // The first device of a case that runs on one device of each instruction set: the next cases take
@@ -56,6 +53,7 @@ static inline int device_next(void) {
 
 static inline void devices_close(void) {
     for (int i = 0; i < device_count; i++) cpu_close(devices[i]);
+    plain_close(plain_device);
 }
 
 // ------------------------------------------------------------------------------------------------
