@@ -19,7 +19,7 @@ static const char* shape_text(const char* op, shape s, const format* f) {
 }
 
 // Random values of another format than the tensor's: its op rounds them.
-static tensor unrounded(int rows, int cols, const format* f) {
+static tensor to_round(int rows, int cols, const format* f) {
     tensor t = matrix_random(rows, cols, &FORMAT_FP32);
     t.format = f;
     return t;
@@ -153,7 +153,7 @@ static op_case norm_case(const norm_inputs* c, const format* store) {
     for (int i = 0; i <= AGAIN; i++) o.results[i] = matrix_new(rows, cols, store);
     o.results[STATS] = array_new(rows, 2, 0, &FORMAT_FP32);
     o.results[STATS_AGAIN] = array_new(rows, 2, 0, &FORMAT_FP32);
-    o.results[DX] = unrounded(rows, cols, store);
+    o.results[DX] = to_round(rows, cols, store);
     o.results[DGAIN] = vector_random(cols);
     o.results[DBIAS] = vector_random(cols);
     return o;
