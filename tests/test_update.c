@@ -1,72 +1,67 @@
 // What the optimizer does with whole arrays: rounding, adding, the sum of squares, AdamW. See
-// cpu_test.h for the method.
-#include "cpu_test.h"
+// op_test.h for the method; a row is an element here.
+#include "op_test.h"
 
 static const int COUNTS[] = {1, 2, 15, 16, 17, 100, 4095, 4096, 4097, 10000};
 enum { COUNT_COUNT = sizeof COUNTS / sizeof *COUNTS };
 
-static void check_cast(void) {
-    for (int i = 0; i < COUNT_COUNT; i++)
-        for (const format* const* f = FORMATS; *f; f++) {
-            int mark = array_count, n = COUNTS[i];
-            tensor from = vector_random(n), expected = vector_new(n);
-            expected.format = *f;
-            for (int j = 0; j < n; j++)
-                row_at(expected, 0)[j] = format_round(row_at(from, 0)[j], *f);
-            for (int d = device_next(); d < device_count; d += device_step) {
-                tensor to = vector_new(n);
-                to.format = *f;
-                devices[d]->cast(devices[d], to.data, from.data, n, *f);
-                check_same(to, expected, "to", text("cast of %d to %s", n, (*f)->name), devices[d]);
-            }
-            arrays_free(mark, "cast");
-        }
+// ------------------------------------------------------------------------------------------------
+// Rounding and adding
+
+enum { ROUNDED, SUM, ARRAY_RESULTS };
+static const char* const ARRAY_NAMES[] = {"to", "sum"};
+
+static void run_arrays(backend* b, const void* inputs, const tensor* r, int first, int n) {
+    const float* from = (const float*)inputs + first;
+    b->cast(b, (float*)r[ROUNDED].data + first, from, n, r[ROUNDED].format);
+    b->add(b, (float*)r[SUM].data + first, from, n);
 }
 
-static void check_add(void) {
-    for (int i = 0; i < COUNT_COUNT; i++) {
-        int mark = array_count, n = COUNTS[i];
-        tensor from = vector_random(n), start = vector_random(n), expected = vector_new(n);
-        for (int j = 0; j < n; j++) {
-            if (i % 2) {  // subnormal: no thread may flush them
-                row_at(start, 0)[j] *= 0x1p-130f;
-                row_at(from, 0)[j] *= 0x1p-130f;
+static void check_arrays(void) {
+    for (int i = 0; i < COUNT_COUNT; i++)
+        for (int f = 0; FORMATS[f]; f++) {
+            int mark = array_count, n = COUNTS[i];
+            float* from = floats_random(n);
+            op_case o = {text("%d elements to %s", n, FORMATS[f]->name),
+                         run_arrays,
+                         from,
+                         n,
+                         0,
+                         ARRAY_RESULTS,
+                         ARRAY_NAMES,
+                         {vector_new(n), vector_random(n)}};
+            o.results[ROUNDED].format = FORMATS[f];
+            for (int j = 0; j < n && i % 2; j++) {  // subnormal: no thread may flush them
+                from[j] *= 0x1p-130f;
+                row_at(o.results[SUM], 0)[j] *= 0x1p-130f;
             }
-            row_at(expected, 0)[j] = row_at(start, 0)[j] + row_at(from, 0)[j];
+            check_case(&o);
+            if (n > 10 && !(i % 2)) check_formats_show(&o);
+            int wrong = 0;
+            for (int j = 0; j < n; j++) {  // what these ops are, on the plain device
+                float sum = row_at(o.results[SUM], 0)[j] + from[j];
+                run_arrays(plain_device, from, o.results, j, 1);
+                wrong += !same_bits(row_at(o.results[SUM], 0)[j], sum);
+                wrong +=
+                    !same_bits(row_at(o.results[ROUNDED], 0)[j], format_round(from[j], FORMATS[f]));
+            }
+            CHECK(wrong == 0, "%s: %d of the plain device are wrong", o.what, wrong);
+            arrays_free(mark, o.what);
         }
-        for (int d = device_next(); d < device_count; d += device_step) {
-            tensor to = matrix_copy(start);
-            devices[d]->add(devices[d], to.data, from.data, n);
-            check_same(to, expected, "to", text("sum of %d", n), devices[d]);
-        }
-        arrays_free(mark, "sum");
-    }
 }
 
 // ------------------------------------------------------------------------------------------------
-// Sum of squares: 16 lanes and the tree within chunks of 4096, chunks in order, in fp64.
-
-static double naive_sum_squares(const float* x, int n) {
-    double total = 0;
-    for (int i = 0; i < n; i += 4096) {
-        double lane[16] = {0};
-        for (int j = i; j < n && j < i + 4096; j++) lane[j % 16] += (double)x[j] * x[j];
-        for (int half = 8; half; half /= 2)
-            for (int l = 0; l < half; l++) lane[l] += lane[l + half];
-        total += lane[0];
-    }
-    return total;
-}
+// Sum of squares
 
 static void check_sum_squares(void) {
     for (int i = 0; i < COUNT_COUNT + 1; i++) {
         int mark = array_count, n = i < COUNT_COUNT ? COUNTS[i] : 70001;
         float* x = floats_random(n);
         for (int j = 0; j < n; j++) x[j] *= (float)(1 << random_below(20));
-        double expected = naive_sum_squares(x, n), plain = 0;
-        for (int j = 0; j < n; j++) plain += (double)x[j] * x[j];
+        double expected = plain_device->sum_squares(plain_device, x, n), in_order = 0;
+        for (int j = 0; j < n; j++) in_order += (double)x[j] * x[j];
         // Each order errs by less than one rounding a term of the sum, at most; usually far less.
-        CHECK_NEAR(expected, plain, n * 0x1p-53 * plain, "the naive sum of squares");
+        CHECK_NEAR(expected, in_order, n * 0x1p-53 * in_order, "the plain sum of squares");
         for (int d = device_next(); d < device_count; d += device_step) {
             double sum = devices[d]->sum_squares(devices[d], x, n);
             CHECK(sum == expected, "sum of %d squares is %a, expected %a (%s)", n, sum, expected,
@@ -81,7 +76,7 @@ static void check_not_finite(void) {
     static const int places[] = {0, 17, 4095, 4096, 9999};
     int mark = array_count, n = 10000;
     float* x = floats_random(n);
-    for (int d = device_next(); d < device_count; d += device_step) {
+    for (int d = 0; d <= device_count; d += device_step) {
         backend* b = devices[d];
         for (int i = 0; i < 5; i++) {
             float kept = x[places[i]];
@@ -101,47 +96,19 @@ static void check_not_finite(void) {
 // ------------------------------------------------------------------------------------------------
 // AdamW
 
-static void naive_adamw(float* w, float* m, float* v, const float* g, int n, uint64_t first,
-                        const adamw_step* h) {
-    for (int i = 0; i < n; i++) {
-        float d = g[i] * h->gradient_scale;
-        m[i] = num_fma(h->beta1, m[i], (1.0f - h->beta1) * d);
-        v[i] = num_fma(h->beta2, v[i], (1.0f - h->beta2) * d * d);
-        float step = (m[i] / h->correction1) / (sqrtf(v[i] / h->correction2) + h->eps);
-        w[i] = num_fma(-h->lr, num_fma(h->weight_decay, w[i], step), w[i]);
-        uint32_t random[4];
-        uint64_t index = first + (uint64_t)i;
-        random_at(random, h->seed, STREAM_ROUND, h->step, (uint32_t)(index >> 32), (uint32_t)index);
-        if (h->format != &FORMAT_FP32) w[i] = format_round_stochastic(w[i], h->format, random[0]);
-    }
-}
-
-typedef struct adamw_case {
-    int n;
+typedef struct adamw_inputs {
     size_t first;
-    tensor w, m, v, g;
-} adamw_case;
+    const float* g;
+    adamw_step how;
+} adamw_inputs;
 
-static adamw_case adamw_case_new(int n, size_t first, const format* f) {
-    adamw_case c = {
-        n, first, vector_random(n), vector_random(n), vector_random(n), vector_random(n)};
-    c.w.format = f;
-    for (int i = 0; i < n; i++) {
-        row_at(c.w, 0)[i] = format_round(row_at(c.w, 0)[i], f);
-        row_at(c.v, 0)[i] *= row_at(c.v, 0)[i];
-    }
-    return c;
-}
+enum { W, M, V, ADAMW_RESULTS };
+static const char* const ADAMW_NAMES[] = {"w", "m", "v"};
 
-static adamw_case adamw_case_copy(const adamw_case* from) {
-    adamw_case c = {
-        from->n, from->first, matrix_copy(from->w), matrix_copy(from->m), matrix_copy(from->v),
-        from->g};
-    return c;
-}
-
-static void naive_adamw_case(adamw_case* c, const adamw_step* how) {
-    naive_adamw(c->w.data, c->m.data, c->v.data, c->g.data, c->n, c->first, how);
+static void run_adamw(backend* b, const void* inputs, const tensor* r, int first, int n) {
+    const adamw_inputs* c = inputs;
+    b->adamw(b, (float*)r[W].data + first, (float*)r[M].data + first, (float*)r[V].data + first,
+             c->g + first, n, c->first + first, &c->how);
 }
 
 static adamw_step adamw_step_to(const format* f) {
@@ -159,25 +126,24 @@ static adamw_step adamw_step_to(const format* f) {
     return h;
 }
 
-// The whole array at once, and cut in two anywhere: the same bits.
+static op_case adamw_case(const adamw_inputs* c, int n) {
+    op_case o = {"AdamW", run_adamw, c, n, 0, ADAMW_RESULTS, ADAMW_NAMES, {{0}}};
+    for (int i = 0; i < ADAMW_RESULTS; i++) o.results[i] = vector_random(n);
+    o.results[W].format = c->how.format;
+    for (int j = 0; j < n; j++) {
+        row_at(o.results[W], 0)[j] = format_round(row_at(o.results[W], 0)[j], c->how.format);
+        row_at(o.results[V], 0)[j] *= row_at(o.results[V], 0)[j];
+    }
+    return o;
+}
+
 static void check_adamw_case(int n, size_t first, const format* f) {
     int mark = array_count;
-    adamw_case start = adamw_case_new(n, first, f), expected = adamw_case_copy(&start);
-    adamw_step how = adamw_step_to(f);
-    const char* what = text("AdamW of %d from %zu on, %s", n, first, f->name);
-    naive_adamw_case(&expected, &how);
-    for (int d = device_next(); d < device_count; d += device_step) {
-        adamw_case c = adamw_case_copy(&start);
-        backend* b = devices[d];
-        int cut = random_below(n + 1), rest = n - cut;
-        float *w = c.w.data, *m = c.m.data, *v = c.v.data, *g = c.g.data;
-        b->adamw(b, w, m, v, g, cut, first, &how);
-        b->adamw(b, w + cut, m + cut, v + cut, g + cut, rest, first + cut, &how);
-        check_same(c.w, expected.w, "w", what, b);
-        check_same(c.m, expected.m, "m", what, b);
-        check_same(c.v, expected.v, "v", what, b);
-    }
-    arrays_free(mark, what);
+    adamw_inputs c = {first, floats_random(n), adamw_step_to(f)};
+    op_case o = adamw_case(&c, n);
+    o.what = text("AdamW of %d from %zu on, %s", n, first, f->name);
+    check_case(&o);
+    arrays_free(mark, o.what);
 }
 
 static void check_adamw(void) {
@@ -194,26 +160,53 @@ static void check_adamw_parts(void) {
     enum { PARTS = 12, FIRST_OF_ROUNDING = 8 };
     for (int part = 0; part < PARTS; part++) {
         int mark = array_count, rounding = part >= FIRST_OF_ROUNDING;
-        adamw_case a = adamw_case_new(50, 7, rounding ? &FORMAT_BF16 : &FORMAT_FP32);
-        adamw_case c = adamw_case_copy(&a);
-        adamw_step how = adamw_step_to(a.w.format);
-        float* parts[] = {&how.lr,          &how.beta1,         &how.beta2,
-                          &how.eps,         &how.weight_decay,  &how.correction1,
-                          &how.correction2, &how.gradient_scale};
-        naive_adamw_case(&a, &how);
+        adamw_inputs c = {7, floats_random(50),
+                          adamw_step_to(rounding ? &FORMAT_BF16 : &FORMAT_FP32)};
+        adamw_step* how = &c.how;
+        float* parts[] = {&how->lr,          &how->beta1,         &how->beta2,
+                          &how->eps,         &how->weight_decay,  &how->correction1,
+                          &how->correction2, &how->gradient_scale};
+        op_case o = adamw_case(&c, 50);
+        tensor changed[RESULTS_MAX];
+        results_copy(changed, &o);
+        run_adamw(plain_device, &c, o.results, 0, 50);
         if (!rounding) *parts[part] *= 1.01f;
-        if (part == 8) how.format = &FORMAT_FP32;
-        if (part == 9) how.seed += 1ull << 32;
-        if (part == 10) how.step++;
+        if (part == 8) how->format = &FORMAT_FP32;
+        if (part == 9) how->seed += 1ull << 32;
+        if (part == 10) how->step++;
         if (part == 11) c.first++;
-        naive_adamw_case(&c, &how);
-        CHECK(first_difference(a.w, c.w) >= 0, "AdamW does not see part %d", part);
+        run_adamw(plain_device, &c, changed, 0, 50);
+        CHECK(first_difference(changed[W], o.results[W]) >= 0, "AdamW does not see part %d", part);
         arrays_free(mark, "parts of AdamW");
     }
 }
 
+// A weight is rounded to one of its two neighbours in the format, and on average to itself.
+static void check_stochastic_rounding(void) {
+    int mark = array_count, n = 20000;
+    adamw_inputs c = {7, floats_random(n), adamw_step_to(&FORMAT_FP32)}, narrow = c;
+    op_case o = adamw_case(&c, n);
+    tensor r[RESULTS_MAX];
+    results_copy(r, &o);
+    narrow.how.format = &FORMAT_BF16;
+    run_adamw(plain_device, &c, o.results, 0, n);
+    run_adamw(plain_device, &narrow, r, 0, n);
+    double drift = 0;
+    int far = 0;
+    for (int j = 0; j < n; j++) {
+        float exact = row_at(o.results[W], 0)[j], rounded = row_at(r[W], 0)[j];
+        float unit = ldexpf(1, ilogbf(exact) - 7);  // the spacing of bf16 there
+        far += fabsf(rounded - exact) >= unit;
+        drift += exact == 0 ? 0 : (double)(rounded - exact) / unit;
+    }
+    CHECK(far == 0, "%d weights are not rounded to a neighbour", far);
+    // The deviation of one is at most 1/2: four of those of the mean.
+    CHECK(fabs(drift / n) < 4 * 0.5 / sqrt(n), "rounding drifts by %g units", drift / n);
+    arrays_free(mark, "stochastic rounding");
+}
+
 static void check_float64(void) {
-    for (int d = 0; d < device_count; d += device_step) {
+    for (int d = 0; d <= device_count; d += device_step) {
         int mark = array_count, n = 60;
         backend* b = devices[d];
         const float* hyper = fixture_floats("adamw", "hyper");
@@ -237,12 +230,12 @@ static void check_float64(void) {
 
 int main(void) {
     devices_open();
-    check_cast();
-    check_add();
+    check_arrays();
     check_sum_squares();
     check_not_finite();
     check_adamw();
     check_adamw_parts();
+    check_stochastic_rounding();
     check_float64();
     fixtures_close();
     devices_close();
