@@ -241,37 +241,6 @@ static inline void check_same(tensor actual, tensor expected, const char* name, 
     CHECK(fits, "%s: %s is not in %s (%s)", what, name, actual.format->name, b->name);
 }
 
-// ------------------------------------------------------------------------------------------------
-// The contract in its plainest form
-
-// The fixed tree: lane l takes x[l], x[l + 16], ... in order; then halves are added.
-static inline float tree_sum(const float* x, int n) {
-    float lane[16] = {0};
-    for (int i = 0; i < n; i++) lane[i % 16] += x[i];
-    for (int half = 8; half; half /= 2)
-        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
-    return lane[0];
-}
-
-// sum + a_0 b_0 + a_1 b_1 + ..., one FMA after another; a and b have steps between their elements.
-static inline float chain(float sum, const float* a, int64_t a_step, const float* b, int64_t b_step,
-                          int n) {
-    for (int i = 0; i < n; i++) sum = num_fma(a[i * a_step], b[i * b_step], sum);
-    return sum;
-}
-
-// One element of a product: chains of 256, whose sums are added in order.
-static inline float block_chain(const float* a, int64_t a_step, const float* b, int64_t b_step,
-                                int n) {
-    float sum = 0;
-    for (int i = 0; i < n; i += 256) {
-        int block = n - i < 256 ? n - i : 256;
-        float part = chain(0, a + i * a_step, a_step, b + i * b_step, b_step, block);
-        sum = i ? sum + part : part;
-    }
-    return sum;
-}
-
 // Values of `from` as operands of a product; fp8 has a power-of-two scale a row.
 static inline tensor operands_of(tensor from, const format* f) {
     tensor to = matrix_new(from.rows, from.cols, f->scaled ? &FORMAT_FP32 : f);
