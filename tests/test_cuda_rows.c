@@ -94,12 +94,18 @@ static void check_embed(int rows, int cols, int tokens, int positions, const for
         check_same(gpu_read(gdwte), edwte, "dwte", what, gpu);
         check_same(gpu_read(gdwpe), edwpe, "dwpe", what, gpu);
     }
+    tensor gdwte = gpu_matrix(dwte);
+    gpu->embed_backward(gpu, gdwte.data, NULL, gdout, gtoken, gposition);
+    check_same(gpu_read(gdwte), edwte, "dwte without positions", what, gpu);
     at[rows / 2] = -1;  // an idle row, as decoding has them
     gpu->upload(gpu, gposition, position, rows * sizeof(int));
+    tensor gout = put(out), gbare = put(out), bare = matrix_copy(out);
     cpu->embed_forward(cpu, out, wte.data, wpe.data, token, position);
-    tensor gout = put(out);
+    cpu->embed_forward(cpu, bare, wte.data, NULL, token, position);
     gpu->embed_forward(gpu, gout, gwte.data, gwpe.data, gtoken, gposition);
+    gpu->embed_forward(gpu, gbare, gwte.data, NULL, gtoken, gposition);
     check_same(gpu_read(gout), out, "out", what, gpu);
+    check_same(gpu_read(gbare), bare, "out without positions", what, gpu);
     gpu_arrays_free(gpu_mark);
     arrays_free(mark, what);
 }
