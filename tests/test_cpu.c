@@ -1,4 +1,5 @@
-// The CPU device itself: the choice of an instruction set, memory, accounts.
+// The CPU device itself: the choice of an instruction set, memory, accounts; those of the plain
+// one.
 #define _GNU_SOURCE  // fdopen in refusal.h
 #include "cpu_test.h"
 #include "refusal.h"
@@ -24,12 +25,15 @@ static void check_names(void) {
     size_t isa = strcspn(widest->name, ",");
     CHECK(!strncmp(best->name, widest->name, isa), "auto takes %s of %s", best->name, widest->name);
     cpu_close(best);
+    const char* why;
+    backend* b = backend_open("plain", 7, "avx512", &why);
+    CHECK(!strcmp(b->name, plain_device->name) && !why, "--device plain is %s", b->name);
+    plain_close(b);
 }
 
-static void check_memory(void) {
+static void check_memory(backend* b) {
     static const char bytes[] = "nine bytes";
     char back[sizeof bytes];
-    backend* b = devices[0];
     size_t before = b->allocated;
     unsigned char* p = b->alloc(b, 1000, "a test");
     int zero = 1;
@@ -52,7 +56,8 @@ int main(void) {
     devices_open();
     check_refusals();
     check_names();
-    check_memory();
+    check_memory(devices[0]);
+    check_memory(plain_device);
     devices_close();
     return test_report();
 }

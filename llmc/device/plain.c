@@ -436,7 +436,8 @@ static tensor columns(tensor t, int first, int n, int column, int dim, const for
     return to;
 }
 
-// One query against the first n keys and values, all operands. stats: {max, sum}.
+// One query against the first n keys and values, all operands. stats: {max, sum}. The weights
+// exp(s - max) are rounded before they meet the values; the division by their sum comes last.
 static void attend(float* out, float stats[2], const float* q, tensor k, tensor v, int n,
                    const format* operand, const format* how) {
     float *p = floats(n), max = -INFINITY, scale = 1 / sqrtf((float)k.cols);
