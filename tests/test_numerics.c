@@ -891,6 +891,30 @@ static void test_powi(void) {
     }
 }
 
+// Values of a scaled format do not change when they become operands: the scale of any of them is at
+// most 1.
+static void test_scaled_again(void) {
+    static const char* const names[] = {"fp8_e4m3", "fp8_e5m2", "e2m2", "e6m1", "e2m5"};
+    for (int i = 0; i < 5; i++) {
+        const format* f = format_find(names[i]);
+        float number[256];
+        int count = 0, changed = 0;
+        for (float x = 0; x <= f->max; count++) {
+            number[count] = x;
+            x += ldexpf(1, ilogbf(fmaxf(x, f->min_normal)) - f->mantissa_bits);
+        }
+        for (int a = 1; a < count; a++)
+            for (int v = 0; v <= a; v++) {
+                float scale = format_scale(number[a], f);
+                CHECK(scale <= 1, "%s: the scale of %g is %g", f->name, (double)number[a],
+                      (double)scale);
+                changed += format_round(number[v] / scale, f) * scale != number[v];
+            }
+        CHECK(f->scaled && number[count - 1] == f->max && changed == 0,
+              "%s: %d of %d values change", f->name, changed, count);
+    }
+}
+
 int main(void) {
     test_arithmetic();
     test_format_find();
@@ -906,6 +930,7 @@ int main(void) {
     test_round_fixture();
     test_scaled_fixture();
     test_scale();
+    test_scaled_again();
     test_formats_by_bits();
     test_philox();
     test_rng();

@@ -103,9 +103,10 @@ INLINE void row_round(float* x, int n, const format* how) {
     for (int i = 0; i < n; i++) x[i] = format_round(x[i], &f);
 }
 
-// Whether values of `from` are unchanged by rounding to `to`.
+// Whether values of `from` are unchanged by rounding to `to`. Those of a scaled format are, too:
+// their scale is at most 1, so they become larger, and no bit of them is lost.
 INLINE int format_fits(const format* from, const format* to) {
-    return to == &FORMAT_FP32 || (from == to && !to->scaled);
+    return to == &FORMAT_FP32 || from == to;
 }
 
 // The larger of amax and the largest magnitude of n values.
