@@ -20,26 +20,13 @@ static int device_count, device_step;  // devices of one instruction set lie tog
 static backend*
     plain_device;  // also devices[device_count]: loops with d <= device_count include it
 
-static inline int isa_here(const char* isa) {
-#ifdef HAVE_avx512
-    if (!strcmp(isa, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-#ifdef HAVE_avx2
-    if (!strcmp(isa, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return !strcmp(isa, "c");
-}
-
 static inline void devices_open(void) {
     device_step = getenv("TEST_QUICK") ? 2 : 4;
 #ifndef _OPENMP
     device_step = 1;
 #endif
     for (int i = 0; i < 3; i++)
-        for (int t = 0; isa_here(ISAS[i]) && t < device_step; t++)
+        for (int t = 0; cpu_has(ISAS[i]) && t < device_step; t++)
             devices[device_count++] = cpu_open(THREADS[t], ISAS[i]);
     plain_device = devices[device_count] = plain_open();
 }
@@ -199,6 +186,38 @@ static inline tensor columns_of(tensor t, int first, int n) {
 static inline tensor as_vector(float* x, int n) {
     tensor t = {x, 1, n, n, &FORMAT_FP32};
     return t;
+}
+
+// Ways of drawing: plain, greedy, top-k, top-p, both; hot and cold; and keys of 64 bits.
+static const sampling SAMPLINGS[] = {
+    {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
+    {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
+    {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},
+    {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
+    {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1},
+    {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
+    {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},
+    {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
+    {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},
+    {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
+    {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3},
+};
+enum { SAMPLING_COUNT = sizeof SAMPLINGS / sizeof *SAMPLINGS };
+
+// A step of AdamW in which every number counts.
+static inline adamw_step adamw_step_to(const format* f) {
+    adamw_step h = {.lr = 1e-2f,
+                    .beta1 = 0.9f,
+                    .beta2 = 0.99f,
+                    .eps = 1e-3f,
+                    .weight_decay = 0.1f,
+                    .correction1 = 0.271f,
+                    .correction2 = 0.0297f,
+                    .gradient_scale = 0.3f,
+                    .format = f,
+                    .seed = 0x123456789abcull,
+                    .step = 3};
+    return h;
 }
 
 // ------------------------------------------------------------------------------------------------

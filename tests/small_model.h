@@ -12,19 +12,6 @@ static inline int test_quick(int argc, char** argv) {
     return getenv("TEST_QUICK") != NULL || (argc > 1 && !strcmp(argv[1], "quick"));
 }
 
-static inline int machine_has(const char* isa) {
-#ifdef HAVE_avx512
-    if (!strcmp(isa, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-#ifdef HAVE_avx2
-    if (!strcmp(isa, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return !strcmp(isa, "c");
-}
-
 // Devices that must all give the same bits: the best instruction set that is there, the others, and
 // more threads than most work divides by. Returns how many; close each with cpu_close.
 enum { DEVICES_MAX = 4 };
@@ -38,7 +25,7 @@ static inline int open_devices(backend* device[DEVICES_MAX]) {
     threads_max = 3;
 #endif
     for (int i = 0; i < DEVICES_MAX; i++) {
-        int there = !strcmp(kinds[i].isa, "auto") || machine_has(kinds[i].isa);
+        int there = !strcmp(kinds[i].isa, "auto") || cpu_has(kinds[i].isa);
         if (there && kinds[i].threads <= threads_max)
             device[n++] = cpu_open(kinds[i].threads, kinds[i].isa);
     }

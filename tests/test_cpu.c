@@ -10,7 +10,7 @@ static void check_refusals(void) {
     static const char* const unknown[REFUSAL_WORDS] = {"--isa sse9", "auto"};
     check_refusal(open_isa, "sse9", "an unknown instruction set", unknown);
     static const char* const missing[REFUSAL_WORDS] = {"--isa avx512"};
-    if (!isa_here("avx512")) check_refusal(open_isa, "avx512", "a missing one", missing);
+    if (!cpu_has("avx512")) check_refusal(open_isa, "avx512", "a missing one", missing);
 }
 
 static void check_names(void) {

@@ -650,21 +650,6 @@ static void check_candidates(void) {
                        v % 2 ? schedules : 1);
 }
 
-static const sampling HOWS[] = {
-    {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
-    {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
-    {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},
-    {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
-    {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1},
-    {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
-    {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},
-    {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
-    {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},
-    {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
-    {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3},
-};
-enum { HOW_COUNT = sizeof HOWS / sizeof *HOWS };
-
 static void check_sampler(void) {
     static const int vocabularies[] = {1, 2, 24, 31, 32, 33, 97, 520, 1000, 5000};
     static const format* const operands[] = {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_BF16,
@@ -673,18 +658,18 @@ static void check_sampler(void) {
                                            &FORMAT_E4M3};
     int turn = 0;
     for (int v = 0; v < 10; v++)
-        for (int i = 0; i < HOW_COUNT; i++, turn++) {
+        for (int i = 0; i < SAMPLING_COUNT; i++, turn++) {
             if (quick() && turn % 3) continue;
             int tokens = vocabularies[v], rows = tokens < 500 ? 9 + v : 3;
-            sampler_case c = {rows,         tokens, 6, operands[turn % 4], logits[turn % 5],
-                              turn / 2 % 2, HOWS[i]};
+            sampler_case c = {rows,         tokens,      6, operands[turn % 4], logits[turn % 5],
+                              turn / 2 % 2, SAMPLINGS[i]};
             check_sampler_case(c, (i + v) % 4 ? 1 : schedules);
         }
     // More rows than logits exist for; and a row for the largest block there is.
-    sampler_case many = {4100, 24, 6, &FORMAT_BF16, &FORMAT_FP32, 1, HOWS[quick() ? 1 : 4]};
+    sampler_case many = {4100, 24, 6, &FORMAT_BF16, &FORMAT_FP32, 1, SAMPLINGS[quick() ? 1 : 4]};
     check_sampler_case(many, 1);
-    for (int i = 0; i < HOW_COUNT && !quick(); i += 3) {
-        sampler_case wide = {2, 50257, 6, &FORMAT_BF16, &FORMAT_FP32, i % 2, HOWS[i]};
+    for (int i = 0; i < SAMPLING_COUNT && !quick(); i += 3) {
+        sampler_case wide = {2, 50257, 6, &FORMAT_BF16, &FORMAT_FP32, i % 2, SAMPLINGS[i]};
         check_sampler_case(wide, 1);
     }
 }
@@ -748,7 +733,7 @@ static void check_boundaries(void) {
 // Logits that are not numbers draw some token.
 static void check_no_numbers(void) {
     int mark = array_count, gpu_mark = gpu_array_count, v = 40;
-    sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, HOWS[0]};
+    sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, SAMPLINGS[0]};
     tensor x = matrix_new(1, 1, &FORMAT_FP32), ones = weight_random(v, 1);
     set_rows(x, 0, 1, NAN);
     set_rows(ones, 0, v, 1);

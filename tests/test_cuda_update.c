@@ -139,21 +139,6 @@ static void check_not_finite(void) {
 
 // ------------------------------------------------------------------------------------------------
 
-static adamw_step adamw_step_to(const format* f) {
-    adamw_step h = {.lr = 1e-2f,
-                    .beta1 = 0.9f,
-                    .beta2 = 0.99f,
-                    .eps = 1e-3f,
-                    .weight_decay = 0.1f,
-                    .correction1 = 0.271f,
-                    .correction2 = 0.0297f,
-                    .gradient_scale = 0.3f,
-                    .format = f,
-                    .seed = 0x123456789abcull,
-                    .step = 3};
-    return h;
-}
-
 // On the GPU the array is cut in two anywhere: an element's place among all parameters counts, not
 // its place in the call.
 static void check_adamw_case(int n, size_t first, const format* f) {

@@ -496,29 +496,16 @@ static void check_sampler_case(sampler_case c, int first_device, int step) {
 
 static void check_sampler(void) {
     static const int vocabularies[] = {1, 2, 5, 31, 32, 33, 64, 70};
-    static const sampling hows[] = {
-        {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
-        {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
-        {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},
-        {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
-        {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1},
-        {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
-        {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},
-        {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
-        {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},
-        {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
-        {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3},
-    };
     for (int v = 0; v < 8; v++)
-        for (size_t i = 0; i < sizeof hows / sizeof *hows; i++) {
+        for (int i = 0; i < SAMPLING_COUNT; i++) {
             const format* logits = i % 3 == 2 ? &FORMAT_BF16 : &FORMAT_FP32;
-            int ties = (v + (int)i / 2) % 3 ? 0 : 3;
-            sampler_case c = {10 + v, vocabularies[v], 6, logits, ties, hows[i]};
+            int ties = (v + i / 2) % 3 ? 0 : 3;
+            sampler_case c = {10 + v, vocabularies[v], 6, logits, ties, SAMPLINGS[i]};
             check_sampler_case(c, device_next(), device_step);
         }
     // More rows than logits are held for; and so much that threads run at the same time: scratch
     // memory that they shared would show.
-    check_sampler_case((sampler_case){500, 137, 5, &FORMAT_FP32, 9, hows[9]}, 0, 1);
+    check_sampler_case((sampler_case){500, 137, 5, &FORMAT_FP32, 9, SAMPLINGS[9]}, 0, 1);
 }
 
 // Tokens of probability 2^-33 count: a thousand of them reach a p of 1 - 2^-24 that the first token

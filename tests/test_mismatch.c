@@ -8,6 +8,8 @@
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
+// A copy of MISMATCH_NAMES: logs are searched for these names, so that a test must notice when one
+// is changed or moved.
 static const char* const NAMES[MISMATCH_METRICS] = {"logp_diff_max",
                                                     "logp_diff_mean",
                                                     "prob_diff_max",

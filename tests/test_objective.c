@@ -8,37 +8,54 @@
 
 enum { KINDS = OBJECTIVE_DPPO_TOPK_KL + 1 };
 
+// What most forms have.
+#define CLIPS .clip_low = .2, .clip_high = .28
+#define USUAL .epsilon = .2, CLIPS, .kl = KL_K2
+#define REGION(region, cap) .delta = region, .ratio_cap = cap
+
 // One of each form that objective_token has.
 static const objective FORMS[] = {
-    {OBJECTIVE_SFT, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_REINFORCE, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_REINFORCE, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, .1},
-    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_PG_IS, .15, .2, .2, .28, 1.5, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_KL, .3, KL_K2, 0},
-    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_K3, .3, KL_K2, 0},
-    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_TV, .3, KL_K2, 0},
-    {OBJECTIVE_PG_IS, .15, .2, .2, .28, INFINITY, REG_K3, .3, KL_K3, .1},
-    {OBJECTIVE_CISPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_GRPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_GRPO, .15, .2, .2, .28, 3, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_GRPO, .15, .2, .2, .28, 3, REG_NONE, 0, KL_K3, .1},
-    {OBJECTIVE_SPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_SPO, .15, 12.5, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DPPO_TV, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DPPO_TV, .02, .2, .2, .28, 2, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DPPO_KL, .05, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DPPO_KL, .05, .2, .2, .28, 2, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DRPO, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DRPO, .02, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, .1},
-    {OBJECTIVE_DRPO_MASK, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DRPO_NOABS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_SEQ_TIS, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_SEQ_TIS, .15, .2, .2, .28, 1.5, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_SEQ_MIS, .15, .2, .2, .28, 1.5, REG_NONE, 0, KL_K3, .1},
-    {OBJECTIVE_GSPO, .15, .2, 3e-4, 4e-4, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DPPO_TOPK_TV, .15, .2, .2, .28, INFINITY, REG_NONE, 0, KL_K2, 0},
-    {OBJECTIVE_DPPO_TOPK_KL, .05, .2, .2, .28, 2, REG_NONE, 0, KL_K2, 0},
+    {.kind = OBJECTIVE_SFT, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_REINFORCE, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_REINFORCE, REGION(.15, INFINITY), USUAL, .kl_coef = .1},
+    {.kind = OBJECTIVE_PG_IS, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_PG_IS, REGION(.15, 1.5), USUAL},
+    {.kind = OBJECTIVE_PG_IS, REGION(.15, INFINITY), USUAL, .reg = REG_KL, .reg_coef = .3},
+    {.kind = OBJECTIVE_PG_IS, REGION(.15, INFINITY), USUAL, .reg = REG_K3, .reg_coef = .3},
+    {.kind = OBJECTIVE_PG_IS, REGION(.15, INFINITY), USUAL, .reg = REG_TV, .reg_coef = .3},
+    {.kind = OBJECTIVE_PG_IS,
+     REGION(.15, INFINITY),
+     .epsilon = .2,
+     CLIPS,
+     .kl = KL_K3,
+     .reg = REG_K3,
+     .reg_coef = .3,
+     .kl_coef = .1},
+    {.kind = OBJECTIVE_CISPO, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_GRPO, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_GRPO, REGION(.15, 3), USUAL},
+    {.kind = OBJECTIVE_GRPO, REGION(.15, 3), .epsilon = .2, CLIPS, .kl = KL_K3, .kl_coef = .1},
+    {.kind = OBJECTIVE_SPO, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_SPO, REGION(.15, INFINITY), .epsilon = 12.5, CLIPS, .kl = KL_K2},
+    {.kind = OBJECTIVE_DPPO_TV, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_DPPO_TV, REGION(.02, 2), USUAL},
+    {.kind = OBJECTIVE_DPPO_KL, REGION(.05, INFINITY), USUAL},
+    {.kind = OBJECTIVE_DPPO_KL, REGION(.05, 2), USUAL},
+    {.kind = OBJECTIVE_DRPO, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_DRPO, REGION(.02, INFINITY), USUAL, .kl_coef = .1},
+    {.kind = OBJECTIVE_DRPO_MASK, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_DRPO_NOABS, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_SEQ_TIS, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_SEQ_TIS, REGION(.15, 1.5), USUAL},
+    {.kind = OBJECTIVE_SEQ_MIS, REGION(.15, 1.5), .epsilon = .2, CLIPS, .kl = KL_K3, .kl_coef = .1},
+    {.kind = OBJECTIVE_GSPO,
+     REGION(.15, INFINITY),
+     .epsilon = .2,
+     .clip_low = 3e-4,
+     .clip_high = 4e-4,
+     .kl = KL_K2},
+    {.kind = OBJECTIVE_DPPO_TOPK_TV, REGION(.15, INFINITY), USUAL},
+    {.kind = OBJECTIVE_DPPO_TOPK_KL, REGION(.05, 2), USUAL},
 };
 enum { FORM_COUNT = sizeof FORMS / sizeof *FORMS };
 
@@ -244,6 +261,7 @@ static void check_fixture(void) {
     objective o = objective_defaults(OBJECTIVE_SFT);
     char line[512], name[32], reg[8], kl[8];
     int points = 0, masked = 0, sequences = 0, topk = 0, n, seen[KINDS] = {0};
+    int before = 0, headers = 0;  // points of any sort before the last header
     while (fgets(line, sizeof line, f)) {
         double a, lp, lm, lr, c, loss;
         int mask;
@@ -252,6 +270,8 @@ static void check_fixture(void) {
                    &o.kl_coef) == 10) {
             int kind = index_of(OBJECTIVE_NAMES, name);
             CHECK(kind >= 0, "no objective %s", name);
+            CHECK(!headers++ || points + sequences + topk > before, "no point before: %s", line);
+            before = points + sequences + topk;
             o.kind = (objective_kind)kind;
             o.reg = (regularizer_kind)index_of(REG_NAMES, reg);
             o.kl = (kl_kind)index_of(KL_NAMES, kl);
@@ -280,6 +300,7 @@ static void check_fixture(void) {
         }
     }
     file_close(f, "tests/fixtures/objective.txt");
+    CHECK(points + sequences + topk > before, "the last objective has no point");
     CHECK(points >= 300 && masked >= 20, "%d points, %d masked", points, masked);
     CHECK(sequences >= 60 && topk >= 40, "%d sequences, %d with candidates", sequences, topk);
     for (int i = 0; i < KINDS; i++) CHECK(seen[i], "%s is not in the fixture", OBJECTIVE_NAMES[i]);

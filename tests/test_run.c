@@ -442,7 +442,7 @@ static void check_same_bits(const char* flags, const char* name) {
     good_run(name, flags);
     for (size_t i = 0; i < sizeof free_flags / sizeof *free_flags; i++) {
         const char* isa = strstr(free_flags[i], "avx");
-        if ((isa && !machine_has(isa)) || (quick && i % 2)) continue;
+        if ((isa && !cpu_has(isa)) || (quick && i % 2)) continue;
         if (*flags && !strcmp(free_flags[i], "--isa c")) continue;  // slow: once is enough
         char both[512];
 #ifndef _OPENMP

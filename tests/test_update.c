@@ -111,21 +111,6 @@ static void run_adamw(backend* b, const void* inputs, const tensor* r, int first
              c->g + first, n, c->first + first, &c->how);
 }
 
-static adamw_step adamw_step_to(const format* f) {
-    adamw_step h = {.lr = 1e-2f,
-                    .beta1 = 0.9f,
-                    .beta2 = 0.99f,
-                    .eps = 1e-3f,
-                    .weight_decay = 0.1f,
-                    .correction1 = 0.271f,
-                    .correction2 = 0.0297f,
-                    .gradient_scale = 0.3f,
-                    .format = f,
-                    .seed = 0x123456789abcull,
-                    .step = 3};
-    return h;
-}
-
 static op_case adamw_case(const adamw_inputs* c, int n) {
     op_case o = {"AdamW", run_adamw, c, n, 0, ADAMW_RESULTS, ADAMW_NAMES, {{0}}};
     for (int i = 0; i < ADAMW_RESULTS; i++) o.results[i] = vector_random(n);

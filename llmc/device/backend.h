@@ -133,6 +133,8 @@ struct backend {
 // threads = 0: as many as there are cores. isa: "auto", "avx512", "avx2" or "c"; one that the
 // machine or the build lacks is refused.
 backend* cpu_open(int threads, const char* isa);
+// Whether this machine and this build have the instruction set; "auto" is none.
+int cpu_has(const char* isa);
 void cpu_close(backend* b);
 
 // The plain device: each op in its plainest form, with the CPU device's bits, and slow (plain.c).

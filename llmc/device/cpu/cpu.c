@@ -89,11 +89,18 @@ static const instruction_set SETS[] = {
     {"c", cpu_ops_c},
 };
 
-backend* cpu_open(int threads, const char* isa) {
-    const instruction_set* set = NULL;
-    for (size_t i = 0; i < sizeof SETS / sizeof *SETS && !set; i++)
+// The best one that is there, for "auto"; NULL if there is none.
+static const instruction_set* find_set(const char* isa) {
+    for (size_t i = 0; i < sizeof SETS / sizeof *SETS; i++)
         if ((!strcmp(isa, "auto") || !strcmp(isa, SETS[i].name)) && machine_has(SETS[i].name))
-            set = &SETS[i];
+            return &SETS[i];
+    return NULL;
+}
+
+int cpu_has(const char* isa) { return strcmp(isa, "auto") && find_set(isa); }
+
+backend* cpu_open(int threads, const char* isa) {
+    const instruction_set* set = find_set(isa);
     if (!set)
         fatal("--isa %s: this machine or this build has no such instruction set; use auto", isa);
 #ifdef _OPENMP
