@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <float.h>
 
+#include "base/numerics.h"
 #include "refusal.h"
 #include "rl/objective.h"
 
@@ -435,6 +436,24 @@ static void check_boundaries(void) {
     CHECK(token_at(OBJECTIVE_DPPO_TV, below, 1, 0, -INFINITY).masked, "shift > delta");
     CHECK(token_at(OBJECTIVE_DPPO_TV, below, -1, -INFINITY, 0).masked, "shift > delta");
     CHECK(!token_at(OBJECTIVE_DPPO_TV, below, -1, 0, -INFINITY).masked, "inward");
+    objective dual = objective_defaults(OBJECTIVE_GRPO);
+    double ratio = token_at(OBJECTIVE_PG_IS, 1, 1, -.8, -2).c;
+    dual.ratio_cap = ratio;
+    CHECK(!objective_token(&dual, -1, -.8, -2, 0).masked, "r = dual clip");
+    dual.ratio_cap = nextafter(ratio, 0);
+    CHECK(objective_token(&dual, -1, -.8, -2, 0).masked, "r > dual clip");
+    // From mu = 0 to pi = 1, D is -log of the least 1 - pi there is; its total variation is half of
+    // what the token and the others gain and lose.
+    double kl = -num_log(1e-8), tv = 0.5 * (1 + (1 - 1e-8));
+    static const objective_kind kinds[] = {OBJECTIVE_DPPO_KL, OBJECTIVE_DPPO_TOPK_KL,
+                                           OBJECTIVE_DPPO_TOPK_TV};
+    for (int i = 0; i < 3; i++) {
+        double d = kinds[i] == OBJECTIVE_DPPO_TOPK_TV ? tv : kl;
+        CHECK(!token_at(kinds[i], d, 1, 0, -INFINITY).masked, "%s: D = delta",
+              OBJECTIVE_NAMES[kinds[i]]);
+        CHECK(token_at(kinds[i], nextafter(d, 0), 1, 0, -INFINITY).masked, "%s: D > delta",
+              OBJECTIVE_NAMES[kinds[i]]);
+    }
     // 1 - pi is kept at 1e-8 or more: D = 0.5 log(0.5) + 0.5 log(0.5 / 1e-8) = 8.51719319141623743.
     double half = log(.5);
     CHECK(token_at(OBJECTIVE_DPPO_KL, 8.5171931, 1, 0, half).masked, "D at pi = 1");
@@ -518,6 +537,18 @@ static void check_on_policy(void) {
                 if (o.reg == REG_KL) expected -= o.reg_coef;
                 CHECK(c == expected, "%s: %.17g", point_text(&o, a, logs[j], logs[j], 0), c);
             }
+}
+
+// R is clamped as a whole: two tokens of x = 15, or -15, make e^20, or e^-20.
+static void check_sequence_clamp(void) {
+    static const float high[2] = {-1, -1}, low[2] = {-16, -16};
+    objective o = objective_defaults(OBJECTIVE_SEQ_TIS);
+    coefficient each[2];
+    o.ratio_cap = INFINITY;
+    objective_sequence(&o, 1, high, low, high, 2, NULL, each);
+    CHECK_NEAR(each[1].c, 485165195.40979027797, 485165195. * 2 * DBL_EPSILON, "R of x = 30");
+    objective_sequence(&o, 1, low, high, high, 2, NULL, each);
+    CHECK_NEAR(each[1].c, 2.061153622438557828e-9, 2e-9 * 2 * DBL_EPSILON, "R of x = -30");
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -1016,6 +1047,7 @@ int main(void) {
     check_limits();
     check_on_policy();
     check_sequences_by_hand();
+    check_sequence_clamp();
     check_sequences_and_tokens();
     check_sequence_slopes();
     check_sequence_edges();
