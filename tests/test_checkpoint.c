@@ -499,6 +499,14 @@ static int64_t integer_at(size_t offset, int size) {
     return (int64_t)x;
 }
 
+// The low half of the hash of what model_text says of the tiny model.
+static uint32_t tiny_hash(void) {
+    char* text = model_text(&TINY);
+    uint32_t hash = (uint32_t)hash_text(text);
+    free(text);
+    return hash;
+}
+
 static void test_state_layout(void) {
     float p[COUNT], m[COUNT], v[COUNT], x;
     double d;
@@ -515,9 +523,11 @@ static void test_state_layout(void) {
 
     CHECK(read_bytes(in_run("step-000012/state.bin")) == STATE_BYTES, "the size of state.bin");
     CHECK(!memcmp(bytes, "rl-state", 8), "magic");
-    static const int words[] = {2, ARITHMETIC_VERSION, 3, 5, 2, 2, 4, 0, PHASE_RL, 11, 12, 11};
+    const int words[] = {2, ARITHMETIC_VERSION, 3,        5,  2,  2,
+                         4, (int)tiny_hash(),   PHASE_RL, 11, 12, 11};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        CHECK(integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4), i);
+        CHECK((int)integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4),
+              i);
     const int64_t longs[][2] = {{56, 1002},
                                 {64, s.optimizer.attempts},
                                 {88, 1000},
@@ -715,7 +725,6 @@ static void test_ranges(void) {
         const char* words;
     } cases[] = {
         {12, 4, ARITHMETIC_VERSION + 1, "program's arithmetic"},
-        {36, 4, 1, "unused field 1"},
         {40, 4, PHASE_FRESH, "phase 0"},
         {40, 4, PHASE_WARMUP, "RL steps 2"},
         {40, 4, PHASE_DONE + 1, "phase 4"},
@@ -795,7 +804,8 @@ static void test_stale(void) {
     CHECK(n == BYTES && !memcmp(bytes, "rl-stale", 8), "the size and the magic of stale.bin");
     static const int words[] = {1, 2, 3, 5, 2, 2, 4, 0};
     for (size_t i = 0; i < 8; i++)
-        CHECK(integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4), i);
+        CHECK((int)integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4),
+              i);
     CHECK(integer_at(40, 8) == model_checksum, "the model's checksum");
     CHECK(integer_at(48, 8) == (int64_t)fnv(bytes, 64, BYTES), "the copies' checksum");
     CHECK(integer_at(56, 8) == (int64_t)fnv(bytes, 0, 56), "the header's checksum");
@@ -839,6 +849,15 @@ static void load_other_child(const void* config) {
     checkpoint_load(run, &s, config, params, first, second, NULL, 0);
 }
 
+// The five numbers are equal, and what they do not say is not.
+static void check_other_hidden(void) {
+    shape s = TINY.shape;
+    s.hidden = 12;
+    const model other = model_of(&GPT2_FAMILY, s);
+    check_refusal(load_other_child, &other, "another MLP",
+                  (const char* [REFUSAL_WORDS]){"another family or shape", "hidden 12"});
+}
+
 static void test_other_model(void) {
     static const char* const words[5] = {"context 3, and this run has 6", "vocab 5", "depth 2",
                                          "heads 2, and this run has 4", "channels 4"};
@@ -869,6 +888,7 @@ static void test_other_model(void) {
     memcpy(state + 136, &checksum, 8);
     write_bytes(in_run("step-000001/state.bin"), state, n);
     check_refusal(load_child, NULL, "bf16", WORDS{in_run("step-000001/model.bin"), "is damaged"});
+    check_other_hidden();
     remove_tree(run);
 }
 

@@ -164,13 +164,18 @@ static void write_values(checked_file* f, const model* m, const float* parameter
     put_values(f, &h, NULL, padding_of(&h));
     put_values(f, &h, parameters + wte, m->parameters - wte);
 }
+int llmc_file_holds(const model* m) {
+    const shape* s = &m->shape;
+    return m->family == &GPT2_FAMILY && s->tied && s->hidden == 4 * s->channels &&
+           s->kv_heads == s->heads && s->norm_eps == GPT2_FAMILY.norm_eps;
+}
+
 uint64_t llmc_file_write(const char* path, const model* m, const float* parameters,
                          const format* how) {
-    if (m->family != &GPT2_FAMILY || !m->shape.tied || m->shape.hidden != 4 * m->shape.channels ||
-        m->shape.norm_eps != GPT2_FAMILY.norm_eps)
+    if (!llmc_file_holds(m))
         fatal(
-            "cannot write %s: llm.c's format holds tied GPT-2 models with an MLP of 4 channels "
-            "only",
+            "cannot write %s: llm.c's format holds only tied GPT-2 models with an MLP of 4 "
+            "channels",
             path);
     if (how != &FORMAT_FP32 && how != &FORMAT_BF16)
         fatal("cannot write %s as %s; model files are fp32 or bf16", path, how->name);

@@ -9,6 +9,8 @@
 
 LLMC_BEGIN
 
+// Whether the format can hold the model: a tied GPT-2 with an MLP of 4 channels.
+int llmc_file_holds(const model* m);
 // Returns the file's checksum (checked.h), of version 3. bf16 rounds to nearest even. A failed
 // write ends the program with a sentence; it leaves what `path` held before, and a PATH.NUMBER.tmp.
 uint64_t llmc_file_write(const char* path, const model* m, const float* parameters,

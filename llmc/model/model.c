@@ -58,6 +58,16 @@ int model_equal(const model* a, const model* b) {
     return a->family == b->family && !memcmp(&a->shape, &b->shape, sizeof a->shape);
 }
 
+char* model_text(const model* m) {
+    const shape* s = &m->shape;
+    return xprintf(
+        "%s, context %d, vocab %d, depth %d, channels %d, heads %d of %d, kv %d, hidden %d, "
+        "tied %d, eps %.9g, rope %.9g %s %.9g %.9g %.9g %d",
+        m->family->name, s->context, s->vocab, s->layers, s->channels, s->heads, s->head_dim,
+        s->kv_heads, s->hidden, s->tied, s->norm_eps, s->rope_theta, ROPE_SCALING_NAMES[s->scaling],
+        s->rope_factor, s->rope_low, s->rope_high, s->rope_context);
+}
+
 head_shape model_heads(const model* m) {
     return (head_shape){m->shape.heads, m->shape.kv_heads, m->shape.head_dim};
 }

@@ -32,6 +32,8 @@ model model_of(const family* f, shape s);
 // GPT-2's shape from what llm.c's files say: hidden 4 C, tied.
 model model_gpt2(int context, int vocab, int layers, int heads, int channels);
 int model_equal(const model* a, const model* b);
+// Family and shape, every field; equal texts are equal models. Free with free().
+char* model_text(const model* m);
 head_shape model_heads(const model* m);
 int model_head(const model* m);  // the head's row of the weight table
 // The row of the weight of this name; fatal if there is none.

@@ -70,8 +70,8 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     k->heads = model_heads(m);
     k->pages_per_slot = pages_for(max_prompt + max_new);
     // A prompt before its first sequence takes no more pages than a slot that is kept free for that
-    // sequence; afterwards its full pages are those of its sequences. Only the partly filled page of
-    // the one prompt whose group is under way comes on top.
+    // sequence; afterwards its full pages are those of its sequences. Only the partly filled page
+    // of the one prompt whose group is under way comes on top.
     k->pages = slots * k->pages_per_slot + 1;
     k->format = kv;
     k->operand = p.attention;

@@ -1,5 +1,5 @@
 // checkpoint: what a run needs to continue. Files are little-endian and are written in order, so
-// that their checksums (checked.h) come for free. model.bin is llm.c's (model/llmc_file.c).
+// that their checksums (checked.h) come for free. The model lies beside it (model/model_file.h).
 //
 // A run's state (state.bin, beside an fp32 model.bin). n parameters, in model.bin's order, the
 // vocab without its padding.
@@ -9,7 +9,7 @@
 //   8       4     version: 2
 //   12      4     ARITHMETIC_VERSION of the program that wrote it
 //   16      20    T, V, L, heads, C; 4 each
-//   36      4     zero
+//   36      4     hash of the model's family and all of its shape (model_text)
 //   40      4     phase: 1 warm-up, 2 RL, 3 done
 //   44      4     warm-up steps done
 //   48      4     RL steps done
@@ -60,7 +60,7 @@
 #include <sys/stat.h>
 
 #include "../base/checked.h"
-#include "../model/llmc_file.h"
+#include "../model/model_file.h"
 
 enum { STATE_VERSION = 2, STALE_VERSION = 1 };
 static const char STATE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 't', 'e'};
@@ -75,11 +75,18 @@ static saved_shape shape_to_save(const model* m) {
     return (saved_shape){s->context, s->vocab, s->layers, s->heads, s->channels};
 }
 
+static uint32_t model_hash(const model* m) {
+    char* text = model_text(m);
+    uint32_t hash = (uint32_t)hash_text(text);
+    free(text);
+    return hash;
+}
+
 typedef struct state_header {
     char magic[8];
     int32_t version, arithmetic;
     saved_shape model;
-    int32_t zero;
+    uint32_t model_hash;
     run_state run;
     uint64_t model_checksum, moments_checksum, header_checksum;
 } state_header;
@@ -122,7 +129,6 @@ static void check_ranges(const checked_file* f, const state_header* h) {
         const char* what;
         int64_t value, low, high;
     } fields[] = {
-        {"unused field", h->zero, 0, 0},
         {"phase", s->phase, PHASE_WARMUP, PHASE_DONE},
         {"warm-up steps", s->warmup_step, 0, INT32_MAX},
         {"RL steps", s->step, 0, s->phase == PHASE_WARMUP ? 0 : INT32_MAX},
@@ -188,6 +194,11 @@ static state_header read_state_file(const char* folder, const char* advice, cons
     checked_file f = checked_open(path, advice);
     state_header h = read_state_header(&f);
     check_same_model(&f, &h.model, &own);
+    if (h.model_hash != model_hash(c))
+        fatal(
+            "%s belongs to a model of another family or shape than this run's, %s; give the flags "
+            "that the run was started with",
+            f.path, model_text(c));
     int64_t expected = (int64_t)(sizeof h + 2 * count * sizeof(float));
     if (f.bytes != expected)
         checked_refuse(&f, "is damaged: it has %lld bytes instead of %lld", (long long)f.bytes,
@@ -393,11 +404,13 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
     state_header h = {.version = STATE_VERSION,
                       .arithmetic = ARITHMETIC_VERSION,
                       .model = shape_to_save(c),
+                      .model_hash = model_hash(c),
                       .run = *s};
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
-    char* weights = xprintf("%s/model.bin", aside);
-    h.model_checksum = llmc_file_write(weights, c, parameters, &FORMAT_FP32);
+    char *name = xprintf("%s/model", aside), *weights = model_file_path(name, c);
+    h.model_checksum = model_file_write(weights, c, parameters, &FORMAT_FP32);
     free(weights);
+    free(name);
     write_state_file(aside, &h, c->parameters, m, v);
     if (copy_count) write_stale_file(aside, &h, copies, copy_count, copy_count * c->parameters);
     dir_sync(aside);
@@ -454,6 +467,17 @@ static void check_name(const newest* n, const state_header* h) {
               h->run.step > 0 ? "RL" : "warm-up", e.step, n->advice);
 }
 
+static model model_of_folder(const char* folder) {
+    char* path = xprintf("%s/model", folder);
+    if (file_size(path) < 0) {
+        free(path);
+        path = xprintf("%s/model.bin", folder);
+    }
+    model m = model_file_config(path);
+    free(path);
+    return m;
+}
+
 int checkpoint_find(const char* directory, run_state* s, model* m) {
     newest n;
     if (!find_newest(directory, &n)) return 0;
@@ -464,9 +488,7 @@ int checkpoint_find(const char* directory, run_state* s, model* m) {
     *s = h.run;
     file_close(f.f, path);
     free(path);
-    path = xprintf("%s/model.bin", n.folder);
-    if (m) *m = llmc_file_config(path);
-    free(path);
+    if (m) *m = model_of_folder(n.folder);
     newest_free(&n);
     return 1;
 }
@@ -477,12 +499,13 @@ int checkpoint_load(const char* directory, run_state* s, const model* c, float* 
     if (!find_newest(directory, &n)) return 0;
     state_header h = read_state_file(n.folder, n.advice, c, m, v);
     check_name(&n, &h);
-    char* weights = xprintf("%s/model.bin", n.folder);
-    llmc_file_read_as(weights, n.advice, c, h.model_checksum, parameters);
+    char *name = xprintf("%s/model", n.folder), *weights = model_file_path(name, c);
+    model_file_read_as(weights, n.advice, c, h.model_checksum, parameters);
     if (copy_count && h.run.step > 0)
         read_stale_file(n.folder, n.advice, &h, copies, copy_count, copy_count * c->parameters);
     *s = h.run;
     free(weights);
+    free(name);
     newest_free(&n);
     return 1;
 }

@@ -22,24 +22,25 @@ typedef struct run_state {
     optimizer_state optimizer;  // of the warm-up's trainer in WARMUP, else of RL's
     int64_t log_lines;          // of log.jsonl
     int64_t sample_bytes;       // of samples.jsonl
-    uint64_t base_checksum;     // of base.bin, the model before RL; 0: there is none
+    uint64_t base_checksum;     // of base.bin or base/, the model before RL; 0: there is none
     uint64_t prompts_checksum;  // of prompts, the sanity protocol's; 0: there are none
 } run_state;
 
-// Writes DIRECTORY/checkpoints/NAME/{model.bin,state.bin} and, unless `copy_count` is 0, stale.bin:
-// that many `copies` of older parameters that the sampler is still to use. NAME is "step-NNNNNN" of
-// s->step, or "warmup-NNNNNN" of s->warmup_step before the first RL step is done. It is on the disk
-// when this returns. An earlier checkpoint of this name is replaced; then the oldest beyond `keep`
-// (0 = all are kept) are removed, never the new one. parameters, m, v: host arrays of
-// c->parameters floats. A failed write ends the program with a sentence. For a full disk's sake
-// the program must ignore SIGXFSZ, and no other process may save to the same directory.
+// Writes DIRECTORY/checkpoints/NAME/ with model.bin or model/ (model_file.h), state.bin and, unless
+// `copy_count` is 0, stale.bin: that many `copies` of older parameters that the sampler is still to
+// use. NAME is "step-NNNNNN" of s->step, or "warmup-NNNNNN" of s->warmup_step before the first RL
+// step is done. It is on the disk when this returns. An earlier checkpoint of this name is
+// replaced; then the oldest beyond `keep` (0 = all are kept) are removed, never the new one.
+// parameters, m, v: host arrays of c->parameters floats. A failed write ends the program with a
+// sentence. For a full disk's sake the program must ignore SIGXFSZ, and no other process may save
+// to the same directory.
 void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
                      int copy_count, int keep);
 // Removes what a save that was killed left behind.
 void checkpoint_sweep(const char* directory);
-// The state of the newest complete checkpoint and, unless `m` is NULL, the model that model.bin's
-// header describes; returns 0 and leaves both alone if there is none.
+// The state of the newest complete checkpoint and, unless `m` is NULL, the model that its model
+// file's header describes; returns 0 and leaves both alone if there is none.
 int checkpoint_find(const char* directory, run_state* s, model* m);
 // The newest complete checkpoint: fills `s` and the host arrays and returns 1; returns 0 if there
 // is none. The copies are read from one with RL steps; before there is nothing older. A

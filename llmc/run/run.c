@@ -34,7 +34,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../model/llmc_file.h"
+#include "../model/model_file.h"
 #include "../text/tokenizer.h"
 #include "directory.h"
 #include "sanity.h"
@@ -241,7 +241,7 @@ static void begin_fresh(run* r) {
     const settings* s = r->settings;
     if (*s->init) {
         free(r->base);
-        llmc_file_read(s->init, &r->base);
+        model_file_read(s->init, &r->base);
     } else {
         model_init(&r->model, r->base, s->seed);
     }
@@ -271,11 +271,12 @@ static void continue_rl(run* r, const float* m, const float* v, const float* old
     restore(r, r->trainer, m, v);
     if (s->sanity_samples) sanity_restore(r);
     if (r->reference) {
-        char* path = run_path(r, "base.bin");
-        llmc_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
-                          r->state.base_checksum, r->base);
+        char *name = run_path(r, "base"), *path = model_file_path(name, &r->model);
+        model_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
+                           r->state.base_checksum, r->base);
         load_reference(r);
         free(path);
+        free(name);
     }
     if (r->state.step > 0)
         stale_load(r->stale, older);
@@ -334,10 +335,12 @@ static void check_diverged(run* r) {
 }
 
 static void keep_base(run* r) {
-    char* path = run_path(r, "base.bin");
+    char* name = run_path(r, "base");
+    char* path = name ? model_file_path(name, &r->model) : NULL;
     if (path && r->reference)
-        r->state.base_checksum = llmc_file_write(path, &r->model, r->base, &FORMAT_FP32);
+        r->state.base_checksum = model_file_write(path, &r->model, r->base, &FORMAT_FP32);
     free(path);
+    free(name);
 }
 
 void run_start_rl(run* r) {

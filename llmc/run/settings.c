@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "../base/options.h"
-#include "../model/llmc_file.h"
+#include "../model/model_file.h"
 #include "../model/refuse.h"
 #include "../text/tokenizer.h"
 #include "checkpoint.h"
@@ -26,6 +26,19 @@ const char* const ANCHOR_NAMES[] = {"rollout", "recompute", NULL};
 // The flags
 
 static settings given = {
+#define GROUP(help)
+#define INT(name, field, value, low, high, resume, help) .field = value,
+#define U64(name, field, value, resume, help) .field = value,
+#define REAL(name, field, value, low, high, above, resume, help) .field = value,
+#define CHOICE(name, field, value, names, resume, help) .field = value,
+#define FORMAT(name, field, value, names, resume, help) .field = value,
+#define TEXT(name, field, value, resume, help) .field = value,
+#define SWITCH(name, field, resume, help) .field = 0,
+#include "flags.def"
+};
+
+// Never changed: what `given` began as.
+static const settings DEFAULTS = {
 #define GROUP(help)
 #define INT(name, field, value, low, high, resume, help) .field = value,
 #define U64(name, field, value, resume, help) .field = value,
@@ -316,7 +329,7 @@ static model resolve_model(void) {
     model loaded;  // a resumed run has a model of its own and needs the file no more
     run_state state;
     if (!given.resume || !checkpoint_find(given.out, &state, &loaded))
-        loaded = llmc_file_config(given.init);
+        loaded = model_file_config(given.init);
     take_shape(&loaded);
     return loaded;
 }
@@ -379,9 +392,51 @@ static void check_sizes(const task* t) {
               t->max_response, s->max_new_tokens);
 }
 
+// Of all products of the model.
+static int smallest_inputs(const model* m) {
+    int least = m->shape.channels;
+    for (int i = 0; i < WEIGHTS; i++) {
+        const family_weight* w = &m->family->weight[i];
+        int inputs = dim_of(&m->shape, w->cols);
+        if (m->count[i] && weight_is_matrix(w) && inputs < least) least = inputs;
+    }
+    return least;
+}
+
+static void refuse_unread(int differs, const char* flags, const char* why) {
+    if (differs)
+        fatal("%s mean%s nothing %s; leave %s out", flags, strchr(flags, ' ') ? "" : "s", why,
+              strchr(flags, ' ') ? "them" : "it");
+}
+
+// Flags of a part of the run that there is not.
+static void check_parts(void) {
+    const settings *s = &given, *d = &DEFAULTS;
+    int warms_up = s->warmup_steps > 0 && !*s->init;
+    const char* no_warmup = *s->init ? "with --init, which takes the warm-up's place"
+                                     : "without a warm-up (--warmup-steps 0)";
+    refuse_unread(!*s->out && (s->checkpoint_every != d->checkpoint_every ||
+                               s->checkpoint_keep != d->checkpoint_keep),
+                  "--checkpoint-every and --checkpoint-keep",
+                  "without --out, where nothing is kept");
+    refuse_unread(!warms_up && (s->warmup_lr != d->warmup_lr || s->warmup_batch != d->warmup_batch),
+                  "--warmup-lr and --warmup-batch", no_warmup);
+    refuse_unread(!warms_up && *s->warmup_cache, "--warmup-cache", no_warmup);
+    refuse_unread(s->objective == OBJECTIVE_SFT && s->advantage != d->advantage, "--advantage",
+                  "to --objective sft");
+    refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
+                  "to --objective sft, which has no ratio");
+}
+
 // A flag that would be read by nothing.
-static void check_meaning(void) {
+static void check_meaning(const model* m) {
     const settings* s = &given;
+    check_parts();
+    if (!model_file_holds(m) && (*s->out || (*s->warmup_cache && s->warmup_steps)))
+        fatal(
+            "--family %s: only tied models of gpt2 with an MLP of 4 channels can be kept on disk; "
+            "leave out --out and --warmup-cache, or choose gpt2",
+            m->family->name);
     if (!s->sanity_samples &&
         (s->sanity_prompts != 256 || s->sanity_low != 0.2 || s->sanity_high != 0.8))
         fatal(
@@ -411,12 +466,23 @@ static void check_meaning(void) {
               KL_NAMES[s->kl_estimator]);
     if (s->batch_invariant && s->activation_scale)
         fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
+    if (s->batch_invariant && settings_batch_dependence(s))
+        fatal(
+            "--batch-invariant cannot hold with --grad-dtype %s, whose scales span a micro-batch; "
+            "leave one out",
+            s->grad_dtype);
+    int inputs = smallest_inputs(m);
+    if (s->rollout_split_k > inputs)
+        fatal(
+            "--rollout-split-k %d: the smallest product of this model has %d inputs; use at most "
+            "%d",
+            s->rollout_split_k, inputs, inputs);
 }
 
 void settings_resolve(const task* t, model* m, objective* o) {
     *m = resolve_model();
     check_sizes(t);
-    check_meaning();
+    check_meaning(m);
     *o = resolve_objective();
 }
 

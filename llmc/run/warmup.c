@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "../base/checked.h"
-#include "../model/llmc_file.h"
+#include "../model/model_file.h"
 #include "../text/tokenizer.h"
 
 enum { WARMUP_LR_STEPS = 50 };
@@ -72,9 +72,9 @@ warmup_result warmup_step(run* r) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// The cache. An entry is two files: warmup-HASH.bin is the model, in llm.c's format;
+// The cache. An entry is two: warmup-HASH.bin or warmup-HASH/ is the model (model_file.h);
 // warmup-HASH.txt says in its first line what the model depends on and in its second the checksum
-// of the first file (checked.h). The text is written last: without it there is no entry.
+// of the first (checked.h). The text is written last: without it there is no entry.
 
 static int wanted(const settings* s) {
     return *s->warmup_cache && !*s->init && s->warmup_steps > 0;
@@ -99,13 +99,15 @@ static char* warmup_key(const run* r) {
     optimizer_config o = warmup_optimizer(s);
     // On a GPU the bits depend on what it is; on the CPU they do not.
     const char* device = s->device == DEVICE_CUDA ? r->device->name : "";
-    return xprintf(
-        "arithmetic %d%s, model %d %d %d %d %d, task %s, seed %llu, steps %d %d, batch %d, "
+    char* of_model = model_text(&r->model);
+    char* key = xprintf(
+        "arithmetic %d%s, model %s, task %s, seed %llu, steps %d %d, batch %d, "
         "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
-        ARITHMETIC_VERSION, device, r->model.shape.layers, r->model.shape.heads,
-        r->model.shape.channels, r->model.shape.context, r->model.shape.vocab, s->task,
-        (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch,
-        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip);
+        ARITHMETIC_VERSION, device, of_model, s->task, (unsigned long long)s->seed, s->warmup_steps,
+        WARMUP_LR_STEPS, s->warmup_batch, s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay,
+        o.clip);
+    free(of_model);
+    return key;
 }
 
 typedef struct cache_entry {
@@ -116,7 +118,7 @@ static cache_entry entry_open(const run* r) {
     char* key = warmup_key(r);
     char* stem =
         xprintf("%s/warmup-%016llx", r->settings->warmup_cache, (unsigned long long)hash_text(key));
-    cache_entry e = {key, xprintf("%s.bin", stem), xprintf("%s.txt", stem)};
+    cache_entry e = {key, model_file_path(stem, &r->model), xprintf("%s.txt", stem)};
     free(stem);
     return e;
 }
@@ -132,9 +134,12 @@ static char* entry_text(const cache_entry* e, uint64_t checksum) {
 }
 
 // Whether the text beside the model is the one that belongs to it.
-static int entry_is_whole(const cache_entry* e) {
+static int entry_is_whole(const cache_entry* e, const model* m) {
     uint64_t checksum;
-    if (!checked_file_checksum(e->model, &checksum)) return 0;
+    char* weights = model_file_weights(e->model, m);
+    int there = checked_file_checksum(weights, &checksum);
+    free(weights);
+    if (!there) return 0;
     char *expected = entry_text(e, checksum), *found = xalloc(strlen(expected) + 2, 1, e->text);
     FILE* f = fopen(e->text, "r");
     size_t bytes = f ? fread(found, 1, strlen(expected) + 1, f) : 0;
@@ -148,11 +153,11 @@ static int entry_is_whole(const cache_entry* e) {
 int warmup_from_cache(run* r) {
     if (!wanted(r->settings)) return 0;
     cache_entry e = entry_open(r);
-    int there = file_size(e.text) >= 0, whole = there && entry_is_whole(&e);
+    int there = file_size(e.text) >= 0, whole = there && entry_is_whole(&e, &r->model);
     if (there && !whole) log_print(r->log, "warm-up  %s is damaged; it is made anew", e.model);
     if (whole) {
         free(r->base);
-        llmc_file_read(e.model, &r->base);
+        model_file_read(e.model, &r->base);
         r->state.warmup_step = r->settings->warmup_steps;
         log_print(r->log, "warm-up  taken from %s", e.model);
     }
@@ -163,7 +168,7 @@ int warmup_from_cache(run* r) {
 void warmup_to_cache(const run* r) {
     if (!wanted(r->settings)) return;
     cache_entry e = entry_open(r);
-    char* text = entry_text(&e, llmc_file_write(e.model, &r->model, r->base, &FORMAT_FP32));
+    char* text = entry_text(&e, model_file_write(e.model, &r->model, r->base, &FORMAT_FP32));
     char* aside = xprintf("%s.%ld.tmp", e.text, (long)getpid());
     FILE* f = file_open(aside, "w");
     file_write(f, text, strlen(text), aside);
