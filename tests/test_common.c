@@ -1,6 +1,7 @@
 // common: what is asked for is delivered whole, or the program says why not and stops.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -196,6 +197,40 @@ static void test_clock(void) {
     CHECK(after - before >= 0.002 && after - before < 1, "2 ms took %g s", after - before);
 }
 
+// What a user wrote, as a message shows it; and how near a name is.
+static void test_shown(void) {
+    static const char digits[] =
+        "123456789.123456789.123456789.123456789.123456789.123456789."
+        "123456789.123456789.1";
+    static const struct {
+        const char* given;
+        size_t length;
+        const char* expected;
+    } cases[] = {{"abc", 3, "abc"},
+                 {"abc", 2, "ab"},
+                 {"a\tb\x7f\n", 5, "a?b??"},
+                 {"\xce\xbc", 2, "\xce\xbc"},
+                 {"", 0, ""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char* text = shown(cases[i].given, cases[i].length);
+        CHECK(!strcmp(text, cases[i].expected), "case %d is shown as %s", (int)i, text);
+        free(text);
+    }
+    for (size_t length = 79; length <= 81; length++) {
+        char* text = shown(digits, length);
+        size_t kept = length > 80 ? 80 : length;
+        CHECK(!strncmp(text, digits, kept) && !strcmp(text + kept, length > 80 ? "..." : ""),
+              "%zu characters are shown as %s", length, text);
+        free(text);
+    }
+    char longest[65];
+    memset(longest, 'a', 64);
+    longest[64] = 0;
+    CHECK(name_distance("b", 1, longest) == INT_MAX, "a name of 64 characters has no distance");
+    CHECK(name_distance(longest, 64, "b") == INT_MAX, "nor has one that is given");
+    CHECK(name_distance("b", 1, longest + 1) == 63, "63 characters are compared");
+}
+
 int main(void) {
     if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
     snprintf(path, sizeof path, "%s/file", folder);
@@ -205,6 +240,7 @@ int main(void) {
     test_writing();
     test_folders();
     test_clock();
+    test_shown();
     CHECK(rmdir(folder) == 0, "%s is empty at the end", folder);
     return test_report();
 }

@@ -859,6 +859,8 @@ static void test_double_edges(void) {
     CHECK(num_exp(0) == 1 && num_exp(INFINITY) == INFINITY && num_exp(-INFINITY) == 0 &&
               num_exp(709.79) == INFINITY && num_exp(-746) == 0 && isnan(num_exp(NAN)),
           "num_exp at an edge");
+    // e^-745 is 0.57 of the least number, which it becomes; e^-745.2 is 0.47 of it.
+    CHECK(num_exp(-745) == 0x1p-1074 && num_exp(-745.2) == 0, "num_exp of the least numbers");
     CHECK(num_expm1(0) == 0 && num_expm1(INFINITY) == INFINITY && num_expm1(-INFINITY) == -1 &&
               num_expm1(1e-300) == 1e-300 && isnan(num_expm1(NAN)),
           "num_expm1 at an edge");

@@ -676,6 +676,35 @@ static void test_prefill_rows(void) {
     cpu_close(b);
 }
 
+// A sampler for 50 sequences at a time runs a batch of 6, twice: its statistics are of that batch,
+// and of one run. Shares of six slots are busy, not of fifty.
+static void test_small_batch(void) {
+    backend* b = cpu_open(1, "auto");
+    setup s = mixed_setup(), small = s;
+    s.slots = 50;
+    small.prompts = 3;
+    small.group = 2;
+    float* parameters = random_parameters(&s.c, 1, 0.2);
+    sampler* r = make_rollout(b, &s, parameters);
+    for (int run = 0; run < 2; run++) {
+        rollout* d = empty_batch(&small);
+        sampler_stats stats = run_rollout(r, d, &s.how);
+        int longest = 0, prompt_tokens = 0;
+        for (int q = 0; q < 6; q++) longest = d->length[q] > longest ? d->length[q] : longest;
+        for (int p = 0; p < 3; p++) prompt_tokens += s.prompt_length[p];
+        CHECK(stats.tokens == response_tokens(d) && stats.prefill_tokens == prompt_tokens,
+              "run %d: tokens", run);
+        CHECK(stats.decode_steps >= longest - 1 && stats.decode_steps < longest + 4,
+              "run %d: %lld steps for %d tokens", run, (long long)stats.decode_steps, longest);
+        double busy = (double)(stats.tokens - 6) / (double)(6 * stats.decode_steps);
+        CHECK_NEAR(stats.occupancy, busy, 1e-12, "occupancy");
+        rollout_free(d);
+    }
+    sampler_free(r);
+    free(parameters);
+    cpu_close(b);
+}
+
 // ---------------------------------------------------------------------------------------------
 // The distribution
 
@@ -852,6 +881,8 @@ static void begin_rollout(const void* argument) {
 
 static void test_refusals(void) {
     setup many = mixed_setup(), longer = mixed_setup(), wide = mixed_setup();
+    setup shorter = mixed_setup();  // its places would lie elsewhere
+    shorter.max_new = 39;
     many.group = 6;
     longer.max_new = 41;
     wide.prompt_length[3] = 49;
@@ -859,6 +890,8 @@ static void test_refusals(void) {
                   (const char* [REFUSAL_WORDS]){"60 sequences", "50"});
     check_refusal(begin_rollout, &longer, "too long completions",
                   (const char* [REFUSAL_WORDS]){"41", "40"});
+    check_refusal(begin_rollout, &shorter, "too short completions",
+                  (const char* [REFUSAL_WORDS]){"39", "40"});
     check_refusal(begin_rollout, &wide, "too long prompts",
                   (const char* [REFUSAL_WORDS]){"49", "48"});
 }
@@ -891,6 +924,7 @@ int main(int argc, char** argv) {
     test_shared_pages();
     test_pages_return();
     test_pages_suffice();
+    test_small_batch();
     test_prefill_rows();
     test_frequencies();
     test_kept();
