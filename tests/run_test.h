@@ -312,8 +312,14 @@ static char* checkpoint_file(const char* out, const char* name) {
     return at_home("%s/checkpoints/step-%06d/%s", out, newest, name);
 }
 
+// The weights of a model file, or of a model's folder.
+static inline char* checkpoint_weights(const char* out) {
+    char* file = checkpoint_file(out, "model.bin");
+    return file_size(file) >= 0 ? file : checkpoint_file(out, "model/model.safetensors");
+}
+
 static inline int same_model(const char* a, const char* b) {
-    return same_file(checkpoint_file(a, "model.bin"), checkpoint_file(b, "model.bin"));
+    return same_file(checkpoint_weights(a), checkpoint_weights(b));
 }
 
 static inline void check_same_run(const char* a, const char* b, const char* what, int slots) {

@@ -1,0 +1,67 @@
+// What a device cannot do is said in one sentence that names the flag, and what it can is not
+// refused.
+#include <stdlib.h>
+
+#include "model/refuse.h"
+#include "test.h"
+
+static const format *const FP32 = &FORMAT_FP32, *const BF16 = &FORMAT_BF16,
+                           *const E4M3 = &FORMAT_E4M3;
+
+static demand usual(const model* m) {
+    return (demand){m, precision_of(BF16, FP32), precision_of(&FORMAT_TF32, FP32), &FORMAT_FP16, 0};
+}
+
+static void check(const capabilities* can, const demand* d, const char* words) {
+    char* why = refuse(can, d);
+    if (words)
+        CHECK(why && strstr(why, words) == why, "\"%s\" does not begin with \"%s\"", why ? why : "",
+              words);
+    else
+        CHECK(!why, "%s can do this: %s", can->name, why);
+    free(why);
+}
+
+int main(void) {
+    const model gpt2 = model_gpt2(8, 8, 1, 2, 16);
+    shape s = gpt2.shape;
+    s.rope_theta = 100;
+    const model qwen3 = model_of(&QWEN3_FAMILY, s);
+    s.kv_heads = 1;
+    const model grouped = model_of(&LLAMA_FAMILY, s);
+    const capabilities all = {
+        "all", CAN_RMS | CAN_QK_NORM | CAN_ROPE | CAN_SWIGLU | CAN_GROUP_HEADS, 1, 1, 1};
+    capabilities gpu = {"the GPU", 0, 0, 0, 0};
+    demand d = usual(&gpt2), other = d;
+    check(&gpu, &d, NULL);
+
+    other.batch_invariant = 1;
+    check(&gpu, &other, "--batch-invariant does not hold on the GPU yet");
+    other = d, other.train = precision_of(E4M3, FP32);
+    check(&gpu, &other, "--train-dtype fp8_e4m3: the GPU has fp32, tf32, bf16 and fp16");
+    other = d, other.rollout = precision_of(format_find("e5m6"), FP32);
+    check(&gpu, &other, "--rollout-dtype e5m6");
+    other = d, other.kv = E4M3;
+    check(&gpu, &other, "--kv-dtype fp8_e4m3");
+    other = d, other.train = precision_with_gradient(d.train, FP32);
+    check(&gpu, &other, "--grad-dtype fp32: the GPU has gradients in the train dtype");
+    other = d, other.rollout.split_k = 2;
+    check(&gpu, &other, "--rollout-split-k");
+
+    other = usual(&qwen3);
+    check(&gpu, &other, "--family qwen3: the GPU has gpt2 only");
+    check(&all, &other, NULL);
+    for (unsigned op = CAN_RMS; op <= CAN_SWIGLU; op *= 2) {  // each op counts by itself
+        gpu.ops = all.ops & ~op;
+        check(&gpu, &other, "--family qwen3");
+    }
+    gpu.ops = all.ops & ~(unsigned)CAN_GROUP_HEADS;
+    check(&gpu, &other, NULL);
+    other = usual(&grouped);
+    check(&gpu, &other, "--family llama");
+    other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
+    other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
+    check(&all, &other, NULL);
+    CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");
+    return test_report();
+}
