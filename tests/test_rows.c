@@ -184,7 +184,6 @@ static void check_norms(void) {
             if (i % STORE_COUNT)
                 check_norm_case(rms, SHAPES[i / STORE_COUNT], store, &FORMAT_FP32, 0);
         }
-        // So much that threads run at the same time: scratch memory that they shared would show.
         check_norm_case(rms, (shape){64, 5000}, STORES[0], STORES[0], 1);
     }
 }
