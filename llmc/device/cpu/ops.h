@@ -1,4 +1,5 @@
-// The ops that each instruction set provides, one file per group; their contracts are in ops.def.
+// The ops that each instruction set provides, one file per group; their contracts are in ops.def,
+// and plain.c has each of them, under the same name, in the form to read first.
 #ifndef LLMC_CPU_OPS_H
 #define LLMC_CPU_OPS_H
 
