@@ -873,8 +873,7 @@ static void adamw(backend* b, float* w, float* m, float* v, const float* g, size
         float step = (m[i] / how->correction1) / (sqrtf(v[i] / how->correction2) + how->eps);
         w[i] = num_fma(-how->lr, num_fma(how->weight_decay, w[i], step), w[i]);
         if (how->format == &FORMAT_FP32) continue;
-        // A weight of fewer bits: rounded up or down by chance, so that small steps count on
-        // average.
+        // Fewer bits: w goes up or down by chance, so that small steps count on average.
         uint32_t random[4];
         uint64_t index = first + i;
         random_at(random, how->seed, STREAM_ROUND, how->step, (uint32_t)(index >> 32),
