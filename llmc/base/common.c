@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+void (*on_fatal)(void);
+
 void fatal(const char* format, ...) {
     fflush(stdout);
     // On a terminal a progress line may stand there: return to its start and clear it.
@@ -21,6 +23,9 @@ void fatal(const char* format, ...) {
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);
+    void (*hook)(void) = on_fatal;
+    on_fatal = NULL;  // a hook that fails itself must not be called again
+    if (hook) hook();
     exit(1);
 }
 

@@ -20,6 +20,9 @@ LLMC_BEGIN
 
 // Prints "train_gpt2_rl: " and the message to stderr and exits with status 1.
 void fatal(const char* format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+// What fatal calls between the message and the exit, once; NULL at first. It may leave by longjmp,
+// as tests do that count many refusals in one process.
+extern void (*on_fatal)(void);
 
 // Memory: 64-byte aligned, zero-filled; `what` names the purpose in the error. Free with free().
 void* xalloc(size_t count, size_t size, const char* what);

@@ -7,8 +7,7 @@
 
 LLMC_BEGIN
 
-int model_file_holds(const model* m);
-// Where a model is kept that is called `name`: NAME.bin. Free with free().
+// Where a model is kept that is called `name`: NAME.bin or the folder NAME. Free with free().
 char* model_file_path(const char* name, const model* m);
 // The file at or below `path` that has the checksum. Free with free().
 char* model_file_weights(const char* path, const model* m);

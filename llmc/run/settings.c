@@ -432,11 +432,6 @@ static void check_parts(void) {
 static void check_meaning(const model* m) {
     const settings* s = &given;
     check_parts();
-    if (!model_file_holds(m) && (*s->out || (*s->warmup_cache && s->warmup_steps)))
-        fatal(
-            "--family %s: only tied models of gpt2 with an MLP of 4 channels can be kept on disk; "
-            "leave out --out and --warmup-cache, or choose gpt2",
-            m->family->name);
     if (!s->sanity_samples &&
         (s->sanity_prompts != 256 || s->sanity_low != 0.2 || s->sanity_high != 0.8))
         fatal(
