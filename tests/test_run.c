@@ -741,7 +741,6 @@ static void test_refusals(void) {
         {"--family llama --head-dim 7", "choose an even --head-dim"},
         {"--family llama --head-dim 258", "--head-dim 258"},
         {"--family llama --heads 3", "or give --head-dim"},
-        {"--checkpoint-keep 1", "--checkpoint-keep mean nothing without --out"},
         {"--warmup-steps 0 --warmup-lr 1e-3", "--warmup-batch mean nothing without a warm-up"},
         {"--warmup-steps 0 --warmup-cache cache", "--warmup-cache means nothing"},
         {"--objective sft --advantage std", "--advantage means nothing to --objective sft"},

@@ -409,16 +409,17 @@ static void refuse_unread(int differs, const char* flags, const char* why) {
               strchr(flags, ' ') ? "them" : "it");
 }
 
+int settings_checkpoints_unread(const settings* s) {
+    return !*s->out && (s->checkpoint_every != DEFAULTS.checkpoint_every ||
+                        s->checkpoint_keep != DEFAULTS.checkpoint_keep);
+}
+
 // Flags of a part of the run that there is not.
 static void check_parts(void) {
     const settings *s = &given, *d = &DEFAULTS;
     int warms_up = s->warmup_steps > 0 && !*s->init;
     const char* no_warmup = *s->init ? "with --init, which takes the warm-up's place"
                                      : "without a warm-up (--warmup-steps 0)";
-    refuse_unread(!*s->out && (s->checkpoint_every != d->checkpoint_every ||
-                               s->checkpoint_keep != d->checkpoint_keep),
-                  "--checkpoint-every and --checkpoint-keep",
-                  "without --out, where nothing is kept");
     refuse_unread(!warms_up && (s->warmup_lr != d->warmup_lr || s->warmup_batch != d->warmup_batch),
                   "--warmup-lr and --warmup-batch", no_warmup);
     refuse_unread(!warms_up && *s->warmup_cache, "--warmup-cache", no_warmup);

@@ -49,6 +49,8 @@ int settings_any_scaled(const settings* s);               // whether anything is
 optimizer_config settings_optimizer(const settings* s);   // of the RL updates
 sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
 float settings_inverse_temperature(const settings* s);  // 1 / --temperature
+// Whether flags about checkpoints are given, and there is no --out where they would be kept.
+int settings_checkpoints_unread(const settings* s);
 // Why the result depends on --slots or --micro-batch (only some fp8 settings); NULL if it does not.
 const char* settings_batch_dependence(const settings* s);
 
