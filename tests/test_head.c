@@ -508,6 +508,35 @@ static void check_sampler(void) {
     check_sampler_case((sampler_case){500, 137, 5, &FORMAT_FP32, 9, SAMPLINGS[9]}, 0, 1);
 }
 
+// What becomes of a slot: its token is appended and is its next input; it goes on, or is idle after
+// the end token and when nothing is left to sample. Slots that are idle or have no row stay.
+static void check_slots(backend* b) {
+    int mark = array_count, rows = 60, v = 5, wrong = 0, ended = 0;
+    tensor x = matrix_random(rows, 6, &FORMAT_FP32), w = weight_random(v, 6);
+    const sampling how = {0.2f, 0, 0, 1, 3, STREAM_SAMPLE, 1};
+    slots before = slots_new(rows, v), t = slots_copy(&before);
+    prepared* p = b->weight_prepare(b, NULL, w.data, v, 6, &FORMAT_FP32, &FORMAT_FP32);
+    b->sample(b, &t.s, x, t.row_slot, rows, p, &FORMAT_FP32, &how);
+    b->weight_release(b, p);
+    for (int i = 0; i <= rows; i++) {
+        int sequence = t.s.sequence[i], drawn = i > 0 && before.s.position[i] >= 0;
+        int length = before.s.length[sequence], token = before.s.token[i];
+        int left = before.s.left[i], position = before.s.position[i];
+        if (drawn) {
+            token = t.s.out_token[sequence * MAX_NEW + length];
+            int end = token == t.s.end_token;
+            left -= !end;
+            position = end || left == 0 ? -1 : position + 1;
+            ended += end;
+        }
+        wrong += token < 0 || token >= v || t.s.token[i] != token || t.s.left[i] != left ||
+                 t.s.position[i] != position || t.s.length[sequence] != length + drawn ||
+                 sequence != before.s.sequence[i];
+    }
+    CHECK(wrong == 0 && ended > 0, "%d slots are wrong, %d have ended (%s)", wrong, ended, b->name);
+    arrays_free(mark, "slots");
+}
+
 // Tokens of probability 2^-33 count: a thousand of them reach a p of 1 - 2^-24 that the first token
 // alone does not.
 static void check_rare_tokens(void) {
@@ -723,6 +752,7 @@ int main(void) {
         check_known(devices[d], "head_keep", 1);
         check_differences(devices[d], 0);
         check_differences(devices[d], 50);
+        check_slots(devices[d]);
         check_keys(devices[d]);
         check_frequencies(devices[d]);
         check_top_p_is_smallest(devices[d]);
