@@ -106,6 +106,9 @@ void report_plan(const run* r) {
                   s->sync_every);
     if (s->lag > 0) log_print(r->log, "staleness   the sampler's weights lag by %d", s->lag);
     report_precision(r);
+    if (settings_warmup_unread(s))
+        log_print(r->log, "warm-up     none: %s, so the other flags of the warm-up do nothing",
+                  *s->init ? "--init takes its place" : "--warmup-steps is 0");
     if (settings_checkpoints_unread(s))
         log_print(r->log, "checkpoints none: nothing is kept without --out");
     log_print(r->log, "memory      taking all that the run needs, and trying the largest batch");

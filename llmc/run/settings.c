@@ -409,6 +409,12 @@ static void refuse_unread(int differs, const char* flags, const char* why) {
               strchr(flags, ' ') ? "them" : "it");
 }
 
+int settings_warmup_unread(const settings* s) {
+    return (s->warmup_steps == 0 || *s->init) &&
+           (s->warmup_lr != DEFAULTS.warmup_lr || s->warmup_batch != DEFAULTS.warmup_batch ||
+            *s->warmup_cache);
+}
+
 int settings_checkpoints_unread(const settings* s) {
     return !*s->out && (s->checkpoint_every != DEFAULTS.checkpoint_every ||
                         s->checkpoint_keep != DEFAULTS.checkpoint_keep);
@@ -417,12 +423,6 @@ int settings_checkpoints_unread(const settings* s) {
 // Flags of a part of the run that there is not.
 static void check_parts(void) {
     const settings *s = &given, *d = &DEFAULTS;
-    int warms_up = s->warmup_steps > 0 && !*s->init;
-    const char* no_warmup = *s->init ? "with --init, which takes the warm-up's place"
-                                     : "without a warm-up (--warmup-steps 0)";
-    refuse_unread(!warms_up && (s->warmup_lr != d->warmup_lr || s->warmup_batch != d->warmup_batch),
-                  "--warmup-lr and --warmup-batch", no_warmup);
-    refuse_unread(!warms_up && *s->warmup_cache, "--warmup-cache", no_warmup);
     refuse_unread(s->objective == OBJECTIVE_SFT && s->advantage != d->advantage, "--advantage",
                   "to --objective sft");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
@@ -468,7 +468,7 @@ static void check_meaning(const model* m) {
             "leave one out",
             s->grad_dtype);
     int inputs = smallest_inputs(m);
-    if (s->rollout_split_k > inputs)
+    if (s->rollout_split_k > 1 && s->rollout_split_k > inputs)
         fatal(
             "--rollout-split-k %d: the smallest product of this model has %d inputs; use at most "
             "%d",

@@ -51,6 +51,8 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
 float settings_inverse_temperature(const settings* s);  // 1 / --temperature
 // Whether flags about checkpoints are given, and there is no --out where they would be kept.
 int settings_checkpoints_unread(const settings* s);
+// Whether flags about the warm-up are given, and there is none.
+int settings_warmup_unread(const settings* s);
 // Why the result depends on --slots or --micro-batch (only some fp8 settings); NULL if it does not.
 const char* settings_batch_dependence(const settings* s);
 
