@@ -1058,8 +1058,8 @@ static const struct {
     effect effect;
 } FLAGS[] = {
     {"", "--family llama", MODEL},
-    {"--family llama", "--family qwen2", MODEL},
-    {"--family llama", "--family qwen3", MODEL},
+    {"", "--family qwen2", MODEL},
+    {"", "--family qwen3", MODEL},
     {"--family llama", "--kv-heads 1", MODEL},
     {"--family llama", "--kv-heads 2", SAME},
     {"--family llama", "--head-dim 12", MODEL},

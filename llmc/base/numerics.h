@@ -60,7 +60,7 @@ typedef struct format {
 extern const format FORMAT_FP32, FORMAT_TF32, FORMAT_BF16, FORMAT_FP16, FORMAT_E4M3, FORMAT_E5M2;
 extern const format* const FORMATS[];  // these, ends with NULL
 
-// The format of this name, always the same pointer; NULL if there is none. Beside FORMATS, which
+// The format of this name, always the same pointer; NULL if there is none. Next to FORMATS, which
 // have names, there is eXmY for every X from 2 to 8 exponent bits and Y from 1 to 22 mantissa bits,
 // in the manner of IEEE 754: the top exponent is infinity and NaN, and what rounds beyond max is
 // infinity. Up to 8 bits with the sign they are as fp8 is: scaled, and saturating. So e4m3 ends at
@@ -68,8 +68,8 @@ extern const format* const FORMATS[];  // these, ends with NULL
 const format* format_find(const char* name);
 #define FORMAT_BY_BITS "eXmY (X from 2 to 8, Y from 1 to 22)"
 
-// The end of both roundings of x: picks the normal (fp32 bits) or the subnormal result, both for
-// |x|, and sees to the sign, overflow and NaN (made quiet, its payload cut to the format).
+// Common tail of both roundings. Selects the normal (fp32 bits) or subnormal result for |x|,
+// restores the sign, and handles overflow and NaN (quieted, payload truncated).
 NUM_INLINE float format_finish(float x, uint32_t normal, float subnormal, const format* f) {
     uint32_t u = float_bits(x), kept = ~((1u << f->drop) - 1);
     float magnitude = float_from_bits(u & 0x7fffffffu);
@@ -202,7 +202,9 @@ NUM_INLINE float num_expf(float x) {
     p = num_fma(p, r, 1.0f);
     float y = float_from_bits(float_bits(p) + exponent);  // 2^n p, for the x that pass below
     y = x < -0x1.5d589ep6f ? 0.0f : y;                    // ln 2^-126 = -87.3365...
-    return x <= 0x1.62e42ep6f ? y : x + float_from_bits(0x7f800000u);  // ln 2^128; NaN goes right
+    return x <= 0x1.62e42ep6f
+               ? y
+               : x + float_from_bits(0x7f800000u);  // ln 2^128; NaN takes this branch
 }
 
 // ln x within 0.827 ulp; -infinity at 0, NaN below, infinity at infinity.

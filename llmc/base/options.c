@@ -401,7 +401,7 @@ static void read_line(option* table, char* line, char* seen, const char* where) 
     if (!strcmp(name, "config") || !strcmp(name, "help"))
         fatal("%s--%s belongs on the command line, not in a file of flags", where, name);
     if (!equals && strpbrk(name, " \t"))
-        fatal("%s\"%s\" is no flag; write name = value, one a line", where, quoted(name));
+        fatal("%s\"%s\" is no flag; write name = value, one per line", where, quoted(name));
     option* o = options_find(table, name);
     if (!o) refuse_unknown(table, name, name + strspn(name, "-"), where);
     if (seen[o - table]++) fatal("%s--%s is given twice; leave one out", where, name);

@@ -157,7 +157,7 @@ typedef struct token {
     int place;  // the token's among them
 } token;
 
-// -weight log pi: the loss of a constant weight. A weight of 0 makes nothing of log pi = -inf.
+// -weight log pi: the loss of a constant weight. 0 * -inf would be NaN; it is defined as 0.
 static coefficient weighted(double weight, const token* t) {
     coefficient k = {.c = weight, .loss = weight == 0 ? 0.0 : -weight * t->log_pi};
     return k;
@@ -208,8 +208,8 @@ static double complement(double log_p) {
     return q < 1e-8 ? 1e-8 : q;
 }
 
-// KL divergence of "this token or another". kl_masks asks only where pi and mu differ, so that the
-// floor of 1 - p cannot make something of nothing.
+// KL divergence of "this token or another". kl_masks asks only where pi and mu differ: otherwise
+// the floor on 1 - p would report a divergence between equal distributions.
 static double binary_kl(double log_mu, double log_pi) {
     double mu = num_exp(log_mu), rest_mu = complement(log_mu), rest_pi = complement(log_pi);
     double this_token = mu > 0 ? mu * (log_mu - log_pi) : 0.0;

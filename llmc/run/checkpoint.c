@@ -46,7 +46,8 @@
 //   64      4 K n  the copies, fp32; the end of the file
 //
 // In DIRECTORY/checkpoints/, the folder NAME is a complete checkpoint; .NAME.tmp is one that is
-// being written or removed; .NAME.old is complete, and on its way out as another takes its name. A
+// being written or removed; .NAME.old is complete, and about to be deleted because a new checkpoint
+// of that name exists. A
 // run can be killed between any two steps: the next save clears what it left behind.
 #define _GNU_SOURCE
 #include "checkpoint.h"
@@ -340,8 +341,9 @@ static int remove_one(const char* path, const struct stat* s, int type, struct F
     return remove(path);
 }
 
-// Half of a folder never bears a complete one's name. What cannot be removed (somebody reads it
-// over a network, say) is no reason to end a run: the next save tries again.
+// Rename first, then delete: a half-deleted folder must never carry a complete checkpoint's name.
+// What cannot be removed (somebody reads it over a network, say) is no reason to end a run: the
+// next save tries again.
 static void entry_remove(const char* parent, entry e) {
     char* path = entry_path(parent, e);
     char* aside = entry_path(parent, (entry){e.phase, e.step, TEMPORARY});

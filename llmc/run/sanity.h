@@ -26,8 +26,8 @@ typedef struct sanity_result {
 // The choice depends on the sampler's weights and formats and on `c` alone. Uses `d` (its content
 // is lost; it holds at least SANITY_SAMPLES_MAX sequences). Fatal if no prompt is kept.
 sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c);
-// The kept prompts as a file, one a line, for a run that is resumed. `path` is whole or untouched.
-// Returns its checksum, which the file must still have when it is read.
+// The kept prompts as a file, one per line, for a run that is resumed. `path` is whole or
+// untouched. Returns its checksum, which the file must still have when it is read.
 uint64_t sanity_write(const prompt_list* kept, const char* path);
 prompt_list sanity_read(const task* t, const char* path, uint64_t checksum);
 

@@ -206,7 +206,7 @@ int settings_any_scaled(const settings* s) {
 const char* settings_batch_dependence(const settings* s) {
     if (s->activation_scale)
         return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
-               "may differ, --slots and --micro-batch leave a trace";
+               "may differ, and --slots and --micro-batch change the result";
     if (settings_train_precision(s).gradient_linear->scaled)
         return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
     return NULL;
