@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The long check: do whole runs learn as README.md says?
 
-Three default runs (seeds 1 to 3) must end at pass@1 >= 0.9 from at most 0.45 before RL. Then stale
+Three default runs (seeds 1 to 3) and one of each other family must end at pass@1 >= 0.9 from at most
+0.45 before RL (the families: from less than at the end). Then stale
 data (recipes/stale, five seeds), mean reward of the last 10 steps: with a trust region (drpo, delta
 0.15) above 0.6, and without one (pg-is) lower for every seed and by 0.1 in the mean. The figures are
 printed either way; the exit status is the verdict.
@@ -42,6 +43,23 @@ def default_runs(program, scratch, cache):
     return good
 
 
+def family_runs(program, scratch):
+    print("family            pass@1 before   after   logp_diff_max   warm-up and RL, beside gpt2")
+    good, first = True, None
+    for name, flags in (("gpt2", []), ("llama", ["--kv-heads", "2"]), ("qwen2", ["--kv-heads", "2"]),
+                        ("qwen3", ["--kv-heads", "2", "--head-dim", "24", "--tied", "0"])):
+        log = run(program, f"{scratch}/family-{name}", "--family", name, *flags)
+        evals = [x for x in log if x["phase"] == "eval"]
+        mismatch = max(x["logp_diff_max"] for x in log if x["phase"] == "numerics")
+        before, after, seconds = evals[0]["pass1"], evals[-1]["pass1"], log[-1]["time"]
+        first = first or seconds
+        ok = before < after and after >= 0.9 and mismatch == 0
+        good &= ok
+        print(f"{name:16s} {before:14.3f} {after:7.3f} {mismatch:15g} {seconds:10.0f} s "
+              f"{seconds / first:6.2f} x   {'ok' if ok else 'NO'}", flush=True)
+    return good
+
+
 def stale_runs(program, scratch, cache):
     print("stale data        mean reward of the last 10 steps, seeds 1 to 5")
     rewards = {}
@@ -67,7 +85,8 @@ def main():
     program = parser.parse_args().program
     with tempfile.TemporaryDirectory() as scratch:
         cache = f"{scratch}/cache"
-        results = [default_runs(program, scratch, cache), stale_runs(program, scratch, cache)]
+        results = [default_runs(program, scratch, cache), family_runs(program, scratch),
+                   stale_runs(program, scratch, cache)]
     sys.exit(0 if all(results) else 1)
 
 

@@ -1,4 +1,4 @@
-# What share of the lines of llmc/cuda/ ran, and which kernels did not, from the files that PTX_COVERAGE
+# What share of the lines of llmc/device/cuda/ ran, and which kernels did not, from the files that PTX_COVERAGE
 # names (KERNEL FILE LINE COUNT). A line ran if it ran in one kernel. -v floor=N: every file needs N %,
 # and every kernel has to run. The last line is a verdict, as of a test.
 {
