@@ -964,6 +964,13 @@ static void test_init(void) {
     check_refused(&e, "another shape", "--channels 64");
     e = run("--init %s --max-new-tokens 29", file);
     check_refused(&e, "a context of the file that is too small", "lower --max-new-tokens");
+    float* weights;
+    const model m = llmc_file_read(file, &weights);
+    weights[m.offset[model_weight(&m, "fcb")] + 3] = NAN;
+    llmc_file_write(at_home("nan.bin"), &m, weights, &FORMAT_FP32);
+    free(weights);
+    e = run("--init %s", at_home("nan.bin"));
+    check_refused(&e, "a model with NaN", "fcb holds values that are not finite");
     damage(checkpoint_file("init", "model.bin"), 1);
     e = run("--init %s", checkpoint_file("init", "model.bin"));
     check_refused(&e, "half a model", "model.bin");

@@ -80,6 +80,15 @@ int model_weight(const model* m, const char* name) {
     fatal("a model of family %s has no weight %s", m->family->name, name);
 }
 
+const char* model_not_finite(const model* m, const float* parameters) {
+    for (int i = 0; i < WEIGHTS; i++)
+        for (size_t j = 0; j < m->count[i]; j++) {
+            float x = parameters[m->offset[i] + j];
+            if (x - x != 0) return m->family->weight[i].name;
+        }
+    return NULL;
+}
+
 void model_init(const model* m, float* parameters, uint64_t seed) {
     for (int i = 0; i < WEIGHTS; i++) {
         weight_role kind = m->family->weight[i].role;

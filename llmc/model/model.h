@@ -39,6 +39,9 @@ int model_head(const model* m);  // the head's row of the weight table
 // The row of the weight of this name; fatal if there is none.
 int model_weight(const model* m, const char* name);
 
+// The name of the first weight that holds a value that is not finite; NULL if none does.
+const char* model_not_finite(const model* m, const float* parameters);
+
 // Initial values into a host array of all parameters, by the weights' roles.
 void model_init(const model* m, float* parameters, uint64_t seed);
 // Cosines and sines of rotary positions, (context, head_dim / 2, 2), into a host array. The angle

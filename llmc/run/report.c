@@ -25,15 +25,35 @@ static void report_device(const run* r) {
                   s->device == DEVICE_CUDA ? "the GPU" : "the plain device");
 }
 
+// Parameters by the branch whose products they are; the rest of a layer's are norms'.
+static void count_layers(const model* m, size_t branch[BRANCHES], size_t* norms) {
+    for (int r = 0; r < BRANCHES; r++)
+        for (int i = 0; i < LINKS && m->family->branch[r][i].out != D_0; i++) {
+            const family_link* k = &m->family->branch[r][i];
+            size_t n = k->weight == NONE ? 0 : m->count[k->weight];
+            if (k->bias != NONE) n += m->count[k->bias];
+            *(k->kind == LINEAR ? &branch[r] : norms) += n;
+        }
+}
+
 static void report_model(const run* r) {
     const shape* s = &r->model.shape;
+    const family* f = r->model.family;
     const size_t* n = r->model.count;
-    log_print(r->log, "model       %d layers, %d heads, %d channels, context %d, vocabulary %d",
-              s->layers, s->heads, s->channels, s->context, s->vocab);
+    size_t branch[BRANCHES] = {0}, norms = n[f->norm];
+    if (f->norm_bias != NONE) norms += n[f->norm_bias];
+    count_layers(&r->model, branch, &norms);
+    log_print(r->log, "model       %s: %d layers, %d heads, %d channels, context %d, vocabulary %d",
+              f->name, s->layers, s->heads, s->channels, s->context, s->vocab);
+    if (f != &GPT2_FAMILY)
+        log_print(
+            r->log,
+            "            heads of %d, %d of keys and values, MLP of %d, %s head, rope theta %g",
+            s->head_dim, s->kv_heads, s->hidden, s->tied ? "tied" : "untied", s->rope_theta);
     log_print(r->log,
-              "            %zu parameters: embeddings %zu + %zu, attention %zu, MLP %zu, norms %zu",
-              r->parameters, n[0], n[1], n[4] + n[5] + n[6] + n[7], n[10] + n[11] + n[12] + n[13],
-              n[2] + n[3] + n[8] + n[9] + n[14] + n[15]);
+              "            %zu parameters: embeddings %zu, attention %zu, MLP %zu, norms %zu%s",
+              r->parameters, n[f->embedding] + (f->positions == NONE ? 0 : n[f->positions]),
+              branch[0], branch[1], norms, s->tied ? "" : ", the rest the head");
 }
 
 // The options that the objective reads, and no others: ", delta 0.15". Free with free().
@@ -59,9 +79,15 @@ static void report_objective(const run* r) {
     const settings* s = r->settings;
     const objective* o = &r->objective;
     char* options = objective_options(r);
-    log_print(r->log, "objective   %s%s, advantage %s, aggregate %s, anchor %s",
-              OBJECTIVE_NAMES[o->kind], options, ADVANTAGE_NAMES[s->advantage],
-              AGGREGATE_NAMES[s->aggregate], ANCHOR_NAMES[s->anchor]);
+    if (o->kind == OBJECTIVE_SFT)
+        log_print(r->log,
+                  "objective   sft, aggregate %s: it reads no reward, and trains on every sample, "
+                  "right or wrong",
+                  AGGREGATE_NAMES[s->aggregate]);
+    else
+        log_print(r->log, "objective   %s%s, advantage %s, aggregate %s, anchor %s",
+                  OBJECTIVE_NAMES[o->kind], options, ADVANTAGE_NAMES[s->advantage],
+                  AGGREGATE_NAMES[s->aggregate], ANCHOR_NAMES[s->anchor]);
     if (o->reg != REG_NONE)
         log_print(r->log, "            regularizer %s, reg-coef %g", REG_NAMES[o->reg],
                   o->reg_coef);

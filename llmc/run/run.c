@@ -143,13 +143,13 @@ static int is_saved(const run* r) {
 }
 
 static void check_finite(const run* r) {
-    for (size_t i = 0; i < r->parameters; i++)
-        if (!isfinite(r->host[i]))
-            fatal(
-                "a weight is not finite after %s step %d: the run has diverged; lower --lr, or "
-                "choose a wider --train-dtype. Earlier checkpoints are as they were",
-                r->state.step ? "RL" : "warm-up",
-                r->state.step ? r->state.step : r->state.warmup_step);
+    const char* weight = model_not_finite(&r->model, r->host);
+    if (weight)
+        fatal(
+            "the weight %s is not finite after %s step %d: the run has diverged; lower --lr, or "
+            "choose a wider --train-dtype. Earlier checkpoints are as they were",
+            weight, r->state.step ? "RL" : "warm-up",
+            r->state.step ? r->state.step : r->state.warmup_step);
 }
 
 static void save(run* r) {
@@ -242,6 +242,10 @@ static void begin_fresh(run* r) {
     if (*s->init) {
         free(r->base);
         model_file_read(s->init, &r->base);
+        const char* weight = model_not_finite(&r->model, r->base);
+        if (weight)
+            fatal("%s: the weight %s holds values that are not finite; give another model", s->init,
+                  weight);
     } else {
         model_init(&r->model, r->base, s->seed);
     }
