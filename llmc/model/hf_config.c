@@ -352,8 +352,7 @@ static void put_rope(FILE* f, const shape* s) {
 
 static void put_switches(FILE* f, int class) {
     for (int i = 0; i < SWITCH_COUNT; i++)
-        if (SWITCHES[i].classes == class ||
-            (SWITCHES[i].classes == (LLAMA | QWEN3) && class & (LLAMA | QWEN3)))
+        if (SWITCHES[i].classes & class)
             fprintf(f, "  \"%s\": %s,\n", SWITCHES[i].key, SWITCHES[i].must ? "true" : "false");
 }
 

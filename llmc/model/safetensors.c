@@ -50,7 +50,6 @@ static void refuse(const safetensors* s, const char* problem, ...) {
     va_list args;
     va_start(args, problem);
     vsnprintf(text, sizeof text, problem, args);
-    va_end(args);
     fatal("%s %s; %s", s->path, text, s->header->source->advice);
 }
 
