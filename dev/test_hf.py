@@ -1,81 +1,192 @@
-"""Models of transformers' four classes, tied and not, in float32 and bfloat16, whole and in several
-files: saved by transformers, read and written here (build/dev/convert), loaded by transformers again.
-Every tensor comes back bit for bit, and config.json says the same.
+#!/usr/bin/env python3
+"""Tests of build/dev/convert against transformers: tiny random models of the four classes, saved by
+save_pretrained, are read and written here, and loaded again: every tensor has the same bits.
 
-    python3 dev/test_hf.py        (needs torch and transformers; make dev first)
+    python3 dev/test_hf.py [TEST...]        (needs torch, transformers and numpy)
 """
+import json
 import os
 import subprocess
-import sys
 import tempfile
+import unittest
 
+import numpy
 import torch
 import transformers
 
-CONVERT = "build/dev/convert"
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 16, "rope_theta": 500000.0}
-LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-PLAIN = {"rope_type": "default", "rope_theta": 1000000.0}
-SHAPE = dict(vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=2,
-             num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=32)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+CONVERT = os.path.abspath("build/dev/convert")
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8, "rope_theta": 500.0}
+ROPES = {"plain": {"rope_type": "default", "rope_theta": 12345.678},
+         "linear": {"rope_type": "linear", "factor": 2.5, "rope_theta": 100.0}, "llama3": LLAMA3}
 
 
-def models(tied):
-    yield transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=4, tie_word_embeddings=tied,
-        bos_token_id=None, eos_token_id=None))
-    for name, rope in (("Llama", LLAMA3), ("Qwen2", LINEAR), ("Qwen3", PLAIN)):
-        config = getattr(transformers, name + "Config")(**SHAPE, rope_parameters=rope,
-                                                        tie_word_embeddings=tied)
-        yield getattr(transformers, name + "ForCausalLM")(config)
+def small(rope="plain", **more):
+    return dict(vocab_size=13, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+                num_attention_heads=4, num_key_value_heads=2, head_dim=4, rms_norm_eps=3e-6,
+                max_position_embeddings=16, rope_parameters=dict(ROPES[rope]), **more)
 
 
-def convert(*args):
-    done = subprocess.run([CONVERT, *args], capture_output=True, text=True)
+def gpt2(rope="plain", n_inner=None, **more):
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=13, n_positions=17, n_embd=12, n_layer=2, n_head=3, n_inner=n_inner,
+        bos_token_id=0, eos_token_id=0, **more))
+
+
+def llama(rope="plain", **more):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**small(rope, **more)))
+
+
+def qwen2(rope="plain", **more):
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**small(rope, **more)))
+
+
+def qwen3(rope="plain", **more):
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small(rope, **more)))
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "qwen2": qwen2, "qwen3": qwen3}
+KEYS = {"gpt2": ["n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon",
+                 "activation_function"],
+        "llama": ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                  "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings",
+                  "hidden_act"]}
+
+
+def make(name, dtype=torch.float32, **more):
+    model = MODELS[name](**more)
+    for p in model.parameters():  # gains and biases too
+        p.data = torch.randn(p.shape)
+    return model.to(dtype)
+
+
+def read_config(folder):
+    with open(folder + "/config.json") as f:
+        return json.load(f)
+
+
+def write_config(folder, config):
+    with open(folder + "/config.json", "w") as f:
+        json.dump(config, f)
+
+
+def convert(*arguments):
+    done = subprocess.run([CONVERT, *arguments], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"convert {' '.join(args)}: {done.stderr}")
+        raise RuntimeError(done.stderr)
+    return done
 
 
-def same(a, b):
-    """What differs between two models, or nothing."""
-    x, y = a.state_dict(), b.state_dict()
-    if x.keys() != y.keys():
-        return sorted(x.keys() ^ y.keys())
-    return [k for k in x if x[k].dtype != y[k].dtype or not torch.equal(x[k], y[k])]
+def load(folder, dtype):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype,
+                                                             output_loading_info=True)
 
 
-def same_logits(a, b):
-    tokens = torch.arange(30)[None] % 50
-    with torch.no_grad():
-        return torch.equal(a.eval()(tokens).logits, b.eval()(tokens).logits)
+class Folders(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(1)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.source, self.ours = folder.name + "/source", folder.name + "/ours"
+        self.file = folder.name + "/model.bin"
+
+    def check_equal(self, model, folder, dtype, name):
+        again, info = load(folder, dtype)
+        self.assertFalse(info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"], info)
+        self.assertIs(type(again), type(model))
+        a, b = model.state_dict(), again.state_dict()
+        self.assertEqual(a.keys(), b.keys())
+        for key in a:
+            self.assertTrue(torch.equal(a[key].to(dtype), b[key]), key)
+        for key in KEYS["gpt2" if name == "gpt2" else "llama"] + ["tie_word_embeddings"]:
+            self.assertEqual(getattr(model.config, key), getattr(again.config, key), key)
+        if name != "gpt2":
+            self.assertEqual({k: v for k, v in model.config.rope_parameters.items()},
+                             {k: v for k, v in again.config.rope_parameters.items() if k != "type"})
+            if dtype == torch.float32:
+                self.assertTrue(torch.equal(model.model.rotary_emb.inv_freq,
+                                            again.model.rotary_emb.inv_freq))
+
+    def test_round_trips(self):
+        for name in MODELS:
+            for tied in (True, False):
+                for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+                    for size in ("1GB", "1KB"):
+                        with self.subTest(name=name, tied=tied, word=word, size=size):
+                            model = make(name, dtype, tie_word_embeddings=tied)
+                            source, ours = (f"{p}.{name}.{tied}.{word}.{size}" for p in (self.source, self.ours))
+                            model.save_pretrained(source, max_shard_size=size)
+                            convert(source, ours, word)
+                            self.check_equal(model, ours, dtype, name)
+
+    def test_rope(self):
+        for name in ("llama", "qwen2", "qwen3"):
+            for rope in ROPES:
+                with self.subTest(name=name, rope=rope):
+                    model = make(name, rope=rope)
+                    source, ours = f"{self.source}.{name}.{rope}", f"{self.ours}.{name}.{rope}"
+                    model.save_pretrained(source)
+                    convert(source, ours)
+                    self.check_equal(model, ours, torch.float32, name)
+
+    def test_old_spellings(self):
+        model = make("llama", rope="linear")
+        model.save_pretrained(self.source)
+        config = read_config(self.source)
+        rope = config.pop("rope_parameters")
+        config["rope_theta"], config["torch_dtype"] = rope["rope_theta"], config.pop("dtype")
+        config["rope_scaling"] = {"type": "linear", "factor": rope["factor"]}
+        write_config(self.source, config)
+        convert(self.source, self.ours)
+        self.check_equal(model, self.ours, torch.float32, "llama")
+
+    def test_other_widths(self):
+        model = make("gpt2", n_inner=20)
+        model.save_pretrained(self.source)
+        convert(self.source, self.ours)
+        self.check_equal(model, self.ours, torch.float32, "gpt2")
+        self.assertEqual(load(self.ours, torch.float32)[0].config.n_inner, 20)
+        with self.assertRaisesRegex(RuntimeError, "cannot hold this model"):
+            convert(self.source, self.file)
+
+    def test_base_model_and_half(self):
+        """Files without the prefix, as the hub's gpt2, in float16."""
+        model = make("gpt2", torch.float16)
+        model.transformer.save_pretrained(self.source)
+        convert(self.source, self.ours)
+        self.check_equal(model, self.ours, torch.float32, "gpt2")
+
+    def test_file(self):
+        model = make("gpt2")
+        model.save_pretrained(self.source)
+        convert(self.source, self.file)
+        words = numpy.fromfile(self.file, dtype=numpy.float32)
+        wte = model.transformer.wte.weight.detach().numpy().ravel()
+        self.assertTrue((words[256:256 + wte.size] == wte).all())
+        convert(self.file, self.ours)
+        self.check_equal(model, self.ours, torch.float32, "gpt2")
+
+    def test_other_head(self):
+        model = make("llama", tie_word_embeddings=False)
+        model.save_pretrained(self.source)
+        config = read_config(self.source)
+        config["tie_word_embeddings"] = True
+        write_config(self.source, config)
+        self.assertIn("another head", convert(self.source, self.ours).stderr)
+        self.check_equal(model, self.ours, torch.float32, "llama")
+
+    def test_log_probabilities(self):
+        for name in MODELS:
+            model = make(name).eval()
+            source, ours = f"{self.source}.{name}", f"{self.ours}.{name}"
+            model.save_pretrained(source)
+            convert(source, ours)
+            tokens = torch.tensor([[1, 5, 3, 2]])
+            again = load(ours, torch.float32)[0].eval()
+            self.assertTrue(torch.equal(model(tokens).logits, again(tokens).logits))
 
 
-def main():
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(1)
-    passed = failed = 0
-    for tied in (True, False):
-        for model in models(tied):
-            for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-                for size in ("5GB", "10KB"):
-                    with tempfile.TemporaryDirectory() as folder:
-                        saved, ours = os.path.join(folder, "saved"), os.path.join(folder, "ours")
-                        for p in model.parameters():
-                            p.data = torch.randn(p.shape) * 0.1
-                        model.to(dtype).save_pretrained(saved, max_shard_size=size)
-                        convert(saved, ours, name)
-                        wanted, got = (transformers.AutoModelForCausalLM.from_pretrained(
-                            f, dtype=dtype) for f in (saved, ours))
-                        wrong = same(wanted, got) or (not same_logits(wanted, got) and "logits")
-                        if wrong:
-                            print(f"{type(model).__name__}, tied {tied}, {name}, {size}: {wrong}")
-                        failed += bool(wrong)
-                        passed += not wrong
-                    model.to(torch.float32)
-    print(f"{passed} passed, {failed} failed")
-    sys.exit(failed > 0 or passed == 0)
-
-
-main()
+if __name__ == "__main__":
+    unittest.main()
