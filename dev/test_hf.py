@@ -148,7 +148,7 @@ class Folders(unittest.TestCase):
         convert(self.source, self.ours)
         self.check_equal(model, self.ours, torch.float32, "gpt2")
         self.assertEqual(load(self.ours, torch.float32)[0].config.n_inner, 20)
-        with self.assertRaisesRegex(RuntimeError, "cannot hold this model"):
+        with self.assertRaisesRegex(RuntimeError, "holds only tied GPT-2"):
             convert(self.source, self.file)
 
     def test_base_model_and_half(self):
