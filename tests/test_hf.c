@@ -118,7 +118,8 @@ static void make_models(void) {
     shape linear = llama;
     linear.scaling = ROPE_LINEAR, linear.rope_factor = 2.5f;
     models[8] = model_of(&QWEN2_FAMILY, linear);
-    shape llama3 = llama;
+    shape llama3 = llama;  // an odd number of parameters
+    llama3.tied = 0, llama3.channels = 9;
     llama3.scaling = ROPE_LLAMA3, llama3.rope_factor = 8, llama3.rope_low = 1;
     llama3.rope_high = 4.1f, llama3.rope_context = 7;
     models[9] = model_of(&LLAMA_FAMILY, llama3);
@@ -468,6 +469,12 @@ static void test_header_refusals(void) {
     }
     write_model(0);
     read_text(weights_path);
+    uint64_t beyond = text_length - 7;  // a byte more than there are
+    memcpy(text, &beyond, 8);
+    write_bytes(weights_path, text, text_length);
+    check_refused("a byte beyond", "its header would have", "");
+    write_model(0);
+    read_text(weights_path);
     write_bytes(weights_path, text, text_length - 1);
     check_refused("cut short", "lies at", "");
     write_bytes(weights_path, text, 7);
@@ -537,7 +544,12 @@ static void test_names(void) {
 
 // A tied config.json beside a head: an equal one is passed over, another one is used.
 static void test_tied_with_head(void) {
+    const model* m = &models[2];
     write_model(2);
+    clear();
+    memcpy(parameters + m->offset[10], parameters, 4 * m->count[0]);
+    parameters[m->parameters - 1] += 1;  // the head differs in its last value
+    hf_write(here, m, parameters, &FORMAT_FP32);
     edit(config_path, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
     child_result r = child_run(STDERR_FILENO, read_child, NULL);
     CHECK(!r.status && strstr(r.text, "another head, which is used"), "it says \"%s\"", r.text);
@@ -547,7 +559,6 @@ static void test_tied_with_head(void) {
     check_reads(2, "the file's head is used");
     dup2(kept, STDERR_FILENO);
     close(kept), close(null);
-    const model* m = &models[2];
     memcpy(parameters + m->offset[10], parameters, 4 * m->count[0]);
     clear();
     hf_write(here, m, parameters, &FORMAT_FP32);

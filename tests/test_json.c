@@ -14,6 +14,11 @@ static json* parse(const char* text) { return json_parse("a text", text, strlen(
 
 static void parse_child(const void* text) { free(parse(text)); }
 
+static void parse_zero_child(const void* unused) {
+    (void)unused;
+    free(json_parse("a text", "1\0", 2, "mend it"));
+}
+
 static void check_refused(const char* text, const char* place, const char* words) {
     check_refusal(parse_child, text, text, WORDS{"a text, line ", place, words, "; mend it"});
 }
@@ -154,6 +159,7 @@ static void test_refusals(void) {
         {"\"\\ud800\"", "column 8", "half of a surrogate pair"},
         {"\"\\ud800\\n\"", "column 8", "half of a surrogate pair"},
         {"\"\\ud800\\ud800\"", "column 14", "half of a surrogate pair"},
+        {"\"\\udc00\\udc00\"", "column 8", "half of a surrogate pair"},
         {"\"\\udc00\"", "column 8", "half of a surrogate pair"},
         {"\"\x80\"", "column 2", "0x80 does not begin"},
         {"\"\xc1\xbf\"", "column 2", "0xc1"},
@@ -172,6 +178,8 @@ static void test_refusals(void) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         check_refused(rows[i][0], rows[i][1], rows[i][2]);
+    check_refusal(parse_zero_child, NULL, "a zero at the end",
+                  WORDS{"a text, line 1, column 2", "byte 0x00", "; mend it"});
     char deep[2 * JSON_DEPTH + 3] = "";
     for (int i = 0; i < JSON_DEPTH; i++) deep[i] = '[', deep[2 * JSON_DEPTH - 1 - i] = ']';
     free(parse(deep));
