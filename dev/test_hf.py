@@ -94,7 +94,8 @@ class Folders(unittest.TestCase):
 
     def check_equal(self, model, folder, dtype, name):
         again, info = load(folder, dtype)
-        self.assertFalse(info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"], info)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            self.assertFalse(info[problem], problem)
         self.assertIs(type(again), type(model))
         a, b = model.state_dict(), again.state_dict()
         self.assertEqual(a.keys(), b.keys())
@@ -116,7 +117,8 @@ class Folders(unittest.TestCase):
                     for size in ("1GB", "1KB"):
                         with self.subTest(name=name, tied=tied, word=word, size=size):
                             model = make(name, dtype, tie_word_embeddings=tied)
-                            source, ours = (f"{p}.{name}.{tied}.{word}.{size}" for p in (self.source, self.ours))
+                            source, ours = (f"{p}.{name}.{tied}.{word}.{size}"
+                                            for p in (self.source, self.ours))
                             model.save_pretrained(source, max_shard_size=size)
                             convert(source, ours, word)
                             self.check_equal(model, ours, dtype, name)
@@ -150,6 +152,17 @@ class Folders(unittest.TestCase):
         self.assertEqual(load(self.ours, torch.float32)[0].config.n_inner, 20)
         with self.assertRaisesRegex(RuntimeError, "holds only tied GPT-2"):
             convert(self.source, self.file)
+
+    def test_odd_bfloat16(self):
+        """The data is no whole number of words, so that it does not begin at a multiple of 4."""
+        shape = {**small(tie_word_embeddings=False), "hidden_size": 9, "num_attention_heads": 3,
+                 "num_key_value_heads": 3}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).bfloat16()
+        self.assertEqual(sum(p.numel() for p in model.parameters()) % 2, 1)
+        model.save_pretrained(self.source)
+        convert(self.source, self.ours, "bf16")
+        self.assertEqual(os.path.getsize(self.ours + "/model.safetensors") % 4, 0)
+        self.check_equal(model, self.ours, torch.bfloat16, "llama")
 
     def test_base_model_and_half(self):
         """Files without the prefix, as the hub's gpt2, in float16."""

@@ -634,8 +634,9 @@ static void test_shards(void) {
          "a.safetensors does not hold x", ""},
         {"model.embed", "embed", "and the index does not say so", ""},
         {"weight_map", "weights", "no \"weight_map\"", ""},
-        {"\"weight_map\": {", "\"weight_map\": [], \"x\": {", "must be an object", ""}};
-    for (int i = 0; i < 9; i++) {
+        {"\"weight_map\": {", "\"weight_map\": [], \"x\": {", "must be an object", ""},
+        {"\"weight_map\": {", "\"weight_map\": {}, \"x\": {", "names no file", ""}};
+    for (int i = 0; i < 10; i++) {
         write_shards();
         edit(index_path, rows[i][0], rows[i][1]);
         check_refused(rows[i][1], rows[i][2], rows[i][3]);

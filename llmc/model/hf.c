@@ -156,6 +156,7 @@ static void open_indexed(tensors* t, const json* map) {
         open_file(t, path);
         free(path);
     }
+    if (!t->files) json_refuse(map, "\"weight_map\" names no file");
 }
 
 // The index and the files must agree on every tensor.
