@@ -1,8 +1,8 @@
 // A matrix product of packed panels by an outer-product kernel. A tile of MR rows and NR columns of
 // C lives in registers while k runs: each step broadcasts MR values of A and loads NR of B. Every
 // element of C is therefore one chain of FMAs for each 256 of k, and these sums are added in order.
-// No tile height, panel, thread count or vector width changes a bit: `block_chain` in plain.c, which
-// computes each element by itself, gives the same.
+// No tile height, panel, thread count or vector width changes a bit: `block_chain` in plain.c,
+// which computes each element by itself, gives the same.
 //
 // B comes in panels of NR columns, [k][NR]: weights are packed once when they change, other
 // operands while they are used, a group of panels at a time that stays in the second cache. A panel

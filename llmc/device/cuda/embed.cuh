@@ -15,9 +15,11 @@ static __global__ void embed_forward_kernel(T* out, int64_t stride, int cols, co
                                             const float* wpe, const int* token,
                                             const int* position) {
     int r = blockIdx.x, p = position[r];
+    const float *of_token = wte + (int64_t)token[r] * cols, *of_position = wpe + (int64_t)p * cols;
+    bool adds = wpe != NULL;
     for (int c = threadIdx.x; c < cols; c += EMBED_THREADS) {
-        float x = p < 0 ? 0 : wte[(int64_t)token[r] * cols + c];
-        if (p >= 0 && wpe) x += wpe[(int64_t)p * cols + c];
+        float x = 0;
+        if (p >= 0) x = adds ? of_token[c] + of_position[c] : of_token[c];
         out[r * stride + c] = to<T>(x);
     }
 }
