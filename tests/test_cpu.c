@@ -2,6 +2,7 @@
 // one.
 #define _GNU_SOURCE  // fdopen in refusal.h
 #include "cpu_test.h"
+#include "device/cpu/cpu.h"
 #include "refusal.h"
 
 static void open_isa(const void* isa) { cpu_close(cpu_open(1, isa)); }
@@ -31,6 +32,37 @@ static void check_names(void) {
     plain_close(b);
 }
 
+// What a control group's cpu.max says: a quota of microseconds in each period, or none.
+static void check_quota(void) {
+    static const struct {
+        const char* text;
+        int processors;
+    } cases[] = {{"200000 100000\n", 2},
+                 {"50000 100000\n", 1},
+                 {"250000 100000\n", 3},
+                 {"max 100000\n", 0},
+                 {"", 0},
+                 {"0 100000\n", 0},
+                 {"100000 0\n", 0},
+                 {"100000", 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK(cpu_quota(cases[i].text) == cases[i].processors, "\"%s\" allows %d", cases[i].text,
+              cpu_quota(cases[i].text));
+}
+
+// The default heeds OpenMP's variables, which are read when a process starts.
+static void check_default_threads(const char* self) {
+    for (int i = 0; i < 2; i++) {
+        char* command =
+            xprintf("%s=1 %s threads", i ? "OMP_THREAD_LIMIT" : "OMP_NUM_THREADS", self);
+        FILE* f = popen(command, "r");
+        int threads = 0, got = f ? fscanf(f, "%d", &threads) : 0;
+        CHECK(got == 1 && threads == 1, "%s: %d threads", command, threads);
+        if (f) pclose(f);
+        free(command);
+    }
+}
+
 static void check_memory(backend* b) {
     static const char bytes[] = "nine bytes";
     char back[sizeof bytes];
@@ -52,7 +84,10 @@ static void check_memory(backend* b) {
     CHECK(b->allocated == before, "%zu bytes, %zu before", b->allocated, before);
 }
 
-int main(void) {
+int main(int argc, char** argv) {
+    if (argc > 1) return printf("%d\n", cpu_default_threads()) < 0;
+    check_default_threads(argv[0]);
+    check_quota();
     devices_open();
     check_refusals();
     check_names();

@@ -132,6 +132,9 @@ struct backend {
 
 // threads = 0: as many as there are cores. isa: "auto", "avx512", "avx2" or "c"; one that the
 // machine or the build lacks is refused.
+// One per core that the process may use: its affinity, OMP_NUM_THREADS, OMP_THREAD_LIMIT and the
+// quota of its control group count.
+int cpu_default_threads(void);
 backend* cpu_open(int threads, const char* isa);
 // Whether this machine and this build have the instruction set; "auto" is none.
 int cpu_has(const char* isa);

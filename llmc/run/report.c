@@ -20,6 +20,10 @@ static void report_device(const run* r) {
     const settings* s = r->settings;
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
+    if (s->device == DEVICE_CPU && s->threads > cpu_default_threads())
+        log_print(r->log,
+                  "            %d threads on %d cores wait for each other: fewer are faster",
+                  s->threads, cpu_default_threads());
     if (s->device != DEVICE_CPU && (s->threads || s->isa))
         log_print(r->log, "            --threads and --isa are the CPU's: %s does not read them",
                   s->device == DEVICE_CUDA ? "the GPU" : "the plain device");

@@ -73,6 +73,32 @@ static int machine_has(const char* isa) {
     return !strcmp(isa, "c");
 }
 
+int cpu_quota(const char* text) {
+    double quota, period;
+    if (sscanf(text, "%lf %lf", &quota, &period) != 2 || quota <= 0 || period <= 0) return 0;
+    return quota > period * 1e6 ? 0 : (int)((quota + period - 1) / period);
+}
+
+// The quota of the process's control group (version 2); 0 if it has none.
+static int group_quota(void) {
+    char text[64] = "";
+    FILE* f = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (f && !fgets(text, sizeof text, f)) *text = 0;
+    if (f) fclose(f);
+    return cpu_quota(text);
+}
+
+int cpu_default_threads(void) {
+#ifdef _OPENMP
+    int threads = omp_get_num_procs(), quota = group_quota();
+    if (omp_get_max_threads() < threads) threads = omp_get_max_threads();
+    if (omp_get_thread_limit() < threads) threads = omp_get_thread_limit();
+    return quota && quota < threads ? quota : threads;
+#else
+    return 1;
+#endif
+}
+
 typedef struct instruction_set {
     const char* name;
     void (*ops)(backend* b);
@@ -103,11 +129,9 @@ backend* cpu_open(int threads, const char* isa) {
     const instruction_set* set = find_set(isa);
     if (!set)
         fatal("--isa %s: this machine or this build has no such instruction set; use auto", isa);
-#ifdef _OPENMP
-    if (threads == 0) threads = omp_get_num_procs();
-#else
+    if (threads == 0) threads = cpu_default_threads();
+#ifndef _OPENMP
     if (threads > 1) fatal("--threads %d: this build has no OpenMP; use 1", threads);
-    threads = 1;
 #endif
     cpu* c = xalloc(1, sizeof *c, "the CPU device");
     c->context.threads = threads;

@@ -26,6 +26,9 @@ typedef struct cpu_context {
 // request of the same number. Not to be called from inside a parallel region.
 void* cpu_scratch(backend* b, int which, size_t bytes);
 int cpu_threads(const backend* b);
+// The processors that the text of a control group's cpu.max allows, "QUOTA PERIOD", rounded up; 0:
+// no limit.
+int cpu_quota(const char* text);
 int cpu_thread(void);  // the calling thread's number within a parallel region
 
 struct prepared {
