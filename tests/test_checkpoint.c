@@ -429,13 +429,13 @@ static void test_model_writing(void) {
 // ------------------------------------------------------------------------------------------------
 // Runs. Everything of save k is made of the number k, so that a mixture would show.
 
-static run_state state_of(int32_t warmup_step, int32_t step, int k) {
+static run_state state_of(int32_t warmup_step, int32_t step, int64_t k) {
     return (run_state){
         .phase = step > 0 ? PHASE_RL : PHASE_WARMUP,
         .warmup_step = warmup_step,
         .step = step,
         .evaluated = step > 0 ? step - 1 : -1,
-        .optimizer = {k + 2, k + 3, k + 4, k + 5, k % 20},
+        .optimizer = {k + 2, k + 3, (double)k + 4, (int)(k % 1000000) + 5, (int)(k % 20)},
         .log_lines = k,
         .sample_bytes = k + 8,
         .base_checksum = (uint64_t)k + 9,
