@@ -79,6 +79,7 @@ int cpu_quota(const char* text) {
     return quota > period * 1e6 ? 0 : (int)((quota + period - 1) / period);
 }
 
+#ifdef _OPENMP
 // The quota of the process's control group (version 2); 0 if it has none.
 static int group_quota(void) {
     char text[64] = "";
@@ -87,6 +88,7 @@ static int group_quota(void) {
     if (f) fclose(f);
     return cpu_quota(text);
 }
+#endif
 
 int cpu_default_threads(void) {
 #ifdef _OPENMP

@@ -128,8 +128,8 @@ void ISA(head_forward)(backend* b, float* logp, float* entropy, tensor x, const 
     }
 }
 
-// Rounds a row of logits' gradients to their format. For fp8 the scale comes from the target's entry: it
-// is the largest in magnitude, because the others sum to its negative.
+// Rounds a row of logits' gradients to their format. For fp8 the scale comes from the target's
+// entry: it is the largest in magnitude, because the others sum to its negative.
 static void round_gradient(float* l, int n, int target, const format* how) {
     if (how->scaled)
         operand_round_to(l, l, n, how, row_amax(0, l + target, 1));

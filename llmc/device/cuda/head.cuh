@@ -9,9 +9,9 @@
 // that underflows.
 //
 // Backward recomputes a chunk's logits and turns them into their gradient in the same memory. The
-// gradient is rounded to the logits' format (fp8 with one scale per row), then to that of the products'
-// operands, in whose storage it lies: tensor cores read it as it is. (The CPU device leaves it in
-// the logits' format.)
+// gradient is rounded to the logits' format (fp8 with one scale per row), then to that of the
+// products' operands, in whose storage it lies: tensor cores read it as it is. (The CPU device
+// leaves it in the logits' format.)
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
 
