@@ -512,6 +512,53 @@ static void check_cached(void) {
             }
 }
 
+// Values of later keys are larger, up to 2^9 times: what a row does not see must not shift its
+// sums.
+static void raise_values(cached* c) {
+    int channels = c->heads * c->head_dim;
+    for (int r = 0; r < c->n; r++)
+        for (int d = 2 * channels; c->position[r] > 0 && d < 3 * channels; d++)
+            row_at(c->qkv, r)[d] *= ldexpf(1, c->position[r] / 16);
+}
+
+// A row of the cache gets the bits that training gives it, in every format.
+static void check_decoding_case(int heads, int head_dim, formats f, int gap) {
+    int mark = array_count, gpu_mark = gpu_array_count, start[SLOTS] = {0},
+        channels = heads * head_dim;
+    cached c = cached_new(heads, head_dim, f.store, f.operand, f.operand);
+    raise_values(&c);
+    for (int s = 0; s < SLOTS - 1; s++) start[s + 1] = start[s] + positions_of[s];
+    int rows = start[SLOTS - 1];
+    tensor packed = matrix_new(rows, 3 * channels, f.store);
+    for (int r = 0; r < c.n; r++)
+        if (c.position[r] >= 0)
+            memcpy(row_at(packed, start[c.slot[r]] + c.position[r]), row_at(c.qkv, r),
+                   (size_t)c.qkv.cols * sizeof(float));
+    schedule_next();
+    tensor decoded = cached_on_gpu(&c, gap);
+    tensor out = gpu_matrix(matrix_new(rows, channels, f.store));
+    tensor stats = gpu_matrix(matrix_new(rows, 2 * heads, &FORMAT_FP32));
+    gpu->attention_forward(gpu, out, stats.data, gpu_matrix_gap(packed, gap),
+                           gpu_copy(start, sizeof start), SLOTS - 1,
+                           (head_shape){heads, heads, head_dim}, f.operand);
+    tensor trained = gpu_read(out);
+    for (int r = 0; r < c.n; r++)
+        if (c.position[r] >= 0)
+            check_same(rows_of(decoded, r, 1),
+                       rows_of(trained, start[c.slot[r]] + c.position[r], 1),
+                       "a decoded row beside training's", c.what, gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, c.what);
+}
+
+static void check_decoding(void) {
+    static const int head_dims[] = {64, 8, 20, 80, 160, 128, 4};
+    for (int f = 0; f < 4; f++)
+        for (int d = 0; d < 7; d++)
+            if (!quick() || (f + d) % 3 == 0)
+                check_decoding_case(1 + (f + d) % 3, head_dims[d], FORMATS_HERE[f], d % 2 ? 3 : 8);
+}
+
 // ------------------------------------------------------------------------------------------------
 // Gathering rows
 
@@ -540,6 +587,7 @@ int main(void) {
     check_rounding_shows();
     check_cached();
     check_cached_rounding();
+    check_decoding();
     cuda_test_close();
     return test_report();
 }

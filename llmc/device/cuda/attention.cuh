@@ -247,23 +247,21 @@ static __device__ inline void mma_store(matrix<T> head, int first, int end, T* s
     }
 }
 
-// Scores of 16 queries from position `query` on against N keys from `key` on become exp(s - max)
-// with the maximum so far; what was summed before is rescaled to it. A lane's sums are those of its
-// own columns.
-template <int D, int N>
+// Scores of 16 queries against N keys from position `key` on become exp(s - max) with the maximum
+// so far; what was summed before is rescaled to it. query: the last positions that the lane's two
+// queries see, of which the second may be left out. A lane's sums are those of its own columns.
+template <int D, int N, int QUERIES = 2>
 static __device__ inline void mma_softmax(float (&s)[N / 8][4], float (&o)[D / 8][4],
-                                          float (&max)[2], float (&sum)[2], int query, int key,
-                                          float scale) {
-    int lane = threadIdx.x % WARP;
-    query += lane / 4;
-    key += lane % 4 * 2;
+                                          float (&max)[2], float (&sum)[2], const int (&query)[2],
+                                          int key, float scale) {
+    key += threadIdx.x % WARP % 4 * 2;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < QUERIES; half++) {
         float top = max[half];
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
             for (int e = 2 * half; e < 2 * half + 2; e++) {
-                bool visible = key + n * 8 + e % 2 <= query + half * 8;
+                bool visible = key + n * 8 + e % 2 <= query[half];
                 s[n][e] = visible ? s[n][e] * scale : minus_infinity();
                 top = fmaxf(top, s[n][e]);
             }
@@ -281,6 +279,14 @@ static __device__ inline void mma_softmax(float (&s)[N / 8][4], float (&o)[D / 8
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
             for (int e = 2 * half; e < 2 * half + 2; e++) o[n][e] *= shrink;
+    }
+}
+
+// The sums of a row's four lanes, in each of them.
+static __device__ inline void mma_sums(float (&sum)[2]) {
+    for (int half = 0; half < 2; half++) {
+        sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
+        sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
     }
 }
 
@@ -304,6 +310,7 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
     load_step(0);
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;  // the warp's first row
+    int first = at.first + row, query[2] = {first + lane / 4, first + lane / 4 + 8};
     float o[D / 8][4] = {}, max[2] = {minus_infinity(), minus_infinity()}, sum[2] = {};
     for (int step = 0; step < steps; step++) {
         int buffer = step % 2 * BUFFER;
@@ -312,15 +319,13 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
         __syncthreads();  // the step has arrived, and the other buffer is no longer read
         if (step + 1 < steps) load_step(step + 1);
         mma_scores<T, D, STEP>(s, q + row * STRIDE, k + buffer);
-        mma_softmax<D, STEP>(s, o, max, sum, at.first + row, step * STEP, x.scale);
+        mma_softmax<D, STEP>(s, o, max, sum, query, step * STEP, x.scale);
         mma_weighted<T, D, STEP>(o, s, v + buffer);
     }
 
     float inverse[2];
-    int first = at.first + row;
+    mma_sums(sum);
     for (int half = 0; half < 2; half++) {
-        sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
-        sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
         inverse[half] = 1.0f / sum[half];
         int r = half * 8 + lane / 4;
         if (lane % 4 || first + r >= end) continue;

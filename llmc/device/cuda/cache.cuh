@@ -2,16 +2,13 @@
 //
 // The cache is (layers, pages, heads, 2, KV_PAGE, head_dim) in the storage of its own format: the
 // keys of a page and head lie together, and so do the values. What is written is rounded to the
-// cache's format; what is read, to the operands' format. A block serves one row and head, and its
-// warps take the pages in turn; so a row's bits depend on its position and what it sees, and on
-// nothing else in the call. Positions beyond the row's own are not read.
+// cache's format; what is read, to the operands' format. A row's bits depend on its position and
+// what it sees, and on nothing else in the call. Positions beyond the row's own are not read.
 #ifndef LLMC_CUDA_CACHE_CUH
 #define LLMC_CUDA_CACHE_CUH
 
 #include "attention.cuh"
 #include "cuda.cuh"
-
-constexpr int CACHED_WARPS = 4, CACHED_THREADS = CACHED_WARPS * WARP;
 
 // The cache as kernels see it: kv_cache in device terms, one layer of it.
 template <class C>
@@ -35,7 +32,7 @@ static cache_pages<C> cache_pages_of(const kv_cache* kv, int layer, const int* r
             kv->heads.query,
             kv->heads.dim,
             rounding_of(kv->format),
-            kv->operand == kv->format ? ROUND_NONE : rounding_of(kv->operand),
+            rounding_of(kv->operand),
             kv->heads.dim % packet<C>::N == 0};
 }
 
@@ -95,111 +92,84 @@ static void cuda_kv_copy_page(backend* b, const kv_cache* kv, int to_page, int f
 // ------------------------------------------------------------------------------------------------
 // Reading
 
-// How a warp reads a page. LANES lanes share a key: each takes, of every LANES * N columns, N in a
-// row, N being a packet's elements. The others take the next KEYS keys, and ROUNDS times that is a
-// page.
-template <class C, int D>
-struct page_shape {
-    static constexpr int LANES = D > 128 ? 16 : 8, KEYS = WARP / LANES, ROUNDS = KV_PAGE / KEYS;
-    static constexpr int N = packet<C>::N, COLUMNS = D / LANES, PACKETS = COLUMNS / N;
-};
+// A row attends in the order of training's attention (attention.cuh): the same steps of keys from
+// position 0 on, the same lanes for each step's keys, the same rescaling. So where the cache, the
+// operands and the rows have one format, a row has the bits that training gives it (N2). What
+// training does beyond a query's own step changes nothing: those keys weigh 0.
 
-// The column that is a lane's column i.
-template <class C, int D>
-static __device__ inline int column_of(int lane, int i) {
-    constexpr int N = page_shape<C, D>::N, LANES = page_shape<C, D>::LANES;
-    return (i / N * LANES + lane % LANES) * N + i % N;
-}
+// On tensor cores: a warp for each row and head, the row the first of 16, the others zeros.
 
-// A lane's columns of a row; zeros beyond head_dim, and everywhere where not `visible`.
-template <class C, int D>
-static __device__ inline void load_columns(packet<C> (&part)[page_shape<C, D>::PACKETS],
-                                           const C* row, const cache_pages<C>& x, bool visible) {
-    constexpr int N = page_shape<C, D>::N;
-#pragma unroll
-    for (int i = 0; i < page_shape<C, D>::PACKETS; i++) {
-        int d = column_of<C, D>(threadIdx.x % WARP, i * N);
-        if (x.packed && visible && d < x.head_dim) {
-            part[i] = packet_load(row + d);
-        } else {
-            for (int k = 0; k < N; k++)
-                part[i].v[k] = visible && d + k < x.head_dim ? row[d + k] : to<C>(0.0f);
+// Positions first .. first + N - 1 of the block's row, keys (0) or values (1), into shared memory
+// as mma_load leaves them, whose `end` is the first position that the row does not see.
+template <int D, int N, class T>
+static __device__ inline void load_pages(T* shared, const cache_pages<T>& x, int which, int first,
+                                         int end) {
+    constexpr int STRIDE = mma_shape<D>::STRIDE, EACH = packet<T>::N;
+    for (int p = 0; p < N; p += KV_PAGE) {
+        const T* page = NULL;
+        if (first + p < end)
+            page = page_of(x, blockIdx.x, (first + p) / KV_PAGE, blockIdx.y) +
+                   which * KV_PAGE * x.head_dim;
+        for (int i = threadIdx.x; x.packed && i < KV_PAGE * D / EACH; i += WARP) {
+            int r = i / (D / EACH), c = i % (D / EACH) * EACH;
+            bool valid = first + p + r < end && c < x.head_dim;
+            const T* from = valid ? page + r * x.head_dim + c : x.data;
+            cp_async_16(shared + (p + r) * STRIDE + c, from, valid);
+        }
+        for (int i = threadIdx.x; !x.packed && i < KV_PAGE * D; i += WARP) {
+            int r = i / D, c = i % D;
+            bool valid = first + p + r < end && c < x.head_dim;
+            shared[(p + r) * STRIDE + c] = valid ? page[r * x.head_dim + c] : to<T>(0.0f);
         }
     }
 }
 
-template <class C>
-static __device__ inline float operand_of(C kept, const cache_pages<C>& x) {
-    return rounded(to_float(kept), x.operand);
+template <class T, int D>
+static __global__ void __launch_bounds__(WARP)
+    cached_mma(cache_pages<T> x, matrix<T> out, matrix<T> qkv, float scale) {
+    constexpr int STEP = mma_shape<D>::FORWARD_STEP, STRIDE = mma_shape<D>::STRIDE;
+    constexpr int BUFFER = STEP * STRIDE;
+    DYN_SHARED(packet<T>, memory);
+    T *q = (T*)memory, *k = q + 16 * STRIDE, *v = k + 2 * BUFFER;
+    int position = x.row_position[blockIdx.x], lane = threadIdx.x;
+    T* to_row = out.data + blockIdx.x * out.stride + blockIdx.y * x.head_dim;
+    if (position < 0) {
+        for (int d = lane; d < x.head_dim; d += WARP) to_row[d] = to<T>(0.0f);
+        return;
+    }
+    auto load_step = [&](int step) {
+        int buffer = step % 2 * BUFFER, first = step * STEP;
+        load_pages<D, STEP>(k + buffer, x, 0, first, position + 1);
+        load_pages<D, STEP>(v + buffer, x, 1, first, position + 1);
+        cp_async_commit();
+    };
+    load_step(0);
+    const T* from = qkv.data + blockIdx.x * qkv.stride + blockIdx.y * x.head_dim;
+    for (int i = lane; i < 16 * D; i += WARP)
+        q[i / D * STRIDE + i % D] = i < x.head_dim ? from[i] : to<T>(0.0f);
+
+    int query[2] = {position}, steps = position / STEP + 1;
+    float o[D / 8][4] = {}, max[2] = {minus_infinity(), minus_infinity()}, sum[2] = {};
+    for (int step = 0; step < steps; step++) {
+        int buffer = step % 2 * BUFFER;
+        float s[STEP / 8][4];
+        cp_async_wait<0>();
+        __syncwarp();  // the step has arrived, and the other buffer is no longer read
+        if (step + 1 < steps) load_step(step + 1);
+        mma_scores<T, D, STEP>(s, q, k + buffer);
+        mma_softmax<D, STEP, 1>(s, o, max, sum, query, step * STEP, scale);
+        mma_weighted<T, D, STEP>(o, s, v + buffer);
+    }
+    mma_sums(sum);
+    float inverse = 1.0f / sum[0];
+    for (int i = 0; lane < 4 && i < D / 4; i++) {
+        int d = i / 2 * 8 + lane * 2 + i % 2;
+        if (d < x.head_dim) to_row[d] = to<T>(o[i / 2][i % 2] * inverse);
+    }
 }
 
-// Of one warp. sum and weighted are relative to exp(max).
-template <int D>
-struct partial_result {
-    float max, sum, weighted[D];
-};
-
-// The softmax-weighted values of a warp's pages: those with the numbers warp, warp + CACHED_WARPS,
-// ... Each lane goes through the keys of its group of LANES, and through its columns.
-template <class C, int D>
-static __device__ inline void attend_pages(partial_result<D>* result, const cache_pages<C>& x,
-                                           const float (&q)[page_shape<C, D>::COLUMNS], int row,
-                                           int position, float scale) {
-    typedef page_shape<C, D> shape;
-    constexpr int N = shape::N, COLUMNS = shape::COLUMNS, LANES = shape::LANES;
-    constexpr int KEYS = shape::KEYS, ROUNDS = shape::ROUNDS;
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / LANES;
-    float o[COLUMNS] = {}, max = minus_infinity(), sum = 0;
-    for (int i = warp; i <= position / KV_PAGE; i += CACHED_WARPS) {
-        const C* keys = page_of(x, row, i, blockIdx.y);
-        const C* values = keys + KV_PAGE * x.head_dim;
-        packet<C> part[ROUNDS][shape::PACKETS];
-        bool visible[ROUNDS];
-        float s[ROUNDS], top = max;
-#pragma unroll
-        for (int r = 0; r < ROUNDS; r++) {
-            int key = r * KEYS + group;
-            visible[r] = i * KV_PAGE + key <= position;
-            load_columns<C, D>(part[r], keys + key * x.head_dim, x, visible[r]);
-        }
-#pragma unroll
-        for (int r = 0; r < ROUNDS; r++) {
-            float product = 0;
-            for (int c = 0; c < COLUMNS; c++)
-                product = num_fma(q[c], operand_of(part[r][c / N].v[c % N], x), product);
-            for (int m = LANES / 2; m; m /= 2) product += __shfl_xor_sync(~0u, product, m);
-            s[r] = visible[r] ? product * scale : minus_infinity();
-            top = fmaxf(top, s[r]);
-            // The values take the place of the keys.
-            int key = r * KEYS + group;
-            load_columns<C, D>(part[r], values + key * x.head_dim, x, visible[r]);
-        }
-        for (int m = LANES; m < WARP; m *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
-        float shrink = num_expf(max - top);
-        max = top;
-        sum *= shrink;
-        for (int c = 0; c < COLUMNS; c++) o[c] *= shrink;
-#pragma unroll
-        for (int r = 0; r < ROUNDS; r++) {
-            float p = num_expf(s[r] - top);
-            sum += p;
-            p = rounded(p, x.operand);
-            for (int c = 0; c < COLUMNS; c++)
-                o[c] = num_fma(p, operand_of(part[r][c / N].v[c % N], x), o[c]);
-        }
-    }
-    // The groups' sums; within a group all lanes have the same.
-    for (int m = LANES; m < WARP; m *= 2) {
-        sum += __shfl_xor_sync(~0u, sum, m);
-        for (int c = 0; c < COLUMNS; c++) o[c] += __shfl_xor_sync(~0u, o[c], m);
-    }
-    if (lane == 0) {
-        result->max = max;
-        result->sum = sum;
-    }
-    if (group) return;
-    for (int c = 0; c < COLUMNS; c++) result->weighted[column_of<C, D>(lane, c)] = o[c];
-}
+// Without tensor cores: FMA_SIDE threads for each row and head, as for a row of forward_fma's tile,
+// and so two heads a warp. Rows, cache and operands may differ in format.
 
 // One element of a matrix whose storage is known at run time: queries and outputs are a small part
 // of what is moved, and the kernels are many enough.
@@ -226,65 +196,133 @@ static inline stored_rows stored_rows_of(const tensor& t) {
     return {t.data, t.stride, storage_of(t.format)};
 }
 
-// The warps' results as one: each weighed by what its maximum is to the largest of them.
-template <int D>
-static __device__ inline float combined(const partial_result<D>* results, int d) {
-    float max = results[0].max, sum = 0, weighted = 0;
-    for (int w = 1; w < CACHED_WARPS; w++) max = fmaxf(max, results[w].max);
-    for (int w = 0; w < CACHED_WARPS; w++) {
-        float weight = num_expf(results[w].max - max);
-        sum += results[w].sum * weight;
-        weighted += results[w].weighted[d] * weight;
-    }
-    return weighted / sum;
+// Four elements of a row of the cache, from a multiple of 4 on, as operands; zeros beyond head_dim.
+template <class C>
+static __device__ inline void load_operands(float (&x4)[4], const C* row, int d,
+                                            const cache_pages<C>& x) {
+    four<C> part = {};
+    if (x.packed && d < x.head_dim)
+        part = *(const four<C>*)(row + d);
+    else
+        for (int e = 0; e < 4 && d + e < x.head_dim; e++) part.v[e] = row[d + e];
+    for (int e = 0; e < 4; e++) x4[e] = rounded(to_float(part.v[e]), x.operand);
 }
 
 template <class C, int D>
-static __global__ void __launch_bounds__(CACHED_THREADS)
-    attention_cached_kernel(cache_pages<C> x, stored_rows out, stored_rows qkv, rounding query,
-                            float scale) {
-    __shared__ partial_result<D> results[CACHED_WARPS];
-    int row = blockIdx.x, position = x.row_position[row], first = blockIdx.y * x.head_dim;
-    int64_t out_at = row * out.stride + first, q_at = row * qkv.stride + first;
-    if (position < 0) {
-        for (int d = threadIdx.x; d < x.head_dim; d += CACHED_THREADS)
-            store_as(out.data, out_at + d, out.element, 0.0f);
-        return;
+static __global__ void __launch_bounds__(WARP)
+    cached_fma(cache_pages<C> x, stored_rows out, stored_rows qkv, float scale) {
+    constexpr int TILE = fma_shape<D>::TILE, ROWS = fma_shape<D>::ROWS;
+    constexpr int COLUMNS = fma_shape<D>::COLUMNS;
+    __shared__ float queries[WARP / FMA_SIDE][D];
+    int row = blockIdx.x, position = x.row_position[row], column = threadIdx.x % FMA_SIDE;
+    int own = blockIdx.y * (WARP / FMA_SIDE) + threadIdx.x / FMA_SIDE;  // more heads than there are
+    int head = min(own, x.heads - 1);
+    int64_t first = (int64_t)head * x.head_dim;
+    float* q = queries[threadIdx.x / FMA_SIDE];
+    for (int d = column; d < D; d += FMA_SIDE) {
+        float value =
+            d < x.head_dim ? load_as(qkv.data, row * qkv.stride + first + d, qkv.element) : 0.0f;
+        q[d] = rounded(value, x.operand);
     }
-    float q[page_shape<C, D>::COLUMNS];
+    __syncwarp();
+
+    float o[COLUMNS] = {}, max = minus_infinity(), sum = 0;
+    for (int tile = 0; tile <= position; tile += TILE) {
+        // Positions column, column + 16, ... of the tile: one in each of its pages.
+        const C* keys[ROWS];
+        float s[ROWS] = {}, top = max;
 #pragma unroll
-    for (int c = 0; c < page_shape<C, D>::COLUMNS; c++) {
-        int d = column_of<C, D>(threadIdx.x % WARP, c);
-        float value = d < x.head_dim ? load_as(qkv.data, q_at + d, qkv.element) : 0.0f;
-        q[c] = rounded(value, query);
+        for (int j = 0; j < ROWS; j++) {
+            int page = tile / KV_PAGE + j;
+            keys[j] = page * KV_PAGE <= position ? page_of(x, row, page, head) : NULL;
+            bool visible = tile + j * FMA_SIDE + column <= position;
+            for (int d = 0; visible && d < x.head_dim; d += 4) {
+                float k[4];
+                load_operands(k, keys[j] + column * x.head_dim, d, x);
+                for (int e = 0; e < 4; e++) s[j] = num_fma(q[d + e], k[e], s[j]);
+            }
+            s[j] = visible ? s[j] * scale : minus_infinity();
+            top = fmaxf(top, s[j]);
+        }
+        top = side_max(top);
+        float shrink = num_expf(max - top);
+        max = top;
+        sum *= shrink;
+        for (int j = 0; j < ROWS; j++) {
+            s[j] = num_expf(s[j] - top);
+            sum += s[j];
+            s[j] = rounded(s[j], x.operand);
+        }
+        for (int c = 0; c < COLUMNS; c++) o[c] *= shrink;
+#pragma unroll
+        for (int j = 0; j < ROWS; j++)
+            for (int i = 0; i < KV_PAGE; i++) {
+                float p = __shfl_sync(~0u, s[j], i, FMA_SIDE);
+                if (tile + j * KV_PAGE + i > position) continue;
+                const C* value = keys[j] + (KV_PAGE + i) * x.head_dim;
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c += 4) {
+                    float v[4];
+                    load_operands(v, value, c * FMA_SIDE + column * 4, x);
+                    for (int e = 0; e < 4; e++) o[c + e] = num_fma(p, v[e], o[c + e]);
+                }
+            }
     }
-    attend_pages<C, D>(results + threadIdx.x / WARP, x, q, row, position, scale);
-    __syncthreads();
-    for (int d = threadIdx.x; d < x.head_dim; d += CACHED_THREADS)
-        store_as(out.data, out_at + d, out.element, combined(results, d));
+    sum = side_sum(sum);
+    for (int c = 0; c < COLUMNS; c++) {
+        int d = c / 4 * 64 + column * 4 + c % 4;
+        if (own < x.heads && d < x.head_dim)
+            store_as(out.data, row * out.stride + first + d, out.element,
+                     position < 0 ? 0.0f : o[c] / sum);
+    }
 }
 
+template <class T, int D>
+static void cached_mma_launch(backend* b, const tensor& out, const cache_pages<T>& x,
+                              const tensor& qkv, float scale) {
+    constexpr size_t shared =
+        (16 + 4 * mma_shape<D>::FORWARD_STEP) * mma_shape<D>::STRIDE * sizeof(T);
+    LAUNCH((cached_mma<T, D>), dim3(out.rows, x.heads), dim3(WARP), shared, stream_of(b), x,
+           matrix_of<T>(out), matrix_of<T>(qkv), scale);
+}
+
+template <class C, int D>
+static void cached_fma_launch(backend* b, const tensor& out, const cache_pages<C>& x,
+                              const tensor& qkv, float scale) {
+    LAUNCH((cached_fma<C, D>), dim3(out.rows, blocks_for(x.heads, WARP / FMA_SIDE)), dim3(WARP), 0,
+           stream_of(b), x, stored_rows_of(out), stored_rows_of(qkv), scale);
+}
+
+// Which kernel: the choices of attention_launch.
 static void cuda_attention_cached(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
                                   const int* row_slot, const int* row_position) {
     if (!out.rows) return;
-    int head_dim = kv->heads.dim;
-    if (head_dim > 256)
-        fatal("the CUDA device has attention heads of at most 256 channels, not %d", head_dim);
-    dim3 grid(out.rows, kv->heads.query), block(CACHED_THREADS);
-    stored_rows to_rows = stored_rows_of(out), from = stored_rows_of(qkv);
-    rounding query = rounding_of(kv->operand);
-    float scale = 1.0f / sqrtf((float)head_dim);
+    int d = kv->heads.dim;
+    if (d > 256) fatal("the CUDA device has attention heads of at most 256 channels, not %d", d);
+    float scale = 1.0f / sqrtf((float)d);
+    bool stored_operands =
+        kv->operand == kv->format && kv->operand == qkv.format && kv->operand == out.format;
     WITH_STORAGE(kv->format, C, {
         cache_pages<C> x = cache_pages_of<C>(kv, layer, row_slot, row_position);
-        if (head_dim <= 64)
-            LAUNCH((attention_cached_kernel<C, 64>), grid, block, 0, stream_of(b), x, to_rows, from,
-                   query, scale);
-        else if (head_dim <= 128)
-            LAUNCH((attention_cached_kernel<C, 128>), grid, block, 0, stream_of(b), x, to_rows,
-                   from, query, scale);
-        else
-            LAUNCH((attention_cached_kernel<C, 256>), grid, block, 0, stream_of(b), x, to_rows,
-                   from, query, scale);
+        if constexpr (sizeof(C) == 2) {
+            if (!stored_operands || d > 128)
+                cached_fma_launch<C, 256>(b, out, x, qkv, scale);
+            else if (d <= 16)
+                cached_mma_launch<C, 16>(b, out, x, qkv, scale);
+            else if (d <= 32)
+                cached_mma_launch<C, 32>(b, out, x, qkv, scale);
+            else if (d <= 64)
+                cached_mma_launch<C, 64>(b, out, x, qkv, scale);
+            else
+                cached_mma_launch<C, 128>(b, out, x, qkv, scale);
+        } else {
+            if (d <= 64)
+                cached_fma_launch<C, 64>(b, out, x, qkv, scale);
+            else if (d <= 128)
+                cached_fma_launch<C, 128>(b, out, x, qkv, scale);
+            else
+                cached_fma_launch<C, 256>(b, out, x, qkv, scale);
+        }
     });
 }
 

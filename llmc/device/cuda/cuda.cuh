@@ -160,6 +160,12 @@ static __device__ inline void packet_store(T* p, const packet<T>& x) {
     *(int4*)p = bits;
 }
 
+// Four elements of T, one memory access.
+template <class T>
+struct alignas(4 * sizeof(T)) four {
+    T v[4];
+};
+
 enum storage { STORE_FP32, STORE_BF16, STORE_FP16 };
 static inline storage storage_of(const format* f) {
     if (f == &FORMAT_BF16) return STORE_BF16;

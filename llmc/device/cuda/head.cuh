@@ -181,11 +181,6 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
     if (entropy) entropy[i] = d.entropy;
 }
 
-template <class T>
-struct alignas(4 * sizeof(T)) four {
-    T v[4];
-};
-
 // Logits become their gradient, as T, from the row's start on. Narrower values land on logits that
 // were read before: the block reads a stretch, waits for all its threads, writes the stretch.
 template <class T>
