@@ -33,7 +33,7 @@ static inline void cuda_test_open(void) {
     const char* why;
     schedules = quick() ? 3 : SCHEDULES_MAX;
     cpu = cpu_open(1, "auto");
-    gpu = cuda_open(!library(), &why);
+    gpu = cuda_open(library() ? PRODUCTS_AUTO : PRODUCTS_HANDWRITTEN, &why);
     if (!gpu) fatal("no CUDA device to test: %s", why);
 }
 

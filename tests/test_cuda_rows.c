@@ -22,14 +22,14 @@ static void open_without_gpu(const void* unused) {
     (void)unused;
     setenv("CUDA_VISIBLE_DEVICES", "", 1);
     setenv("PTX_DEVICES", "0", 1);
-    backend* b = cuda_open(1, &why);
+    backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
     fatal("%s, because %s", b ? "opened" : "not opened", why);
 }
 
 static void ask_for_too_much(const void* unused) {
     const char* why;
     (void)unused;
-    backend* b = cuda_open(1, &why);
+    backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
     b->alloc(b, (size_t)1 << 50, "the KV cache (lower --slots)");
 }
 

@@ -100,7 +100,7 @@ static void check_scratch(void) {
     const char* why;
     int mark = array_count;
     tensor x = numbers_new(3 * 4096);
-    backend* other = cuda_open(1, &why);
+    backend* other = cuda_open(PRODUCTS_HANDWRITTEN, &why);
     if (!other) fatal("no second device: %s", why);
     size_t bytes = x.cols * sizeof(float);
     float* there = other->alloc(other, bytes, "a test");

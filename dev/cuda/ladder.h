@@ -222,7 +222,7 @@ static int climb(int argc, char** argv, const char* op, const rung<Case>* rungs,
     const char* why;
     if (argc > 1 && !timed) fatal("%s takes no argument but --time", argv[0]);
     if (count > RUNGS_MAX) fatal("a ladder has at most %d rungs", RUNGS_MAX);
-    backend* b = cuda_open(1, &why);
+    backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
     if (!b) fatal("%s", why);
     if (timed && strstr(b->name, "PTX machine"))
         fatal("the PTX machine interprets kernels: their time says nothing about a GPU");

@@ -342,18 +342,24 @@ FP32_MISMATCH = 16 * 2.0**-22
 LOSS_TOLERANCE = 16 * 2.0**-24
 
 
+SWITCH = None  # the value of a flag without one
+
+
 def plain_run(train, sampler=None, device_name="cuda", **flags):
     return {"--device": device_name, "--train-dtype": train, "--rollout-dtype": sampler or train,
             **flags}
 
 
+INVARIANT = {"--batch-invariant": SWITCH}
 # Every token of a response has the coefficient 1 with the objective sft, so that a model that gets
 # nothing right has a gradient too.
 RUNS = {**{d: plain_run(d) for d in DTYPES},
         "again": plain_run("fp32"),
         "recompute": plain_run("fp32", **{"--recompute": 2}),
         "cpu": plain_run("fp32", device_name="cpu"),
-        **{f"cpu {d}": plain_run("fp32", d, "cpu") for d in DTYPES if d != "fp32"}}
+        **{f"cpu {d}": plain_run("fp32", d, "cpu") for d in DTYPES if d != "fp32"},
+        **{f"invariant {d}": plain_run(d, **INVARIANT) for d in DTYPES},
+        **{f"slots {d}": plain_run(d, **INVARIANT, **{"--slots": 3}) for d in DTYPES}}
 
 
 def whole_run(check, name, folder):
@@ -361,7 +367,7 @@ def whole_run(check, name, folder):
     out = os.path.join(folder, name.replace(" ", "-"))
     shape = SMALL if check.ptx else LARGER
     flags = {**shape, "--objective": "sft", **RUNS[name], "--out": out}
-    command = [check.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item)]
+    command = [check.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item if x is not SWITCH)]
     status, _, err = check.run(command, 60)
     if status != 0:
         raise Failed(f"run {name} ended with status {status}: {last_lines(err)}")
@@ -422,9 +428,22 @@ def runs_mismatch(_, runs):
     return ", ".join(check_mismatch(runs, d) for d in DTYPES)
 
 
-def runs_same_bits(_, runs, name):
-    if runs[name][1] != runs["fp32"][1]:
+def runs_invariant(_, runs):
+    """With --batch-invariant every token has one log-probability, the sampler's and the trainer's."""
+    for dtype in DTYPES:
+        for line in of_phase(runs[f"invariant {dtype}"][0], "numerics"):
+            if line["logp_diff_max"] != 0:
+                raise Failed(f"{dtype}: max |log pi - log mu| is {line['logp_diff_max']:.2e}")
+
+
+def runs_same_bits(_, runs, name, as_name="fp32"):
+    if runs[name][1] != runs[as_name][1]:
         raise Failed("the final model has other bits")
+
+
+def runs_slots(check, runs):
+    for dtype in DTYPES:
+        runs_same_bits(check, runs, f"slots {dtype}", f"invariant {dtype}")
 
 
 def runs_beside_cpu(_, runs):
@@ -448,6 +467,8 @@ def whole_runs(check):
         if not check.step("whole runs: end well, finite numbers", 5, runs_finish, runs, folder):
             return
     check.step("whole runs: log pi near log mu", 0, runs_mismatch, runs)
+    check.step("whole runs: --batch-invariant: log pi is log mu", 0, runs_invariant, runs)
+    check.step("whole runs: --batch-invariant: --slots leaves no trace", 0, runs_slots, runs)
     check.step("whole runs: twice the same bits", 0, runs_same_bits, runs, "again")
     check.step("whole runs: --recompute 2 leaves no trace", 0, runs_same_bits, runs, "recompute")
     check.step("whole runs: fp32 as on the CPU device", 0, runs_beside_cpu, runs)

@@ -100,7 +100,7 @@ static void run(void) {
     char number[16];
     snprintf(number, sizeof number, "%d", processors);
     setenv("PTX_PROCESSORS", number, 1);
-    backend* b = cuda_open(1, &why);
+    backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
     if (!b) fatal("no CUDA device: %s", why);
     trainer* t = train(b, &m, p);
     decode(t, p, few_slots());

@@ -799,9 +799,9 @@ int main(int argc, char** argv) {
                                             [SAMPLING] = sampling_section};
     const char* why;
     options_parse(OPTIONS, argc, argv, "time: the GPU's speed; see dev/gpu/README.md");
-    gpu = cuda_open(0, &why);
+    gpu = cuda_open(PRODUCTS_AUTO, &why);
     if (!gpu) fatal("no CUDA device: %s", why);
-    own = cuda_open(1, &why);
+    own = cuda_open(PRODUCTS_HANDWRITTEN, &why);
     if (strstr(gpu->name, "PTX machine") && !toy)
         fatal("this is no GPU and has no speed worth printing; use --toy");
     line_begin("device", gpu->name);

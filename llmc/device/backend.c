@@ -7,20 +7,22 @@ enum { CAN_ALL = CAN_RMS | CAN_QK_NORM | CAN_ROPE | CAN_SWIGLU | CAN_GROUP_HEADS
 
 static const capabilities CPU = {"the CPU", CAN_ALL, 1, 1, 1};
 static const capabilities PLAIN = {"the plain device", CAN_ALL, 1, 1, 1};
-static const capabilities CUDA = {"the GPU", 0, 0, 0, 0};
+static const capabilities CUDA = {"the GPU", 0, 0, 0, 1};
 
 const capabilities* device_can(const char* device) {
     return !strcmp(device, "cuda") ? &CUDA : !strcmp(device, "plain") ? &PLAIN : &CPU;
 }
 
-backend* backend_open(const char* device, int threads, const char* isa, const char** why) {
+backend* backend_open(const char* device, int threads, const char* isa, product_source whose,
+                      const char** why) {
     *why = NULL;
     if (!strcmp(device, "cpu")) return cpu_open(threads, isa);
     if (!strcmp(device, "plain")) return plain_open();
 #ifdef HAVE_CUDA
-    backend* b = cuda_open(0, why);
+    backend* b = cuda_open(whose, why);
     if (b) return b;
 #else
+    (void)whose;
     *why = "this build has no CUDA";
 #endif
     if (!strcmp(device, "cuda")) fatal("--device cuda: %s; use --device cpu", *why);

@@ -100,7 +100,7 @@ typedef struct capabilities {
     unsigned ops;         // of the families: CAN_*
     int any_format;       // simulated in fp32; else fp32, tf32, bf16 and fp16
     int plans;            // products that differ from the default (linear_plan)
-    int batch_invariant;  // no bit of a row depends on its batch (N1)
+    int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for
 } capabilities;
 
 // device: "cpu", "plain" or "cuda".
@@ -144,16 +144,21 @@ void cpu_close(backend* b);
 backend* plain_open(void);
 void plain_close(backend* b);
 
+// Whose matrix products a GPU takes. Handwritten: the device's own kernels, whose order of sums
+// depends on nothing but the product's depth (N1). Auto: cuBLASLt's where the library is found.
+typedef enum { PRODUCTS_AUTO, PRODUCTS_CUBLASLT, PRODUCTS_HANDWRITTEN } product_source;
+
 // The first NVIDIA GPU, or NULL, with the reason in *why (a phrase), where it cannot be used.
 // Formats: fp32, tf32, bf16, fp16, in native storage; another is refused by the op that meets it.
-// handwritten: matrix products by the device's own kernels, whose order of sums depends on nothing
-// but the product's depth, even where the cuBLASLt library is found.
-backend* cuda_open(int handwritten, const char** why);
+// Fatal where cuBLASLt is asked for by name and cannot be used.
+backend* cuda_open(product_source whose, const char** why);
 void cuda_close(backend* b);
 
 // device: "cpu"; "plain"; "cuda", fatal where there is none; or "auto": the GPU if it can be used,
-// else the CPU, with the reason in *why, which is NULL otherwise. The rest is cpu_open's.
-backend* backend_open(const char* device, int threads, const char* isa, const char** why);
+// else the CPU, with the reason in *why, which is NULL otherwise. `whose` is cuda_open's, the rest
+// cpu_open's.
+backend* backend_open(const char* device, int threads, const char* isa, product_source whose,
+                      const char** why);
 
 LLMC_END
 #endif

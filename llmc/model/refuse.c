@@ -31,7 +31,7 @@ char* refuse(const capabilities* can, const demand* d) {
                    {"kv-dtype", d->kv}};
     char* why = refuse_family(can, d->model);
     if (!why && d->batch_invariant && !can->batch_invariant)
-        why = xprintf("--batch-invariant does not hold on %s yet", can->name);
+        why = xprintf("--batch-invariant does not hold on %s", can->name);
     for (int i = 0; i < 3 && !why; i++)
         why = refuse_format(can, formats[i].flag, formats[i].format);
     if (!why && !can->any_format && d->train.gradient_linear != d->train.linear)

@@ -27,6 +27,8 @@ static void report_device(const run* r) {
     if (s->device != DEVICE_CPU && (s->threads || s->isa))
         log_print(r->log, "            --threads and --isa are the CPU's: %s does not read them",
                   s->device == DEVICE_CUDA ? "the GPU" : "the plain device");
+    if (s->device != DEVICE_CUDA && s->products)
+        log_print(r->log, "            --products is a GPU's: it is not read");
 }
 
 // Parameters by the branch whose products they are; the rest of a layer's are norms'.

@@ -15,6 +15,7 @@
 #include "sanity.h"
 
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", "plain", NULL};
+static const char* const PRODUCTS_NAMES[] = {"auto", "cublaslt", "handwritten", NULL};
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 #define DTYPE_LIST "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", FORMAT_BY_BITS, NULL
 static const char *const DTYPES[] = {DTYPE_LIST}, *const DTYPES_OR_SAME[] = {"same", DTYPE_LIST};
@@ -209,6 +210,11 @@ const char* settings_batch_dependence(const settings* s) {
                "may differ, and --slots and --micro-batch change the result";
     if (settings_train_precision(s).gradient_linear->scaled)
         return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
+    if (s->device == DEVICE_CUDA && !s->batch_invariant)
+        return "a row's bits depend on its batch (a GPU without --batch-invariant): log pi and log "
+               "mu differ by rounding, and --slots and --micro-batch change the result";
+    if (s->device == DEVICE_CUDA)
+        return "the last bits of gradients depend on --micro-batch, on a GPU";
     return NULL;
 }
 
@@ -462,11 +468,13 @@ static void check_meaning(const model* m) {
               KL_NAMES[s->kl_estimator]);
     if (s->batch_invariant && s->activation_scale)
         fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
-    if (s->batch_invariant && settings_batch_dependence(s))
+    if (s->batch_invariant && settings_train_precision(s).gradient_linear->scaled)
         fatal(
             "--batch-invariant cannot hold with --grad-dtype %s, whose scales span a micro-batch; "
             "leave one out",
             s->grad_dtype);
+    if (s->batch_invariant && s->products == PRODUCTS_CUBLASLT)
+        fatal("--batch-invariant cannot hold with --products cublaslt; leave one out");
     int inputs = smallest_inputs(m);
     if (s->rollout_split_k > 1 && s->rollout_split_k > inputs)
         fatal(
@@ -491,8 +499,10 @@ backend* settings_open_device(const model* m, const char** why_cpu) {
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);
+    product_source whose =
+        given.batch_invariant ? PRODUCTS_HANDWRITTEN : (product_source)given.products;
     backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], given.threads,
-                              ISAS[given.isa], why_cpu);
+                              ISAS[given.isa], whose, why_cpu);
     if (reason) *why_cpu = reason;
     if (device == DEVICE_AUTO)
         given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;

@@ -46,8 +46,6 @@ static __device__ inline float rounded(float x, rounding how) {
     return x;
 }
 
-static __device__ inline float minus_infinity() { return float_from_bits(0xff800000u); }
-
 // What backward needs of a query and head: {max, 1 / sum, dout . out, 0}.
 typedef packet<float> query_stats;
 

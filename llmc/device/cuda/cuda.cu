@@ -123,7 +123,7 @@ static const char* unusable(cudaDeviceProp* gpu) {
     return NULL;
 }
 
-backend* cuda_open(int handwritten, const char** why) {
+backend* cuda_open(product_source whose, const char** why) {
     cudaDeviceProp gpu;
     *why = unusable(&gpu);
     if (*why) return NULL;
@@ -135,7 +135,10 @@ backend* cuda_open(int handwritten, const char** why) {
     CUDA_CHECK(cudaStreamCreate(&c->stream));
     c->processors = gpu.multiProcessorCount;
     char* reason = NULL;  // why the library is not used, where that was not asked for
-    c->products = handwritten ? NULL : cublaslt_open(b, &reason);
+    c->products = whose == PRODUCTS_HANDWRITTEN ? NULL : cublaslt_open(b, &reason);
+    if (whose == PRODUCTS_CUBLASLT && !c->products)
+        fatal("--products cublaslt: %s; install the library, or use --products handwritten",
+              reason ? reason : "libcublasLt.so is not found");
     c->name =
         xprintf("cuda (%s, %.0f GB, %s products%s%s)", gpu.name, gpu.totalGlobalMem / 1e9,
                 c->products ? "cuBLASLt" : "handwritten", reason ? ": " : "", reason ? reason : "");

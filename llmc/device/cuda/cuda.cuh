@@ -108,6 +108,8 @@ static __device__ inline float to_float(float x) { return x; }
 static __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 static __device__ inline float to_float(fp16 x) { return __half2float(x); }
 
+static __device__ inline float minus_infinity() { return float_from_bits(0xff800000u); }
+
 // x rounded to nearest even.
 template <class T>
 static __device__ inline T to(float x);

@@ -2,11 +2,11 @@
 //
 // Logits exist for a chunk of rows at a time: a product writes them in fp32, then a block a row
 // reads them, and rounds them to the logits' format as it reads. One pass gives the maximum, the
-// sum of exponentials and the entropy: each thread holds them relative to the greatest logit that
-// it has met, and they are combined in a fixed order, which depends on the vocabulary alone.
-// row_distribution and log_probability serve the sampler (sample.cuh) too: from equal logits log mu
-// and log pi have equal bits. log p = (l - max) - log(sum exp(l - max)), never log of a quotient:
-// that underflows.
+// sum of exponentials and the entropy: each thread takes a batch of logits at a time, holds its
+// sums relative to the greatest that it has met, and they are combined in a fixed order, which
+// depends on the vocabulary alone. row_distribution and log_probability serve the sampler
+// (sample.cuh) too: from equal logits log mu and log pi have equal bits. log p = (l - max) -
+// log(sum exp(l - max)), never log of a quotient: that underflows.
 //
 // Backward recomputes a chunk's logits and turns them into their gradient in the same memory. The
 // gradient is rounded to the logits' format (fp8 with one scale per row), then to that of the
@@ -21,7 +21,7 @@
 // A row of logits, on the device. A block owns a row.
 
 // Threads for a row: 16 tokens each, whole warps.
-enum { ROW_THREADS_MAX = 1024, ROW_TOKENS = 16 };
+enum { ROW_THREADS_MAX = 512, ROW_TOKENS = 16 };
 static inline int row_threads(int vocabulary) {
     int threads = (vocabulary / ROW_TOKENS + WARP - 1) / WARP * WARP;
     return threads < WARP ? WARP : threads > ROW_THREADS_MAX ? ROW_THREADS_MAX : threads;
@@ -60,6 +60,38 @@ static __device__ inline void row_each(const logits_row& r, F f) {
     row_each(r, 0, r.vocabulary, threadIdx.x, blockDim.x, f);
 }
 
+// A batch of a row: the block's logits from `first` on, of which packet threadIdx.x + u *
+// blockDim.x is the calling thread's packet u. What does not count is -infinity.
+constexpr int ROW_PACKETS = 2, ROW_BATCH = ROW_PACKETS * packet<float>::N;
+static __device__ inline int packet_first(int first, int u) {
+    return first + packet<float>::N * (threadIdx.x + u * blockDim.x);
+}
+static __device__ inline void row_batch(float (&l)[ROW_BATCH], const logits_row& r, int first) {
+    constexpr int N = packet<float>::N;
+    packet<float> x[ROW_PACKETS];
+#pragma unroll
+    for (int u = 0; u < ROW_PACKETS; u++) {
+        int i = packet_first(first, u);
+        if (i < r.vocabulary) x[u] = packet_load(r.l + i);
+        for (int k = 0; k < N; k++)
+            if (i + k >= r.vocabulary) x[u].v[k] = minus_infinity();
+    }
+#pragma unroll
+    for (int j = 0; j < ROW_BATCH; j++) l[j] = x[j / N].v[j % N];
+    if (r.rounding.drop) {
+#pragma unroll
+        for (int j = 0; j < ROW_BATCH; j++) l[j] = format_round(l[j], &r.rounding);
+    }
+#pragma unroll
+    for (int j = 0; j < ROW_BATCH; j++) l[j] *= r.inverse_temperature;
+    if (!r.nucleus) return;
+#pragma unroll
+    for (int j = 0; j < ROW_BATCH; j++) {
+        int i = packet_first(first, j / N) + j % N;
+        if (i < r.vocabulary && !kept(r, i)) l[j] = minus_infinity();
+    }
+}
+
 template <class T>
 static __device__ inline T lane_xor(T x, int mask) {
     uint32_t word[sizeof(T) / 4];
@@ -96,31 +128,33 @@ static __device__ inline partial_softmax relative_to(partial_softmax s, float ma
     return {max, s.sum * factor, (s.moment + s.sum * by) * factor};
 }
 
-static __device__ inline partial_softmax combine(partial_softmax a, partial_softmax b) {
-    float max = fmaxf(a.max, b.max);
-    a = relative_to(a, max), b = relative_to(b, max);
-    return {max, a.sum + b.sum, a.moment + b.moment};
-}
-
 struct distribution {
     float max, sum, log_sum, entropy;
 };
 
 // H = log sum - (sum of e (l - max)) / sum.
 static __device__ inline distribution row_distribution(const logits_row& r) {
-    const float infinity = float_from_bits(0x7f800000u);
-    const partial_softmax nothing = {-infinity, 0, 0};
-    partial_softmax s = nothing;
-    row_each(r, [&](int i, float l) {
-        if (l == -infinity || !kept(r, i)) return;
-        if (l > s.max) s = relative_to(s, l);
-        float x = l - s.max, e = num_expf(x);
-        s.sum += e;
-        s.moment += e * x;
+    partial_softmax s = {minus_infinity(), 0, 0};
+    for (int first = 0; first < r.vocabulary; first += ROW_BATCH * blockDim.x) {
+        float l[ROW_BATCH], top = s.max;
+        row_batch(l, r, first);
+#pragma unroll
+        for (int j = 0; j < ROW_BATCH; j++) top = fmaxf(top, l[j]);
+        if (top == minus_infinity()) continue;
+        if (top > s.max) s = relative_to(s, top);
+#pragma unroll
+        for (int j = 0; j < ROW_BATCH; j++) {
+            float x = l[j] - top, e = num_expf(x);
+            s.sum += e;
+            s.moment = num_fma(e, fmaxf(x, -0x1p7f), s.moment);  // 0, where x is -infinity
+        }
+    }
+    float max = block_combine(s.max, minus_infinity(), fmaxf);
+    s = block_combine(relative_to(s, max), {max, 0, 0}, [](partial_softmax a, partial_softmax b) {
+        return partial_softmax{a.max, a.sum + b.sum, a.moment + b.moment};
     });
-    s = block_combine(s, nothing, combine);
     float log_sum = num_logf(s.sum);
-    return {s.max, s.sum, log_sum, log_sum - s.moment / s.sum};
+    return {max, s.sum, log_sum, log_sum - s.moment / s.sum};
 }
 
 static __device__ inline float log_probability(const distribution& d, float l) {
@@ -130,7 +164,7 @@ static __device__ inline float log_probability(const distribution& d, float l) {
 // Of a candidate, which may be none.
 static __device__ inline float log_probability_of(const distribution& d, const logits_row& r,
                                                   int id) {
-    return id < 0 ? -float_from_bits(0x7f800000u) : log_probability(d, logit(r, r.l[id]));
+    return id < 0 ? minus_infinity() : log_probability(d, logit(r, r.l[id]));
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -166,7 +200,7 @@ static __global__ void rows_move(T* to, int64_t to_stride, const int* to_row, co
     for (int c = threadIdx.x; c < cols; c += blockDim.x) to[c] = from[c];
 }
 
-static __global__ void __launch_bounds__(ROW_THREADS_MAX)
+static __global__ void __launch_bounds__(ROW_THREADS_MAX, 3)
     head_forward_rows(float* logp, float* entropy, const int* target, const candidates asked,
                       const logits_block b) {
     logits_row r = row_of_block(b);
@@ -184,34 +218,39 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX)
 // Logits become their gradient, as T, from the row's start on. Narrower values land on logits that
 // were read before: the block reads a stretch, waits for all its threads, writes the stretch.
 template <class T>
-static __global__ void __launch_bounds__(ROW_THREADS_MAX)
+static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
     head_backward_rows(const int* target, const float* coef, const logits_block b) {
     logits_row r = row_of_block(b);
     distribution d = row_distribution(r);
-    int y = target[blockIdx.x], stretch = 4 * blockDim.x;
-    float scale = coef[blockIdx.x] * r.inverse_temperature;
+    int y = target[blockIdx.x];
+    float scale = coef[blockIdx.x] * r.inverse_temperature, inverse_sum = 1.0f / d.sum;
     // fp8: in units of a power of two, for the target's gradient, read before any is written. None
     // is larger, since the others sum to minus it. In shared memory, since registers are short.
     __shared__ float unit;
     if (threadIdx.x == 0) {
-        float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) / d.sum : 0;
+        float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) * inverse_sum : 0;
         unit = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding);
     }
     __syncthreads();
     scale /= unit;
-    for (int first = 0; first < r.vocabulary; first += stretch) {
-        int i = first + 4 * threadIdx.x;
-        four<T> g = {};
-        if (i < r.vocabulary) {
-            packet<float> x = packet_load(r.l + i);
-            for (int k = 0; k < 4 && i + k < r.vocabulary; k++) {
-                float e = kept(r, i + k) ? num_expf(logit(r, x.v[k]) - d.max) : 0;
-                float p = e / d.sum, dlogit = scale * (i + k == y ? p - 1.0f : p);
-                g.v[k] = to<T>(format_round(dlogit, &r.rounding) * unit);
-            }
-        }
+    for (int first = 0; first < r.vocabulary; first += ROW_BATCH * blockDim.x) {
+        float l[ROW_BATCH];
+        row_batch(l, r, first);
         __syncthreads();
-        if (i < r.vocabulary) *(four<T>*)((T*)r.l + i) = g;
+#pragma unroll
+        for (int u = 0; u < ROW_PACKETS; u++) {
+            int i = packet_first(first, u);
+            float p[4];
+            for (int k = 0; k < 4; k++) p[k] = num_expf(l[4 * u + k] - d.max) * inverse_sum;
+            for (int k = 0; k < 4 && i <= y && y < i + 4; k++) p[k] -= i + k == y ? 1.0f : 0.0f;
+            four<T> g;
+            for (int k = 0; k < 4; k++) {
+                float dlogit = scale * p[k];
+                if (r.rounding.drop) dlogit = format_round(dlogit, &r.rounding) * unit;
+                g.v[k] = to<T>(dlogit);
+            }
+            if (i < r.vocabulary) *(four<T>*)((T*)r.l + i) = g;
+        }
     }
 }
 
