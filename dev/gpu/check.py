@@ -477,6 +477,7 @@ def whole_runs(check):
 # --------------------------------------------------------------------------------------------------
 # Times
 
+INVARIANT_TEXT = ", batch-invariant"
 SIZES = ["124M", "355M", "774M", "1558M"]
 EXPECTED = {"limit": 2, "kernel": 21, "product": 12, "step": 1, "sampling": 3}
 MEASURED = ["value", "us", "share", "tflops", "handwritten_tflops", "handwritten_share",
@@ -582,6 +583,10 @@ class Peers:
         self.process = None
 
 
+def sampled(check):
+    return [t for t in check.timings if t["kind"] == "sampling" and INVARIANT_TEXT not in t["name"]]
+
+
 def timing_of(check, kind, name):
     for line in check.timings:
         if line["kind"] == kind and line["name"] == name:
@@ -609,16 +614,21 @@ def time_step(check, peers, size, short):
                      {"verb": "train", "model": size, "short": short}, 100)
 
 
+def time_invariant(check, section, name, *flags):
+    """The same with handwritten products, as --batch-invariant has them."""
+    check.step(f"time {name}, batch-invariant", 15, time_section, section, "--batch-invariant", *flags)
+
+
 def time_sampling(check, peers):
     if not check.step("time sampling", 15, time_section, "sampling"):
         return
-    for line in [t for t in check.timings if t["kind"] == "sampling"]:
+    for line in sampled(check):
         check.step(f"peer  sampling {line['name']}", 15, compare, peers, "sampling", line["name"],
                      "generate", {"verb": "generate", "cache": "dynamic"}, 45)
 
 
 def time_static_sampling(check, peers):
-    for line in [t for t in check.timings if t["kind"] == "sampling"]:
+    for line in sampled(check):
         check.step(f"peer  sampling {line['name']}, static cache", 45, compare, peers, "sampling",
                      line["name"], "generate, static", {"verb": "generate", "cache": "static"}, 75)
 
@@ -634,6 +644,9 @@ def times(check):
         time_step(check, peers, "124M", False)
         time_step(check, peers, "1558M", False)
         time_sampling(check, peers)
+        time_invariant(check, "sampling", "sampling")
+        for size in ("124M", "1558M"):
+            time_invariant(check, "step", f"training step {size} long", "--model", size)
         for size in ("355M", "774M"):
             time_step(check, peers, size, False)
         for size in ("124M", "1558M", "355M", "774M"):
@@ -675,29 +688,43 @@ def step_goal(line, ratio):
     return "; ".join(texts)
 
 
-def step_row(line):
+def invariant_row(check, line, name, share):
+    """Beside the same with the library's products."""
+    base = next(t for t in check.timings if t["name"] + INVARIANT_TEXT == line["name"])
+    ours, fast = line["tokens_per_s"], base["tokens_per_s"]
+    row(name, f"{cell(ours)} tokens/s", percent(share), f"without {cell(fast)}",
+        cell(ours / fast if ours and fast else None, 2, "x"))
+
+
+def step_row(check, line):
+    if line["name"].endswith(INVARIANT_TEXT):
+        return invariant_row(check, line, f"step {line['name']}", line["mfu"])
     first = line.get("peers", [{}])[0]
     name = f"step {line['name']}, {line['sequences']} x {line['length']}"
     row(name, f"{cell(line['tokens_per_s'])} tokens/s", percent(line["mfu"]),
         f"PyTorch {cell(first.get('tokens_per_s'))}", cell(first.get("ratio"), 2, "x"),
         step_goal(line, first.get("ratio")))
     row("", f"{cell(line['memory_gb'], 1)} GB", "", f"--recompute {line['recompute']}")
+    return None
 
 
-def sampling_row(line):
+def sampling_row(check, line):
+    if line["name"].endswith(INVARIANT_TEXT):
+        return invariant_row(check, line, f"sampling, {line['name']}", line["share"])
     ours = f"{cell(line['tokens_per_s'])} tokens/s"
     row(f"sampling, {line['name']}", ours, percent(line["share"]))
     for peer in line.get("peers", []):
         row("", "", "", f"{peer['peer']} {cell(peer['tokens_per_s'])}", cell(peer["ratio"], 2, "x"))
+    return None
 
 
-def product_row(line):
+def product_row(_, line):
     ours, library = line["handwritten_tflops"], line["tflops"]
     row(line["name"], f"{cell(library, 0)} TFLOP/s", percent(line["share"]),
         f"handwritten {cell(ours, 0)}", cell(ours / library if ours and library else None, 2, "x"))
 
 
-def kernel_row(line):
+def kernel_row(_, line):
     row(line["name"], f"{cell(line['us'], 1)} us", percent(line["share"]), f"of {line['limit']}")
 
 
@@ -720,7 +747,7 @@ def table(check):
             ("sampling", sampling_row))
     for kind, print_row in rows:
         for line in (t for t in check.timings if t["kind"] == kind):
-            print_row(line)
+            print_row(check, line)
     for step in check.steps:
         if step["verdict"] == "failed":
             print(f"  failed: {step['name']}: {step['reason']}")

@@ -30,7 +30,7 @@ static const int GPT2_SIZES[][3] = {  // layers, heads, channels
     {36, 20, 1280},
     {48, 25, 1600}};
 
-static int only, size, short_sequences, toy;
+static int only, size, short_sequences, invariant, toy;
 static double memory_gb = 70;
 
 static option OPTIONS[] = {
@@ -40,6 +40,8 @@ static option OPTIONS[] = {
      NULL},
     {"short", OPTION_SWITCH, &short_sequences, "the step's sequences: packed, a quarter at most", 0,
      1, NULL, 0, 0, 0, NULL},
+    {"batch-invariant", OPTION_SWITCH, &invariant, "steps and sampling with handwritten products",
+     0, 1, NULL, 0, 0, 0, NULL},
     {"memory", OPTION_DOUBLE, &memory_gb, "what a training step may take of the GPU's, in GB", 0,
      1e6, NULL, 1, 0, 0, NULL},
     {"toy", OPTION_SWITCH, &toy, "tiny sizes, no times", 0, 1, NULL, 0, 0, 0, NULL},
@@ -48,6 +50,9 @@ static option OPTIONS[] = {
 
 // Two tables of one GPU: products by cuBLASLt where it is found, and by the device's own kernels.
 static backend *gpu, *own;
+// The one that trains and samples, and what its lines are called.
+static backend* device(void) { return invariant ? own : gpu; }
+static const char* suffix(void) { return invariant ? ", batch-invariant" : ""; }
 static double bandwidth, product_rate;  // limits: bytes and FLOPs a second
 
 static int pick(int full, int small) { return toy ? small : full; }
@@ -695,7 +700,7 @@ static void make_ragged(rollout* d, int longest) {
 }
 
 static void step_line(const step* s, double seconds, double memory) {
-    char* name = xprintf("%s %s", SIZES[size], short_sequences ? "short" : "long");
+    char* name = xprintf("%s %s%s", SIZES[size], short_sequences ? "short" : "long", suffix());
     double tokens = 0;
     for (int i = 0; i < s->sequences; i++) tokens += s->d->length[i];
     line_begin("step", name);
@@ -725,12 +730,13 @@ static void training_step(void) {
     }
     s.d = workload_batch(s.model.shape.vocab, s.sequences, 1, s.length);
     if (short_sequences) make_ragged(s.d, s.length);
-    s.t = trainer_create(gpu, &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
+    s.t = trainer_create(device(), &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
                          s.sequences, s.length, s.keep);
     fill_parameters(&s.model, s.t->parameters);
+    gpu->sync(gpu);
     model_weights_sync(s.t->weights, s.t->parameters);
     double seconds = measure(step_work, &s);
-    step_line(&s, seconds, (double)gpu->allocated);
+    step_line(&s, seconds, (double)device()->allocated);
     trainer_free(s.t);
     rollout_free(s.d);
 }
@@ -763,16 +769,16 @@ static double sampling_bytes(const model* c, int sequences, int prompt, int new_
 static void sampling_line(const model* c, const float* parameters, int sequences) {
     int prompt = pick(32, 5), new_tokens = pick(128, 6);
     sampling_run s = {.d = workload_batch(c->shape.vocab, sequences, prompt, new_tokens)};
-    s.r = sampler_create(gpu, c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16, sequences,
-                         prompt, new_tokens, sequences, 0, -1);
+    s.r = sampler_create(device(), c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16,
+                         sequences, prompt, new_tokens, sequences, 0, -1);
     sampler_sync(s.r, parameters);
     double seconds = measure(sampling_work, &s), tokens = (double)sequences * new_tokens;
-    char* name = xprintf("%d sequences", sequences);
+    char* name = xprintf("%d sequences%s", sequences, suffix());
     line_begin("sampling", name);
     line_number("sequences", sequences);
     line_number("prompt", prompt);
     line_number("new", new_tokens);
-    line_number("memory_gb", (double)gpu->allocated / 1e9);
+    line_number("memory_gb", (double)device()->allocated / 1e9);
     line_number("tokens_per_s", tokens / seconds);
     line_number("share", sampling_bytes(c, sequences, prompt, new_tokens) / seconds / bandwidth);
     line_end();
@@ -786,6 +792,7 @@ static void sampling_section(void) {
     model m = model_number(0);
     float* parameters = array_new(m.parameters * sizeof(float));
     fill_parameters(&m, parameters);
+    gpu->sync(gpu);
     for (int i = 0; i < 3; i++) sampling_line(&m, parameters, (toy ? TOY_SEQUENCES : SEQUENCES)[i]);
     arrays_free();
 }
