@@ -2,8 +2,10 @@
 // an element of C is one chain, whatever m, n, the tile, the strides and the number of blocks. So a
 // row of C has the same bits in every batch (row independence, N1 of README.md).
 //
-//   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then C is
-//               added where p.accumulate says so, then the bias, then one rounding.
+//   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then the
+//   bias,
+//               then one rounding. An accumulating product has such a chain for each MMA_BLOCK of
+//               k, their sums are added in order, and then to C.
 //   fp32        FMAs, the order of the CPU device and its bits: one chain over k in blocks of 256
 //               whose sums are added in order, then the bias; an accumulating product is one chain
 //               that starts from C and has no blocks.
@@ -81,9 +83,11 @@ struct mma_tile {
     static constexpr int THREADS = BM / WM * (BN / WN) * WARP;
     static constexpr int STAGES = 3;  // slabs in shared memory: one in use, two on their way
 };
-using mma_large = mma_tile<128, 128, 32, 64, 32>;
+using mma_large = mma_tile<128, 256, 32, 64, 64>;
 using mma_middle = mma_tile<64, 64, 32, 32, 32>;
 using mma_small = mma_tile<32, 32, 64, 16, 16>;
+
+constexpr int MMA_BLOCK = 4096;  // of k in accumulating products, whose k is the rows of a batch
 
 // A slab of an operand in shared memory. Rows are 16 bytes longer than a multiple of 64 bytes, so
 // that the eight rows of an ldmatrix fall onto different banks.
@@ -102,7 +106,7 @@ static __device__ inline packet<T> packet_gather(const T* row, int col, int cols
 }
 
 // Starts the copy of a slab whose first element is (row0, col0) of `from`, a matrix of rows x cols;
-// zeros beyond it. ALIGNED: its rows start at multiples of 16 bytes.
+// zeros beyond it. ALIGNED: its rows start at multiples of 16 bytes. For slabs at the matrix's end.
 template <class T, class SLAB, int THREADS, bool ALIGNED>
 static __device__ inline void mma_fetch(T* slab, const T* from, int64_t stride, int row0, int col0,
                                         int rows, int cols) {
@@ -120,6 +124,40 @@ static __device__ inline void mma_fetch(T* slab, const T* from, int64_t stride, 
             packet_store(target, packet_gather(source, col, exists ? cols : 0));
     }
 }
+
+// The same for slabs that end within k, one after the other, and rows along k or whole packets
+// along outer: a thread has one column of each slab, and every EVERY-th row.
+template <class T, class SLAB, int THREADS, bool ALONG_K>
+struct slab_reader {
+    static constexpr int PACKETS = SLAB::COLS / packet<T>::N, EVERY = THREADS / PACKETS;
+    static_assert(SLAB::ROWS % EVERY == 0, "every thread copies as much");
+    const T *from, *next;
+    int64_t every, slab;  // elements from row to row, and from slab to slab
+    int rows;             // of the thread's that exist
+    int at;               // of the thread's first packet in a slab
+
+    __device__ slab_reader(const void* matrix, int64_t stride, int outer0, int outers, int k0) {
+        int r = threadIdx.x / PACKETS, c = threadIdx.x % PACKETS * packet<T>::N;
+        from = (const T*)matrix;
+        next =
+            ALONG_K ? from + (outer0 + r) * stride + k0 + c : from + (k0 + r) * stride + outer0 + c;
+        every = EVERY * stride;
+        slab = ALONG_K ? SLAB::COLS : SLAB::ROWS * stride;
+        rows = ALONG_K               ? (outers - outer0 - r + EVERY - 1) / EVERY
+               : outer0 + c < outers ? SLAB::ROWS
+                                     : 0;
+        at = r * SLAB::STRIDE + c;
+    }
+    __device__ void fetch(T* to) {
+#pragma unroll
+        for (int j = 0; j < SLAB::ROWS / EVERY; j++) {
+            bool exists = j < rows;
+            cp_async_16(to + at + j * EVERY * SLAB::STRIDE, exists ? next + j * every : from,
+                        exists);
+        }
+        next += slab;
+    }
+};
 
 // The 16 x 16 elements of a slab from (outer, k) on, as four 8 x 8 matrices: the second differs
 // from the first by 8 in outer (OUTER_FIRST) or in k, the third in the other.
@@ -184,40 +222,70 @@ static __device__ inline void mma_store(const product& p, storage how, int i0, i
 
 // Slab s + 2 is fetched while slab s is multiplied: one barrier a slab, which both shows the
 // arrived slab to all and says that the one fetched over is done with.
+//
+// partial: NULL, or room for the sums of all blocks of k, (blocks, m, n), of which blockIdx.z is
+// one.
 template <class T, class TILE, bool A_ALONG_K, bool B_ALONG_K, bool ALIGNED>
-static __global__ void __launch_bounds__(TILE::THREADS) product_mma_kernel(product p, storage how) {
+static __global__ void __launch_bounds__(TILE::THREADS)
+    product_mma_kernel(product p, storage how, float* partial) {
     using A = mma_slab<TILE::BM, TILE::BK, A_ALONG_K>;
     using B = mma_slab<TILE::BN, TILE::BK, B_ALONG_K>;
-    constexpr int THREADS = TILE::THREADS, STAGES = TILE::STAGES;
+    constexpr int BK = TILE::BK, THREADS = TILE::THREADS, STAGES = TILE::STAGES;
     DYN_SHARED(packet<T>, memory);
     T* slabs = (T*)memory;
-    int i0 = blockIdx.x * TILE::BM, j0 = blockIdx.y * TILE::BN;
-    int warp = threadIdx.x / WARP, count = (p.k + TILE::BK - 1) / TILE::BK;
+    int i0 = blockIdx.x * TILE::BM, j0 = blockIdx.y * TILE::BN, warp = threadIdx.x / WARP;
     int warp_i = warp / (TILE::BN / TILE::WN) * TILE::WM;
     int warp_j = warp % (TILE::BN / TILE::WN) * TILE::WN;
-    auto fetch = [&](int s) {
-        T* to_a = slabs + s % STAGES * (A::SIZE + B::SIZE);
-        int k0 = s * TILE::BK;
-        if (s < count) {
-            mma_fetch<T, A, THREADS, ALIGNED>(to_a, (const T*)p.a, p.a_stride, A_ALONG_K ? i0 : k0,
-                                              A_ALONG_K ? k0 : i0, A_ALONG_K ? p.m : p.k,
-                                              A_ALONG_K ? p.k : p.m);
-            mma_fetch<T, B, THREADS, ALIGNED>(to_a + A::SIZE, (const T*)p.b, p.b_stride,
-                                              B_ALONG_K ? j0 : k0, B_ALONG_K ? k0 : j0,
-                                              B_ALONG_K ? p.n : p.k, B_ALONG_K ? p.k : p.n);
+    int k0 = blockIdx.z * MMA_BLOCK, depth = partial ? min(p.k - k0, MMA_BLOCK) : p.k;
+    int count = (depth + BK - 1) / BK;
+    bool whole_packets = ALIGNED && (A_ALONG_K || p.m % 8 == 0 || i0 + TILE::BM <= p.m) &&
+                         (B_ALONG_K || p.n % 8 == 0 || j0 + TILE::BN <= p.n);
+    int whole = whole_packets ? depth / BK : 0;
+    slab_reader<T, A, THREADS, A_ALONG_K> a(p.a, p.a_stride, i0, p.m, k0);
+    slab_reader<T, B, THREADS, B_ALONG_K> b(p.b, p.b_stride, j0, p.n, k0);
+    auto fetch = [&](int s, int stage) {
+        T *to_a = slabs + stage * (A::SIZE + B::SIZE), *to_b = to_a + A::SIZE;
+        if (s < whole) {
+            a.fetch(to_a);
+            b.fetch(to_b);
+        } else if (s < count) {
+            int k = k0 + s * BK, end = k0 + depth;
+            mma_fetch<T, A, THREADS, ALIGNED>(to_a, (const T*)p.a, p.a_stride, A_ALONG_K ? i0 : k,
+                                              A_ALONG_K ? k : i0, A_ALONG_K ? p.m : end,
+                                              A_ALONG_K ? end : p.m);
+            mma_fetch<T, B, THREADS, ALIGNED>(to_b, (const T*)p.b, p.b_stride, B_ALONG_K ? j0 : k,
+                                              B_ALONG_K ? k : j0, B_ALONG_K ? p.n : end,
+                                              B_ALONG_K ? end : p.n);
         }
         cp_async_commit();  // an empty group too: the count of groups is that of slabs
     };
     float acc[TILE::WM / 16][TILE::WN / 8][4] = {};
-    for (int s = 0; s < STAGES - 1; s++) fetch(s);
-    for (int s = 0; s < count; s++) {
+    for (int s = 0; s < STAGES - 1; s++) fetch(s, s);
+    for (int s = 0, stage = 0; s < count; s++) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();
-        fetch(s + STAGES - 1);
-        const T* slab_a = slabs + s % STAGES * (A::SIZE + B::SIZE);
+        fetch(s + STAGES - 1, stage ? stage - 1 : STAGES - 1);
+        const T* slab_a = slabs + stage * (A::SIZE + B::SIZE);
         mma_slabs<TILE, A_ALONG_K, B_ALONG_K>(acc, slab_a, slab_a + A::SIZE, warp_i, warp_j);
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
+    }
+    if (partial) {
+        p.c = partial + blockIdx.z * (int64_t)p.m * p.n;
+        p.c_stride = p.n;
+        p.accumulate = false;
     }
     mma_store<TILE>(p, how, i0 + warp_i, j0 + warp_j, acc);
+}
+
+// c += the sums of `blocks` blocks of k, added in order. A block a row.
+static __global__ void add_partial(float* c, int64_t c_stride, const float* partial, int blocks,
+                                   int n) {
+    int64_t row = blockIdx.x, block = (int64_t)gridDim.x * n;
+    for (int j = threadIdx.x; j < n; j += blockDim.x) {
+        float sum = partial[row * n + j];
+        for (int b = 1; b < blocks; b++) sum += partial[b * block + row * n + j];
+        c[row * c_stride + j] = sum + c[row * c_stride + j];
+    }
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -368,9 +436,16 @@ static inline dim3 product_grid(const product& p, int bm, int bn) {
     return dim3(blocks_for(p.m, bm), blocks_for(p.n, bn));
 }
 
+// Blocks of k, each with sums of its own.
+static inline int product_blocks(const product& p) {
+    bool mma = storage_of(p.operand) != STORE_FP32;
+    return mma && p.accumulate ? blocks_for(p.k, MMA_BLOCK) : 1;
+}
+
 // Whether tiles of this size are enough for every processor to have one.
 static inline bool product_fills(backend* b, const product& p, int bm, int bn) {
-    return (int64_t)blocks_for(p.m, bm) * blocks_for(p.n, bn) >= context_of(b)->processors;
+    int64_t tiles = (int64_t)blocks_for(p.m, bm) * blocks_for(p.n, bn);
+    return tiles * product_blocks(p) >= context_of(b)->processors;
 }
 
 // Runs the statements with A_ALONG_K and B_ALONG_K the layout of a product.
@@ -393,13 +468,20 @@ static inline bool product_fills(backend* b, const product& p, int bm, int bn) {
 template <class T, class TILE, bool ALIGNED>
 static void product_mma_tile(backend* b, const product& p) {
     dim3 grid = product_grid(p, TILE::BM, TILE::BN);
+    grid.z = product_blocks(p);
+    float* partial = NULL;
+    if (grid.z > 1)
+        partial = (float*)cuda_scratch(b, SCRATCH_PARTIAL, sizeof(float) * grid.z * p.m * p.n);
     WITH_LAYOUT(p, {
         constexpr size_t slabs = mma_slab<TILE::BM, TILE::BK, A_ALONG_K>::SIZE +
                                  mma_slab<TILE::BN, TILE::BK, B_ALONG_K>::SIZE;
         LAUNCH((product_mma_kernel<T, TILE, A_ALONG_K, B_ALONG_K, ALIGNED>), grid,
                dim3(TILE::THREADS), TILE::STAGES * slabs * sizeof(T), stream_of(b), p,
-               storage_of(p.c_format));
+               storage_of(p.c_format), partial);
     });
+    if (partial)
+        LAUNCH(add_partial, dim3(p.m), dim3(256), 0, stream_of(b), (float*)p.c, p.c_stride, partial,
+               (int)grid.z, p.n);
 }
 
 // The largest tile that gives every processor a block; rows that no 16-byte access fits have a
