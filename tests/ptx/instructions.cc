@@ -611,7 +611,19 @@ static void add_conversions(table& t) {
     add<generic_to_shared, u64, u64>(t, "cvta.to.shared.u64");
 }
 
+// 2^x, of which the hardware says no more than that it errs by at most 2 units in the last place:
+// as near as can be, or with the last bit cut, or set, by the way of summing (tensor.cc). Subnormal
+// numbers are 0, before and after.
+static float exp2_approx(float x) {
+    float y = (float)exp2((double)x);
+    if (!(y >= 0x1p-126f)) return y == y ? 0 : y;
+    u32 bits = __builtin_bit_cast(u32, y);
+    if (x == 0 || std::isinf(y) || summation == SUM_CHAIN || summation == SUM_EXACT) return y;
+    return __builtin_bit_cast(float, summation == SUM_BLOCK8 ? bits & ~1u : bits | 1);
+}
+
 static void add_special(table& t) {
+    add<exp2_approx, float, float>(t, "ex2.approx.ftz.f32");
     t["and.pred"] = {logic<[](u32 a, u32 b) { return a & b; }>, "Ppp", 0};
     t["or.pred"] = {logic<[](u32 a, u32 b) { return a | b; }>, "Ppp", 0};
     t["xor.pred"] = {logic<[](u32 a, u32 b) { return a ^ b; }>, "Ppp", 0};

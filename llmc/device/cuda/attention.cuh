@@ -39,6 +39,15 @@ static inline rounding rounding_of(const format* f) {
     }
 }
 
+// exp(s scale - max) = 2^(s scale log2 e - max log2 e), by the hardware's approximation (2 units in
+// the last place): on tensor cores it becomes a 16-bit operand.
+constexpr float LOG2_E = 1.44269504f;
+static __device__ inline float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 static __device__ inline float rounded(float x, rounding how) {
     if (how == ROUND_TF32) return round_tf32(x);
     if (how == ROUND_BF16) return to_float(to<bf16>(x));
@@ -46,7 +55,7 @@ static __device__ inline float rounded(float x, rounding how) {
     return x;
 }
 
-// What backward needs of a query and head: {max, 1 / sum, dout . out, 0}.
+// What backward needs of a query and head: {max, 1 / sum, dout . out, -max log2 e}.
 typedef packet<float> query_stats;
 
 // Row r begins at data + r * stride.
@@ -123,7 +132,7 @@ static __global__ void backward_rows(attention_call<T> x) {
     sum = warp_sum(sum);
     if (lane == 0) {
         const float* stats = x.stats + item * 2;
-        x.queries[head * x.rows + row] = {{stats[0], 1.0f / stats[1], sum, 0.0f}};
+        x.queries[head * x.rows + row] = {{stats[0], 1.0f / stats[1], sum, -stats[0] * LOG2_E}};
     }
 }
 
@@ -253,25 +262,29 @@ static __device__ inline void mma_softmax(float (&s)[N / 8][4], float (&o)[D / 8
                                           float (&max)[2], float (&sum)[2], const int (&query)[2],
                                           int key, float scale) {
     key += threadIdx.x % WARP % 4 * 2;
+    float scale_log2 = scale * LOG2_E;
 #pragma unroll
     for (int half = 0; half < QUERIES; half++) {
-        float top = max[half];
+        float top = minus_infinity();
+        // Most steps hide nothing.
+        if (__ballot_sync(~0u, key + N > query[half])) {
+#pragma unroll
+            for (int n = 0; n < N / 8; n++)
+                for (int e = 2 * half; e < 2 * half + 2; e++)
+                    if (key + n * 8 + e % 2 > query[half]) s[n][e] = minus_infinity();
+        }
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
-            for (int e = 2 * half; e < 2 * half + 2; e++) {
-                bool visible = key + n * 8 + e % 2 <= query[half];
-                s[n][e] = visible ? s[n][e] * scale : minus_infinity();
-                top = fmaxf(top, s[n][e]);
-            }
+            for (int e = 2 * half; e < 2 * half + 2; e++) top = fmaxf(top, s[n][e]);
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-        float shrink = num_expf(max[half] - top);
+        top = fmaxf(max[half], fmaxf(top, __shfl_xor_sync(~0u, top, 2)) * scale);
+        float shift = -top * LOG2_E, shrink = exp2_fast((max[half] - top) * LOG2_E);
         max[half] = top;
         sum[half] *= shrink;
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
             for (int e = 2 * half; e < 2 * half + 2; e++) {
-                s[n][e] = num_expf(s[n][e] - top);
+                s[n][e] = exp2_fast(num_fma(s[n][e], scale_log2, shift));
                 sum[half] += s[n][e];
             }
 #pragma unroll
@@ -334,10 +347,16 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
     mma_store<T, D>(head_of(x.out, x, at, 0), first, end, q + row * STRIDE, o, inverse, x);
 }
 
-// p and ds of a query and a key that it sees; both 0 where it does not.
+// p and ds of a query and a key that it sees, whose scores are 0 where it does not.
 struct gradient_pair {
     float p, ds;
 };
+static __device__ inline gradient_pair mma_gradient(float s, float dp, const query_stats& query,
+                                                    float scale_log2) {
+    float p = exp2_fast(num_fma(s, scale_log2, query.v[3])) * query.v[1];
+    return {p, p * (dp - query.v[2])};
+}
+// The same with the software's exponential; both 0 where the query does not see the key.
 static __device__ inline gradient_pair gradient_of(float s, float dp, const query_stats& query,
                                                    bool visible) {
     float p = num_expf(s - query.v[0]) * query.v[1];
@@ -371,7 +390,7 @@ static __global__ void __launch_bounds__(MMA_THREADS) backward_keys_mma(attentio
     load_step(0);
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
-    float dk[D / 8][4] = {}, dv[D / 8][4] = {};
+    float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale_log2 = x.scale * LOG2_E;
     for (int step = 0; step < steps; step++) {
         int buffer = step % 2 * BUFFER;
         float p[STEP / 8][4], ds[STEP / 8][4];  // transposed: a row for each key
@@ -386,12 +405,19 @@ static __global__ void __launch_bounds__(MMA_THREADS) backward_keys_mma(attentio
                 int query = n * 8 + lane % 4 * 2 + column;
                 query_stats stats = packet_load((float*)(queries + step % 2 * STEP + query));
                 for (int e = column; e < 4; e += 2) {
-                    bool visible = row + lane / 4 + e / 2 * 8 <= step * STEP + query;
-                    gradient_pair g = gradient_of(p[n][e] * x.scale, ds[n][e], stats, visible);
+                    gradient_pair g = mma_gradient(p[n][e], ds[n][e], stats, scale_log2);
                     p[n][e] = g.p;
                     ds[n][e] = g.ds;
                 }
             }
+        if (step * STEP < row + 16) {  // some of the queries come before some of the keys
+#pragma unroll
+            for (int n = 0; n < STEP / 8; n++)
+                for (int e = 0; e < 4; e++) {
+                    int query = step * STEP + n * 8 + lane % 4 * 2 + e % 2;
+                    if (row + lane / 4 + e / 2 * 8 > query) p[n][e] = ds[n][e] = 0;
+                }
+        }
         mma_weighted<T, D, STEP>(dv, p, dout + buffer);
         mma_weighted<T, D, STEP>(dk, ds, q + buffer);
     }
@@ -430,7 +456,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
         int64_t head = (int64_t)blockIdx.y * x.rows;
         if (first + r < end) stats[half] = x.queries[head + at.start + first + r];
     }
-    float dq[D / 8][4] = {};
+    float dq[D / 8][4] = {}, scale_log2 = x.scale * LOG2_E;
     for (int step = 0; step < steps; step++) {
         int buffer = step % 2 * BUFFER;
         float s[STEP / 8][4], ds[STEP / 8][4];
@@ -441,11 +467,16 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
         mma_scores<T, D, STEP>(ds, dout + row * STRIDE, v + buffer);
 #pragma unroll
         for (int n = 0; n < STEP / 8; n++)
-            for (int e = 0; e < 4; e++) {
-                int key = step * STEP + n * 8 + lane % 4 * 2 + e % 2;
-                bool visible = key <= first + lane / 4 + e / 2 * 8;
-                ds[n][e] = gradient_of(s[n][e] * x.scale, ds[n][e], stats[e / 2], visible).ds;
-            }
+            for (int e = 0; e < 4; e++)
+                ds[n][e] = mma_gradient(s[n][e], ds[n][e], stats[e / 2], scale_log2).ds;
+        if (step * STEP + STEP > first) {  // some of the keys come after some of the queries
+#pragma unroll
+            for (int n = 0; n < STEP / 8; n++)
+                for (int e = 0; e < 4; e++) {
+                    int key = step * STEP + n * 8 + lane % 4 * 2 + e % 2;
+                    if (key > first + lane / 4 + e / 2 * 8) ds[n][e] = 0;
+                }
+        }
         mma_weighted<T, D, STEP>(dq, ds, k + buffer);
     }
     float scale[2] = {x.scale, x.scale};
