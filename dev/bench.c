@@ -21,6 +21,7 @@
 
 #include "base/options.h"
 #include "device/backend.h"
+#include "rl/sampler.h"
 #include "rl/trainer.h"
 #include "workload.h"
 

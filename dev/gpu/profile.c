@@ -15,6 +15,7 @@
 #include "../workload.h"
 #include "base/options.h"
 #include "device/backend.h"
+#include "rl/sampler.h"
 #include "rl/trainer.h"
 
 static const char* const DTYPE_NAMES[] = {"bf16", "fp16", "tf32", "fp32", NULL};

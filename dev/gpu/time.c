@@ -18,6 +18,7 @@
 #include "base/numerics.h"
 #include "base/options.h"
 #include "device/backend.h"
+#include "rl/sampler.h"
 #include "rl/trainer.h"
 
 enum { ALL, DEVICE, KERNELS, PRODUCTS, STEP, SAMPLING };

@@ -68,7 +68,7 @@ typedef struct candidates {
     float* logp;  // (rows, count); -infinity for -1
 } candidates;
 
-// The state of the sampler's slots, advanced on the device; see rollout.c.
+// The state of the sampler's slots, advanced on the device; see sampler.c.
 typedef struct slot_state {
     int* token;             // (slots) next input token
     int* position;          // (slots) its position; -1 = idle

@@ -91,8 +91,8 @@ typedef struct objective_candidates {
 
 // The tokens of a whole sequence, all (length). Each is what objective_token gives, but that
 // seq-tis, seq-mis and gspo weigh it by the ratio of the sequence. `loss` sums to the sequence's
-// loss, of which c are minus the derivatives in log pi. `top` may be NULL, which is as good as
-// no candidates: dppo-topk-* then compare "this token or another".
+// loss, of which c are minus the derivatives in log pi. `top` may be NULL, which means no
+// candidates: dppo-topk-* then fall back to the divergence of "this token or another".
 void objective_sequence(const objective* o, double advantage, const float* log_pi,
                         const float* log_mu, const float* log_ref, int length,
                         const objective_candidates* top, coefficient* each);

@@ -7,7 +7,7 @@
 #include "../text/tokenizer.h"
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words) {
-    rollout* d = xalloc(1, sizeof *d, "a batch");
+    rollout* d = xalloc(1, sizeof *d, "a rollout");
     size_t n = (size_t)capacity, places = n * max_new;
     d->capacity = capacity;
     d->max_prompt = max_prompt;

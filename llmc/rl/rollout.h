@@ -1,7 +1,7 @@
-// batch: the sequences of one rollout, in host memory: prompts, what the sampler wrote, what the
-// trainer gives it, rewards and advantages; and the ways between them and a task's text.
-#ifndef LLMC_BATCH_H
-#define LLMC_BATCH_H
+// rollout: the sequences of a step, in host memory: prompts, what the sampler wrote, what the
+// trainer makes of it, rewards and advantages; and the ways between them and a task's text.
+#ifndef LLMC_ROLLOUT_H
+#define LLMC_ROLLOUT_H
 
 #include "../base/common.h"
 #include "../text/task.h"
@@ -22,9 +22,10 @@ typedef struct rollout {
     float* log_mu;       // (sequences, max_new) what the sampler gave the token
     float* entropy;      // (sequences, max_new) of the sampler's distribution, nats
     float* log_pi;       // (sequences, max_new) what the trainer gives it now
-    float* anchor;       // (sequences, max_new) what objectives take for log mu
-    float* log_ref;      // (sequences, max_new) what the reference model gives it
-    uint32_t* nucleus;   // (sequences, max_new, nucleus_words): top-k / top-p sets, or NULL
+    float* anchor;   // (sequences, max_new) what the ratio is taken against: log_mu or an earlier
+                     // log_pi
+    float* log_ref;  // (sequences, max_new) what the reference model gives it
+    uint32_t* nucleus;  // (sequences, max_new, nucleus_words): top-k / top-p sets, or NULL
     int nucleus_words;
     int candidates;       // a token; 0: none
     int* candidate;       // (sequences, max_new, candidates) the sampler's best, -1: no more
@@ -35,7 +36,7 @@ typedef struct rollout {
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words);
 void rollout_free(rollout* d);
-// Makes room for `count` candidates a token.
+// Makes room for `count` candidates per token.
 void rollout_add_candidates(rollout* d, int count);
 // Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
 // one sequence after another into `to`; returns how many.

@@ -1,8 +1,8 @@
-// rollout: the sampler. A KV cache in pages, continuous batching over slots, one prefill a prompt
-// shared by its group. It has weights, a precision and a cache format of its own; at equal formats
-// its log mu of a token equals the trainer's log pi bit for bit.
-#ifndef LLMC_ROLLOUT_H
-#define LLMC_ROLLOUT_H
+// sampler: draws completions. It keeps keys and values in pages, batches continuously over its
+// slots, and runs a prompt only once for its whole group. It has its own weights, precision and
+// cache format; where the formats equal the trainer's, log mu of a token equals log pi bit for bit.
+#ifndef LLMC_SAMPLER_H
+#define LLMC_SAMPLER_H
 
 #include "../model/model.h"
 #include "rollout.h"
@@ -24,8 +24,8 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
                         int max_prompt, int max_new, int capacity, int nucleus_words,
                         int end_token);
 void sampler_free(sampler* r);
-// From now on the `count` most probable tokens at each place are recorded; a batch that has room
-// for candidates has room for as many.
+// From now on the `count` most probable tokens at each place are recorded. Every rollout with
+// candidates that is passed later must have been given the same count by rollout_add_candidates.
 void sampler_record_candidates(sampler* r, int count);
 // Takes over the trainer's parameters (device, fp32), rounded to nearest.
 void sampler_sync(sampler* r, const float* parameters);
@@ -33,8 +33,8 @@ const model_weights* sampler_weights(const sampler* r);
 size_t sampler_cache_bytes(const sampler* r);
 
 // Samples group completions of each prompt of `d`: begin, then step until it returns 0 (sequences
-// not yet finished), then end, which fills in token, length, log_mu, entropy, keep and
-// candidates.
+// not yet finished), then end, which fills in token, length, log_mu, entropy, nucleus, candidate
+// and candidate_mu.
 void sampler_begin(sampler* r, rollout* d, const sampling* how);
 int sampler_step(sampler* r);
 sampler_stats sampler_end(sampler* r);

@@ -1,14 +1,14 @@
 // trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward,
-// asks the objective for one coefficient a token, runs them backward, and steps the optimizer. How
-// sequences are cut into micro-batches leaves no trace in any bit, but for fp8 gradients (see
-// backend.h's matmul_backward_weight).
+// asks the objective for one coefficient per token, runs them backward, and steps the optimizer.
+// How sequences are cut into micro-batches changes no bit of the result, except with fp8 gradients
+// (see matmul_backward_weight in device/ops.def).
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
 #include "mismatch.h"
 #include "objective.h"
 #include "optimizer.h"
-#include "sampler.h"
+#include "rollout.h"
 
 LLMC_BEGIN
 
@@ -24,8 +24,7 @@ typedef struct trainer {
     struct trainer_buffers* buffers;
 } trainer;
 
-// Micro-batches of at most `micro_batch` sequences of at most max_length tokens; `recompute`: what
-// of their activations.
+// Micro-batches hold at most `micro_batch` sequences of at most max_length tokens.
 trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* optimizer,
                         int micro_batch, int max_length, recompute_level recompute);
 void trainer_free(trainer* t);
@@ -34,9 +33,8 @@ void trainer_free(trainer* t);
 void trainer_load(trainer* t, const float* parameters);
 void trainer_save(const trainer* t, float* parameters);
 
-// The largest micro-batch there can be, forward and backward, to no effect: so that a device asks
-// for all the memory that it will need before the run, not in its midst. Gradients must be cleared
-// next.
+// One forward and backward pass over the largest possible micro-batch with zero coefficients, so
+// that all device memory is allocated before training. It changes no gradient.
 void trainer_rehearse(trainer* t);
 
 // log-probability of every response token of sequences first .. first+count-1 of `d` under weights
@@ -55,7 +53,7 @@ typedef struct trainer_update_result {
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1: reads token, anchor, log_ref, advantage,
-// keep, candidate, candidate_anchor; writes log_pi and candidate_pi.
+// nucleus, candidate, candidate_anchor; writes log_pi and candidate_pi.
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr);
