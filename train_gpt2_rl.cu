@@ -66,7 +66,8 @@ static void measure(run* r, step_report* found) {
     rollout* d = r->data;
     trainer_logprobs(r->trainer, r->trainer->weights, d, 0, d->sequences,
                      settings_inverse_temperature(r->settings), d->log_pi);
-    found->numerics = trainer_mismatch(d, 0, d->sequences, r->objective.delta);
+    found->numerics = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start, d->sequences,
+                                       r->objective.delta);
     report_numerics(r, stale_is_older(r->stale, r->state.step) ? NULL : &found->numerics);
 }
 
@@ -75,11 +76,11 @@ static void measure(run* r, step_report* found) {
 static void anchor(run* r) {
     rollout* d = r->data;
     int recompute = r->settings->anchor == ANCHOR_RECOMPUTE;
-    size_t count = (size_t)d->sequences * (size_t)d->max_new;
-    memcpy(d->anchor, recompute ? d->log_pi : d->log_mu, count * sizeof(float));
+    size_t tokens = d->start[d->sequences];
+    memcpy(d->anchor, recompute ? d->log_pi : d->log_mu, tokens * sizeof(float));
     if (d->candidates)
         memcpy(d->candidate_anchor, recompute ? d->candidate_pi : d->candidate_mu,
-               count * (size_t)d->candidates * sizeof(float));
+               tokens * (size_t)d->candidates * sizeof(float));
     if (r->reference)
         trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences,
                          settings_inverse_temperature(r->settings), d->log_ref);
@@ -89,9 +90,9 @@ static void anchor(run* r) {
 static void advantages(run* r) {
     rollout* d = r->data;
     for (int i = 0; i < d->sequences && r->reference; i++) {
-        size_t at = (size_t)i * (size_t)d->max_new;
+        size_t at = d->start[i];
         d->reward[i] += (float)objective_kl_reward(&r->objective, d->log_mu + at, d->log_ref + at,
-                                                   d->length[i]);
+                                                   rollout_length(d, i));
     }
     objective_advantages((advantage_kind)r->settings->advantage, d->reward, d->prompts, d->group,
                          d->advantage);
@@ -107,7 +108,8 @@ static void update_once(run* r, int i, double lr, step_report* found) {
     trainer_update_result u =
         trainer_update(r->trainer, d, first, size, &r->objective, (aggregate_kind)s->aggregate,
                        settings_inverse_temperature(s), lr);
-    mismatch m = trainer_mismatch(d, first, size, r->objective.delta);
+    mismatch m = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start + first, size,
+                                  r->objective.delta);
     double seconds = clock_seconds() - start;
     found->tokens += u.tokens;
     found->update_seconds += seconds;

@@ -15,6 +15,8 @@
 //
 // dev/mismatch.py runs it and draws what it says.
 #define _GNU_SOURCE
+#include "rl/mismatch.h"
+
 #include <math.h>
 #include <stdlib.h>
 
@@ -89,24 +91,22 @@ static trainer* forward(const setup* s, precision p, const float* parameters, co
 
 static void print_tokens(const rollout* d, const char* pair) {
     for (int q = 0; q < d->sequences; q++)
-        for (int i = 0; i < d->length[q]; i++) {
-            size_t at = (size_t)q * d->max_new + i;
-            printf("token,%s,%d,%d,%d,%.9g,%.9g\n", pair, q, i, d->token[at], (double)d->log_mu[at],
-                   (double)d->log_pi[at]);
-        }
+        for (size_t t = d->start[q]; t < d->start[q + 1]; t++)
+            printf("token,%s,%d,%d,%d,%.9g,%.9g\n", pair, q, (int)(t - d->start[q]), d->token[t],
+                   (double)d->log_mu[t], (double)d->log_pi[t]);
 }
 
 static void print_metrics(const rollout* d, const char* pair) {
     double value[MISMATCH_METRICS];
-    mismatch m = trainer_mismatch(d, 0, d->sequences, DELTA);
+    mismatch m = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start, d->sequences, DELTA);
     mismatch_values(&m, value);
     for (int i = 0; i < MISMATCH_METRICS; i++)
         printf("metric,%s,%s,%.9g\n", pair, MISMATCH_NAMES[i], value[i]);
 }
 
 static int tokens_of(const rollout* d) {
-    int n = 0;
-    for (int q = 0; q < d->sequences; q++) n += d->prompt_length[q / d->group] + d->length[q] - 1;
+    int n = (int)d->start[d->sequences] - d->sequences;
+    for (int q = 0; q < d->sequences; q++) n += d->prompt_length[q / d->group];
     return n;
 }
 

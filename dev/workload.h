@@ -13,10 +13,10 @@ static inline rollout* workload_batch(int vocab, int sequences, int prompt, int 
     d->group = 1;
     for (int s = 0; s < sequences; s++) {
         d->prompt_length[s] = prompt;
-        d->length[s] = response;
+        d->start[s + 1] = d->start[s] + response;
         d->advantage[s] = s % 2 ? 1 : -1;
         for (int i = 0; i < prompt; i++) d->prompt[s * prompt + i] = (int)rng_below(&r, vocab);
-        for (int i = 0; i < response; i++) d->token[s * response + i] = (int)rng_below(&r, vocab);
+        for (int i = 0; i < response; i++) d->token[d->start[s] + i] = (int)rng_below(&r, vocab);
     }
     return d;
 }

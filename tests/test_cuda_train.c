@@ -143,8 +143,9 @@ static rollout* recorded(const format* dtype, const state* s, int step) {
     for (int i = 0; i < d->sequences; i++) {
         rng r = rng_at(22, STREAM_PROMPT, (uint32_t)step, (uint32_t)i);
         d->advantage[i] = (float)rng_normal(&r);
-        for (int k = 0; k < d->length[i]; k++)  // a stale policy: ratios away from 1
-            d->anchor[i * MAX_NEW + k] += 0.1f * (float)rng_normal(&r);
+        for (size_t k = d->start[i]; k < d->start[i + 1];
+             k++)  // a stale policy: ratios away from 1
+            d->anchor[k] += 0.1f * (float)rng_normal(&r);
     }
     return d;
 }
@@ -280,9 +281,8 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
 
 static double largest_difference(const rollout* a, const float* x, const float* y) {
     double largest = 0;
-    for (int s = 0; s < a->sequences; s++)
-        for (int i = 0; i < a->length[s]; i++)
-            largest = fmax(largest, fabs((double)x[s * MAX_NEW + i] - y[s * MAX_NEW + i]));
+    for (size_t t = 0; t < a->start[a->sequences]; t++)
+        largest = fmax(largest, fabs((double)x[t] - y[t]));
     return largest;
 }
 
@@ -305,14 +305,15 @@ static void check_sampler(const format* dtype) {
     schedule_set(3);
     rollout* again = sample_on(gpu, dtype, library() ? PROMPTS * GROUP : 5, &s, 0, 0);
     schedule_set(0);
-    size_t places = PROMPTS * GROUP * MAX_NEW;
-    CHECK(!memcmp(d->length, again->length, PROMPTS * GROUP * sizeof(int)), "lengths, again");
-    CHECK(!memcmp(d->token, again->token, places * sizeof(int)), "tokens, again");
-    CHECK(!memcmp(d->log_mu, again->log_mu, places * sizeof(float)), "log mu, again");
+    size_t tokens = d->start[d->sequences];
+    CHECK(!memcmp(d->start, again->start, (PROMPTS * GROUP + 1) * sizeof *d->start),
+          "lengths, again");
+    CHECK(!memcmp(d->token, again->token, tokens * sizeof(int)), "tokens, again");
+    CHECK(!memcmp(d->log_mu, again->log_mu, tokens * sizeof(float)), "log mu, again");
     if (dtype == &FORMAT_FP32) {
         // The same uniform numbers and, but for rounding, the same probabilities: a token differs
         // only where a number falls within rounding of a boundary, once in 10^5 draws.
-        CHECK(!memcmp(d->token, on_cpu->token, places * sizeof(int)), "tokens as on the CPU");
+        CHECK(!memcmp(d->token, on_cpu->token, tokens * sizeof(int)), "tokens as on the CPU");
         off = largest_difference(d, d->log_mu, on_cpu->log_mu);
         CHECK(off <= 64 * roundoff, "log mu differs from the CPU's by %g", off);
         off = largest_difference(d, d->entropy, on_cpu->entropy);

@@ -36,7 +36,7 @@ static void test_pass_at_k(void) {
 // Texts and summaries
 
 static void put_response(rollout* d, int s, const char* text, float reward) {
-    d->length[s] = tokenizer_encode(text, d->token + s * d->max_new, d->max_new);
+    d->start[s + 1] = d->start[s] + tokenizer_encode(text, d->token + d->start[s], d->max_new);
     d->reward[s] = reward;
 }
 
@@ -53,7 +53,7 @@ static void test_summary(void) {
     put_response(d, 5, "5", 1);
     for (int i = 0; i < 80; i++) d->entropy[i] = 100;  // of places that are not used
     for (int s = 0; s < 6; s++)
-        for (int i = 0; i < d->length[s]; i++) d->entropy[s * 10 + i] = (float)(s + 1);
+        for (size_t i = d->start[s]; i < d->start[s + 1]; i++) d->entropy[i] = (float)(s + 1);
     rollout_summary r = rollout_summarize(d);
     CHECK_NEAR(r.reward, 0.5, 1e-15, "reward");
     CHECK_NEAR(r.reward_std, 0.5, 1e-15, "its deviation");
@@ -91,7 +91,7 @@ static void test_texts(void) {
         CHECK(task_is_held_out(prompt), "%s is a training prompt", prompt);
         t.solution(&t, prompt, text);
         put_response(d, s, strchr(text, '\n') - 2, 0);  // the value alone
-        if (s == 5) d->length[s]--;                     // without its end
+        if (s == 5) d->start[s + 1]--;                  // without its end
         char* response = rollout_response_text(d, s);
         CHECK((int)strlen(response) == (s == 5 ? 2 : 3), "the response is \"%s\"", response);
         free(response);
@@ -233,8 +233,8 @@ static void test_samples(void) {
     for (int p = 0; p < c.prompts; p++) {
         int right = 0;
         for (int i = 0; i < c.samples; i++) {
-            right += again.d->length[p * c.samples + i] % 2;
-            length += again.d->length[p * c.samples + i] / 60.0;
+            right += rollout_length(again.d, p * c.samples + i) % 2;
+            length += rollout_length(again.d, p * c.samples + i) / 60.0;
         }
         pass1 += right / 60.0;
         passk += count_subsets(c.samples, right, c.k) / c.prompts;

@@ -33,7 +33,7 @@ static void check_by_hand(void) {
     static const float log_pi[] = {-.5f, -1.25f, -.001953125f, -3, -25, -.75f};
     static const float log_mu[] = {-.625f, -1, -.0029296875f, -2.5f, -1, -.75f};
     static const float entropy[] = {.5f, 1.5f, .25f, 2, .125f, 3};
-    static const int length[] = {3, 0, 2, 1};
+    static const size_t start[] = {0, 3, 3, 5, 6};
     static const double expected[MISMATCH_METRICS] = {24,
                                                       4.14599609375,
                                                       .071269231193643181647,
@@ -51,7 +51,7 @@ static void check_by_hand(void) {
                                                       1 / 3.,
                                                       1.2291666666666666667};
     double value[MISMATCH_METRICS];
-    mismatch m = mismatch_measure(log_pi, log_mu, entropy, length, 4, .08);
+    mismatch m = mismatch_measure(log_pi, log_mu, entropy, start, 4, .08);
     mismatch_values(&m, value);
     for (int i = 0; i < MISMATCH_METRICS; i++) {
         CHECK(!strcmp(MISMATCH_NAMES[i], NAMES[i]), "%s is %s", NAMES[i], MISMATCH_NAMES[i]);
@@ -67,10 +67,10 @@ static void check_by_hand(void) {
 enum { MAX_TOKENS = 4096 };
 static float pi_data[MAX_TOKENS], mu_data[MAX_TOKENS], entropy_data[MAX_TOKENS];
 
-static int random_lengths(rng* r, int* length, int sequences) {
-    int tokens = 0;
-    for (int s = 0; s < sequences; s++) tokens += length[s] = (int)rng_below(r, 60);
-    return tokens;
+static int random_starts(rng* r, size_t* start, int sequences) {
+    start[0] = 0;
+    for (int s = 0; s < sequences; s++) start[s + 1] = start[s] + rng_below(r, 60);
+    return (int)start[sequences];
 }
 
 static void random_tokens(rng* r, int tokens, double noise) {
@@ -83,7 +83,7 @@ static void random_tokens(rng* r, int tokens, double noise) {
 }
 
 // Every metric as its formula reads, one pass each. `out` in the order of NAMES.
-static void reference(const int* length, int sequences, int n, double delta, long double* out) {
+static void reference(const size_t* start, int sequences, int n, double delta, long double* out) {
     long double sum[MISMATCH_METRICS] = {0}, r_sum = 0, r2 = 0, max[4] = {-1e9, -1e9, -1e9, -1e9};
     long double min[2] = {1e9, 1e9};
     for (int t = 0; t < n; t++) {
@@ -99,11 +99,11 @@ static void reference(const int* length, int sequences, int n, double delta, lon
         r2 += powl(expl((long double)pi_data[t] - mu_data[t]) / (r_sum / n), 2);
     int used = 0;
     long double ppl = 0;
-    for (int s = 0, t = 0; s < sequences; s++) {
-        long double x = 0;
-        for (int i = 0; i < length[s]; i++, t++) x += (long double)pi_data[t] - mu_data[t];
+    for (int s = 0; s < sequences; s++) {
+        long double x = 0, length = (long double)(start[s + 1] - start[s]);
+        for (size_t t = start[s]; t < start[s + 1]; t++) x += (long double)pi_data[t] - mu_data[t];
         max[3] = fmaxl(max[3], fabsl(x));
-        if (length[s]) ppl += expl(-x / length[s]), used++;
+        if (length > 0) ppl += expl(-x / length), used++;
     }
     for (int i = 0; i < MISMATCH_METRICS; i++) out[i] = sum[i] / n;
     out[0] = max[0], out[2] = max[1], out[3] = min[0], out[7] = r_sum / n, out[8] = min[1];
@@ -114,13 +114,14 @@ static void check_random(void) {
     static const double noises[] = {1e-6, 1e-3, .1, 1};
     for (int trial = 0; trial < 20; trial++) {
         rng r = rng_at(5, STREAM_PROMPT, (uint32_t)trial, 0);
-        int length[48], n = random_lengths(&r, length, 48);
+        size_t start[49];
+        int n = random_starts(&r, start, 48);
         random_tokens(&r, n, noises[trial % 4]);
         long double expected[MISMATCH_METRICS];
         double value[MISMATCH_METRICS];
-        mismatch m = mismatch_measure(pi_data, mu_data, entropy_data, length, 48, .01);
+        mismatch m = mismatch_measure(pi_data, mu_data, entropy_data, start, 48, .01);
         mismatch_values(&m, value);
-        reference(length, 48, n, .01, expected);
+        reference(start, 48, n, .01, expected);
         double size = (double)expected[0];  // of the differences
         for (int i = 0; i < MISMATCH_METRICS; i++) {
             // n roundings of partial sums at most n times too large; absolute where terms of
@@ -142,12 +143,13 @@ static void check_equality(void) {
     static const float edges[] = {0, -1e-20f, -103.97f, -INFINITY};
     for (int trial = 0; trial < 30; trial++) {
         rng r = rng_at(6, STREAM_PROMPT, (uint32_t)trial, 0);
-        int length[48], n = random_lengths(&r, length, 48);
+        size_t start[49];
+        int n = random_starts(&r, start, 48);
         random_tokens(&r, n, 0);
         for (int i = 0; i < COUNT(edges); i++) mu_data[i * 7] = edges[i];
         memcpy(pi_data, mu_data, sizeof pi_data);
         double value[MISMATCH_METRICS];
-        mismatch m = mismatch_measure(pi_data, mu_data, entropy_data, length, 48, DBL_MIN);
+        mismatch m = mismatch_measure(pi_data, mu_data, entropy_data, start, 48, DBL_MIN);
         mismatch_values(&m, value);
         for (int i = 0; i < MISMATCH_METRICS - 1; i++)
             CHECK(value[i] == expected[i] && !signbit(value[i]), "%s is %.17g with %d tokens",
@@ -179,9 +181,9 @@ static void check_accuracy(void) {
         double high = fabs(x) < 1e-6 ? -fabs(x) : -.03125, low = high - fabs(x);
         float log_pi = (float)(x > 0 ? high : low), log_mu = (float)(x > 0 ? low : high);
         CHECK((double)log_pi - log_mu == x, "the case %g", x);
-        int one = 1;
+        const size_t one[] = {0, 1};
         float entropy = 0;
-        mismatch m = mismatch_measure(&log_pi, &log_mu, &entropy, &one, 1, .1);
+        mismatch m = mismatch_measure(&log_pi, &log_mu, &entropy, one, 1, .1);
         // Relative: a few ulp, and where e^x - 1 - x cancels (0.5 <= |x|), up to 6 times that.
         CHECK_NEAR(m.kl_k3, cases[i].k3, 12 * DBL_EPSILON * cases[i].k3, "kl_k3");
         CHECK_NEAR(m.chi2, cases[i].chi2, 4 * DBL_EPSILON * fabs(cases[i].chi2), "chi2");
@@ -193,7 +195,7 @@ static void check_accuracy(void) {
 // Edges
 
 static void check_nothing(void) {
-    static const int none[3] = {0, 0, 0};
+    static const size_t none[4] = {0};
     for (int sequences = 0; sequences <= 3; sequences += 3) {
         double value[MISMATCH_METRICS];
         mismatch m = mismatch_measure(NULL, NULL, NULL, none, sequences, .1);
@@ -205,23 +207,23 @@ static void check_nothing(void) {
 static void check_outside(void) {
     // pi - mu is 1 - 0, exactly.
     static const float log_pi[2] = {0, -1}, log_mu[2] = {-INFINITY, -1}, entropy[2] = {0, 0};
-    static const int length[1] = {2};
+    static const size_t start[] = {0, 2};
     static const struct {
         double delta, expected;
     } cases[] = {{1, 0}, {.9999999, .5}, {INFINITY, 0}, {DBL_MIN, .5}};
     for (int i = 0; i < COUNT(cases); i++) {
         double outside =
-            mismatch_measure(log_pi, log_mu, entropy, length, 1, cases[i].delta).outside;
+            mismatch_measure(log_pi, log_mu, entropy, start, 1, cases[i].delta).outside;
         CHECK(outside == cases[i].expected, "outside %g is %g", cases[i].delta, outside);
-        outside = mismatch_measure(log_mu, log_pi, entropy, length, 1, cases[i].delta).outside;
+        outside = mismatch_measure(log_mu, log_pi, entropy, start, 1, cases[i].delta).outside;
         CHECK(outside == cases[i].expected, "outside %g is %g", cases[i].delta, outside);
     }
 }
 
 static void check_infinite(void) {
     static const float log_pi[3] = {-INFINITY, -1, -2}, log_mu[3] = {-1, -1, -2}, entropy[3] = {0};
-    static const int length[2] = {2, 1};
-    mismatch m = mismatch_measure(log_pi, log_mu, entropy, length, 2, .1);
+    static const size_t start[] = {0, 2, 3};
+    mismatch m = mismatch_measure(log_pi, log_mu, entropy, start, 2, .1);
     CHECK(isinf(m.logp_diff_max) && isinf(m.kl) && isinf(m.kl_k3) && isinf(m.ppl_ratio),
           "differences");
     CHECK_NEAR(m.ratio_min, 2.061153622438557828e-9, 1e-23, "ratio_min");
@@ -232,33 +234,34 @@ static void check_infinite(void) {
 
 static void check_ess(void) {
     static float log_pi[100], log_mu[100], entropy[100];
-    static const int length[1] = {100};
+    static const size_t start[] = {0, 100};
     for (int i = 0; i < 100; i++) log_pi[i] = -.3f - (float)i / 3, log_mu[i] = log_pi[i] - .7f;
-    double ess = mismatch_measure(log_pi, log_mu, entropy, length, 1, 1).ess;
+    double ess = mismatch_measure(log_pi, log_mu, entropy, start, 1, 1).ess;
     // r is the same but for the rounding of the logs to fp32 (2^-20 near 33).
     CHECK(ess <= 1 && ess > 1 - 1e-10, "%.17g", ess);
     // Equal ratios: the rounding of sums lifts some of these above 1, and that is cut.
     for (int n = 2; n <= 100; n++)
         for (int k = 1; k <= 20; k++) {
             for (int i = 0; i < n; i++) log_mu[i] = -3, log_pi[i] = -3 + (float)k / 8;
-            ess = mismatch_measure(log_pi, log_mu, entropy, &n, 1, 1).ess;
+            ess =
+                mismatch_measure(log_pi, log_mu, entropy, (const size_t[]){0, (size_t)n}, 1, 1).ess;
             CHECK(ess <= 1 && ess > 1 - n * DBL_EPSILON, "%d equal ratios: %.17g", n, ess);
         }
     // One token carries everything: 1 / n. The largest ratios do not overflow.
     for (int i = 0; i < 100; i++) log_pi[i] = -50, log_mu[i] = -1;
     log_pi[3] = -1, log_mu[3] = -100;
-    mismatch m = mismatch_measure(log_pi, log_mu, entropy, length, 1, 1);
+    mismatch m = mismatch_measure(log_pi, log_mu, entropy, start, 1, 1);
     CHECK_NEAR(m.ess, .01, 1e-15, "ess");
     CHECK_NEAR(m.ratio_max, 485165195.40979027797, 1e-7, "ratio_max");
 }
 
 static void check_nan(void) {
-    static const int length[2] = {2, 2};
+    static const size_t start[] = {0, 2, 4};
     for (int at = 0; at < 4; at++) {
         float log_pi[4] = {-1, -2, -1, -2}, log_mu[4] = {-1.5f, -1, -1, -3}, entropy[4] = {0};
         log_pi[at] = NAN;
         double value[MISMATCH_METRICS];
-        mismatch m = mismatch_measure(log_pi, log_mu, entropy, length, 2, .5);
+        mismatch m = mismatch_measure(log_pi, log_mu, entropy, start, 2, .5);
         mismatch_values(&m, value);
         for (int i = 0; i < MISMATCH_METRICS - 2; i++)
             CHECK(isnan(value[i]), "%s hides a NaN at %d: %g", NAMES[i], at, value[i]);
@@ -270,7 +273,8 @@ static void check_nan(void) {
 static void check_cuts(void) {
     rng r = rng_at(7, STREAM_PROMPT, 0, 0);
     random_tokens(&r, 60, .3);
-    static const int one[1] = {60}, many[6] = {10, 0, 25, 24, 0, 1}, fewer[4] = {10, 25, 24, 1};
+    static const size_t one[] = {0, 60}, many[] = {0, 10, 10, 35, 59, 59, 60};
+    static const size_t fewer[] = {0, 10, 35, 59, 60};
     double a[MISMATCH_METRICS], b[MISMATCH_METRICS], c[MISMATCH_METRICS];
     mismatch m = mismatch_measure(pi_data, mu_data, entropy_data, one, 1, .1);
     mismatch_values(&m, a);

@@ -1012,13 +1012,13 @@ static void check_advantage_sums(void) {
 }
 
 static void check_weights(void) {
-    static const int length[4] = {3, 0, 5, 8}, none[2] = {0, 0};
+    static const size_t start[] = {0, 3, 3, 8, 16}, none[3] = {0};
     static const double expected[3][4] = {{1 / 16., 0, 1 / 16., 1 / 16.},
                                           {1 / 12., 0, 1 / 20., 1 / 32.},
                                           {1 / 40., 0, 1 / 40., 1 / 40.}};
     double w[4];
     for (int kind = 0; kind < 3; kind++) {
-        objective_weights((aggregate_kind)kind, length, 4, 10, w);
+        objective_weights((aggregate_kind)kind, start, 4, 10, w);
         for (int s = 0; s < 4; s++) CHECK_NEAR(w[s], expected[kind][s], 1e-17, "weight");
         objective_weights((aggregate_kind)kind, none, 2, 10, w);
         CHECK(w[0] == 0 && w[1] == 0, "%s without tokens: %g, %g", AGGREGATE_NAMES[kind], w[0],

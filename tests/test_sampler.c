@@ -90,31 +90,22 @@ static void judge(backend* b, const setup* s, const float* parameters, rollout* 
     trainer_free(t);
 }
 
-static int response_tokens(const rollout* d) {
-    int n = 0;
-    for (int s = 0; s < d->sequences; s++) n += d->length[s];
-    return n;
-}
+static int response_tokens(const rollout* d) { return (int)d->start[d->sequences]; }
 
 // Tokens whose log mu and log pi differ in a bit.
 static int differing(const rollout* d) {
     int n = 0;
-    for (int s = 0; s < d->sequences; s++)
-        for (int i = 0; i < d->length[s]; i++) {
-            size_t at = (size_t)s * d->max_new + i;
-            n += float_bits(d->log_mu[at]) != float_bits(d->log_pi[at]);
-        }
+    for (int t = 0; t < response_tokens(d); t++)
+        n += float_bits(d->log_mu[t]) != float_bits(d->log_pi[t]);
     return n;
 }
 
 static double largest_difference(const rollout* d) {
     double max = 0;
-    for (int s = 0; s < d->sequences; s++)
-        for (int i = 0; i < d->length[s]; i++) {
-            size_t at = (size_t)s * d->max_new + i;
-            double x = fabs((double)d->log_pi[at] - d->log_mu[at]);
-            if (!(x <= max)) max = x;
-        }
+    for (int t = 0; t < response_tokens(d); t++) {
+        double x = fabs((double)d->log_pi[t] - d->log_mu[t]);
+        if (!(x <= max)) max = x;
+    }
     return max;
 }
 
@@ -195,16 +186,14 @@ static void check_candidates(backend* b, const setup* s, const float* parameters
     run_rollout(r, d, &s->how);
     judge(b, s, parameters, d);
     int wrong = 0, among = 0, unordered = 0, none = 0;
-    for (int q = 0; q < d->sequences; q++)
-        for (int i = 0; i < d->length[q] * COUNT; i++) {
-            size_t place = (size_t)q * d->max_new + i / COUNT, at = place * COUNT + i % COUNT;
-            int same = d->candidate[at] == d->token[place];
-            wrong += float_bits(d->candidate_pi[at]) != float_bits(d->candidate_mu[at]);
-            wrong += same && float_bits(d->candidate_mu[at]) != float_bits(d->log_mu[place]);
-            unordered += i % COUNT && d->candidate_mu[at] > d->candidate_mu[at - 1];
-            among += same;
-            none += d->candidate[at] < 0;
-        }
+    for (int i = 0; i < response_tokens(d) * COUNT; i++) {
+        int same = d->candidate[i] == d->token[i / COUNT];
+        wrong += float_bits(d->candidate_pi[i]) != float_bits(d->candidate_mu[i]);
+        wrong += same && float_bits(d->candidate_mu[i]) != float_bits(d->log_mu[i / COUNT]);
+        unordered += i % COUNT && d->candidate_mu[i] > d->candidate_mu[i - 1];
+        among += same;
+        none += d->candidate[i] < 0;
+    }
     CHECK(wrong == 0 && unordered == 0, "%s: %d candidates differ, %d are out of order", what,
           wrong, unordered);
     CHECK(among > response_tokens(d) / 4, "%s: %d sampled tokens are candidates", what, among);
@@ -325,16 +314,13 @@ static setup mixed_setup(void) {
                    .how = plain_sampling()};
 }
 
-static int same_places(const void* a, const void* b, const rollout* d, int s, size_t each) {
-    size_t first = (size_t)s * d->max_new * each;
-    return !memcmp((const char*)a + first, (const char*)b + first, d->length[s] * each);
-}
-
 static int same_sequence(const rollout* a, const rollout* b, int s) {
-    return a->length[s] == b->length[s] && same_places(a->token, b->token, a, s, 4) &&
-           same_places(a->log_mu, b->log_mu, a, s, 4) &&
-           same_places(a->entropy, b->entropy, a, s, 4) &&
-           (!a->nucleus || same_places(a->nucleus, b->nucleus, a, s, 4 * (size_t)a->nucleus_words));
+    int n = rollout_length(a, s);
+    size_t i = a->start[s], j = b->start[s], words = (size_t)a->nucleus_words;
+    return rollout_length(b, s) == n && !memcmp(a->token + i, b->token + j, n * sizeof(int)) &&
+           !memcmp(a->log_mu + i, b->log_mu + j, n * sizeof(float)) &&
+           !memcmp(a->entropy + i, b->entropy + j, n * sizeof(float)) &&
+           (!words || !memcmp(a->nucleus + i * words, b->nucleus + j * words, n * words * 4));
 }
 
 static void check_same_batch(const rollout* a, const rollout* b, const char* what) {
@@ -348,8 +334,8 @@ static void check_same_batch(const rollout* a, const rollout* b, const char* wha
 // Every completion ends with the end token or at the limit, and nowhere before.
 static void check_lengths(const rollout* d, int end_token, int* ended) {
     for (int s = 0; s < d->sequences; s++) {
-        int n = d->length[s], early = 0;
-        const int* token = d->token + (size_t)s * d->max_new;
+        int n = rollout_length(d, s), early = 0;
+        const int* token = d->token + d->start[s];
         CHECK(n >= 1 && n <= d->max_new, "sequence %d has %d tokens", s, n);
         for (int i = 0; i + 1 < n; i++) early += token[i] == end_token;
         CHECK(early == 0, "sequence %d goes on after its end", s);
@@ -431,9 +417,10 @@ static void test_keys(void) {
         int same = 0, same_in_group = 0;
         for (int q = 0; q < found->sequences; q++) same += same_sequence(found, expected, q);
         for (int q = 1; q < found->sequences; q++)
-            same_in_group += q % s.group && found->length[q] == found->length[q - 1] &&
-                             !memcmp(found->token + q * s.max_new,
-                                     found->token + (q - 1) * s.max_new, 4 * found->length[q]);
+            same_in_group +=
+                q % s.group && rollout_length(found, q) == rollout_length(found, q - 1) &&
+                !memcmp(found->token + found->start[q], found->token + found->start[q - 1],
+                        4 * (size_t)rollout_length(found, q));
         // A completion of one or two tokens may well come up twice.
         CHECK(same < 5, "key %d changed: %d of 50 completions are the same", i, same);
         CHECK(same_in_group < 5, "%d completions equal their neighbours'", same_in_group);
@@ -690,7 +677,8 @@ static void test_small_batch(void) {
         rollout* d = empty_batch(&small);
         sampler_stats stats = run_rollout(r, d, &s.how);
         int longest = 0, prompt_tokens = 0;
-        for (int q = 0; q < 6; q++) longest = d->length[q] > longest ? d->length[q] : longest;
+        for (int q = 0; q < 6; q++)
+            if (rollout_length(d, q) > longest) longest = rollout_length(d, q);
         for (int p = 0; p < 3; p++) prompt_tokens += s.prompt_length[p];
         CHECK(stats.tokens == response_tokens(d) && stats.prefill_tokens == prompt_tokens,
               "run %d: tokens", run);
@@ -731,7 +719,7 @@ static void first_token_distribution(backend* b, const setup* s, const float* pa
     all.how.top_p = 1;
     rollout* d = empty_batch(&all);
     d->sequences = VOCAB;
-    for (int v = 0; v < VOCAB; v++) d->token[v] = v, d->length[v] = 1;
+    for (int v = 0; v < VOCAB; v++) d->token[v] = v, d->start[v + 1] = (size_t)v + 1;
     judge(b, &all, parameters, d);
     for (int v = 0; v < VOCAB; v++) p[v] = exp(d->log_pi[v]);
     rollout_free(d);
@@ -836,17 +824,17 @@ static void test_greedy(void) {
     e->sequences = VOCAB;
     for (int n = 1; n <= NEW; n++) {  // the first n-1 tokens, then each token of the vocabulary
         for (int v = 0; v < VOCAB; v++) {
-            memcpy(e->token + v * NEW, d->token, NEW * sizeof(int));
-            e->token[v * NEW + n - 1] = v;
-            e->length[v] = n;
+            memcpy(e->token + e->start[v], d->token, n * sizeof(int));
+            e->start[v + 1] = e->start[v] + n;
+            e->token[e->start[v + 1] - 1] = v;
         }
         judge(b, &all, parameters, e);
         int best = 0;
         for (int v = 1; v < VOCAB; v++)
-            if (e->log_pi[v * NEW + n - 1] > e->log_pi[best * NEW + n - 1]) best = v;
+            if (e->log_pi[v * n + n - 1] > e->log_pi[best * n + n - 1]) best = v;
         CHECK(d->token[n - 1] == best, "token %d is %d, the likeliest is %d", n, d->token[n - 1],
               best);
-        CHECK_SAME(d->log_mu[n - 1], e->log_pi[best * NEW + n - 1], "its log mu");
+        CHECK_SAME(d->log_mu[n - 1], e->log_pi[best * n + n - 1], "its log mu");
     }
     rollout_free(d);
     rollout_free(e);
@@ -858,20 +846,6 @@ static void test_greedy(void) {
 // ---------------------------------------------------------------------------------------------
 // The edges
 
-static void test_flatten(void) {
-    rollout* d = rollout_create(4, 2, 3, 0);
-    float to[12];
-    d->prompts = 4;
-    d->group = 1;
-    for (int i = 0; i < 12; i++) d->log_mu[i] = (float)i;
-    for (int s = 0; s < 4; s++) d->length[s] = s;
-    static const float expected[] = {3, 6, 7, 9, 10, 11};
-    CHECK(rollout_flatten(d, d->log_mu, 0, 4, to) == 6, "six tokens");
-    CHECK(!memcmp(to, expected, sizeof expected), "in order");
-    CHECK(rollout_flatten(d, d->log_mu, 2, 1, to) == 2 && to[0] == 6 && to[1] == 7, "a part");
-    rollout_free(d);
-}
-
 static void begin_rollout(const void* argument) {
     const setup *wanted = argument, s = mixed_setup();
     backend* b = cpu_open(1, "auto");
@@ -881,7 +855,7 @@ static void begin_rollout(const void* argument) {
 
 static void test_refusals(void) {
     setup many = mixed_setup(), longer = mixed_setup(), wide = mixed_setup();
-    setup shorter = mixed_setup();  // its places would lie elsewhere
+    setup shorter = mixed_setup();  // it has too little room
     shorter.max_new = 39;
     many.group = 6;
     longer.max_new = 41;
@@ -929,7 +903,6 @@ int main(int argc, char** argv) {
     test_frequencies();
     test_kept();
     test_greedy();
-    test_flatten();
     test_memory();
     return test_report();
 }

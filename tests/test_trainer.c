@@ -2,6 +2,7 @@
 // batch is cut leaves no trace; what is not finite changes nothing; loss scaling and stochastic
 // rounding do what they are for.
 #include "refusal.h"
+#include "rl/mismatch.h"
 #include "rl/trainer.h"
 #include "small_model.h"
 
@@ -45,10 +46,9 @@ static void random_completions(rollout* d, int with_nucleus) {
             d->prompt[p * MAX_PROMPT + i] = (int)rng_below(&r, 36);
     }
     for (int s = 0; s < SEQUENCES; s++) {
-        d->length[s] = 1 + (int)rng_below(&r, MAX_NEW);
+        d->start[s + 1] = d->start[s] + 1 + rng_below(&r, MAX_NEW);
         d->advantage[s] = s % 8 ? (float)rng_normal(&r) : 0;
-        for (int i = 0; i < d->length[s]; i++) {
-            size_t at = (size_t)s * MAX_NEW + i;
+        for (size_t at = d->start[s]; at < d->start[s + 1]; at++) {
             d->token[at] = (int)rng_below(&r, 36);  // token 36 never occurs
             for (int w = 0; w < d->nucleus_words && with_nucleus; w++)
                 d->nucleus[at * d->nucleus_words + w] = w == 0 ? rng_u32(&r) : 0;
@@ -58,16 +58,26 @@ static void random_completions(rollout* d, int with_nucleus) {
     }
 }
 
+// The token at place i % MAX_NEW of sequence i / MAX_NEW, or -1 if the sequence is shorter. Noise
+// is drawn for all places, so that a sequence's does not depend on the lengths of others.
+static int token_at(const rollout* d, int i) {
+    int s = i / MAX_NEW, place = i % MAX_NEW;
+    return place < rollout_length(d, s) ? (int)d->start[s] + place : -1;
+}
+
 // log mu (and the anchor, and log ref) near what the trainer gives: ratios from about 0.7 to 1.4.
 static void random_anchor(trainer* t, rollout* d) {
     rng r = rng_at(32, STREAM_PROMPT, 0, 0);
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 1, d->anchor);
     for (int i = 0; i < SEQUENCES * MAX_NEW; i++) {
-        d->anchor[i] += (float)(0.15 * rng_normal(&r));
-        if (d->anchor[i] > -0.01f) d->anchor[i] = -0.01f;
-        d->log_mu[i] = d->anchor[i];
-        d->log_ref[i] = d->anchor[i] + (float)(0.15 * rng_normal(&r));
-        d->entropy[i] = (float)i / 64;
+        float noise = (float)(0.15 * rng_normal(&r)), other = (float)(0.15 * rng_normal(&r));
+        int at = token_at(d, i);
+        if (at < 0) continue;
+        d->anchor[at] += noise;
+        if (d->anchor[at] > -0.01f) d->anchor[at] = -0.01f;
+        d->log_mu[at] = d->anchor[at];
+        d->log_ref[at] = d->anchor[at] + other;
+        d->entropy[at] = (float)i / 64;
     }
 }
 
@@ -213,16 +223,13 @@ static void test_logprobs(void) {
     model_weights_sync(reference, t->parameters);
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 0.8f, before);
     trainer_update_result u = trainer_update(t, d, 0, SEQUENCES, &o, AGGREGATE_TOKEN_MEAN, 0.8f, 1);
-    int64_t tokens = 0;
-    for (int s = 0; s < SEQUENCES; s++) {
-        size_t at = (size_t)s * MAX_NEW;
-        tokens += d->prompt_length[s / GROUP] + d->length[s] - 1;
-        CHECK(!memcmp(d->log_pi + at, before + at, d->length[s] * 4), "sequence %d", s);
-    }
+    int64_t tokens = (int64_t)d->start[SEQUENCES] - SEQUENCES;
+    for (int s = 0; s < SEQUENCES; s++) tokens += d->prompt_length[s / GROUP];
+    CHECK(!memcmp(d->log_pi, before, d->start[SEQUENCES] * sizeof(float)), "log pi");
     CHECK(u.tokens == tokens, "%lld tokens run, not %lld", (long long)u.tokens, (long long)tokens);
     trainer_logprobs(t, t->weights, d, 3, 9, 0.8f, other);
     for (int s = 0; s < SEQUENCES; s++) {
-        size_t at = (size_t)s * MAX_NEW;
+        size_t at = d->start[s];
         int written = s >= 3 && s < 12;
         CHECK((other[at] != 0) == written, "sequence %d is written: %d", s, !written);
         CHECK(other[at] != before[at], "sequence %d is as before the update", s);
@@ -230,7 +237,7 @@ static void test_logprobs(void) {
     model_weights* w = reference;
     trainer_logprobs(t, w, d, 0, SEQUENCES, 0.8f, other);
     for (int s = 0; s < SEQUENCES; s++)
-        CHECK_SAME(other[s * MAX_NEW], before[s * MAX_NEW], "the reference's log-probability");
+        CHECK_SAME(other[d->start[s]], before[d->start[s]], "the reference's log-probability");
     model_weights_free(reference);
     trainer_free(t);
     rollout_free(d);
@@ -309,30 +316,32 @@ static void add_candidates(rollout* d, trainer* t) {
     rng r = rng_at(33, STREAM_PROMPT, 0, 0);
     rollout_add_candidates(d, COUNT);
     for (int i = 0; i < SEQUENCES * MAX_NEW; i++)
-        for (int j = 0; j < COUNT; j++)
-            d->candidate[i * COUNT + j] =
-                j == 2 && i % 5 == 0 ? -1 : (d->token[i] + 5 * j + i % 2) % 36;
+        for (int j = 0, at = token_at(d, i); j < COUNT && at >= 0; j++)
+            d->candidate[at * COUNT + j] =
+                j == 2 && i % 5 == 0 ? -1 : (d->token[at] + 5 * j + i % 2) % 36;
     float* unused = xalloc(SEQUENCES * MAX_NEW, sizeof *unused, "log pi");
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 1, unused);
-    for (int i = 0; i < SEQUENCES * MAX_NEW * COUNT; i++)
-        d->candidate_anchor[i] = d->candidate_pi[i] + (float)(0.15 * rng_normal(&r));
+    for (int i = 0; i < SEQUENCES * MAX_NEW * COUNT; i++) {
+        float noise = (float)(0.15 * rng_normal(&r));
+        int at = token_at(d, i / COUNT) * COUNT + i % COUNT;
+        if (at >= 0) d->candidate_anchor[at] = d->candidate_pi[at] + noise;
+    }
     free(unused);
 }
 
 // The share of masked tokens, from what the batch holds.
 static double masked_share(const rollout* d, const objective* o) {
     coefficient each[MAX_NEW];
-    double masked = 0, tokens = 0;
+    double masked = 0;
     for (int s = 0; s < SEQUENCES; s++) {
-        int at = s * MAX_NEW, first = at * d->candidates;
+        size_t at = d->start[s], first = at * d->candidates;
         const objective_candidates top = {d->candidates, d->token + at, d->candidate + first,
                                           d->candidate_pi + first, d->candidate_anchor + first};
         objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
-                           d->length[s], &top, each);
-        for (int i = 0; i < d->length[s]; i++) masked += each[i].masked;
-        tokens += d->length[s];
+                           rollout_length(d, s), &top, each);
+        for (int i = 0; i < rollout_length(d, s); i++) masked += each[i].masked;
     }
-    return masked / tokens;
+    return masked / (double)d->start[SEQUENCES];
 }
 
 // Candidates have the log-probabilities that the trainer gives the same tokens as targets, they
@@ -355,7 +364,7 @@ static void test_candidates(void) {
     CHECK(!memcmp(before, d->candidate_pi, 3 * n * sizeof *before), "the reference's are written");
     for (int s = 0; s < SEQUENCES; s++) {
         // The last place of each sequence: what it holds changes no other place.
-        int at = s * MAX_NEW + d->length[s] - 1;
+        size_t at = d->start[s + 1] - 1;
         for (int j = 0; j < 3; j++) {
             int id = d->candidate[at * 3 + j];
             if (id < 0) {
@@ -408,11 +417,10 @@ static void test_result(void) {
         trainer_update(t, d, FIRST, COUNT, &o, AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1, 0);
     double loss = 0, masked = 0, masked_mu = 0, corrective = 0, tokens = 0;
     for (int s = FIRST; s < FIRST + COUNT; s++)
-        for (int i = 0; i < d->length[s]; i++) {
-            size_t at = (size_t)s * MAX_NEW + i;
+        for (size_t at = d->start[s]; at < d->start[s + 1]; at++) {
             coefficient c =
                 objective_token(&o, d->advantage[s], d->log_pi[at], d->anchor[at], d->log_ref[at]);
-            loss += c.loss / d->length[s] / COUNT;
+            loss += c.loss / rollout_length(d, s) / COUNT;
             masked += c.masked;
             masked_mu += c.masked ? exp(d->anchor[at]) : 0;
             corrective += c.corrective;
@@ -425,16 +433,13 @@ static void test_result(void) {
     CHECK(corrective > 0 && corrective < tokens, "some tokens are corrective, not all");
     CHECK_NEAR(u.masked_mu, masked_mu / masked, 1e-12, "the probability of the masked tokens");
     // The metrics of the same sequences.
-    mismatch m = trainer_mismatch(d, FIRST, COUNT, 0.01);
-    double largest = 0;
-    for (int s = FIRST; s < FIRST + COUNT; s++)
-        for (int i = 0; i < d->length[s]; i++)
-            largest = fmax(largest,
-                           fabs((double)d->log_pi[s * MAX_NEW + i] - d->log_mu[s * MAX_NEW + i]));
+    mismatch m = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start + FIRST, COUNT, 0.01);
+    double largest = 0, entropy = 0;
+    for (size_t at = d->start[FIRST]; at < d->start[FIRST + COUNT]; at++) {
+        largest = fmax(largest, fabs((double)d->log_pi[at] - d->log_mu[at]));
+        entropy += d->entropy[at];
+    }
     CHECK(m.logp_diff_max == largest, "largest difference %g, not %g", m.logp_diff_max, largest);
-    double entropy = 0;
-    for (int s = FIRST; s < FIRST + COUNT; s++)
-        for (int i = 0; i < d->length[s]; i++) entropy += d->entropy[s * MAX_NEW + i];
     CHECK_NEAR(m.entropy, entropy / tokens, 1e-12, "the sampler's entropy");
     u = update(t, d, &none, 0);
     CHECK(u.masked == 0 && isnan(u.masked_mu), "none is masked, but with probability %g",

@@ -667,7 +667,7 @@ static double step_flops(const step* s) {
     double L = s->model.shape.layers, C = s->model.shape.channels, flops = 0;
     double matrices = 12 * L * C * C + (double)s->model.shape.vocab * C;
     for (int i = 0; i < s->sequences; i++) {
-        double T = s->d->length[i];
+        double T = rollout_length(s->d, i);
         flops += 6 * matrices * T + 3 * L * 4 * C * T * (T + 1) / 2;
     }
     return flops;
@@ -697,13 +697,12 @@ static int step_fit(step* s, int tokens, int mean_length) {
 static void make_ragged(rollout* d, int longest) {
     rng r = rng_at(2, STREAM_SAMPLE, 0, 0);
     for (int s = 0; s < d->sequences; s++)
-        d->length[s] = longest / 4 + (int)rng_below(&r, longest - longest / 4 + 1);
+        d->start[s + 1] = d->start[s] + longest / 4 + rng_below(&r, longest - longest / 4 + 1);
 }
 
 static void step_line(const step* s, double seconds, double memory) {
     char* name = xprintf("%s %s%s", SIZES[size], short_sequences ? "short" : "long", suffix());
-    double tokens = 0;
-    for (int i = 0; i < s->sequences; i++) tokens += s->d->length[i];
+    double tokens = (double)s->d->start[s->sequences];
     line_begin("step", name);
     line_number("sequences", s->sequences);
     line_number("length", s->length);

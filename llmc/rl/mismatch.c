@@ -101,24 +101,23 @@ static mismatch nothing(void) {
 }
 
 mismatch mismatch_measure(const float* log_pi, const float* log_mu, const float* entropy,
-                          const int* length, int sequences, double delta) {
+                          const size_t* start, int sequences, double delta) {
     mismatch m = {.prob_diff_max = -INFINITY, .prob_diff_min = INFINITY, .ratio_min = INFINITY};
     sums s = {0};
-    size_t t = 0;
     int used = 0;
     for (int q = 0; q < sequences; q++) {
-        if (length[q] == 0) continue;
+        if (start[q] == start[q + 1]) continue;
         s.seq_x = 0;
-        for (int i = 0; i < length[q]; i++, t++) {
+        for (size_t t = start[q]; t < start[q + 1]; t++) {
             add_token(&m, &s, log_pi[t], log_mu[t], delta);
             s.entropy += entropy[t];
         }
         m.seq_logratio_max = larger(m.seq_logratio_max, fabs(s.seq_x));
-        s.ppl += num_exp(-s.seq_x / length[q]);
+        s.ppl += num_exp(-s.seq_x / (double)(start[q + 1] - start[q]));
         used++;
     }
-    if (t == 0) return nothing();
-    double n = (double)t;
+    if (!used) return nothing();
+    double n = (double)(start[sequences] - start[0]);
     m.logp_diff_mean = s.abs_x / n;
     m.prob_diff_mean = s.abs_gap / n;
     m.kl = (0 - s.x) / n;  // 0, not -0, at equality

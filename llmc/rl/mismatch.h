@@ -19,13 +19,12 @@ typedef struct mismatch {
     double entropy;                                       // mean of the sampler's, nats
 } mismatch;
 
-// The tokens of all sequences one after another; sequence s has length[s] of them (0 is allowed:
-// such a sequence is left out). log_pi, log_mu, entropy: (sum of length), nats. delta > 0, infinity
-// allowed. Sums run in token order, in double. With no tokens at all every metric is NaN; a NaN
-// among the inputs makes NaN of every metric that reads it, maxima and minima included (`outside`
-// counts it as outside).
+// Of sequence s the tokens start[s] .. start[s + 1] - 1 of log_pi, log_mu and entropy, in nats (a
+// sequence without tokens is left out). delta > 0, infinity allowed. Sums run in token order, in
+// double. With no tokens at all every metric is NaN; a NaN among the inputs makes NaN of every
+// metric that reads it, maxima and minima included (`outside` counts it as outside).
 mismatch mismatch_measure(const float* log_pi, const float* log_mu, const float* entropy,
-                          const int* length, int sequences, double delta);
+                          const size_t* start, int sequences, double delta);
 
 // For logs: names and values in one order. MISMATCH_METRICS of them.
 #define MISMATCH_METRICS 16

@@ -408,15 +408,15 @@ void objective_advantages(advantage_kind kind, const float* reward, int groups, 
         group_advantages(kind, reward + (size_t)g * size, size, advantage + (size_t)g * size);
 }
 
-void objective_weights(aggregate_kind kind, const int* length, int sequences, int max_new_tokens,
+void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,
                        double* weight) {
-    double tokens = 0;
-    for (int s = 0; s < sequences; s++) tokens += length[s];
+    double tokens = (double)(start[sequences] - start[0]);
     for (int s = 0; s < sequences; s++) {
+        double length = (double)(start[s + 1] - start[s]);
         double divisor = kind == AGGREGATE_TOKEN_MEAN ? tokens
                          : kind == AGGREGATE_SEQ_MEAN_TOKEN_MEAN
-                             ? (double)sequences * length[s]
+                             ? sequences * length
                              : (double)sequences * max_new_tokens;
-        weight[s] = length[s] > 0 ? 1.0 / divisor : 0.0;
+        weight[s] = length > 0 ? 1.0 / divisor : 0.0;
     }
 }

@@ -113,10 +113,10 @@ void objective_advantages(advantage_kind kind, const float* reward, int groups, 
                           float* advantage);
 
 // The weight of each token of sequence s, for s < sequences, in a mini-batch of those sequences:
-// weight[s] multiplies every token of s. length[s] = response tokens, masked ones included; a
-// sequence without tokens counts as a sequence and has weight 0. max_new_tokens is read by
-// AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM alone.
-void objective_weights(aggregate_kind kind, const int* length, int sequences, int max_new_tokens,
+// weight[s] multiplies every token of s. start: (sequences + 1); s has start[s + 1] - start[s]
+// response tokens, masked ones included; a sequence without tokens counts as a sequence and has
+// weight 0. max_new_tokens is read by AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM alone.
+void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,
                        double* weight);
 
 LLMC_END

@@ -8,21 +8,21 @@
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words) {
     rollout* d = xalloc(1, sizeof *d, "a rollout");
-    size_t n = (size_t)capacity, places = n * max_new;
+    size_t n = (size_t)capacity, tokens = n * max_new;
     d->capacity = capacity;
     d->max_prompt = max_prompt;
     d->max_new = max_new;
     d->nucleus_words = nucleus_words;
     d->prompt = xalloc(n * max_prompt, sizeof(int), "prompts");
     d->prompt_length = xalloc(n, sizeof(int), "prompts");
-    d->token = xalloc(places, sizeof(int), "completions");
-    d->length = xalloc(n, sizeof(int), "completions");
-    d->log_mu = xalloc(5 * places, sizeof(float), "log-probabilities");
-    d->entropy = d->log_mu + places;
-    d->log_pi = d->entropy + places;
-    d->anchor = d->log_pi + places;
-    d->log_ref = d->anchor + places;
-    if (nucleus_words) d->nucleus = xalloc(places * nucleus_words, sizeof(uint32_t), "kept sets");
+    d->start = xalloc(n + 1, sizeof *d->start, "completions");
+    d->token = xalloc(tokens, sizeof(int), "completions");
+    d->log_mu = xalloc(5 * tokens, sizeof(float), "log-probabilities");
+    d->entropy = d->log_mu + tokens;
+    d->log_pi = d->entropy + tokens;
+    d->anchor = d->log_pi + tokens;
+    d->log_ref = d->anchor + tokens;
+    if (nucleus_words) d->nucleus = xalloc(tokens * nucleus_words, sizeof(uint32_t), "kept sets");
     d->reward = xalloc(2 * n, sizeof(float), "rewards");
     d->advantage = d->reward + n;
     return d;
@@ -40,8 +40,8 @@ void rollout_add_candidates(rollout* d, int count) {
 void rollout_free(rollout* d) {
     free(d->prompt);
     free(d->prompt_length);
+    free(d->start);
     free(d->token);
-    free(d->length);
     free(d->log_mu);
     free(d->nucleus);
     free(d->candidate);
@@ -50,13 +50,8 @@ void rollout_free(rollout* d) {
     free(d);
 }
 
-int rollout_flatten(const rollout* d, const float* from, int first, int count, float* to) {
-    int n = 0;
-    for (int s = first; s < first + count; s++) {
-        memcpy(to + n, from + (size_t)s * d->max_new, d->length[s] * sizeof(float));
-        n += d->length[s];
-    }
-    return n;
+int rollout_length(const rollout* d, int sequence) {
+    return (int)(d->start[sequence + 1] - d->start[sequence]);
 }
 
 static void put_prompt(rollout* d, int p, const char* text) {
@@ -96,7 +91,7 @@ char* rollout_prompt_text(const rollout* d, int sequence) {
 }
 
 char* rollout_response_text(const rollout* d, int sequence) {
-    return text_of(d->token + (size_t)sequence * d->max_new, d->length[sequence]);
+    return text_of(d->token + d->start[sequence], rollout_length(d, sequence));
 }
 
 void rollout_verify(rollout* d, const task* t) {
@@ -110,15 +105,13 @@ void rollout_verify(rollout* d, const task* t) {
 
 rollout_summary rollout_summarize(const rollout* d) {
     rollout_summary r = {0};
-    double n = d->sequences, squares = 0, tokens = 0;
+    size_t tokens = d->start[d->sequences];
+    double n = d->sequences, squares = 0;
     for (int s = 0; s < d->sequences; s++) {
-        const float* entropy = d->entropy + (size_t)s * d->max_new;
-        int last = d->token[(size_t)s * d->max_new + d->length[s] - 1];
         r.reward += d->reward[s] / n;
-        r.truncated += (last != tokenizer_end()) / n;
-        tokens += d->length[s];
-        for (int i = 0; i < d->length[s]; i++) r.entropy += entropy[i];
+        r.truncated += (d->token[d->start[s + 1] - 1] != tokenizer_end()) / n;
     }
+    for (size_t t = 0; t < tokens; t++) r.entropy += d->entropy[t];
     for (int s = 0; s < d->sequences; s++)
         squares += (d->reward[s] - r.reward) * (d->reward[s] - r.reward);
     for (int p = 0; p < d->prompts; p++) {
@@ -128,7 +121,7 @@ rollout_summary rollout_summarize(const rollout* d) {
         r.zero_std_groups += (double)equal / d->prompts;
     }
     r.reward_std = sqrt(squares / n);
-    r.response_length = tokens / n;
-    r.entropy /= tokens;
+    r.response_length = (double)tokens / n;
+    r.entropy /= (double)tokens;
     return r;
 }

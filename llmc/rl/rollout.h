@@ -8,27 +8,26 @@
 
 LLMC_BEGIN
 
-// Sequence s is number s % group of prompt s / group. Token arrays hold max_new places a sequence,
-// of which length[s] are used.
+// Sequence s is number s % group of prompt s / group. The arrays over tokens hold the response
+// tokens of all sequences one after another; sequence s has numbers start[s] .. start[s + 1] - 1.
 typedef struct rollout {
-    int capacity;        // sequences that fit
-    int prompts, group;  // set by the user: prompts * group sequences
-    int sequences;       // = prompts * group
-    int max_prompt, max_new;
-    int* prompt;         // (prompts, max_prompt) tokens
-    int* prompt_length;  // (prompts)
-    int* token;          // (sequences, max_new) response tokens, the end token included
-    int* length;         // (sequences) response tokens
-    float* log_mu;       // (sequences, max_new) what the sampler gave the token
-    float* entropy;      // (sequences, max_new) of the sampler's distribution, nats
-    float* log_pi;       // (sequences, max_new) what the trainer gives it now
-    float* anchor;   // (sequences, max_new) what the ratio is taken against: log_mu or an earlier
-                     // log_pi
-    float* log_ref;  // (sequences, max_new) what the reference model gives it
-    uint32_t* nucleus;  // (sequences, max_new, nucleus_words): top-k / top-p sets, or NULL
+    int capacity;             // sequences that fit
+    int prompts, group;       // set by the user: prompts * group sequences
+    int sequences;            // = prompts * group
+    int max_prompt, max_new;  // tokens of the longest prompt and response that fit
+    int* prompt;              // (prompts, max_prompt) tokens
+    int* prompt_length;       // (prompts)
+    size_t* start;            // (sequences + 1) first token; start[0] = 0
+    int* token;               // (tokens) what was sampled, end tokens included
+    float* log_mu;            // (tokens) what the sampler gave the token
+    float* entropy;           // (tokens) of the sampler's distribution, nats
+    float* log_pi;            // (tokens) what the trainer gives it now
+    float* anchor;      // (tokens) what the ratio is taken against: log_mu or an earlier log_pi
+    float* log_ref;     // (tokens) what the reference model gives it
+    uint32_t* nucleus;  // (tokens, nucleus_words): top-k / top-p sets, or NULL
     int nucleus_words;
-    int candidates;       // a token; 0: none
-    int* candidate;       // (sequences, max_new, candidates) the sampler's best, -1: no more
+    int candidates;       // per token; 0: none
+    int* candidate;       // (tokens, candidates) the sampler's best, -1: no more
     float* candidate_mu;  // as log_mu, log_pi and anchor, of these; the same shape
     float *candidate_pi, *candidate_anchor;
     float *reward, *advantage;  // (sequences)
@@ -38,9 +37,8 @@ rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_w
 void rollout_free(rollout* d);
 // Makes room for `count` candidates per token.
 void rollout_add_candidates(rollout* d, int count);
-// Copies values of the used places of (count, max_new) `from`, sequences first .. first+count-1,
-// one sequence after another into `to`; returns how many.
-int rollout_flatten(const rollout* d, const float* from, int first, int count, float* to);
+// Response tokens of a sequence.
+int rollout_length(const rollout* d, int sequence);
 
 // Fills the prompts of `d` (prompts, group set) with training prompts of a step, or held-out ones
 // from number `first` on.

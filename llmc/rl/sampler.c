@@ -308,24 +308,40 @@ int sampler_step(sampler* r) {
     return r->busy + r->d->sequences - r->next;
 }
 
-sampler_stats sampler_end(sampler* r) {
-    backend* b = r->b;
+// Where each sequence starts, from their lengths on the device.
+static void download_starts(const sampler* r) {
     rollout* d = r->d;
-    size_t places = (size_t)d->sequences * d->max_new;
-    b->download(b, d->length, r->slot.length, d->sequences * sizeof(int));
-    b->download(b, d->token, r->slot.out_token, places * sizeof(int));
-    b->download(b, d->log_mu, r->slot.out_logp, places * sizeof(float));
-    b->download(b, d->entropy, r->slot.out_entropy, places * sizeof(float));
+    int* length = xalloc(d->sequences, sizeof *length, "completions");
+    r->b->download(r->b, length, r->slot.length, d->sequences * sizeof *length);
+    for (int s = 0; s < d->sequences; s++) d->start[s + 1] = d->start[s] + length[s];
+    free(length);
+}
+
+// `from`, (sequences, max_new) elements of `size` bytes, into the array over tokens `to`.
+static void download_tokens(const sampler* r, void* to, const void* from, size_t size) {
+    const rollout* d = r->d;
+    size_t row = d->max_new * size;
+    char* rows = xalloc(d->sequences, row, "completions");
+    r->b->download(r->b, rows, from, d->sequences * row);
+    for (int s = 0; s < d->sequences; s++)
+        memcpy((char*)to + d->start[s] * size, rows + s * row, rollout_length(d, s) * size);
+    free(rows);
+}
+
+sampler_stats sampler_end(sampler* r) {
+    rollout* d = r->d;
+    download_starts(r);
+    download_tokens(r, d->token, r->slot.out_token, sizeof(int));
+    download_tokens(r, d->log_mu, r->slot.out_logp, sizeof(float));
+    download_tokens(r, d->entropy, r->slot.out_entropy, sizeof(float));
     if (d->nucleus && r->slot.out_nucleus)
-        b->download(b, d->nucleus, r->slot.out_nucleus,
-                    places * d->nucleus_words * sizeof(uint32_t));
+        download_tokens(r, d->nucleus, r->slot.out_nucleus, d->nucleus_words * sizeof(uint32_t));
     if (d->candidates) {
-        size_t n = places * d->candidates;
-        b->download(b, d->candidate, r->slot.best.id, n * sizeof(int));
-        b->download(b, d->candidate_mu, r->slot.best.logp, n * sizeof(float));
+        download_tokens(r, d->candidate, r->slot.best.id, d->candidates * sizeof(int));
+        download_tokens(r, d->candidate_mu, r->slot.best.logp, d->candidates * sizeof(float));
     }
     int slots = d->sequences < r->slot_count ? d->sequences : r->slot_count;
-    for (int s = 0; s < d->sequences; s++) r->stats.tokens += d->length[s];
+    r->stats.tokens = (int64_t)d->start[d->sequences];
     // A sequence's first token comes from its prompt's prefill, each other one from a decode step.
     int64_t decoded = r->stats.tokens - d->sequences;
     r->stats.occupancy =

@@ -33,7 +33,7 @@ const model_weights* sampler_weights(const sampler* r);
 size_t sampler_cache_bytes(const sampler* r);
 
 // Samples group completions of each prompt of `d`: begin, then step until it returns 0 (sequences
-// not yet finished), then end, which fills in token, length, log_mu, entropy, nucleus, candidate
+// not yet finished), then end, which fills in start, token, log_mu, entropy, nucleus, candidate
 // and candidate_mu.
 void sampler_begin(sampler* r, rollout* d, const sampling* how);
 int sampler_step(sampler* r);

@@ -9,10 +9,10 @@ typedef struct trainer_buffers {
     int max_length, nucleus_words, capacity;  // capacity: tokens of a micro-batch
     int* host;  // (4 * capacity + micro_batch + 1) in the order of `device`
     int* device;
-    float *host_logp, *host_coef;      // (capacity)
-    float *logp, *coef;                // device (capacity)
-    uint32_t *host_nucleus, *nucleus;  // (capacity, nucleus_words), made when first needed
-    candidates host_asked, asked;      // (capacity), likewise
+    float* host_coef;    // (capacity)
+    float *logp, *coef;  // device (capacity)
+    uint32_t* nucleus;   // device (capacity, nucleus_words), made when first needed
+    candidates asked;    // device (capacity), likewise
 } trainer_buffers;
 
 trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* config,
@@ -34,8 +34,7 @@ trainer* trainer_create(backend* b, const model* m, precision p, const optimizer
     size_t ints = 4 * (size_t)u->capacity + micro_batch + 1;
     u->host = xalloc(ints, sizeof(int), "a packed batch");
     u->device = b->alloc(b, ints * sizeof(int), "a packed batch");
-    u->host_logp = xalloc(2 * (size_t)u->capacity, sizeof(float), "log-probabilities");
-    u->host_coef = u->host_logp + u->capacity;
+    u->host_coef = xalloc(u->capacity, sizeof(float), "coefficients");
     u->logp = b->alloc(b, 2 * (size_t)u->capacity * sizeof(float), "log-probabilities");
     u->coef = u->logp + u->capacity;
     return t;
@@ -58,10 +57,7 @@ void trainer_free(trainer* t) {
     model_acts_free(t->acts);
     optimizer_free(t->optimizer);
     free(u->host);
-    free(u->host_logp);
-    free(u->host_nucleus);
-    free(u->host_asked.id);
-    free(u->host_asked.logp);
+    free(u->host_coef);
     free(u);
     free(t);
 }
@@ -108,55 +104,29 @@ void trainer_rehearse(trainer* t) {
     t->b->sync(t->b);
 }
 
-static void pack_nucleus(trainer* t, const rollout* d, int first, int count, packed_batch* g) {
+static void pack_nucleus(trainer* t, const rollout* d, int first, packed_batch* g) {
     trainer_buffers* u = t->buffers;
-    size_t bytes = (size_t)u->capacity * d->nucleus_words * sizeof(uint32_t);
+    size_t each = d->nucleus_words * sizeof(uint32_t);
     if (!u->nucleus) {
         u->nucleus_words = d->nucleus_words;
-        u->host_nucleus = xalloc(bytes, 1, "kept sets");
-        u->nucleus = t->b->alloc(t->b, bytes, "kept sets (lower --micro-batch)");
+        u->nucleus = t->b->alloc(t->b, u->capacity * each, "kept sets (lower --micro-batch)");
     }
-    size_t at = 0;
-    for (int s = first; s < first + count; s++) {
-        size_t words = (size_t)d->length[s] * d->nucleus_words;
-        memcpy(u->host_nucleus + at, d->nucleus + (size_t)s * d->max_new * d->nucleus_words,
-               words * sizeof(uint32_t));
-        at += words;
-    }
-    t->b->upload(t->b, u->nucleus, u->host_nucleus, at * sizeof(uint32_t));
+    t->b->upload(t->b, u->nucleus, d->nucleus + d->start[first] * d->nucleus_words,
+                 g->targets * each);
     g->nucleus = u->nucleus;
 }
 
-static void pack_candidates(trainer* t, const rollout* d, int first, int count, packed_batch* g) {
+static void pack_candidates(trainer* t, const rollout* d, int first, packed_batch* g) {
     trainer_buffers* u = t->buffers;
-    size_t most = (size_t)u->capacity * d->candidates, at = 0;
+    size_t most = (size_t)u->capacity * d->candidates;
     if (!u->asked.count) {
-        u->asked.count = u->host_asked.count = d->candidates;
-        u->host_asked.id = xalloc(most, sizeof(int), "candidates");
-        u->host_asked.logp = xalloc(most, sizeof(float), "candidates");
+        u->asked.count = d->candidates;
         u->asked.id = t->b->alloc(t->b, most * sizeof(int), "candidates (lower --micro-batch)");
         u->asked.logp = t->b->alloc(t->b, most * sizeof(float), "candidates (lower --micro-batch)");
     }
-    for (int s = first; s < first + count; s++) {
-        size_t n = (size_t)d->length[s] * d->candidates;
-        memcpy(u->host_asked.id + at, d->candidate + (size_t)s * d->max_new * d->candidates,
-               n * sizeof(int));
-        at += n;
-    }
-    t->b->upload(t->b, u->asked.id, u->host_asked.id, at * sizeof(int));
+    t->b->upload(t->b, u->asked.id, d->candidate + d->start[first] * d->candidates,
+                 (size_t)g->targets * d->candidates * sizeof(int));
     g->asked = u->asked;
-}
-
-static void unpack_candidates(trainer* t, const rollout* d, int first, int count, int targets) {
-    const candidates* from = &t->buffers->host_asked;
-    size_t at = 0, bytes = (size_t)targets * from->count * sizeof(float);
-    t->b->download(t->b, from->logp, t->buffers->asked.logp, bytes);
-    for (int s = first; s < first + count; s++) {
-        size_t n = (size_t)d->length[s] * d->candidates;
-        memcpy(d->candidate_pi + (size_t)s * d->max_new * d->candidates, from->logp + at,
-               n * sizeof(float));
-        at += n;
-    }
 }
 
 // Sequences first .. first+count-1 as a packed batch on the device.
@@ -166,9 +136,9 @@ static packed_batch pack(trainer* t, const rollout* d, int first, int count) {
     int *token = u->host, *position = token + n, *row = position + n, *target = row + n;
     int* start = target + n;
     for (int s = first; s < first + count; s++) {
-        int p = s / d->group, prompt = d->prompt_length[p], length = d->length[s];
+        int p = s / d->group, prompt = d->prompt_length[p], length = rollout_length(d, s);
         const int* in = d->prompt + (size_t)p * d->max_prompt;
-        const int* out = d->token + (size_t)s * d->max_new;
+        const int* out = d->token + d->start[s];
         start[s - first] = tokens;
         for (int i = 0; i < prompt + length - 1; i++, tokens++) {
             token[tokens] = i < prompt ? in[i] : out[i - prompt];
@@ -181,25 +151,22 @@ static packed_batch pack(trainer* t, const rollout* d, int first, int count) {
     start[count] = tokens;
     t->b->upload(t->b, u->device, u->host, (4 * (size_t)n + count + 1) * sizeof(int));
     packed_batch g = packed(u, tokens, count, targets);
-    if (d->nucleus) pack_nucleus(t, d, first, count, &g);
+    if (d->nucleus) pack_nucleus(t, d, first, &g);
     return g;
 }
 
-// One micro-batch forward; the log-probabilities of its targets lie in host_logp.
+// One micro-batch forward; the log-probabilities of its targets go where they belong in `out`.
 static packed_batch forward(trainer* t, const model_weights* w, const rollout* d, int first,
                             int count, float inverse_temperature, float* out) {
     trainer_buffers* u = t->buffers;
     packed_batch g = pack(t, d, first, count);
     int own = d->candidates && w == t->weights;
-    if (own) pack_candidates(t, d, first, count, &g);
+    if (own) pack_candidates(t, d, first, &g);
     model_forward(w, t->acts, &g, inverse_temperature, u->logp, NULL);
-    t->b->download(t->b, u->host_logp, u->logp, g.targets * sizeof(float));
-    const float* from = u->host_logp;
-    for (int s = first; s < first + count; s++) {
-        memcpy(out + (size_t)s * d->max_new, from, d->length[s] * sizeof(float));
-        from += d->length[s];
-    }
-    if (own) unpack_candidates(t, d, first, count, g.targets);
+    t->b->download(t->b, out + d->start[first], u->logp, g.targets * sizeof(float));
+    if (own)
+        t->b->download(t->b, d->candidate_pi + d->start[first] * d->candidates, u->asked.logp,
+                       (size_t)g.targets * d->candidates * sizeof(float));
     return g;
 }
 
@@ -225,12 +192,13 @@ static void coefficients(trainer* t, const rollout* d, int first, int count, con
                          trainer_update_result* sum) {
     float* coef = t->buffers->host_coef;
     for (int s = first; s < first + count; s++) {
-        size_t at = (size_t)s * d->max_new;
+        size_t at = d->start[s];
+        int length = rollout_length(d, s);
         objective_candidates top = {0};
         if (d->candidates) top = candidates_at(d, at);
         objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
-                           d->length[s], &top, each);
-        for (int i = 0; i < d->length[s]; i++) {
+                           length, &top, each);
+        for (int i = 0; i < length; i++) {
             *coef++ = (float)(each[i].c * weight[s - first] * loss_scale);
             sum->loss += each[i].loss * weight[s - first];
             sum->masked += each[i].masked;
@@ -249,7 +217,7 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     double scale = t->optimizer->state.loss_scale;
     double* weight = xalloc(count, sizeof *weight, "sequence weights");
     coefficient* each = xalloc(d->max_new, sizeof *each, "coefficients");
-    objective_weights(aggregate, d->length + first, count, d->max_new, weight);
+    objective_weights(aggregate, d->start + first, count, d->max_new, weight);
     optimizer_clear_gradients(t->optimizer);
     for (int done = 0; done < count; done += t->micro_batch) {
         int at = first + done, n = count - done < t->micro_batch ? count - done : t->micro_batch;
@@ -271,16 +239,4 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     r.masked /= (double)targets;
     r.corrective /= (double)targets;
     return r;
-}
-
-mismatch trainer_mismatch(const rollout* d, int first, int count, double delta) {
-    size_t places = (size_t)count * d->max_new;
-    float* memory = xalloc(3 * places, sizeof *memory, "mismatch metrics");
-    rollout_flatten(d, d->log_pi, first, count, memory);
-    rollout_flatten(d, d->log_mu, first, count, memory + places);
-    rollout_flatten(d, d->entropy, first, count, memory + 2 * places);
-    mismatch m = mismatch_measure(memory, memory + places, memory + 2 * places, d->length + first,
-                                  count, delta);
-    free(memory);
-    return m;
 }

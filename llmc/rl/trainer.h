@@ -5,7 +5,6 @@
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
-#include "mismatch.h"
 #include "objective.h"
 #include "optimizer.h"
 #include "rollout.h"
@@ -38,8 +37,8 @@ void trainer_save(const trainer* t, float* parameters);
 void trainer_rehearse(trainer* t);
 
 // log-probability of every response token of sequences first .. first+count-1 of `d` under weights
-// `w` (the trainer's own, or a reference model's), into `out` (sequences, max_new). The trainer's
-// own write candidate_pi too, if there are candidates.
+// `w` (the trainer's own, or a reference model's), into their places in `out` (tokens). The
+// trainer's own write candidate_pi too, if there are candidates.
 void trainer_logprobs(trainer* t, const model_weights* w, const rollout* d, int first, int count,
                       float inverse_temperature, float* out);
 
@@ -52,14 +51,11 @@ typedef struct trainer_update_result {
     int64_t tokens;             // tokens run through the model
 } trainer_update_result;
 
-// One optimizer step on sequences first .. first+count-1: reads token, anchor, log_ref, advantage,
-// nucleus, candidate, candidate_anchor; writes log_pi and candidate_pi.
+// One optimizer step on sequences first .. first+count-1: reads start, token, anchor, log_ref,
+// advantage, nucleus, candidate, candidate_anchor; writes log_pi and candidate_pi.
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr);
-
-// Metrics of log_pi against log_mu over sequences first .. first+count-1.
-mismatch trainer_mismatch(const rollout* d, int first, int count, double delta);
 
 LLMC_END
 #endif

@@ -44,7 +44,7 @@ static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* 
             sum.right += right;
             sum.passk += evaluate_pass_at_k(group, right, c->k);
         }
-        for (int s = 0; s < d->sequences; s++) sum.tokens += d->length[s];
+        sum.tokens += (int64_t)d->start[d->sequences];
     }
     return sum;
 }

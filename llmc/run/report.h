@@ -3,6 +3,7 @@
 #ifndef LLMC_REPORT_H
 #define LLMC_REPORT_H
 
+#include "../rl/mismatch.h"
 #include "evaluate.h"
 #include "run.h"
 #include "warmup.h"

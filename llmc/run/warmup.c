@@ -49,7 +49,8 @@ static void draw_examples(rollout* d, const task* t, const settings* s, int step
         task_warmup_example(t, s->seed, (uint32_t)step, (uint32_t)i, prompt, response);
         d->prompt_length[i] =
             tokenizer_encode(prompt, d->prompt + i * d->max_prompt, d->max_prompt);
-        d->length[i] = tokenizer_encode(response, d->token + i * d->max_new, d->max_new);
+        d->start[i + 1] =
+            d->start[i] + tokenizer_encode(response, d->token + d->start[i], d->max_new);
     }
 }
 
