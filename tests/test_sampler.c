@@ -314,13 +314,23 @@ static setup mixed_setup(void) {
                    .how = plain_sampling()};
 }
 
+static int same_sets(const rollout* a, size_t i, const rollout* b, size_t j, int count) {
+    int same = 0;
+    for (int k = 0; k < count; k++, i++, j++) {
+        size_t n = a->nucleus_start[i + 1] - a->nucleus_start[i];
+        same += b->nucleus_start[j + 1] - b->nucleus_start[j] == n &&
+                !memcmp(a->nucleus + a->nucleus_start[i], b->nucleus + b->nucleus_start[j], 4 * n);
+    }
+    return same == count;
+}
+
 static int same_sequence(const rollout* a, const rollout* b, int s) {
     int n = rollout_length(a, s);
-    size_t i = a->start[s], j = b->start[s], words = (size_t)a->nucleus_words;
+    size_t i = a->start[s], j = b->start[s];
     return rollout_length(b, s) == n && !memcmp(a->token + i, b->token + j, n * sizeof(int)) &&
            !memcmp(a->log_mu + i, b->log_mu + j, n * sizeof(float)) &&
            !memcmp(a->entropy + i, b->entropy + j, n * sizeof(float)) &&
-           (!words || !memcmp(a->nucleus + i * words, b->nucleus + j * words, n * words * 4));
+           (!a->nucleus_words || same_sets(a, i, b, j, n));
 }
 
 static void check_same_batch(const rollout* a, const rollout* b, const char* what) {
@@ -789,8 +799,10 @@ static void test_kept(void) {
         for (int v = 0; v < VOCAB; v++) mass += kept[v] * p[v];
         rollout* d = sampled(b, &s, parameters, NULL);
         for (int q = 0; q < d->sequences; q++) {
-            for (int v = 0; v < VOCAB; v++) wrong += (d->nucleus[q] >> v & 1) != (unsigned)kept[v];
-            wrong += d->nucleus[q] >> VOCAB != 0;
+            uint32_t mask;
+            rollout_get_nucleus(d, q, &mask);
+            for (int v = 0; v < VOCAB; v++) wrong += (mask >> v & 1) != (unsigned)kept[v];
+            wrong += mask >> VOCAB != 0;
             CHECK(kept[d->token[q]], "top-k %d, top-p %g drew an excluded token", cases[i].k,
                   (double)cases[i].p);
             // exp and log of numbers around 1 in fp32.
@@ -845,6 +857,37 @@ static void test_greedy(void) {
 
 // ---------------------------------------------------------------------------------------------
 // The edges
+
+// Kept sets come back as they were, the rarest and fullest too; none takes more words than a mask,
+// and a small one takes a word per token. A second rollout takes the place of the first.
+static void test_sets(void) {
+    enum { WORDS = 5, TOKENS = 300 };
+    static uint32_t mask[TOKENS][WORDS], back[WORDS];
+    rollout* d = rollout_create(3, 1, TOKENS / 3, WORDS);
+    rng r = rng_at(51, STREAM_PROMPT, 0, 0);
+    for (int run = 0; run < 2; run++) {
+        int wrong = 0, larger = 0;
+        for (int t = 0; t < TOKENS; t++) {
+            int tokens = t < 32 * WORDS ? t + 1 : (int)rng_below(&r, WORDS + 2), left = tokens;
+            memset(mask[t], 0, sizeof mask[t]);
+            while (left > 0) {
+                uint32_t id = rng_below(&r, 32 * WORDS), bit = 1u << id % 32;
+                left -= !(mask[t][id / 32] & bit);
+                mask[t][id / 32] |= bit;
+            }
+            rollout_put_nucleus(d, t, mask[t]);
+            size_t words = d->nucleus_start[t + 1] - d->nucleus_start[t];
+            larger += words != (size_t)(tokens < WORDS ? tokens : WORDS);
+        }
+        for (int t = 0; t < TOKENS; t++) {
+            rollout_get_nucleus(d, t, back);
+            wrong += memcmp(back, mask[t], sizeof back) != 0;
+        }
+        CHECK(wrong == 0 && larger == 0, "%d sets come back wrong, %d take the wrong room", wrong,
+              larger);
+    }
+    rollout_free(d);
+}
 
 static void begin_rollout(const void* argument) {
     const setup *wanted = argument, s = mixed_setup();
@@ -903,6 +946,7 @@ int main(int argc, char** argv) {
     test_frequencies();
     test_kept();
     test_greedy();
+    test_sets();
     test_memory();
     return test_report();
 }

@@ -50,10 +50,10 @@ static void random_completions(rollout* d, int with_nucleus) {
         d->advantage[s] = s % 8 ? (float)rng_normal(&r) : 0;
         for (size_t at = d->start[s]; at < d->start[s + 1]; at++) {
             d->token[at] = (int)rng_below(&r, 36);  // token 36 never occurs
-            for (int w = 0; w < d->nucleus_words && with_nucleus; w++)
-                d->nucleus[at * d->nucleus_words + w] = w == 0 ? rng_u32(&r) : 0;
-            if (with_nucleus)
-                d->nucleus[at * d->nucleus_words + d->token[at] / 32] |= 1u << d->token[at] % 32;
+            if (!with_nucleus) continue;
+            uint32_t mask[2] = {rng_u32(&r), 0};
+            mask[d->token[at] / 32] |= 1u << d->token[at] % 32;
+            rollout_put_nucleus(d, at, mask);
         }
     }
 }

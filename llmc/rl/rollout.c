@@ -22,7 +22,7 @@ rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_w
     d->log_pi = d->entropy + tokens;
     d->anchor = d->log_pi + tokens;
     d->log_ref = d->anchor + tokens;
-    if (nucleus_words) d->nucleus = xalloc(tokens * nucleus_words, sizeof(uint32_t), "kept sets");
+    if (nucleus_words) d->nucleus_start = xalloc(tokens + 1, sizeof *d->nucleus_start, "kept sets");
     d->reward = xalloc(2 * n, sizeof(float), "rewards");
     d->advantage = d->reward + n;
     return d;
@@ -43,11 +43,45 @@ void rollout_free(rollout* d) {
     free(d->start);
     free(d->token);
     free(d->log_mu);
+    free(d->nucleus_start);
     free(d->nucleus);
     free(d->candidate);
     free(d->candidate_mu);
     free(d->reward);
     free(d);
+}
+
+static void make_nucleus_room(rollout* d, size_t words) {
+    if (words <= d->nucleus_room) return;
+    uint32_t* wider = xalloc(2 * words, sizeof *wider, "kept sets (lower --prompts)");
+    if (d->nucleus) memcpy(wider, d->nucleus, d->nucleus_room * sizeof *wider);
+    free(d->nucleus);
+    d->nucleus = wider;
+    d->nucleus_room = 2 * words;
+}
+
+// Ids are written until they are as many as the mask has words; then the mask takes their place.
+void rollout_put_nucleus(rollout* d, size_t token, const uint32_t* mask) {
+    uint32_t n = 0, words = (uint32_t)d->nucleus_words;
+    size_t at = d->nucleus_start[token];
+    make_nucleus_room(d, at + words);
+    for (uint32_t w = 0; w < words; w++)
+        for (uint32_t bits = mask[w], id = 32 * w; bits && n < words; bits >>= 1, id++)
+            if (bits & 1) d->nucleus[at + n++] = id;
+    if (n == words) memcpy(d->nucleus + at, mask, words * sizeof *mask);
+    d->nucleus_start[token + 1] = at + n;
+}
+
+void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask) {
+    const size_t* start = d->nucleus_start + token;
+    const uint32_t* set = d->nucleus + start[0];
+    size_t words = (size_t)d->nucleus_words, n = start[1] - start[0];
+    if (n == words) {
+        memcpy(mask, set, words * sizeof *mask);
+    } else {
+        memset(mask, 0, words * sizeof *mask);
+        for (size_t i = 0; i < n; i++) mask[set[i] / 32] |= 1u << set[i] % 32;
+    }
 }
 
 int rollout_length(const rollout* d, int sequence) {

@@ -22,13 +22,15 @@ typedef struct rollout {
     float* log_mu;            // (tokens) what the sampler gave the token
     float* entropy;           // (tokens) of the sampler's distribution, nats
     float* log_pi;            // (tokens) what the trainer gives it now
-    float* anchor;      // (tokens) what the ratio is taken against: log_mu or an earlier log_pi
-    float* log_ref;     // (tokens) what the reference model gives it
-    uint32_t* nucleus;  // (tokens, nucleus_words): top-k / top-p sets, or NULL
-    int nucleus_words;
-    int candidates;       // per token; 0: none
-    int* candidate;       // (tokens, candidates) the sampler's best, -1: no more
-    float* candidate_mu;  // as log_mu, log_pi and anchor, of these; the same shape
+    float* anchor;          // (tokens) what the ratio is taken against: log_mu or an earlier log_pi
+    float* log_ref;         // (tokens) what the reference model gives it
+    int nucleus_words;      // of a kept set (of top-k, top-p) as a bit mask; 0: there are none
+    size_t* nucleus_start;  // (tokens + 1) first word of a token's kept set
+    uint32_t* nucleus;      // the sets, each as token ids, or as a mask where that is not larger
+    size_t nucleus_room;    // words that fit
+    int candidates;         // per token; 0: none
+    int* candidate;         // (tokens, candidates) the sampler's best, -1: no more
+    float* candidate_mu;    // as log_mu, log_pi and anchor, of these; the same shape
     float *candidate_pi, *candidate_anchor;
     float *reward, *advantage;  // (sequences)
 } rollout;
@@ -37,6 +39,10 @@ rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_w
 void rollout_free(rollout* d);
 // Makes room for `count` candidates per token.
 void rollout_add_candidates(rollout* d, int count);
+// Stores the kept set of a token, a mask of nucleus_words, after the sets of the tokens before it;
+// and gives it back.
+void rollout_put_nucleus(rollout* d, size_t token, const uint32_t* mask);
+void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask);
 // Response tokens of a sequence.
 int rollout_length(const rollout* d, int sequence);
 

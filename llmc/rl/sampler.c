@@ -328,14 +328,26 @@ static void download_tokens(const sampler* r, void* to, const void* from, size_t
     free(rows);
 }
 
+// One sequence at a time: as masks, all of them may not fit in host memory.
+static void download_nuclei(const sampler* r) {
+    rollout* d = r->d;
+    size_t words = d->nucleus_words, row = d->max_new * words;
+    uint32_t* mask = xalloc(row, sizeof *mask, "kept sets");
+    for (int s = 0; s < d->sequences; s++) {
+        int n = rollout_length(d, s);
+        r->b->download(r->b, mask, r->slot.out_nucleus + s * row, n * words * sizeof *mask);
+        for (int i = 0; i < n; i++) rollout_put_nucleus(d, d->start[s] + i, mask + i * words);
+    }
+    free(mask);
+}
+
 sampler_stats sampler_end(sampler* r) {
     rollout* d = r->d;
     download_starts(r);
     download_tokens(r, d->token, r->slot.out_token, sizeof(int));
     download_tokens(r, d->log_mu, r->slot.out_logp, sizeof(float));
     download_tokens(r, d->entropy, r->slot.out_entropy, sizeof(float));
-    if (d->nucleus && r->slot.out_nucleus)
-        download_tokens(r, d->nucleus, r->slot.out_nucleus, d->nucleus_words * sizeof(uint32_t));
+    if (d->nucleus_words) download_nuclei(r);
     if (d->candidates) {
         download_tokens(r, d->candidate, r->slot.best.id, d->candidates * sizeof(int));
         download_tokens(r, d->candidate_mu, r->slot.best.logp, d->candidates * sizeof(float));

@@ -11,7 +11,7 @@ typedef struct trainer_buffers {
     int* device;
     float* host_coef;    // (capacity)
     float *logp, *coef;  // device (capacity)
-    uint32_t* nucleus;   // device (capacity, nucleus_words), made when first needed
+    uint32_t* nucleus;   // device (capacity, nucleus_words) masks, made when first needed
     candidates asked;    // device (capacity), likewise
 } trainer_buffers;
 
@@ -106,13 +106,16 @@ void trainer_rehearse(trainer* t) {
 
 static void pack_nucleus(trainer* t, const rollout* d, int first, packed_batch* g) {
     trainer_buffers* u = t->buffers;
-    size_t each = d->nucleus_words * sizeof(uint32_t);
+    size_t words = d->nucleus_words, each = words * sizeof(uint32_t);
+    uint32_t* mask = xalloc(g->targets, each, "kept sets");
     if (!u->nucleus) {
         u->nucleus_words = d->nucleus_words;
         u->nucleus = t->b->alloc(t->b, u->capacity * each, "kept sets (lower --micro-batch)");
     }
-    t->b->upload(t->b, u->nucleus, d->nucleus + d->start[first] * d->nucleus_words,
-                 g->targets * each);
+    for (int i = 0; i < g->targets; i++)
+        rollout_get_nucleus(d, d->start[first] + i, mask + i * words);
+    t->b->upload(t->b, u->nucleus, mask, g->targets * each);
+    free(mask);
     g->nucleus = u->nucleus;
 }
 
@@ -151,7 +154,7 @@ static packed_batch pack(trainer* t, const rollout* d, int first, int count) {
     start[count] = tokens;
     t->b->upload(t->b, u->device, u->host, (4 * (size_t)n + count + 1) * sizeof(int));
     packed_batch g = packed(u, tokens, count, targets);
-    if (d->nucleus) pack_nucleus(t, d, first, &g);
+    if (d->nucleus_words) pack_nucleus(t, d, first, &g);
     return g;
 }
 

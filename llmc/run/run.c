@@ -198,7 +198,7 @@ static void create_sampler(run* r) {
     r->sampler =
         sampler_create(r->device, &r->model, settings_rollout_precision(s), settings_kv_format(s),
                        s->slots, r->task.max_prompt, s->max_new_tokens, r->eval_data->capacity,
-                       r->eval_data->nucleus_words, tokenizer_end());
+                       r->data->nucleus_words, tokenizer_end());
     if (!s->top_candidates) return;
     int count = minimum(s->top_candidates, r->model.shape.vocab);
     sampler_record_candidates(r->sampler, count);
@@ -223,7 +223,7 @@ static void create_rollouts(run* r) {
     int filtered = s->top_k > 0 || (float)s->top_p < 1;
     int nucleus_words = filtered ? (r->model.shape.vocab + 31) / 32 : 0;
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
-    r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, nucleus_words);
+    r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, 0);
 }
 
 static void load_reference(run* r) {
