@@ -284,11 +284,12 @@ static __host__ __device__ inline T* row_of(const tensor& t, int64_t r) {
     return (T*)t.data + r * t.stride;
 }
 
-// A weight made ready: W rounded to the operands' format, in its storage.
+// A weight made ready: W rounded to the operands' format, in its storage. Rows of zeros follow.
+static inline int padded_outputs(int outputs) { return (outputs + 31) / 32 * 32; }
 struct prepared {
     int outputs, inputs;
     const format* operand;
-    void* w;  // (outputs, inputs)
+    void* w;  // (padded_outputs(outputs), inputs)
     size_t bytes;
 };
 

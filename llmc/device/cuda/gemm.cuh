@@ -76,16 +76,17 @@ static __host__ __device__ inline bool product_pairs(const product& p, storage h
 // ------------------------------------------------------------------------------------------------
 // 16-bit operands: tensor cores
 
-// A block's tile of C and its slabs of k; a warp has WM x WN of the tile.
-template <int BM_, int BN_, int BK_, int WM_, int WN_>
+// A block's tile of C and its slabs of k; a warp has WM x WN of the tile. BLOCKS: that a processor
+// is to hold at a time, since one's first slabs and last stores take as long as many slabs between.
+template <int BM_, int BN_, int BK_, int WM_, int WN_, int BLOCKS_>
 struct mma_tile {
-    static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_;
+    static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_, BLOCKS = BLOCKS_;
     static constexpr int THREADS = BM / WM * (BN / WN) * WARP;
     static constexpr int STAGES = 3;  // slabs in shared memory: one in use, two on their way
 };
-using mma_large = mma_tile<128, 256, 32, 64, 64>;
-using mma_middle = mma_tile<64, 64, 32, 32, 32>;
-using mma_small = mma_tile<32, 32, 64, 16, 16>;
+using mma_large = mma_tile<128, 128, 32, 64, 64, 3>;
+using mma_middle = mma_tile<64, 64, 32, 32, 32, 4>;
+using mma_small = mma_tile<32, 32, 64, 16, 16, 4>;
 
 constexpr int MMA_BLOCK = 4096;  // of k in accumulating products, whose k is the rows of a batch
 
@@ -197,12 +198,48 @@ static __device__ inline void mma_slabs(float (&acc)[TILE::WM / 16][TILE::WN / 8
     }
 }
 
-// A warp's part of the tile to C, from row i0 and column j0 on.
+static __device__ inline void store_pair(float* c, float x0, float x1) {
+    *(float2*)c = make_float2(x0, x1);
+}
+template <class T>
+static __device__ inline void store_pair(T* c, float x0, float x1) {
+    *(uint32_t*)c = two<T>(x0, x1);
+}
+
+// A warp's part of the tile to C, from row i0 and column j0 on, where all of it is there, in pairs.
+template <class C, class TILE>
+static __device__ inline void mma_store_inside(const product& p, int i0, int j0,
+                                               const float (&acc)[TILE::WM / 16][TILE::WN / 8][4]) {
+    int lane = threadIdx.x % WARP, row = i0 + lane / 4, col = j0 + lane % 4 * 2;
+    float more[TILE::WN / 8][2] = {};  // what is added to the sums: the bias, or C
+#pragma unroll
+    for (int j = 0; p.bias && j < TILE::WN / 8; j++)
+        for (int e = 0; e < 2; e++) more[j][e] = p.bias[col + j * 8 + e];
+#pragma unroll
+    for (int i = 0; i < TILE::WM / 8; i++) {
+        C* c = (C*)p.c + (row + i * 8) * p.c_stride + col;
+#pragma unroll
+        for (int j = 0; p.accumulate && j < TILE::WN / 8; j++)
+            for (int e = 0; e < 2; e++) more[j][e] = to_float(c[j * 8 + e]);
+#pragma unroll
+        for (int j = 0; j < TILE::WN / 8; j++) {
+            const float* sum = acc[i / 2][j] + i % 2 * 2;
+            store_pair(c + j * 8, sum[0] + more[j][0], sum[1] + more[j][1]);
+        }
+    }
+}
+
+// The same, of whatever is there.
 template <class TILE>
 static __device__ inline void mma_store(const product& p, storage how, int i0, int j0,
-                                        float (&acc)[TILE::WM / 16][TILE::WN / 8][4]) {
+                                        const float (&acc)[TILE::WM / 16][TILE::WN / 8][4]) {
     int lane = threadIdx.x % WARP;
     bool pairs = product_pairs(p, how);
+    if (pairs && i0 + TILE::WM <= p.m && j0 + TILE::WN <= p.n) {
+        if (how == STORE_FP32) return mma_store_inside<float, TILE>(p, i0, j0, acc);
+        if (how == STORE_BF16) return mma_store_inside<bf16, TILE>(p, i0, j0, acc);
+        return mma_store_inside<fp16, TILE>(p, i0, j0, acc);
+    }
 #pragma unroll
     for (int i = 0; i < TILE::WM / 16; i++)
 #pragma unroll
@@ -226,7 +263,7 @@ static __device__ inline void mma_store(const product& p, storage how, int i0, i
 // partial: NULL, or room for the sums of all blocks of k, (blocks, m, n), of which blockIdx.z is
 // one.
 template <class T, class TILE, bool A_ALONG_K, bool B_ALONG_K, bool ALIGNED>
-static __global__ void __launch_bounds__(TILE::THREADS)
+static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     product_mma_kernel(product p, storage how, float* partial) {
     using A = mma_slab<TILE::BM, TILE::BK, A_ALONG_K>;
     using B = mma_slab<TILE::BN, TILE::BK, B_ALONG_K>;

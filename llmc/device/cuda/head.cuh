@@ -215,8 +215,9 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 3)
     if (entropy) entropy[i] = d.entropy;
 }
 
-// Logits become their gradient, as T, from the row's start on. Narrower values land on logits that
-// were read before: the block reads a stretch, waits for all its threads, writes the stretch.
+// Logits become their gradient, as T, from the row's start on; those that do not count, 0. Narrower
+// values land on logits that were read before: the block reads a stretch, waits for all its
+// threads, writes the stretch.
 template <class T>
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
     head_backward_rows(const int* target, const float* coef, const logits_block b) {
@@ -249,7 +250,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
                 if (r.rounding.drop) dlogit = format_round(dlogit, &r.rounding) * unit;
                 g.v[k] = to<T>(dlogit);
             }
-            if (i < r.vocabulary) *(four<T>*)((T*)r.l + i) = g;
+            if (i < b.stride) *(four<T>*)((T*)r.l + i) = g;
         }
     }
 }
@@ -257,8 +258,9 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
 // ------------------------------------------------------------------------------------------------
 // Chunks, on the host
 
-// A row of logits begins a cache line.
-static inline int64_t logits_stride(int vocabulary) { return (vocabulary + 31) / 32 * 32; }
+// A row of logits begins a cache line, and has a logit, which does not count, for each of the
+// weight's rows of zeros (prepared): the library is several times slower at odd sizes.
+static inline int64_t logits_stride(int vocabulary) { return padded_outputs(vocabulary); }
 
 // Rows whose logits exist at one time: 256 MB of them, but 64 at least; the products are large
 // then. At most 4096, since the rows of x and of its gradient take memory too.
@@ -278,7 +280,7 @@ static inline logits_block logits_memory(backend* b, const prepared* w, int rows
 static inline void logits_product(backend* b, const logits_block& l, const void* x, int64_t stride,
                                   int rows, const prepared* w) {
     product p = {};
-    p.m = rows, p.n = w->outputs, p.k = w->inputs;
+    p.m = rows, p.n = (int)l.stride, p.k = w->inputs;
     p.a = x, p.a_stride = stride;
     p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
     p.c = l.l, p.c_stride = l.stride, p.c_format = &FORMAT_FP32;
@@ -330,7 +332,7 @@ static inline void head_backward_products(backend* b, tensor dx, float* dw, floa
                                           const logits_block& dlogits, const prepared* w) {
     int channels = w->inputs;
     product p = {};
-    p.m = rows, p.n = channels, p.k = w->outputs;
+    p.m = rows, p.n = channels, p.k = (int)dlogits.stride;
     p.a = dlogits.l;
     p.a_stride = dlogits.stride * (int64_t)(sizeof(float) / b->bytes_per(w->operand));
     p.b = w->w, p.b_stride = channels;

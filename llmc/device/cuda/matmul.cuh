@@ -41,14 +41,15 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
                                      int inputs, const format* operand,
                                      const format* backward_operand) {
     size_t n = (size_t)outputs * inputs;
-    size_t bytes = n * (storage_of(operand) == STORE_FP32 ? 4 : 2);
+    size_t bytes =
+        (size_t)padded_outputs(outputs) * inputs * (storage_of(operand) == STORE_FP32 ? 4 : 2);
     if (backward_operand != operand)
         fatal(
             "the CUDA device has one format for the products of both directions, not %s forward "
             "and %s backward; use --device cpu",
             operand->name, backward_operand->name);
     if (!p) p = (prepared*)xalloc(1, sizeof *p, "a prepared weight");
-    if (p->bytes != bytes) {
+    if (p->bytes != bytes || p->outputs != outputs) {
         if (p->w) b->release(b, p->w, p->bytes);
         p->w = b->alloc(
             b, bytes, "prepared weights (choose a smaller model: --depth, --channels, --context)");
