@@ -78,15 +78,16 @@ static __host__ __device__ inline bool product_pairs(const product& p, storage h
 
 // A block's tile of C and its slabs of k; a warp has WM x WN of the tile. BLOCKS: that a processor
 // is to hold at a time, since one's first slabs and last stores take as long as many slabs between.
-template <int BM_, int BN_, int BK_, int WM_, int WN_, int BLOCKS_>
+template <int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_, int BLOCKS_>
 struct mma_tile {
     static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_, BLOCKS = BLOCKS_;
     static constexpr int THREADS = BM / WM * (BN / WN) * WARP;
-    static constexpr int STAGES = 3;  // slabs in shared memory: one in use, two on their way
+    static constexpr int STAGES =
+        STAGES_;  // slabs in shared memory: one in use, others on their way
 };
-using mma_large = mma_tile<128, 128, 32, 64, 64, 3>;
-using mma_middle = mma_tile<64, 64, 32, 32, 32, 4>;
-using mma_small = mma_tile<32, 32, 64, 16, 16, 4>;
+using mma_large = mma_tile<128, 128, 64, 64, 64, 2, 3>;
+using mma_middle = mma_tile<64, 64, 32, 32, 32, 3, 4>;
+using mma_small = mma_tile<32, 32, 64, 16, 16, 3, 4>;
 
 constexpr int MMA_BLOCK = 4096;  // of k in accumulating products, whose k is the rows of a batch
 
@@ -257,8 +258,8 @@ static __device__ inline void mma_store(const product& p, storage how, int i0, i
             }
 }
 
-// Slab s + 2 is fetched while slab s is multiplied: one barrier a slab, which both shows the
-// arrived slab to all and says that the one fetched over is done with.
+// Slabs are fetched STAGES - 1 ahead of the one that is multiplied: one barrier a slab, which both
+// shows the arrived slab to all and says that the one fetched over is done with.
 //
 // partial: NULL, or room for the sums of all blocks of k, (blocks, m, n), of which blockIdx.z is
 // one.

@@ -262,10 +262,10 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
 // weight's rows of zeros (prepared): the library is several times slower at odd sizes.
 static inline int64_t logits_stride(int vocabulary) { return padded_outputs(vocabulary); }
 
-// Rows whose logits exist at one time: 256 MB of them, but 64 at least; the products are large
-// then. At most 4096, since the rows of x and of its gradient take memory too.
+// Rows whose logits exist at one time: 1 GB of them, but 64 at least; the products are large then.
+// At most 4096, since the rows of x and of its gradient take memory too.
 static inline int rows_at_once(int vocabulary) {
-    int64_t rows = (64 << 20) / logits_stride(vocabulary);
+    int64_t rows = (256 << 20) / logits_stride(vocabulary);
     return rows < 64 ? 64 : rows > 4096 ? 4096 : (int)rows;
 }
 
