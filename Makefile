@@ -67,7 +67,7 @@ LIB_OBJ := $(CORE_OBJ) $(BUILD)/llmc/device/backend.o
 CUDA_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
 PTX_TESTS := $(if $(and $(NVCC),$(CXX_FOUND)),$(BUILD)/ptx/test_faults $(BUILD)/ptx/test_profile $(CUDA_TESTS:%=$(PTX_DIR)/%) $(PTX_DIR)/test_golden $(PTX_DIR)/libcublasLt.so.13)
 TESTS := $(filter-out $(CUDA_TESTS:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
-DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/*.c))
+DEV := $(patsubst dev/%.c,$(BUILD)/dev/%,$(filter-out dev/gpu/%,$(wildcard dev/*/*.c)))
 PROGRAM := $(if $(filter build,$(BUILD)),,$(BUILD)/)train_gpt2_rl
 
 .PHONY: all test test-ptx test-ptx-all ptx-profile ptx-limits test-quick check-long bench gpu-check dev clean FORCE
@@ -133,7 +133,7 @@ $(PTX_DIR)/cuda.o: llmc/device/cuda/cuda.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(PTX_NVCCFLAGS) -MMD -MP -c $< -o $@
 
-$(PTX_DIR)/dev/cuda/%.o: dev/cuda/%.cu
+$(PTX_DIR)/dev/ladders/%.o: dev/ladders/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(PTX_NVCCFLAGS) -MMD -MP -c $< -o $@
 
@@ -145,7 +145,7 @@ $(BUILD)/tests/test_cuda_instructions.o: CFLAGS += -I$(CUDA_HOME)/include
 $(PTX_DIR)/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
 	$(PTX_LINK) $^ -o $@ $(LDLIBS)
 
-$(PTX_DIR)/dev/cuda/%: $(PTX_DIR)/dev/cuda/%.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
+$(PTX_DIR)/dev/ladders/%: $(PTX_DIR)/dev/ladders/%.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
 	$(PTX_LINK) $^ -o $@ $(LDLIBS)
 
 $(PTX_DIR)/time: $(BUILD)/dev/gpu/time.o $(PTX_DIR)/cuda.o $(PTX_OBJ) $(LIB_OBJ)
@@ -169,12 +169,12 @@ $(BUILD)/gpu/test_cuda_%: $(BUILD)/tests/test_cuda_%.o $(CUDA_OBJ) $(LIB_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
 
-# The kernel ladders of dev/cuda: to be timed on a GPU, or (above) verified on the PTX machine.
-$(BUILD)/dev/cuda/%.o: dev/cuda/%.cu
+# The kernel ladders: to be timed on a GPU, or (above) verified on the PTX machine.
+$(BUILD)/dev/ladders/%.o: dev/ladders/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 
-$(BUILD)/dev/cuda/%: $(BUILD)/dev/cuda/%.o $(CUDA_OBJ) $(LIB_OBJ)
+$(BUILD)/dev/ladders/%: $(BUILD)/dev/ladders/%.o $(CUDA_OBJ) $(LIB_OBJ)
 	$(CC) $(CFLAGS) $^ -o $@ $(CUDA_LIBS) $(LDLIBS)
 
 # What times a GPU, and the script that does all that there is to do with one (dev/gpu/README.md).
@@ -202,10 +202,10 @@ test-quick: $(PROGRAM) $(TESTS) $(if $(SANITIZE),$(PTX_TESTS)) $(DEV)
 	@TRAIN_GPT2_RL=./$(PROGRAM) TEST_QUICK=1 tests/run $(TESTS) $(if $(SANITIZE),$(PTX_TESTS))
 
 check-long: $(PROGRAM)
-	python3 dev/check_long.py
+	python3 dev/study/check_long.py
 
-bench: $(BUILD)/dev/bench
-	$(BUILD)/dev/bench
+bench: $(BUILD)/dev/bench/bench
+	$(BUILD)/dev/bench/bench
 
 clean:
 	rm -rf build train_gpt2_rl
