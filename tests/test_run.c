@@ -885,7 +885,9 @@ static void test_refused_resume(void) {
         check_refused(&e, flags[i], flag);
         CHECK(strstr(e.err, "must keep"), "%s: \"%s\"", flags[i], e.err);
     }
-    ended e = run("--resume --out %s --seed 1 --steps 3", at_home("base_run"));
+    ended e = run("--resume --out %s --init x", at_home("base_run"));
+    check_refused(&e, "--init", "was started with no --init");
+    e = run("--resume --out %s --seed 1 --steps 3", at_home("base_run"));
     CHECK(exit_code(&e) == 0, "the same values are fine: %s", e.err);
     // What runs at once leaves a trace in fp8 gradients; in scales per tensor slots do too.
     good_run("scaled", "--grad-dtype fp8_e5m2");
