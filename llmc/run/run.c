@@ -86,7 +86,19 @@ static void open_streams(void) {
     if (fd > STDERR_FILENO) close(fd);
 }
 
+// Compiled with parts of -ffast-math, the program would have other bits. A compiler does not always
+// say that it has them, so sums and the smallest numbers are tried.
+static void check_arithmetic(void) {
+    volatile float one = 1, little = 0x1p-30f, least = 0x1p-126f;
+    float x = one, y = little;
+    if (x + y - x != 0 || least / 2 == 0)
+        fatal(
+            "this build does not compute as IEEE 754 asks; make it anew without -Ofast, "
+            "-ffast-math, -funsafe-math-optimizations and -fassociative-math");
+}
+
 static void prepare_process(char** argv) {
+    check_arithmetic();
     open_streams();
     limit_spinning(argv);
     signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence
