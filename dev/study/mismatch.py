@@ -4,8 +4,8 @@ sampler in one format draws and a trainer in another format weighs, with the sam
 
     make build/dev/study/mismatch
     python3 dev/study/mismatch.py MODEL.bin [SAMPLER:TRAINER ...] [--task chain] [--prompts 128]
-                            [--group 8] [-o mismatch.png] [--csv mismatch.csv]
-                            [--sampler OLDER.bin] [--out DIR]
+                                  [--group 8] [-o mismatch.png] [--csv mismatch.csv]
+                                  [--sampler OLDER.bin] [--out DIR]
 
 MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps. Without pairs:
 fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
@@ -164,7 +164,8 @@ def draw(pairs, path, weights):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("pairs", nargs="*", default=PAIRS)
     parser.add_argument("--task", default="chain")

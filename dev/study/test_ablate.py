@@ -149,6 +149,13 @@ class StatisticsTest(unittest.TestCase):
         self.assertEqual((figures["base_pass1"], figures["final_pass1"]), (0.3, 0.9))
         self.assertEqual(figures["steps"], 10)
 
+    def test_numerics_of_some_steps_are_none(self):
+        rows = rows_of([0.2, 0.4, 0.6])
+        rows[0]["prob_diff_mean"] = 0.0
+        self.assertNotIn("prob_diff_mean", ablate_stats.run_figures(rows, 0.9))
+        rows[1]["prob_diff_mean"] = rows[2]["prob_diff_mean"] = 0.3
+        self.assertAlmostEqual(ablate_stats.run_figures(rows, 0.9)["prob_diff_mean"], 0.2)
+
     def test_collapse_is_below_half(self):
         for last, collapsed in ((0.41, 0), (0.4, 0), (0.39, 1)):
             figures = ablate_stats.run_figures(rows_of([0.8] * 3 + [last] * 3), 0.9)
