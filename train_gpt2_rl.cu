@@ -86,15 +86,19 @@ static void anchor(run* r) {
                          settings_inverse_temperature(r->settings), d->log_ref);
 }
 
-// Rewards, compared within each group. The KL estimator k1 is part of the reward.
+// Rewards, compared within each group. The KL estimator k1 is a penalty on what is compared; the
+// reward stays the verifier's.
 static void advantages(run* r) {
     rollout* d = r->data;
-    for (int i = 0; i < d->sequences && r->reference; i++) {
+    float* penalised = d->advantage;
+    for (int i = 0; i < d->sequences; i++) {
         size_t at = d->start[i];
-        d->reward[i] += (float)objective_kl_reward(&r->objective, d->log_mu + at, d->log_ref + at,
-                                                   rollout_length(d, i));
+        double penalty = r->reference ? objective_kl_reward(&r->objective, d->log_mu + at,
+                                                            d->log_ref + at, rollout_length(d, i))
+                                      : 0;
+        penalised[i] = d->reward[i] + (float)penalty;
     }
-    objective_advantages((advantage_kind)r->settings->advantage, d->reward, d->prompts, d->group,
+    objective_advantages((advantage_kind)r->settings->advantage, penalised, d->prompts, d->group,
                          d->advantage);
     report_samples(r);
 }

@@ -274,7 +274,7 @@ static inline tensor operands_of(tensor from, const format* f) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// PyTorch's results, in files whose layout dev/reference.py describes.
+// PyTorch's results, in files whose layout dev/reference/ops.py describes.
 static const char* fixture_path = "tests/fixtures/ops.bin";
 
 typedef struct fixture {

@@ -10,7 +10,7 @@
 // environment:
 //   PTX_WRITE=FILE   write the module, for ptxas, and stop
 //   NAN_RECORD=FILE  write the NaNs that were returned where the ISA allows any
-//   MMA_INPUTS=FILE  write the inputs of the sums (dev/reference_mma.py reads them), and stop
+//   MMA_INPUTS=FILE  write the inputs of the sums (dev/reference/mma.py reads them), and stop
 //   MMA_RECORD=FILE  write the sums, as fixtures/mma_hopper.txt has them
 //   PTX_SUM=NAME     how the machine sums: "block16" is Hopper's way, which is then compared
 #include <assert.h>
@@ -145,7 +145,7 @@ static ptx_op ops[OPS_MAX];
 static int op_count;
 
 static void malformed(const char* path, int line) {
-    printf("%s:%d: not a line of the format that dev/reference_ptx.py describes\n", path, line);
+    printf("%s:%d: not a line of the format that dev/reference/ptx.py describes\n", path, line);
     exit(1);
 }
 

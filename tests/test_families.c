@@ -555,7 +555,7 @@ static void check_cache(void) {
 // ------------------------------------------------------------------------------------------------
 // Against float64, and finite differences
 
-// The models of dev/reference_families.py.
+// The models of dev/reference/families.py.
 static const char* const FIXTURES[] = {"gpt2_tied",  "gpt2_untied",  "llama_tied", "llama_untied",
                                        "qwen2_tied", "qwen2_untied", "qwen3_tied", "qwen3_untied"};
 enum { FIXTURE_COUNT = sizeof FIXTURES / sizeof *FIXTURES };

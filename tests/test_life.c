@@ -101,6 +101,40 @@ static void test_interrupted_evaluation(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
+// The process. It starts itself anew to limit how long threads spin, which the tests' environment
+// does already.
+
+static void leave_spinning(void) { unsetenv("OMP_WAIT_POLICY"); }
+
+static void test_process_name(void) {
+    char flags[1024], comm[64], name[16] = "";
+    snprintf(flags, sizeof flags, "--out %s %s", at_home("named"), LONGER);
+    in_child = leave_spinning;
+    pid_t child = start(flags);
+    in_child = NULL;
+    wait_for_line(child, "named", "rollout", 0);
+    snprintf(comm, sizeof comm, "/proc/%d/comm", (int)child);
+    FILE* f = fopen(comm, "r");
+    CHECK(!f || fscanf(f, "%15s", name) == 1, "cannot read %s", comm);
+    if (f) fclose(f);
+    const char* slash = strrchr(program, '/');
+    CHECK(!f || !strncmp(name, slash ? slash + 1 : program, 15), "the process is called %s", name);
+    kill(child, SIGKILL);
+    wait_for(child);
+    remove_tree(at_home("named"));
+}
+
+static void test_loader(void) {
+    char* command = xprintf(
+        "for l in /lib*/ld-linux*.so.*; do ! $l --verify %s 2>/dev/null || "
+        "env -u OMP_WAIT_POLICY ASAN_OPTIONS=detect_leaks=0 $l %s --config %s --warmup-steps 0 "
+        "--steps 0 >%s || exit 1; done",
+        program, program, at_home("base"), at_home("said"));
+    CHECK(system(command) == 0, "%s", command);
+    free(command);
+}
+
+// ------------------------------------------------------------------------------------------------
 // The console
 
 static void close_reader(void) {
@@ -442,6 +476,8 @@ int main(void) {
     test_ignored_signals();
     test_second_signal();
     test_interrupted_evaluation();
+    test_process_name();
+    test_loader();
     test_console();
     test_first_sign();
     test_estimate();

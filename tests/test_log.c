@@ -436,6 +436,7 @@ static void test_pipe(void) {
 
 // The terminal driver turns \n into \r\n.
 static void test_terminal(void) {
+    unsetenv("TERM");
     const char* text = on_terminal(print_and_progress, 80);
     if (!text) {
         printf("no pseudo-terminal here: progress line not tested\n");
@@ -446,6 +447,10 @@ static void test_terminal(void) {
     char whole[200];
     snprintf(whole, sizeof whole, expected, line);
     CHECK(!strcmp(text, whole), "one progress line, wiped by the next line, not \"%s\"", text);
+    setenv("TERM", "dumb", 1);
+    text = on_terminal(print_and_progress, 80);
+    CHECK(!strcmp(text, "first 1\r\nsecond\r\nthird\r\n"), "a dumb terminal got \"%s\"", text);
+    unsetenv("TERM");
     text = on_terminal(fail_in_progress, 80);
     CHECK(!strcmp(text, "\r\033[Krollout  50 %\r\033[Ktrain_gpt2_rl: the disk is full\r\n"),
           "an error wipes the progress line, not \"%s\"", text);

@@ -1,6 +1,6 @@
 // Tests of numerics: every rounding decision of every format, stochastic rounding, scales, Philox,
 // the elementary functions' errors, and the same bits for all instruction sets and compilers.
-// Fixtures: dev/reference_numerics.py.
+// Fixtures: dev/reference/numerics.py.
 #include <float.h>
 
 #include "base/numerics.h"

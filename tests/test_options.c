@@ -116,6 +116,7 @@ static void test_refusals(void) {
         {"--colo|red", {"did you mean --colour?"}},
         {"--confg|x", {"did you mean --config?"}},
         {"--hlep", {"did you mean --help?"}},
+        {"--help=1", {"--help stands alone; it takes no value"}},
         {"--l|1", {"unknown flag --l; did you mean --lr?"}},
         {"-depth|1", {"unknown flag -depth; did you mean --depth?"}},
         {"---depth|1", {"did you mean --depth?"}},
@@ -131,6 +132,7 @@ static void test_refusals(void) {
         {"--depth", {"--depth needs a value: a whole number, from 1 to 64"}},
         {"--depth|--fast", {"--depth needs a value"}},
         {"--config", {"--config needs a value"}},
+        {"--config=", {"--config is empty"}},
         {"--config|/no/such/file", {"/no/such/file", "No such file"}},
         {"--depth|3|--depth|3", {"--depth is given twice"}},
         {"--fast|--fast", {"--fast is given twice"}},
@@ -177,6 +179,7 @@ static void test_refusals(void) {
         {"--dtype|fp8_e4m4", {"; did you mean fp8_e4m3?"}},
         {"--dtype|e5m23", {"--dtype is \"e5m23\""}},
         {"--dtype|eXmY (bits)", {"--dtype is \"eXmY (bits)\""}},
+        {"--dtype|eXmY", {"fp8_e4m3, eXmY (bits)\n"}},
         {"--dtype=", {"--dtype is \"\""}},
         {"--fast=yes", {"--fast is \"yes\"; it must be 0 or 1"}},
         {"--fast=", {"--fast is \"\""}},
@@ -210,7 +213,8 @@ static void test_config_refusals(void) {
         const char* words[REFUSAL_WORDS];
     } cases[] = {
         {"lr = 0.1\n\n# c\ndetla = 1\n", {":4: unknown flag detla; did you mean --delta?"}},
-        {"--delta = 1", {":1: unknown flag --delta; did you mean --delta?"}},
+        {"--delta = 1", {":1: in a file of flags, write delta without the dashes"}},
+        {"--detla = 1", {":1: unknown flag --detla; did you mean --delta?"}},
         {"lr = 2\n", {":1: --lr is \"2\"; it must be a number, from 0 to 1"}},
         {"lr = 0.1 # fast\n", {":1: --lr is \"0.1 # fast\""}},
         {"depth = 1000", {":1: --depth is \"1000\""}},  // though the command line gives it
@@ -234,6 +238,15 @@ static void test_config_refusals(void) {
     write_text(config_path, "lr = 0.1\nse\0ed = 1\n", 19);
     check_refusal(read_config_child, NULL, "a zero byte",
                   (const char* [REFUSAL_WORDS]){config_path, ":2: a zero byte"});
+    char* large = xalloc((1 << 20) + 1, 1, "a file of flags");
+    memset(large, '\n', (1 << 20) + 1);
+    write_text(config_path, large, (1 << 20) + 1);
+    check_refusal(read_config_child, NULL, "a file of a megabyte and a byte",
+                  (const char* [REFUSAL_WORDS]){config_path, "more than 1048576 bytes"});
+    free(large);
+    snprintf(config_path, sizeof config_path, "/dev/zero");
+    check_refusal(read_config_child, NULL, "a file without end",
+                  (const char* [REFUSAL_WORDS]){config_path, "this is no file of flags"});
     snprintf(config_path, sizeof config_path, "%s", folder);
     check_refusal(read_config_child, NULL, "a directory",
                   (const char* [REFUSAL_WORDS]){"cannot read", folder, "Is a directory"});
@@ -242,7 +255,7 @@ static void test_config_refusals(void) {
 
 static void test_config(void) {
     const char text[] =
-        "# a recipe\n\n  depth=7\ncolour\t= green \r\nfast\n\t# more\n"
+        "\xef\xbb\xbf# a recipe\n\n  depth=7\ncolour\t= green \r\nfast\n\t# more\n"
         "out = runs/a b # c = d\ninit =\nlr = 5e-4\ndtype = e3m4";
     write_text(config_path, text, strlen(text));
     char line[200];

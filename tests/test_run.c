@@ -159,6 +159,30 @@ static void test_log_against_samples(void) {
     remove_tree(at_home("counted"));
 }
 
+// The estimator k1 changes advantages; the reward stays the verifier's, as in the log.
+static void test_penalised_reward(void) {
+    enum { COUNT = 64 };
+    static sample s[2 * COUNT];
+    good_run("penalised", "--kl-coef 0.3 --kl-estimator k1 --steps 2");
+    CHECK(read_samples("penalised", s, 2 * COUNT) == 2 * COUNT, "samples");
+    double furthest = 0;
+    for (int i = 0; i < 2 * COUNT; i++) {
+        double mean = 0;
+        for (int k = 0; k < 8; k++) mean += s[i / 8 * 8 + k].reward / 8;
+        CHECK(s[i].reward == 0 || s[i].reward == 1, "sample %d: reward %g", i, s[i].reward);
+        furthest = fmax(furthest, fabs(s[i].advantage - (s[i].reward - mean)));
+    }
+    CHECK(furthest > 1e-3, "the penalty is part of the advantage: %g", furthest);
+    remove_tree(at_home("penalised"));
+    good_run("penalised",
+             "--kl-coef 0.3 --kl-estimator k1 --advantage std --warmup-steps 0 --steps 0");
+    size_t bytes;
+    char* console = read_whole(at_home("stdout"), &bytes);
+    CHECK(strstr(console, "k1 with advantage std"), "the plan does not say so: %s", console);
+    free(console);
+    remove_tree(at_home("penalised"));
+}
+
 // Each step, and each sample, draws anew: at a rate of 0 the same prompt gets other completions.
 static void test_draws(void) {
     enum { COUNT = 6 * 64 };
@@ -885,7 +909,9 @@ static void test_refused_resume(void) {
         check_refused(&e, flags[i], flag);
         CHECK(strstr(e.err, "must keep"), "%s: \"%s\"", flags[i], e.err);
     }
-    ended e = run("--resume --out %s --seed 1 --steps 3", at_home("base_run"));
+    ended e = run("--resume --out %s --init x", at_home("base_run"));
+    check_refused(&e, "--init", "was started with no --init");
+    e = run("--resume --out %s --seed 1 --steps 3", at_home("base_run"));
     CHECK(exit_code(&e) == 0, "the same values are fine: %s", e.err);
     // What runs at once leaves a trace in fp8 gradients; in scales per tensor slots do too.
     good_run("scaled", "--grad-dtype fp8_e5m2");
@@ -1294,6 +1320,7 @@ int main(int argc, char** argv) {
     test_log_keys();
     test_log_values();
     test_log_against_samples();
+    test_penalised_reward();
     test_draws();
     test_evaluation_temperature();
     test_reference();

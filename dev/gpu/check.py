@@ -214,7 +214,7 @@ def settle(results):
 # --------------------------------------------------------------------------------------------------
 # Build, and what machine this is
 
-LADDERS = ["dev/cuda/layernorm", "dev/cuda/attention"]
+LADDERS = ["dev/ladders/layernorm", "dev/ladders/attention"]
 
 
 def test_names():

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../workload.h"
+#include "../bench/workload.h"
 #include "base/options.h"
 #include "device/backend.h"
 #include "rl/sampler.h"

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../workload.h"
+#include "../bench/workload.h"
 #include "base/numerics.h"
 #include "base/options.h"
 #include "device/backend.h"

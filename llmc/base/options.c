@@ -14,7 +14,10 @@
 
 #include "numerics.h"
 
-enum { HELP_COLUMNS = 100 };
+enum {
+    HELP_COLUMNS = 100,
+    FILE_MOST = 1 << 20  // bytes of a file of flags
+};
 
 static int at_end(const option* o) { return o->kind == OPTION_GROUP && !o->help; }
 
@@ -201,13 +204,14 @@ static int set_switch(const option* o, const char* text) {
     return 1;
 }
 
-// The name that a refused one was likely meant to be, or NULL.
+// The name that a refused one was likely meant to be, or NULL. An entry with a blank is no name: it
+// describes how names are made.
 static const char* nearest_choice(const option* o, const char* text) {
     const char* best = NULL;
     int best_distance = 2 + (int)strlen(text) / 3;
     for (int i = 0; has_choices(o) && o->choices[i]; i++) {
         int distance = name_distance(text, strlen(text), o->choices[i]);
-        if (distance >= best_distance) continue;
+        if (distance >= best_distance || strchr(o->choices[i], ' ')) continue;
         best = o->choices[i];
         best_distance = distance;
     }
@@ -331,6 +335,7 @@ static option* argument_option(option* table, option* config, const char* flag,
     const char* equals = strchr(flag, '=');
     char* bare = xprintf("%.*s", equals ? (int)(equals - flag) : INT_MAX, flag);
     const char* name = bare + strspn(bare, "-");
+    if (!strcmp(bare, "--help")) fatal("--help stands alone; it takes no value");
     option* o = !strcmp(name, "config") ? config : options_find(table, name);
     if (!o || name != bare + 2) refuse_unknown(table, bare, name, "");
     free(bare);
@@ -361,6 +366,7 @@ void options_parse(option* table, int argc, char** argv, const char* about) {
         }
         option_set(o, value, "");
     }
+    if (config.given && !*config_path) fatal("--config is empty; name a file of flags");
     if (config.given) options_read(table, config_path);
 }
 
@@ -403,7 +409,10 @@ static void read_line(option* table, char* line, char* seen, const char* where) 
     if (!equals && strpbrk(name, " \t"))
         fatal("%s\"%s\" is no flag; write name = value, one per line", where, quoted(name));
     option* o = options_find(table, name);
-    if (!o) refuse_unknown(table, name, name + strspn(name, "-"), where);
+    const char* bare = name + strspn(name, "-");
+    if (!o && options_find(table, bare))
+        fatal("%sin a file of flags, write %s without the dashes", where, bare);
+    if (!o) refuse_unknown(table, name, bare, where);
     if (seen[o - table]++) fatal("%s--%s is given twice; leave one out", where, name);
     if (!text && o->kind != OPTION_SWITCH) refuse_missing(o, where);
     if (!text) text = "1";
@@ -416,23 +425,39 @@ static void read_line(option* table, char* line, char* seen, const char* where) 
     }
 }
 
+// All of a file of flags, with a zero after its last byte; free it.
+static char* read_whole(const char* path, size_t* bytes) {
+    char* text = xalloc(FILE_MOST + 2, 1, "a file of flags");
+    FILE* f = file_open(path, "r");
+    *bytes = fread(text, 1, FILE_MOST + 1, f);
+    if (ferror(f)) fatal("cannot read %s: %s", path, strerror(errno));
+    if (*bytes > FILE_MOST)
+        fatal("%s has more than %d bytes; this is no file of flags", path, FILE_MOST);
+    file_close(f, path);
+    return text;
+}
+
 void options_read(option* table, const char* path) {
-    size_t entries = 0, capacity = 0;
+    size_t entries = 0, bytes;
     while (!at_end(table + entries)) entries++;
-    char *seen = xalloc(entries, 1, "the table of flags"), *line = NULL;
+    char *seen = xalloc(entries, 1, "the table of flags"), *text = read_whole(path, &bytes);
     forget_overruled(table);
 
-    FILE* f = file_open(path, "r");
-    ssize_t bytes;
-    for (int number = 1; (bytes = getline(&line, &capacity, f)) >= 0; number++) {
+    char *line = text, *end = text + bytes;
+    if (!strncmp(line, "\xef\xbb\xbf", 3))
+        line += 3;  // a byte-order mark: some editors begin with it
+    for (int number = 1; line < end; number++) {
         char* where = xprintf("%s:%d: ", path, number);
-        if (memchr(line, 0, (size_t)bytes)) fatal("%sa zero byte; this is no file of flags", where);
+        char* after = memchr(line, '\n', (size_t)(end - line));
+        if (!after) after = end;
+        *after = 0;
+        if (memchr(line, 0, (size_t)(after - line)))
+            fatal("%sa zero byte; this is no file of flags", where);
         read_line(table, line, seen, where);
+        line = after + 1;
         free(where);
     }
-    if (ferror(f)) fatal("cannot read %s: %s", path, strerror(errno));
-    file_close(f, path);
-    free(line);
+    free(text);
     free(seen);
 }
 

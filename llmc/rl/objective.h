@@ -108,7 +108,7 @@ double objective_kl_reward(const objective* o, const float* log_mu, const float*
                            int length);
 
 // Advantages of `groups` groups of `size` rewards each, all (groups, size). A group of equal
-// rewards gives exactly 0. size < 2 is fatal.
+// rewards gives exactly 0. size < 2 is fatal. `advantage` may be `reward` itself.
 void objective_advantages(advantage_kind kind, const float* reward, int groups, int size,
                           float* advantage);
 

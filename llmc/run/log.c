@@ -17,7 +17,8 @@
 //   eval      greedy, pass1, passk (fractions of prompts), k, prompts, response_length
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
-// completion (text), reward, advantage.
+// completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward
+// less its KL penalty).
 //
 // The idea: a line grows in memory and goes to the file in one unbuffered write. Nothing that ends
 // the program halfway through a line, fatal() included, can leave a part of it.
@@ -181,7 +182,8 @@ static FILE* open_unbuffered(const char* path) {
 run_log* log_open(const char* directory, double elapsed) {
     run_log* l = xalloc(1, sizeof *l, "the log");
     l->start = clock_seconds() - elapsed;
-    l->terminal = isatty(STDOUT_FILENO);
+    const char* term = getenv("TERM");
+    l->terminal = isatty(STDOUT_FILENO) && !(term && !strcmp(term, "dumb"));
     l->progress_time = -1;
     if (!*directory) return l;
     dir_create(directory);

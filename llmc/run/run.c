@@ -28,10 +28,12 @@
 #include "run.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include "../model/model_file.h"
@@ -65,11 +67,16 @@ static void catch_signals(void) {
 
 // Threads that wait for each other at the end of a loop spin for milliseconds by libgomp's default:
 // where another program wants the processors too, that costs most of the speed (measured: a factor
-// of 4 at a load of 5 on 2 cores, nothing on idle ones). libgomp reads the limit when it is loaded.
+// of 4 at a load of 5 on 2 cores, nothing on idle ones). libgomp reads the limit when it is loaded,
+// so the program starts itself anew: by its path, which becomes the name of the process. Where the
+// kernel placed no loader (AT_BASE), the user started one (ld.so PROGRAM), and the path is its.
 static void limit_spinning(char** argv) {
+    char path[PATH_MAX] = "";
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+    if (!getauxval(AT_BASE)) return;
+    if (readlink("/proc/self/exe", path, sizeof path - 1) < 0) return;
     setenv("GOMP_SPINCOUNT", "10000", 1);
-    execv("/proc/self/exe", argv);  // if it fails, the program runs as it is
+    execv(path, argv);  // if it fails, the program runs as it is
 }
 
 // A file that is opened must not get the number of a standard stream that is closed.
@@ -79,7 +86,19 @@ static void open_streams(void) {
     if (fd > STDERR_FILENO) close(fd);
 }
 
+// Compiled with parts of -ffast-math, the program would have other bits. A compiler does not always
+// say that it has them, so sums and the smallest numbers are tried.
+static void check_arithmetic(void) {
+    volatile float one = 1, little = 0x1p-30f, least = 0x1p-126f;
+    float x = one, y = little;
+    if (x + y - x != 0 || least / 2 == 0)
+        fatal(
+            "this build does not compute as IEEE 754 asks; make it anew without -Ofast, "
+            "-ffast-math, -funsafe-math-optimizations and -fassociative-math");
+}
+
 static void prepare_process(char** argv) {
+    check_arithmetic();
     open_streams();
     limit_spinning(argv);
     signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is a failed write, with a sentence

@@ -123,8 +123,11 @@ static void read_resumed_config(void) {
         int may_change =
             ON_RESUME[i] == FREE || (ON_RESUME[i] == BATCH && !settings_batch_dependence(&given));
         if (o->overruled && !may_change)
-            fatal("--%s %s: the run in %s was started with %s; a resumed run must keep it", o->name,
-                  option_text(o), given.out, o->overruled);
+            fatal(
+                "--%s %s: the run in %s was started with %s%s, and a resumed run must keep it; "
+                "--init starts a new run from a checkpoint's model",
+                o->name, option_text(o), given.out, *o->overruled ? o->overruled : "no --",
+                *o->overruled ? "" : o->name);
     }
     free(path);
 }

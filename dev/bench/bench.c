@@ -2,7 +2,7 @@
 // the programs that others would use. It measures the limits first (FMA peak, read bandwidth), then
 // matrix products, a training step, sampling, decoding, an update, memory, and the smaller kernels.
 // How it measures: bench.h. How to read it: dev/README.md.
-//     build/dev/bench [--quick] [--only SECTION] [--json FILE]       from the root of the tree
+//     build/dev/bench/bench [--quick] [--only SECTION] [--json FILE]   from the root of the tree
 // Peers: OpenBLAS and oneDNN (opened when they are installed), PyTorch and transformers (bench.py).
 // It is no test: a missed goal is printed, and the exit status stays 0.
 #define _GNU_SOURCE
@@ -26,7 +26,7 @@
 #include "workload.h"
 
 static int quick, only, isa, threads_wanted;
-static const char *json_option = "", *peers_option = "python3 dev/bench.py";
+static const char *json_option = "", *peers_option = "python3 dev/bench/bench.py";
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 enum { ALL, PRODUCTS, STEP, SAMPLING, DECODING, UPDATE, MEMORY, KERNELS };
 static const char* const SECTIONS[] = {"all",    "products", "step",    "sampling", "decoding",
@@ -42,8 +42,8 @@ static option OPTIONS[] = {
     {"isa", OPTION_CHOICE, &isa, "the CPU's instruction set", 0, 0, ISAS, 0, 0, 0, NULL},
     {"json", OPTION_TEXT, &json_option, "also write the results to this file", 0, 0, NULL, 0, 0, 0,
      NULL},
-    {"peers", OPTION_TEXT, &peers_option, "command that runs the Python peers; see dev/bench.py", 0,
-     0, NULL, 0, 0, 0, NULL},
+    {"peers", OPTION_TEXT, &peers_option, "command that runs the Python peers (dev/bench/bench.py)",
+     0, 0, NULL, 0, 0, 0, NULL},
     {.kind = OPTION_GROUP},
 };
 

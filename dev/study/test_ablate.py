@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tests of ablate.py: its statistics, its pages, and whole matrices that are stopped and go on.
 
-    python3 dev/test_ablate.py [TEST...]
+    python3 dev/study/test_ablate.py [TEST...]
 
 Runs ./train_gpt2_rl (or what TRAIN_GPT2_RL names). numpy, where it is installed, is a second
 opinion on the bootstrap.
@@ -28,6 +28,7 @@ import ablate_stats
 import ablate_svg
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
 PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "./train_gpt2_rl"))
 
 SMALL = """title = Small
@@ -92,7 +93,7 @@ class MatrixTest(unittest.TestCase):
             self.assertTrue(str(caught.exception).startswith(message), caught.exception)
 
     def test_recipes(self):
-        folder = os.path.join(HERE, "..", "recipes")
+        folder = os.path.join(ROOT, "recipes")
         paths = [os.path.join(d, n) for d, _, names in os.walk(folder) for n in names
                  if n.endswith(".matrix")]
         self.assertTrue(paths)
@@ -100,12 +101,11 @@ class MatrixTest(unittest.TestCase):
             self.assertTrue(ablate_matrix.read(path).runs())
 
     def test_the_study_is_what_the_page_shows(self):
-        root = os.path.join(HERE, "..")
-        paths = glob.glob(os.path.join(root, "recipes", "study", "*.matrix"))
+        paths = glob.glob(os.path.join(ROOT, "recipes", "study", "*.matrix"))
         self.assertTrue(paths)
         for path in paths:
             name = os.path.basename(path).removesuffix(".matrix")
-            shown = os.path.join(root, "docs", "precision", name, "matrix")
+            shown = os.path.join(ROOT, "docs", "precision", name, "matrix")
             self.assertEqual(ablate_page.read_text(path), ablate_page.read_text(shown), name)
 
 
@@ -148,6 +148,13 @@ class StatisticsTest(unittest.TestCase):
         self.assertEqual((figures["steps_to"], figures["seconds_to"]), (4, 8.0))
         self.assertEqual((figures["base_pass1"], figures["final_pass1"]), (0.3, 0.9))
         self.assertEqual(figures["steps"], 10)
+
+    def test_numerics_of_some_steps_are_none(self):
+        rows = rows_of([0.2, 0.4, 0.6])
+        rows[0]["prob_diff_mean"] = 0.0
+        self.assertNotIn("prob_diff_mean", ablate_stats.run_figures(rows, 0.9))
+        rows[1]["prob_diff_mean"] = rows[2]["prob_diff_mean"] = 0.3
+        self.assertAlmostEqual(ablate_stats.run_figures(rows, 0.9)["prob_diff_mean"], 0.2)
 
     def test_collapse_is_below_half(self):
         for last, collapsed in ((0.41, 0), (0.4, 0), (0.39, 1)):

@@ -2,10 +2,10 @@
 """The numerics of a model without training: draws and tabulates the log-ratio of every token that a
 sampler in one format draws and a trainer in another format weighs, with the same weights.
 
-    make build/dev/mismatch
-    python3 dev/mismatch.py MODEL.bin [SAMPLER:TRAINER ...] [--task chain] [--prompts 128]
-                            [--group 8] [-o mismatch.png] [--csv mismatch.csv]
-                            [--sampler OLDER.bin] [--out DIR]
+    make build/dev/study/mismatch
+    python3 dev/study/mismatch.py MODEL.bin [SAMPLER:TRAINER ...] [--task chain] [--prompts 128]
+                                  [--group 8] [-o mismatch.png] [--csv mismatch.csv]
+                                  [--sampler OLDER.bin] [--out DIR]
 
 MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps. Without pairs:
 fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
@@ -17,8 +17,8 @@ it drew. -o (needs matplotlib) draws a row of plots a pair: pi against mu, pi - 
 pi / mu against mu, a sequence's log-ratio against its length, and how far the residual stream is
 off at each layer. At equal formats and weights every difference is exactly 0.
 
---out DIR writes what a page can name (dev/ablate_page.py): bins.csv, layers.csv and metrics.csv,
-which dev/mismatch_bins.py describes, their figures, and `command`: how they were made. Give paths
+--out DIR writes what a page can name (ablate_page.py): bins.csv, layers.csv and metrics.csv,
+which mismatch_bins.py describes, their figures, and `command`: how they were made. Give paths
 that a reader has too.
 """
 import argparse
@@ -33,8 +33,8 @@ import sys
 
 import mismatch_bins
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = os.path.join(ROOT, "build", "dev", "mismatch")
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAM = os.path.join(ROOT, "build", "dev", "study", "mismatch")
 PAIRS = ["fp16:fp32", "bf16:fp32", "fp8_e4m3:fp32", "fp8_e5m2:fp32", "bf16:bf16"]
 SHOWN = ["logp_diff_max", "logp_diff_mean", "prob_diff_max", "prob_diff_min", "prob_diff_mean",
          "kl", "kl_k3", "ratio_mean", "ratio_min", "ratio_max", "ess", "chi2", "seq_logratio_max",
@@ -52,13 +52,13 @@ def stop(message):
 def run(args):
     """The program's lines."""
     if not os.path.exists(PROGRAM):
-        stop("build/dev/mismatch is missing; make build/dev/mismatch")
+        stop("build/dev/study/mismatch is missing; make build/dev/study/mismatch")
     older = ["--sampler", args.sampler] if args.sampler else []
     command = [PROGRAM, *older, args.model, args.task, str(args.prompts), str(args.group),
                *args.pairs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        stop(done.stderr.strip() or f"build/dev/mismatch ended with {done.returncode}")
+        stop(done.stderr.strip() or f"build/dev/study/mismatch ended with {done.returncode}")
     return done.stdout
 
 
@@ -97,7 +97,7 @@ def print_bins(results):
 
 def command_text(args):
     """The command, and what tells whether a reader's models are the same."""
-    lines = ["python3 dev/mismatch.py " + shlex.join(sys.argv[1:])]
+    lines = ["python3 dev/study/mismatch.py " + shlex.join(sys.argv[1:])]
     for path in filter(None, (args.model, args.sampler)):
         with open(path, "rb") as file:
             lines.append(f"# {path}: sha256 {hashlib.sha256(file.read()).hexdigest()}")
@@ -164,7 +164,8 @@ def draw(pairs, path, weights):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("pairs", nargs="*", default=PAIRS)
     parser.add_argument("--task", default="chain")

@@ -4,7 +4,7 @@ Each objective stands here as its loss alone, with .detach() where the loss hold
 c is minus the gradient with respect to log pi. Points nearer than 1e-3 to a kink or a step of
 their loss are left out.
 
-    python3 dev/reference_objective.py > tests/fixtures/objective.txt
+    python3 dev/reference/objective.py > tests/fixtures/objective.txt
 
 The objectives for whole sequences stand as losses of all log pi of a sequence. Their values are fp32
 numbers, which is what objective_sequence takes.

@@ -12,7 +12,7 @@ numbers: the bits of a float32, and of its cast times the scale.
 tests/fixtures/numerics_functions.txt: functions of doubles by mpmath. Lines "FUNCTION x y rest" in
 C's hexadecimal: y is the double nearest to f(x), and y + rest is f(x) to about 106 bits.
 
-    python3 dev/reference_numerics.py
+    python3 dev/reference/numerics.py
 """
 import math
 import random

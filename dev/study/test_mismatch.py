@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Tests of what mismatch.py --out writes, of pages that name it, and of the program behind it.
 
-    python3 dev/test_mismatch.py [TEST...]
+    python3 dev/study/test_mismatch.py [TEST...]
 
-Runs build/dev/mismatch and ./train_gpt2_rl (or what TRAIN_GPT2_RL names).
+Runs build/dev/study/mismatch and ./train_gpt2_rl (or what TRAIN_GPT2_RL names).
 """
 import csv
 import hashlib
@@ -239,8 +239,8 @@ class ProgramTest(unittest.TestCase):
     def test_the_folder_says_how_it_was_made(self):
         self.bins("--sampler", "old.bin", "new.bin", "fp32:fp32")
         command, *models = ablate_page.read_text(f"{self.home}/out/command").splitlines()
-        self.assertEqual(command, "python3 dev/mismatch.py --prompts 4 --group 2 --sampler old.bin "
-                                  "new.bin fp32:fp32 --out out")
+        self.assertEqual(command, "python3 dev/study/mismatch.py --prompts 4 --group 2 --sampler "
+                                  "old.bin new.bin fp32:fp32 --out out")
         with open(f"{self.home}/old.bin", "rb") as f:
             self.assertEqual(models[1], f"# old.bin: sha256 {hashlib.sha256(f.read()).hexdigest()}")
 

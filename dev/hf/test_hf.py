@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Tests of build/dev/convert against transformers: tiny random models of the four classes, saved by
+"""Tests of build/dev/hf/convert against transformers: tiny random models of four classes, saved by
 save_pretrained, are read and written here, and loaded again: every tensor has the same bits.
 
-    python3 dev/test_hf.py [TEST...]        (needs torch, transformers and numpy)
+    python3 dev/hf/test_hf.py [TEST...]        (needs torch, transformers and numpy)
 """
 import json
 import os
@@ -16,7 +16,7 @@ import transformers
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-CONVERT = os.path.abspath("build/dev/convert")
+CONVERT = os.path.abspath("build/dev/hf/convert")
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8, "rope_theta": 500.0}
 ROPES = {"plain": {"rope_type": "default", "rope_theta": 12345.678},

@@ -6,7 +6,7 @@ twice: in float64 for the expected values, and in float32, with products as plai
 large the errors of ordinary float32 arithmetic are. The root of their mean square goes into the
 file, for a tolerance.
 
-    python3 dev/reference.py
+    python3 dev/reference/ops.py
 
 The file is a sequence of arrays, little-endian:
 

@@ -1,8 +1,8 @@
 """Writes tests/fixtures/families.bin: for each family, tied and not, a tiny random model of
 transformers' own class in float64: its log-probabilities and all its gradients, with our fused weights
-put together from its parts. tests/test_families.c reads it. The layout is that of dev/reference.py.
+put together from its parts. tests/test_families.c reads it. The layout is that of ops.py.
 
-    python3 dev/reference_families.py        (needs torch and transformers)
+    python3 dev/reference/families.py        (needs torch and transformers)
 """
 import contextlib
 import struct

@@ -1,4 +1,4 @@
-"""The tables and figures of dev/mismatch.py --out, which a page may name (dev/ablate_page.py).
+"""The tables and figures of mismatch.py --out, which a page may name (ablate_page.py).
 
 bins.csv     a row a pair and bin of mu, the sampler's probability of the token that it drew; the
              bin "all" has every token
@@ -9,7 +9,7 @@ bins.csv     a row a pair and bin of mu, the sampler's probability of the token 
     ratio_outside                     share of the bin's tokens whose ratio is not in 0.8 .. 1.28
     tv_outside                        share of those with |pi - mu| > 0.15
     ratio_only, tv_only               share of those outside the one but inside the other
-layers.csv   pair, layer, difference of the residual stream (see dev/mismatch.c)
+layers.csv   pair, layer, difference of the residual stream (see mismatch.c)
 metrics.csv  a row a pair, a column a metric of llmc/rl/mismatch.c
 
 0.8 .. 1.28 is grpo's clip, 0.15 the delta of dppo-tv and drpo. Both stop a token on one side alone,

@@ -1,5 +1,5 @@
 // ladder.h: how a ladder is verified and timed. A ladder is one op as several kernels ("rungs"),
-// from the plainest to the one in use; dev/cuda/README.md says what for.
+// from the plainest to the one in use; dev/ladders/README.md says what for.
 //
 // Verified first, on every shape, those too that are timed afterwards: a rung's output is compared
 // with float64, computed on the host from the same bf16 inputs. Its root mean square error may be

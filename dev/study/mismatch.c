@@ -10,10 +10,10 @@
 //                                  trainer's, over all tokens
 //   metric,PAIR,name,value         the metrics of llmc/rl/mismatch.h
 //
-//     build/dev/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
-//     build/dev/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
+//     build/dev/study/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
+//     build/dev/study/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
 //
-// dev/mismatch.py runs it and draws what it says.
+// mismatch.py runs it and draws what it says.
 #define _GNU_SOURCE
 #include "rl/mismatch.h"
 

@@ -1,6 +1,6 @@
 """The benchmark's peers: GPT-2's training step in PyTorch, and sampling by transformers' generate.
 
-dev/bench.c starts this program and asks for one run at a time, in turn with its own, so that both
+bench.c starts this program and asks for one run at a time, in turn with its own, so that both
 meet the same machine. The first line of output names what is installed; then each line of input is
 a request and its answer is one line, the seconds of one run:
 

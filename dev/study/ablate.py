@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
 """Runs matrices of experiments and reports on them.
 
-    python3 dev/ablate.py recipes/quick.matrix --out DIR [--jobs N]     run what is not finished
-    python3 dev/ablate.py recipes/quick.matrix --out DIR --report-only  tables and report, no runs
-    python3 dev/ablate.py recipes/study/*.matrix --out DIR              one after the other
-    python3 dev/ablate.py --check docs/precision.md       does the page follow from its CSV files?
-    python3 dev/ablate.py --update docs/precision.md      write into it what follows from them
+    python3 dev/study/ablate.py recipes/quick.matrix --out DIR [--jobs N]   run what is not finished
+    python3 dev/study/ablate.py recipes/quick.matrix --out DIR --report-only   tables and report only
+    python3 dev/study/ablate.py recipes/study/*.matrix --out DIR        one after the other
+    python3 dev/study/ablate.py --check docs/precision.md    does the page follow from its CSV files?
+    python3 dev/study/ablate.py --update docs/precision.md   write into it what follows from them
 
-The matrix is a text file: see dev/ablate_matrix.py. Each cell and seed is one run on one thread, as
+The matrix is a text file: see ablate_matrix.py. Each cell and seed is one run on one thread, as
 many at a time as --jobs. Finished runs are kept, interrupted ones continued with the same bits,
 failed ones reported and tried again the next time. Ctrl-C lets every run save, then stops; after
 `kill -9` too the same command continues. A run whose flags in the matrix have changed is refused.
 
 Of several matrices each gets its folder DIR/NAME, and all share DIR/warmup. The folder of a matrix
 gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv, summary.csv and
-differences.csv, which dev/ablate_stats.py describes, and runs/NAME with each run's log; samples and
+differences.csv, which ablate_stats.py describes, and runs/NAME with each run's log; samples and
 checkpoints of finished runs are removed unless --keep. Python's standard library is enough.
 """
 import argparse

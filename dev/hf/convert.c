@@ -1,6 +1,6 @@
 // Converts models between llm.c's format and Hugging Face's folders, in both directions:
 //
-//     build/dev/convert IN OUT [fp32|bf16]
+//     build/dev/hf/convert IN OUT [fp32|bf16]
 //
 // IN is a file or a folder. OUT becomes a file if its name ends with .bin, else a folder.
 #include <stdlib.h>

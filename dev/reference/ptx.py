@@ -3,7 +3,7 @@
 The results follow from the text of NVIDIA's PTX ISA: Python's integers and fractions compute them
 exactly, then round once. Where NumPy and ml_dtypes have the same operation, they must agree.
 
-    python3 dev/reference_ptx.py > tests/fixtures/ptx.txt
+    python3 dev/reference/ptx.py > tests/fixtures/ptx.txt
 
 Cases that the ISA leaves open are not here: integer division by zero, the smallest integer divided
 by -1, and positions or lengths of bit fields above 255.
@@ -489,7 +489,7 @@ def conversions():
 
 
 if __name__ == "__main__":
-    print("# PTX instructions, operands and right results. dev/reference_ptx.py writes this file")
+    print("# PTX instructions, operands and right results. dev/reference/ptx.py writes this file")
     print("# and says what its lines mean.")
     integer_ops()
     float_ops()

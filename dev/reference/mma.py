@@ -2,7 +2,7 @@
 
     MMA_INPUTS=inputs.txt build/gpu/test_cuda_instructions     on any machine
     MMA_RECORD=results.txt build/gpu/test_cuda_instructions    on the GPU
-    python3 dev/reference_mma.py inputs.txt results.txt [FAILURES]
+    python3 dev/reference/mma.py inputs.txt results.txt [FAILURES]
 
 The models: a chain of fp32 FMAs; the exact sum, rounded once; and blocks of products that are
 aligned with the accumulator to the largest exponent, cut to 24 + g bits and added, the sum being

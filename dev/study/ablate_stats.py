@@ -11,7 +11,8 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
     collapsed     1 where last_reward < best_reward / 2
     steps_to      the first step at which the mean of the window that ends there reaches the
                   threshold; seconds_to is the time since the start of RL. Empty: never
-    prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone
+    prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone; empty where
+                              the sampler's weights were older at some step, since that is drift too
     logp_diff_max             the largest over steps, there
     update_...                in the mini-batches, numerics and drift: mean over updates and steps,
                               but the largest for logp_diff_max and grad_norm, and of masked_mu,
@@ -52,6 +53,7 @@ COLUMNS = [
     ("greedy", "eval", "greedy", "mean"),
 ]
 CURVES = ["seconds"] + [name for name, *_ in COLUMNS]
+NUMERICS = [name for name, phase, *_ in COLUMNS if phase == "numerics"]
 # Of a run, over its steps.
 OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "mean"),
               ("update_prob_diff_mean", "mean"), ("update_logp_diff_max", "max"),
@@ -167,7 +169,7 @@ def run_figures(rows, threshold):
             figures.update(steps_to=steps[reached], seconds_to=rows[steps[reached]]["seconds"])
     for name, how in OVER_STEPS:
         values = column(rows, name)[1]
-        if values:
+        if values and (name not in NUMERICS or len(values) == len(steps)):
             figures[name] = REDUCE[how](values)
     return figures
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the curves of one or several runs from their log.jsonl.
 
-    python3 dev/plot.py RUN [RUN...] [-o out.png] [--phase rollout] [--keys reward,entropy,...]
+    python3 dev/study/plot.py RUN [RUN...] [-o out.png] [--phase rollout] [--keys reward,...]
 
 RUN is a run's folder or a log.jsonl. One small plot a key, one line a run. Without --keys: reward,
 length, entropy, mismatch, gradient norm and evaluation; with --phase alone: every key of that

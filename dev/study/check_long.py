@@ -7,7 +7,7 @@ data (recipes/stale, five seeds), mean reward of the last 10 steps: with a trust
 0.15) above 0.6, and without one (pg-is) lower for every seed and by 0.1 in the mean. The figures are
 printed either way; the exit status is the verdict.
 
-    python3 dev/check_long.py [--program ./train_gpt2_rl]
+    python3 dev/study/check_long.py [--program ./train_gpt2_rl]
 """
 
 import argparse

@@ -1,4 +1,4 @@
-// bench.h: how dev/bench.c measures. Machines are shared and clocks drift, so nothing is timed
+// bench.h: how bench.c measures. Machines are shared and clocks drift, so nothing is timed
 // alone: contenders run in turn, A B C A B C, in many short rounds; a ratio is the median over the
 // rounds of the ratio within a round; a time is a median, with the best beside it where it matters.
 // Results go to the console as tables, to the list of goals, and to a flat JSON object.

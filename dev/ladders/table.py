@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Fills the tables of dev/cuda/README.md from a results file of dev/gpu/results:
+"""Fills the tables of dev/ladders/README.md from a results file of dev/gpu/results:
 
-    python3 dev/cuda/table.py dev/gpu/results/FILE.json
-    python3 dev/cuda/table.py                            # empties them: nothing measured
+    python3 dev/ladders/table.py dev/gpu/results/FILE.json
+    python3 dev/ladders/table.py                         # empties them: nothing measured
 
 Only cells are filled. Which ops, rungs and shapes there are is the README's matter: a table belongs
 to the op that the heading above it names, its header ends with the shapes that are timed, and a row
