@@ -364,7 +364,8 @@ static __device__ inline gradient_pair gradient_of(float s, float dp, const quer
 }
 
 template <class T, int D>
-static __global__ void __launch_bounds__(MMA_THREADS) backward_keys_mma(attention_call<T> x) {
+static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32 it would spill
+    backward_keys_mma(attention_call<T> x) {
     constexpr int STEP = mma_shape<D>::BACKWARD_STEP, STRIDE = mma_shape<D>::STRIDE;
     constexpr int BUFFER = STEP * STRIDE;
     DYN_SHARED(packet<T>, memory);
