@@ -615,7 +615,7 @@ def time_step(check, peers, size, short):
 
 
 def time_invariant(check, section, name, *flags):
-    """The same with handwritten products, as --batch-invariant has them."""
+    """The same with the products that --batch-invariant has."""
     check.step(f"time {name}, batch-invariant", 15, time_section, section, "--batch-invariant", *flags)
 
 

@@ -41,8 +41,8 @@ static option OPTIONS[] = {
      NULL},
     {"short", OPTION_SWITCH, &short_sequences, "the step's sequences: packed, a quarter at most", 0,
      1, NULL, 0, 0, 0, NULL},
-    {"batch-invariant", OPTION_SWITCH, &invariant, "steps and sampling with handwritten products",
-     0, 1, NULL, 0, 0, 0, NULL},
+    {"batch-invariant", OPTION_SWITCH, &invariant,
+     "steps and sampling with the products of --batch-invariant", 0, 1, NULL, 0, 0, 0, NULL},
     {"memory", OPTION_DOUBLE, &memory_gb, "what a training step may take of the GPU's, in GB", 0,
      1e6, NULL, 1, 0, 0, NULL},
     {"toy", OPTION_SWITCH, &toy, "tiny sizes, no times", 0, 1, NULL, 0, 0, 0, NULL},
@@ -52,7 +52,12 @@ static option OPTIONS[] = {
 // Two tables of one GPU: products by cuBLASLt where it is found, and by the device's own kernels.
 static backend *gpu, *own;
 // The one that trains and samples, and what its lines are called.
-static backend* device(void) { return invariant ? own : gpu; }
+static backend* device(void) {
+    static backend* of_invariance;
+    const char* why;
+    if (invariant && !of_invariance) of_invariance = cuda_open(PRODUCTS_INVARIANT, &why);
+    return invariant ? of_invariance : gpu;
+}
 static const char* suffix(void) { return invariant ? ", batch-invariant" : ""; }
 static double bandwidth, product_rate;  // limits: bytes and FLOPs a second
 

@@ -146,7 +146,14 @@ void plain_close(backend* b);
 
 // Whose matrix products a GPU takes. Handwritten: the device's own kernels, whose order of sums
 // depends on nothing but the product's depth (N1). Auto: cuBLASLt's where the library is found.
-typedef enum { PRODUCTS_AUTO, PRODUCTS_CUBLASLT, PRODUCTS_HANDWRITTEN } product_source;
+// Invariant: handwritten ones forward, so that N1 holds of all that a forward pass gives; backward
+// as auto.
+typedef enum {
+    PRODUCTS_AUTO,
+    PRODUCTS_CUBLASLT,
+    PRODUCTS_HANDWRITTEN,
+    PRODUCTS_INVARIANT
+} product_source;
 
 // The first NVIDIA GPU, or NULL, with the reason in *why (a phrase), where it cannot be used.
 // Formats: fp32, tf32, bf16, fp16, in native storage; another is refused by the op that meets it.

@@ -502,8 +502,8 @@ backend* settings_open_device(const model* m, const char** why_cpu) {
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);
-    product_source whose =
-        given.batch_invariant ? PRODUCTS_HANDWRITTEN : (product_source)given.products;
+    product_source whose = (product_source)given.products;
+    if (given.batch_invariant && whose == PRODUCTS_AUTO) whose = PRODUCTS_INVARIANT;
     backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], given.threads,
                               ISAS[given.isa], whose, why_cpu);
     if (reason) *why_cpu = reason;

@@ -139,9 +139,12 @@ backend* cuda_open(product_source whose, const char** why) {
     if (whose == PRODUCTS_CUBLASLT && !c->products)
         fatal("--products cublaslt: %s; install the library, or use --products handwritten",
               reason ? reason : "libcublasLt.so is not found");
-    c->name =
-        xprintf("cuda (%s, %.0f GB, %s products%s%s)", gpu.name, gpu.totalGlobalMem / 1e9,
-                c->products ? "cuBLASLt" : "handwritten", reason ? ": " : "", reason ? reason : "");
+    c->forward_handwritten = whose == PRODUCTS_INVARIANT;
+    c->name = xprintf("cuda (%s, %.0f GB, %s products%s%s)", gpu.name, gpu.totalGlobalMem / 1e9,
+                      !c->products             ? "handwritten"
+                      : c->forward_handwritten ? "handwritten forward, cuBLASLt backward"
+                                               : "cuBLASLt",
+                      reason ? ": " : "", reason ? reason : "");
     free(reason);
     b->name = c->name;
     return b;

@@ -266,7 +266,8 @@ struct cuda_context {
         size_t bytes;
     } scratch[SCRATCHES];
     cublaslt* products;  // NULL: the handwritten ones
-    int processors;      // streaming multiprocessors
+    bool forward_handwritten;
+    int processors;  // streaming multiprocessors
     char* name;
 };
 

@@ -34,6 +34,7 @@ struct product {
     const format* c_format;  // FP32/TF32: stored as float; BF16, FP16: rounded to nearest
     const float* bias;       // (n), or NULL: added in fp32 before the rounding
     bool accumulate;         // C += (fp32 C only)
+    bool forward;            // of a forward pass
     const format* operand;   // FP32; TF32 (stored fp32, both operands rounded to tf32); BF16; FP16
 };
 

@@ -280,6 +280,7 @@ static inline logits_block logits_memory(backend* b, const prepared* w, int rows
 static inline void logits_product(backend* b, const logits_block& l, const void* x, int64_t stride,
                                   int rows, const prepared* w) {
     product p = {};
+    p.forward = true;
     p.m = rows, p.n = (int)l.stride, p.k = w->inputs;
     p.a = x, p.a_stride = stride;
     p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;

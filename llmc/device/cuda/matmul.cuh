@@ -17,7 +17,8 @@
 // kernels.
 static void cuda_product(backend* b, const product& p) {
     if (p.m == 0 || p.n == 0 || p.k == 0) return;
-    cublaslt* library = context_of(b)->products;
+    cuda_context* c = context_of(b);
+    cublaslt* library = p.forward && c->forward_handwritten ? NULL : c->products;
     if (!library || !cublaslt_product(b, library, p)) product_handwritten(b, p);
 }
 
@@ -81,6 +82,7 @@ static void cuda_matmul_forward(backend* b, tensor out, tensor in, const prepare
                                 const float* bias) {
     check_operand(in, w);
     product p = {};
+    p.forward = true;
     p.m = out.rows, p.n = w->outputs, p.k = w->inputs;
     p.a = in.data, p.a_stride = in.stride;
     p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
