@@ -619,18 +619,10 @@ def time_invariant(check, section, name, *flags):
     check.step(f"time {name}, batch-invariant", 15, time_section, section, "--batch-invariant", *flags)
 
 
-def time_sampling(check, peers):
-    if not check.step("time sampling", 15, time_section, "sampling"):
-        return
+def time_generate(check, peers, cache):
     for line in sampled(check):
-        check.step(f"peer  sampling {line['name']}", 15, compare, peers, "sampling", line["name"],
-                     "generate", {"verb": "generate", "cache": "dynamic"}, 45)
-
-
-def time_static_sampling(check, peers):
-    for line in sampled(check):
-        check.step(f"peer  sampling {line['name']}, static cache", 45, compare, peers, "sampling",
-                     line["name"], "generate, static", {"verb": "generate", "cache": "static"}, 75)
+        check.step(f"peer  sampling {line['name']}, {cache} cache", 30, compare, peers, "sampling",
+                     line["name"], f"generate, {cache}", {"verb": "generate", "cache": cache}, 75)
 
 
 def times(check):
@@ -643,7 +635,8 @@ def times(check):
             check.step(f"kernel ladder {os.path.basename(ladder)}", 5, climb, ladder)
         time_step(check, peers, "124M", False)
         time_step(check, peers, "1558M", False)
-        time_sampling(check, peers)
+        check.step("time sampling", 15, time_section, "sampling")
+        time_generate(check, peers, "static")
         time_invariant(check, "sampling", "sampling")
         for size in ("124M", "1558M"):
             time_invariant(check, "step", f"training step {size} long", "--model", size)
@@ -651,7 +644,7 @@ def times(check):
             time_step(check, peers, size, False)
         for size in ("124M", "1558M", "355M", "774M"):
             time_step(check, peers, size, True)
-        time_static_sampling(check, peers)
+        time_generate(check, peers, "dynamic")
     finally:
         peers.close()
 
