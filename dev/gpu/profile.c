@@ -136,7 +136,7 @@ static int figures_of(int i, figures* f) {
     } named[] = {
         {"head_forward_rows", "32-logits", logits / 32},
         {"head_backward_rows", "32-logits", logits / 32},
-        {"attention_cached", "key-and-head", decoded * layers * heads * seen * (seen + 1) / 2},
+        {"cached_mma", "key-and-head", decoded * layers * heads * seen * (seen + 1) / 2},
         {"adamw_elements", "32-parameters", (double)m.parameters / 32}};
     ptx_counts c;
     const char* name = ptx_profile_kernel(i, &c);
