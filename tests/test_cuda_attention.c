@@ -555,7 +555,7 @@ static void check_decoding(void) {
     static const int head_dims[] = {64, 8, 20, 80, 160, 128, 4};
     for (int f = 0; f < 4; f++)
         for (int d = 0; d < 7; d++)
-            if (!quick() || (f + d) % 3 == 0)
+            if (!quick() || (f > 1 ? d < 4 : (f + d) % 3 == 0))  // each kernel once
                 check_decoding_case(1 + (f + d) % 3, head_dims[d], FORMATS_HERE[f], d % 2 ? 3 : 8);
 }
 
