@@ -133,11 +133,10 @@ static int figures_of(int i, figures* f) {
     const struct {
         const char *kernel, *unit;
         double work;
-    } named[] = {
-        {"head_forward_rows", "32-logits", logits / 32},
-        {"head_backward_rows", "32-logits", logits / 32},
-        {"cached_mma", "key-and-head", decoded * layers * heads * seen * (seen + 1) / 2},
-        {"adamw_elements", "32-parameters", (double)m.parameters / 32}};
+    } named[] = {{"head_forward_rows", "32-logits", logits / 32},
+                 {"head_backward_rows", "32-logits", logits / 32},
+                 {"cached_mma", "key-and-head", decoded * layers * heads * seen * (seen + 1) / 2},
+                 {"adamw_elements", "32-parameters", (double)m.parameters / 32}};
     ptx_counts c;
     const char* name = ptx_profile_kernel(i, &c);
     if (!name) return 0;
