@@ -215,7 +215,7 @@ static __global__ void __launch_bounds__(WARP)
     constexpr int COLUMNS = fma_shape<D>::COLUMNS;
     __shared__ float queries[WARP / FMA_SIDE][D];
     int row = blockIdx.x, position = x.row_position[row], column = threadIdx.x % FMA_SIDE;
-    int own = blockIdx.y * (WARP / FMA_SIDE) + threadIdx.x / FMA_SIDE;  // more heads than there are
+    int own = blockIdx.y * (WARP / FMA_SIDE) + threadIdx.x / FMA_SIDE;  // one too many may be
     int head = min(own, x.heads - 1);
     int64_t first = (int64_t)head * x.head_dim;
     float* q = queries[threadIdx.x / FMA_SIDE];

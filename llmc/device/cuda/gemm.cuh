@@ -3,9 +3,9 @@
 // row of C has the same bits in every batch (row independence, N1 of README.md).
 //
 //   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then the
-//   bias,
-//               then one rounding. An accumulating product has such a chain for each MMA_BLOCK of
-//               k, their sums are added in order, and then to C.
+//   bias
+//               and one rounding. An accumulating product has a chain for each MMA_BLOCK of k;
+//               their sums are added in order, and then to C.
 //   fp32        FMAs, the order of the CPU device and its bits: one chain over k in blocks of 256
 //               whose sums are added in order, then the bias; an accumulating product is one chain
 //               that starts from C and has no blocks.
@@ -77,14 +77,13 @@ static __host__ __device__ inline bool product_pairs(const product& p, storage h
 // ------------------------------------------------------------------------------------------------
 // 16-bit operands: tensor cores
 
-// A block's tile of C and its slabs of k; a warp has WM x WN of the tile. BLOCKS: that a processor
-// is to hold at a time, since one's first slabs and last stores take as long as many slabs between.
+// A block's tile of C and its slabs of k; a warp has WM x WN of the tile. STAGES: slabs in shared
+// memory, one in use, the others on their way. BLOCKS: that a processor is to hold at a time, since
+// one's first slabs and last stores take as long as many slabs between.
 template <int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_, int BLOCKS_>
 struct mma_tile {
-    static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_, BLOCKS = BLOCKS_;
-    static constexpr int THREADS = BM / WM * (BN / WN) * WARP;
-    static constexpr int STAGES =
-        STAGES_;  // slabs in shared memory: one in use, others on their way
+    static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_;
+    static constexpr int THREADS = BM / WM * (BN / WN) * WARP, STAGES = STAGES_, BLOCKS = BLOCKS_;
 };
 using mma_large = mma_tile<128, 128, 64, 64, 64, 2, 3>;
 using mma_middle = mma_tile<64, 64, 32, 32, 32, 3, 4>;
@@ -128,8 +127,8 @@ static __device__ inline void mma_fetch(T* slab, const T* from, int64_t stride, 
     }
 }
 
-// The same for slabs that end within k, one after the other, and rows along k or whole packets
-// along outer: a thread has one column of each slab, and every EVERY-th row.
+// Copies slabs that end within k, one after the other. A thread has one column of each and every
+// EVERY-th row, so what exists is known before the first. Packets along outer must be whole.
 template <class T, class SLAB, int THREADS, bool ALONG_K>
 struct slab_reader {
     static constexpr int PACKETS = SLAB::COLS / packet<T>::N, EVERY = THREADS / PACKETS;

@@ -60,8 +60,8 @@ static __device__ inline void row_each(const logits_row& r, F f) {
     row_each(r, 0, r.vocabulary, threadIdx.x, blockDim.x, f);
 }
 
-// A batch of a row: the block's logits from `first` on, of which packet threadIdx.x + u *
-// blockDim.x is the calling thread's packet u. What does not count is -infinity.
+// A batch of a row: the block's logits from `first` on. The calling thread's packet u is number
+// threadIdx.x + u * blockDim.x of them. What does not count is -infinity.
 constexpr int ROW_PACKETS = 2, ROW_BATCH = ROW_PACKETS * packet<float>::N;
 static __device__ inline int packet_first(int first, int u) {
     return first + packet<float>::N * (threadIdx.x + u * blockDim.x);
