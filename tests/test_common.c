@@ -210,6 +210,9 @@ static void test_shown(void) {
                  {"abc", 2, "ab"},
                  {"a\tb\x7f\n", 5, "a?b??"},
                  {"\xce\xbc", 2, "\xce\xbc"},
+                 {"\xce\xbc", 1, "?"},
+                 {"a\xff\xc0\x80\xed\xa0\x80z", 8, "a??????z"},
+                 {"\xf0\x9f\x98\x80\xf4\x90\x80\x80", 8, "\xf0\x9f\x98\x80????"},
                  {"", 0, ""}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char* text = shown(cases[i].given, cases[i].length);

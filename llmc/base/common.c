@@ -63,10 +63,31 @@ void number_text(double x, char text[32]) {
 }
 
 char* shown(const char* given, size_t length) {
-    char* copy = xprintf("%.*s%s", length > 80 ? 80 : (int)length, given, length > 80 ? "..." : "");
-    for (char* p = copy; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    const char* more = length > 80 ? "..." : "";
+    if (length > 80)
+        for (length = 80; ((unsigned char)given[length] & 0xc0) == 0x80 && length > 77;) length--;
+    char* copy = xprintf("%.*s%s", (int)length, given, more);
+    for (char* p = copy; *p;) {
+        int bytes = utf8_length(p);
+        if (!bytes || (unsigned char)*p < ' ' || *p == 127) *p = '?';
+        p += bytes ? bytes : 1;
+    }
     return copy;
+}
+
+int utf8_length(const char* s) {
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char* u = (const unsigned char*)s;
+    if (u[0] < 0x80) return 1;
+    if (u[0] < 0xc0 || u[0] > 0xf7) return 0;
+    int n = u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3 : 4;
+    uint32_t code = u[0] & (0x7fu >> n);
+    for (int i = 1; i < n; i++) {  // the 0 at the end continues nothing
+        if ((u[i] & 0xc0) != 0x80) return 0;
+        code = code << 6 | (u[i] & 0x3fu);
+    }
+    int surrogate = code >= 0xd800 && code <= 0xdfff;
+    return code < least[n] || code > 0x10ffff || surrogate ? 0 : n;
 }
 
 static int least(int a, int b) { return a < b ? a : b; }

@@ -33,11 +33,15 @@ char* xprintf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void number_text(double x, char text[32]);
 
 // For refusals. `given` is what the user wrote: its first `length` characters.
-// A copy fit for a one-line message: control characters become ?, long text is cut.
+// A copy fit for a one-line message: control characters and what is no UTF-8 become ?, long text is
+// cut.
 char* shown(const char* given, size_t length);
 // Letters to insert, delete, replace or swap with their neighbour to get from `given` to `name`; 1
 // at most if it abbreviates the name. Texts of over 63 characters are far from everything.
 int name_distance(const char* given, size_t length, const char* name);
+
+// Bytes of the UTF-8 character (RFC 3629) at `s`, a text that ends with 0; 0 if there is none.
+int utf8_length(const char* s);
 
 // 64 bits from the bytes of a text: FNV-1a, finished as splitmix64 does.
 uint64_t hash_text(const char* text);

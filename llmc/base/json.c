@@ -152,22 +152,6 @@ static char* put_utf8(char* to, uint32_t u) {
     return to;
 }
 
-// The bytes of the UTF-8 character at `at`, of two or more; refused if it is none.
-static int utf8_length(const reader* r) {
-    const unsigned char* p = (const unsigned char*)r->at;
-    int length = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    uint32_t u = p[0] & (0xffu >> (length + 1));
-    int good = p[0] >= 0xc0 && p[0] < 0xf8;
-    for (int i = 1; good && i < length; i++) {  // the 0 at the end continues nothing
-        good = (p[i] & 0xc0) == 0x80;
-        u = u << 6 | (p[i] & 0x3f);
-    }
-    if (!good || u < least[length] || u > 0x10ffff || (u >= 0xd800 && u <= 0xdfff))
-        fail(r, "byte 0x%02x does not begin a character of UTF-8", p[0]);
-    return length;
-}
-
 // One character of a string to `to`.
 static char* read_character(reader* r, char* to) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
@@ -177,7 +161,8 @@ static char* read_character(reader* r, char* to) {
         fail(r, "byte 0x%02x stands in a string, where it must be written as an escape", c);
     }
     if (c != '\\') {
-        int length = c < 0x80 ? 1 : utf8_length(r);
+        int length = utf8_length(r->at);
+        if (!length) fail(r, "byte 0x%02x does not begin a character of UTF-8", c);
         while (length--) *to++ = *r->at++;
         return to;
     }

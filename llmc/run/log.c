@@ -74,26 +74,10 @@ static void line_number(line* s, double x) {
     line_text(s, text);
 }
 
-// Bytes of the UTF-8 character at `s`, or 0 if there is none.
-static size_t utf8_length(const char* s) {
-    const unsigned char* u = (const unsigned char*)s;
-    if (u[0] < 0x80) return 1;
-    if (u[0] < 0xc0 || u[0] > 0xf7) return 0;
-    size_t n = u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3 : 4;
-    unsigned code = u[0] & (0x7fu >> n);
-    for (size_t i = 1; i < n; i++) {
-        if ((u[i] & 0xc0) != 0x80) return 0;
-        code = code << 6 | (u[i] & 0x3fu);
-    }
-    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000};
-    int surrogate = code >= 0xd800 && code <= 0xdfff;
-    return code < least[n] || code > 0x10ffff || surrogate ? 0 : n;
-}
-
 static void line_string(line* s, const char* text) {
     line_text(s, "\"");
     while (*text) {
-        size_t bytes = utf8_length(text);
+        int bytes = utf8_length(text);
         unsigned char c = (unsigned char)*text;
         char escape[8];
         if (!bytes) {
