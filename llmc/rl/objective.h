@@ -43,7 +43,7 @@ typedef struct objective {
     objective_kind kind;
     double delta;                // trust region of DPPO and DRPO; > 0, may be infinite
     double epsilon;              // SPO: its region is |r - 1| <= epsilon; > 0, may be infinite
-    double clip_low, clip_high;  // GRPO, CISPO, GSPO: 1 - clip_low .. 1 + clip_high; >= 0
+    double clip_low, clip_high;  // GRPO, CISPO, GSPO: 1 - low (0 to 1) .. 1 + high (>= 0)
     double ratio_cap;            // C of pg-is, dppo-*, seq-*; of grpo's dual clip; infinite = none
     regularizer_kind reg;        // with pg-is only
     double reg_coef;             // >= 0
