@@ -6,8 +6,8 @@
 Builds for the GPU's architecture; runs the tests of the ops and tiny whole runs on it, beside the
 CPU device; runs compute-sanitizer if it is there; times kernels, training steps and sampling as
 shares of limits measured in the same run, beside PyTorch and transformers. Prints a table and
-writes DIR/DATE-GPU.json. --ptx does all of this on the PTX machine (tests/ptx), without a GPU and
-without times. The exit status is 1 if a check failed. See dev/gpu/README.md.
+writes DIR/DATE-GPU.json. --ptx does this on the PTX machine (tests/ptx), without a GPU and without
+times, but for the tests of the ops, which `make test` runs there. The exit status is 1 if a check failed. See dev/gpu/README.md.
 """
 import argparse
 import concurrent.futures

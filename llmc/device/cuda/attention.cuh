@@ -278,6 +278,7 @@ static __device__ inline void mma_softmax(float (&s)[N / 8][4], float (&o)[D / 8
             for (int e = 2 * half; e < 2 * half + 2; e++) top = fmaxf(top, s[n][e]);
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
         top = fmaxf(max[half], fmaxf(top, __shfl_xor_sync(~0u, top, 2)) * scale);
+        // A maximum that stays shrinks by exactly 1: steps that hide all change nothing (N2).
         float shift = -top * LOG2_E, shrink = exp2_fast((max[half] - top) * LOG2_E);
         max[half] = top;
         sum[half] *= shrink;

@@ -1,10 +1,9 @@
-// The handwritten matrix product. Its order of sums depends on nothing but the product's depth k:
-// an element of C is one chain, whatever m, n, the tile, the strides and the number of blocks. So a
-// row of C has the same bits in every batch (row independence, N1 of README.md).
+// The handwritten matrix product. Its order of sums depends on nothing but the product's depth k,
+// whatever m, n, the tile, the strides and the number of blocks. So a row of C has the same bits in
+// every batch (row independence, N1 of README.md).
 //
-//   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then the
-//   bias
-//               and one rounding. An accumulating product has a chain for each MMA_BLOCK of k;
+//   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then bias,
+//               then one rounding. An accumulating product has a chain for each MMA_BLOCK of k;
 //               their sums are added in order, and then to C.
 //   fp32        FMAs, the order of the CPU device and its bits: one chain over k in blocks of 256
 //               whose sums are added in order, then the bias; an accumulating product is one chain
