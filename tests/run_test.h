@@ -33,7 +33,7 @@ static const char BASE[] =
     "depth = 1\nchannels = 32\nheads = 2\ncontext = 32\nmax-new-tokens = 12\nthreads = 1\n"
     "warmup-steps = 80\nwarmup-batch = 32\nsteps = 3\nprompts = 8\ngroup = 8\nslots = 16\n"
     "updates = 2\nepochs = 2\nlr = 1e-3\nlr-warmup = 0\ncheckpoint-every = 1\n"
-    "eval-every = 2\neval-prompts = 16\neval-samples = 2\neval-k = 2\ndevice = cpu\n";
+    "eval-every = 2\neval-prompts = 12\neval-samples = 2\neval-k = 2\ndevice = cpu\n";
 
 // ---------------------------------------------------------------------------------------------
 // Files

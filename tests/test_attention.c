@@ -12,7 +12,8 @@ static formats formats_of(const format* product, const format* store) {
     return (formats){product, product, store, store, store};
 }
 
-// A packed batch: lengths of its sequences, ends with 0.
+// A packed batch: lengths of its sequences, ends with 0. Negative: the sequence continues the last
+// one before it whose length is positive, a root.
 enum { SEQUENCES_MAX = 8 };
 typedef struct pack {
     int heads, kv_heads, head_dim, lengths[SEQUENCES_MAX];
@@ -27,7 +28,7 @@ static int qkv_width(const pack* p) { return (p->heads + 2 * p->kv_heads) * p->h
 static int pack_starts(const pack* p, int* start) {
     int n = 0;
     for (start[0] = 0; n < SEQUENCES_MAX && p->lengths[n]; n++)
-        start[n + 1] = start[n] + p->lengths[n];
+        start[n + 1] = start[n] + abs(p->lengths[n]);
     return n;
 }
 
@@ -45,30 +46,46 @@ static const char* pack_text(const pack* p, const formats* f) {
 typedef struct attention_inputs {
     pack p;
     formats f;
-    int sequences, start[SEQUENCES_MAX + 1];
+    int sequences, start[SEQUENCES_MAX + 1], prefix[SEQUENCES_MAX];
+    int roots, root[SEQUENCES_MAX + 1];  // roots, and the number of sequences
     tensor qkv, dout;
 } attention_inputs;
 
 enum { OUT, STATS, DQKV, RESULTS };
 static const char* const NAMES[] = {"out", "stats", "dqkv"};
 
-// Sequences first .. first+n-1, as a batch of their own.
+// Roots first .. first+n-1 and what continues them, as a batch of their own. Where nothing does,
+// the prefixes may be left out.
 static void run_attention(backend* b, const void* inputs, const tensor* r, int first, int n) {
     const attention_inputs* c = inputs;
-    int start[SEQUENCES_MAX + 1], at = c->start[first], rows = c->start[first + n] - at;
-    for (int s = 0; s <= n; s++) start[s] = c->start[first + s] - at;
+    int begin = c->root[first], sequences = c->root[first + n] - begin;
+    int start[SEQUENCES_MAX + 1], prefix[SEQUENCES_MAX];
+    int at = c->start[begin], rows = c->start[begin + sequences] - at;
+    for (int s = 0; s <= sequences; s++) start[s] = c->start[begin + s] - at;
+    for (int s = 0; s < sequences; s++)
+        prefix[s] = c->prefix[begin + s] < 0 ? -1 : c->prefix[begin + s] - begin;
+    packing cut = {sequences, start, sequences == n && first % 2 ? NULL : prefix};
     tensor qkv = rows_of(c->qkv, at, rows), dout = rows_of(c->dout, at, rows);
     tensor out = rows_of(r[OUT], at, rows), dqkv = rows_of(r[DQKV], at, rows);
     float* stats = row_at(r[STATS], at);
-    b->attention_forward(b, out, stats, qkv, start, n, heads_of(&c->p), c->f.operand);
-    b->attention_backward(b, dqkv, dout, qkv, out, stats, start, n, heads_of(&c->p), c->f.operand,
+    b->attention_forward(b, out, stats, qkv, &cut, heads_of(&c->p), c->f.operand);
+    b->attention_backward(b, dqkv, dout, qkv, out, stats, &cut, heads_of(&c->p), c->f.operand,
                           c->f.gradient);
+}
+
+static void find_roots(attention_inputs* c) {
+    for (int s = 0; s < c->sequences; s++) {
+        if (c->p.lengths[s] > 0) c->root[c->roots++] = s;
+        c->prefix[s] = c->p.lengths[s] > 0 ? -1 : c->root[c->roots - 1];
+    }
+    c->root[c->roots] = c->sequences;
 }
 
 // `wide`: 1 for inputs that products must still round, where they are narrower.
 static attention_inputs inputs_new(pack p, formats f, int wide) {
     attention_inputs c = {.p = p, .f = f};
     c.sequences = pack_starts(&p, c.start);
+    find_roots(&c);
     c.qkv = matrix_random(c.start[c.sequences], qkv_width(&p), wide ? &FORMAT_FP32 : f.out);
     c.dout = matrix_random(c.start[c.sequences], p.heads * p.head_dim, wide ? &FORMAT_FP32 : f.out);
     return c;
@@ -76,7 +93,7 @@ static attention_inputs inputs_new(pack p, formats f, int wide) {
 
 static op_case attention_case(const attention_inputs* c) {
     int rows = c->qkv.rows;
-    op_case o = {pack_text(&c->p, &c->f), run_attention, c, c->sequences, 0, RESULTS, NAMES, {{0}}};
+    op_case o = {pack_text(&c->p, &c->f), run_attention, c, c->roots, 0, RESULTS, NAMES, {{0}}};
     o.results[OUT] = matrix_new(rows, c->dout.cols, c->f.out);
     o.results[STATS] = array_new(rows, 2 * c->p.heads, 0, &FORMAT_FP32);
     o.results[DQKV] = matrix_new(rows, c->qkv.cols, c->f.dqkv);
@@ -94,16 +111,36 @@ static void check_attention(pack p, formats f, int wide, int everywhere) {
 
 static void check_shapes(void) {
     static const pack packs[] = {
-        {1, 1, 1, {1}},        {1, 1, 8, {1, 1, 2}},  {3, 3, 5, {5, 1, 17, 16, 15}},
-        {2, 2, 16, {33, 2}},   {4, 2, 16, {33, 2}},   {1, 1, 20, {48, 31, 7, 1}},
-        {4, 4, 3, {64}},       {4, 1, 3, {64}},       {1, 1, 8, {3, 530}},
-        {2, 1, 8, {3, 530}},   {2, 2, 64, {19, 4}},   {1, 1, 80, {2, 18}},
-        {1, 1, 100, {1, 20}},  {5, 5, 33, {9, 8}},    {6, 3, 33, {9, 70, 8}},
-        {6, 2, 20, {16, 130}}, {8, 2, 10, {65, 1, 3}}};
+        {1, 1, 1, {1}},
+        {1, 1, 8, {1, 1, 2}},
+        {3, 3, 5, {5, 1, 17, 16, 15}},
+        {2, 2, 16, {33, 2}},
+        {4, 2, 16, {33, 2}},
+        {1, 1, 20, {48, 31, 7, 1}},
+        {4, 4, 3, {64}},
+        {4, 1, 3, {64}},
+        {1, 1, 8, {3, 530}},
+        {2, 1, 8, {3, 530}},
+        {2, 2, 64, {19, 4}},
+        {1, 1, 80, {2, 18}},
+        {1, 1, 100, {1, 20}},
+        {5, 5, 33, {9, 8}},
+        {6, 3, 33, {9, 70, 8}},
+        {6, 2, 20, {16, 130}},
+        {8, 2, 10, {65, 1, 3}},
+        // Sequences that continue another: blocks and tiles that it leaves partly filled.
+        {1, 1, 8, {5, -3, -4}},
+        {2, 2, 16, {16, -1, -33, -7}},
+        {4, 2, 20, {17, -40, -40, 3, -8, 9}},
+        {6, 2, 12, {9, 6, 4, -30, -2}},
+        {2, 1, 24, {255, -3, -300}},
+        {3, 3, 64, {250, -12, -1, -13}},
+        {2, 2, 33, {1, -70, -50}}};
     formats f = formats_of(&FORMAT_FP32, &FORMAT_FP32);
     for (size_t i = 0; i < sizeof packs / sizeof *packs; i++) check_attention(packs[i], f, 0, 0);
     check_attention((pack){3, 3, 24, {60, 5, 100, 31}}, f, 0, 1);
     check_attention((pack){6, 2, 24, {60, 5, 100, 31}}, f, 0, 1);
+    check_attention((pack){6, 2, 24, {60, -35, -100, -31, 20, -7}}, f, 0, 1);
 }
 
 static void check_formats(void) {
@@ -116,7 +153,7 @@ static void check_formats(void) {
         {&FORMAT_TF32, &FORMAT_FP32, &FORMAT_FP16, &FORMAT_FP16},
         {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP32}};
     for (int grouped = 0; grouped < 2; grouped++) {
-        pack p = {2 + grouped * 2, 2, 20, {35, 1, 6}};
+        pack p = {2 + grouped * 2, 2, 20, {35, 1, 6, grouped ? -14 : 14}};
         for (int i = 0; i < 6; i++)
             check_attention(p, formats_of(rows[i / 2][0], rows[i / 2][1]), i % 2, 0);
         for (int i = 0; i < 4; i++) {
@@ -125,6 +162,63 @@ static void check_formats(void) {
             f.dqkv = gradients[i][3];
             check_attention(p, f, 1, 0);
         }
+    }
+}
+
+// to += the first rows of `from`.
+static void add_values(tensor to, tensor from) {
+    for (int r = 0; r < to.rows; r++)
+        for (int i = 0; i < to.cols; i++) row_at(to, r)[i] += row_at(from, r)[i];
+}
+
+// Differences are at most `share` of the largest value.
+static void check_close(tensor got, tensor expected, float share, backend* b) {
+    float largest = 0;
+    for (int r = 0; r < got.rows; r++)
+        for (int i = 0; i < got.cols; i++) largest = fmaxf(largest, fabsf(row_at(expected, r)[i]));
+    for (int r = 0; r < got.rows; r++)
+        for (int i = 0; i < got.cols; i++) {
+            float x = row_at(got, r)[i], y = row_at(expected, r)[i];
+            CHECK(fabsf(x - y) <= share * largest, "row %d, column %d: %.9g, not %.9g (%s)", r, i,
+                  (double)x, (double)y, b->name);
+        }
+}
+
+// Sequences that continue another one have the bits that they have with its rows copied before
+// their own, forward and in the gradients of their own rows; those of the shared rows are the sums
+// over the copies: fp32 gradients to 2^-20 of the largest, after at most 64 roundings in 3 copies.
+static void check_prefix(void) {
+    enum { SHARED = 21, COPIES = 3 };
+    static const int own[COPIES] = {30, 1, 12};
+    for (int d = 0; d <= device_count; d += device_step) {
+        int mark = array_count, at = SHARED;
+        formats f = formats_of(&FORMAT_FP32, &FORMAT_FP32);
+        attention_inputs c = inputs_new((pack){4, 2, 20, {SHARED, -30, -1, -12}}, f, 0);
+        fill_grid(c.qkv);
+        fill_grid(c.dout);
+        op_case o = attention_case(&c);
+        run_attention(devices[d], &c, o.results, 0, 1);
+        tensor sum = matrix_new(SHARED, c.qkv.cols, &FORMAT_FP32);
+        set_zero(sum);
+        for (int i = 0; i < COPIES; at += own[i++]) {
+            attention_inputs one = inputs_new((pack){4, 2, 20, {SHARED + own[i]}}, f, 0);
+            copy_values(rows_of(one.qkv, 0, SHARED), rows_of(c.qkv, 0, SHARED));
+            copy_values(rows_of(one.qkv, SHARED, own[i]), rows_of(c.qkv, at, own[i]));
+            copy_values(rows_of(one.dout, 0, SHARED), rows_of(c.dout, 0, SHARED));
+            copy_values(rows_of(one.dout, SHARED, own[i]), rows_of(c.dout, at, own[i]));
+            if (i) set_rows(one.dout, 0, SHARED, 0);  // the shared rows' own gradient counts once
+            op_case alone = attention_case(&one);
+            run_attention(devices[d], &one, alone.results, 0, 1);
+            const tensor* r = alone.results;
+            check_same(rows_of(o.results[OUT], 0, SHARED), rows_of(r[OUT], 0, SHARED), "out",
+                       "a prefix", devices[d]);
+            for (int k = 0; k < RESULTS; k++)
+                check_same(rows_of(o.results[k], at, own[i]), rows_of(r[k], SHARED, own[i]),
+                           NAMES[k], "behind a prefix", devices[d]);
+            add_values(sum, r[DQKV]);
+        }
+        check_close(rows_of(o.results[DQKV], 0, SHARED), sum, 0x1p-20f, devices[d]);
+        arrays_free(mark, "a prefix");
     }
 }
 
@@ -416,16 +510,20 @@ static void check_narrow_cache(void) {
 // ------------------------------------------------------------------------------------------------
 // Against float64, and finite differences
 
-static void check_known(backend* b, const char* op, int sequences) {
+static void check_known(backend* b, const char* op) {
     int mark = array_count, *count = fixture_ints(op, "heads");
-    const int* start = fixture_ints(op, "seq_start");
+    const int *start = fixture_ints(op, "seq_start"), *prefix = fixture_ints(op, "prefix");
+    int sequences = (int)fixture_find(op, "prefix").count;
     attention_inputs c = {.sequences = sequences, .f = formats_of(&FORMAT_FP32, &FORMAT_FP32)};
     memcpy(c.start, start, (sequences + 1) * sizeof(int));
     c.qkv = fixture_matrix(op, "qkv", start[sequences], 3);
     c.dout = fixture_matrix(op, "dout", start[sequences], 1);
     c.p = (pack){count[0], count[1], c.dout.cols / count[0], {0}};
+    for (int s = 0; s < sequences; s++)
+        c.p.lengths[s] = (start[s + 1] - start[s]) * (prefix[s] < 0 ? 1 : -1);
+    find_roots(&c);
     op_case o = attention_case(&c);
-    run_attention(b, &c, o.results, 0, sequences);
+    run_attention(b, &c, o.results, 0, c.roots);
     check_fixture(o.results[OUT], op, "out", b);
     check_fixture(o.results[DQKV], op, "dqkv", b);
     arrays_free(mark, op);
@@ -452,6 +550,7 @@ int main(void) {
     check_shapes();
     check_formats();
     check_operands();
+    check_prefix();
     check_beside_nan();
     check_long();
     check_cached();
@@ -460,10 +559,11 @@ int main(void) {
     check_shared_pages();
     check_narrow_cache();
     for (int d = 0; d <= device_count; d += device_step) {
-        check_known(devices[d], "attention", 3);
-        check_known(devices[d], "attention_long", 1);
-        check_known(devices[d], "attention_grouped", 3);
-        check_known(devices[d], "attention_shared", 1);
+        check_known(devices[d], "attention");
+        check_known(devices[d], "attention_long");
+        check_known(devices[d], "attention_grouped");
+        check_known(devices[d], "attention_shared");
+        check_known(devices[d], "attention_prefix");
         check_differences(devices[d], 2);
         check_differences(devices[d], 1);
     }

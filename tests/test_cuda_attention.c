@@ -34,6 +34,8 @@ static tensor moderate(int rows, int cols, const format* f) {
 // ------------------------------------------------------------------------------------------------
 // Training: packed sequences
 
+// Lengths of sequences; negative: the sequence continues the last one before it whose length is
+// not.
 enum { SEQUENCES_MAX = 6 };
 typedef struct pack {
     int heads, head_dim, sequences, lengths[SEQUENCES_MAX];
@@ -46,7 +48,7 @@ typedef struct results {
 typedef struct training {
     pack p;
     formats f;
-    int rows, channels, start[SEQUENCES_MAX + 1];
+    int rows, channels, start[SEQUENCES_MAX + 1], prefix[SEQUENCES_MAX], continues;
     tensor qkv, dout;
     char what[160];
 } training;
@@ -54,8 +56,11 @@ typedef struct training {
 static training training_new(pack p, formats f) {
     training t = {.p = p, .f = f, .channels = p.heads * p.head_dim};
     char lengths[64] = "";
-    for (int s = 0; s < p.sequences; s++) {
-        t.start[s + 1] = t.start[s] + p.lengths[s];
+    for (int s = 0, root = 0; s < p.sequences; s++) {
+        if (p.lengths[s] >= 0) root = s;
+        t.prefix[s] = p.lengths[s] < 0 ? root : -1;
+        t.continues |= p.lengths[s] < 0;
+        t.start[s + 1] = t.start[s] + abs(p.lengths[s]);
         snprintf(lengths + strlen(lengths), sizeof lengths - strlen(lengths), " %d", p.lengths[s]);
     }
     t.rows = t.start[p.sequences];
@@ -84,9 +89,16 @@ typedef struct exact_results {
     double *out, *stats, *dqkv;
 } exact_results;
 
-// Query i of a head in float64: out and stats, and its part of dqkv. Rows of q, k, v and d (dout)
-// are operands.
-static void exact_query(const training* t, const exact_results* to, int start, int h, int i,
+// The row of key j of sequence s.
+static int key_row(const training* t, int s, int j) {
+    int prefix = t->prefix[s];
+    int shared = prefix < 0 ? 0 : t->start[prefix + 1] - t->start[prefix];
+    return j < shared ? t->start[prefix] + j : t->start[s] + j - shared;
+}
+
+// The query of sequence s that key i is the last for, in float64: out and stats, and its part of
+// dqkv. Rows of q, k, v and d (dout) are operands, those of the prefix before its own.
+static void exact_query(const training* t, const exact_results* to, int s, int h, int i,
                         const tensor m[4]) {
     int n = m[0].cols, channels = t->channels;
     const float *q = row_at(m[0], i), *d = row_at(m[3], i);
@@ -95,11 +107,11 @@ static void exact_query(const training* t, const exact_results* to, int start, i
     for (int j = 0; j <= i; j++) max = fmax(max, p[j] = dot(q, row_at(m[1], j), n) * scale);
     for (int j = 0; j <= i; j++) total += p[j] = exp(p[j] - max);
     for (int j = 0; j <= i; j++) mean += (p[j] /= total) * (dp[j] = dot(d, row_at(m[2], j), n));
-    int64_t row = start + i, at = row * 3 * channels + h * n;
+    int64_t row = key_row(t, s, i), at = row * 3 * channels + h * n;
     to->stats[(row * t->p.heads + h) * 2] = max;
     to->stats[(row * t->p.heads + h) * 2 + 1] = total;
     for (int j = 0; j <= i; j++) {
-        int64_t key = (int64_t)(start + j) * 3 * channels + channels + h * n;
+        int64_t key = (int64_t)key_row(t, s, j) * 3 * channels + channels + h * n;
         double ds = p[j] * (dp[j] - mean) * scale;
         for (int c = 0; c < n; c++) {
             to->out[row * channels + h * n + c] += p[j] * row_at(m[2], j)[c];
@@ -121,13 +133,19 @@ static exact_results exact_new(const training* t) {
     for (size_t i = 0; i < rows * 3 * channels; i++) to.dqkv[i] = 0;
     for (int s = 0; s < t->p.sequences; s++)
         for (int h = 0; h < t->p.heads; h++) {
-            int mark = array_count, n = t->p.head_dim, start = t->start[s];
-            tensor m[4], qkv = rows_of(t->qkv, start, t->p.lengths[s]);
+            int mark = array_count, n = t->p.head_dim, prefix = t->prefix[s];
+            int shared = prefix < 0 ? 0 : t->start[prefix + 1] - t->start[prefix];
+            int keys = shared + t->start[s + 1] - t->start[s];
+            tensor m[4], qkv = matrix_new(keys, 3 * t->channels, t->f.store);
+            tensor dout = matrix_new(keys, t->channels, t->f.store);
+            for (int j = 0; j < keys; j++) {
+                copy_values(rows_of(qkv, j, 1), rows_of(t->qkv, key_row(t, s, j), 1));
+                copy_values(rows_of(dout, j, 1), rows_of(t->dout, key_row(t, s, j), 1));
+            }
             for (int i = 0; i < 3; i++)
                 m[i] = operands_of(columns_of(qkv, i * t->channels + h * n, n), t->f.operand);
-            m[3] =
-                operands_of(columns_of(rows_of(t->dout, start, qkv.rows), h * n, n), t->f.operand);
-            for (int i = 0; i < qkv.rows; i++) exact_query(t, &to, start, h, i, m);
+            m[3] = operands_of(columns_of(dout, h * n, n), t->f.operand);
+            for (int i = shared; i < keys; i++) exact_query(t, &to, s, h, i, m);
             arrays_drop(mark);
         }
     return to;
@@ -141,17 +159,17 @@ static void exact_free(exact_results* e) {
 
 static results on_cpu(const training* t) {
     results r = results_new(t);
-    const int *start = t->start, n = t->p.sequences;
+    packing cut = {t->p.sequences, t->start, t->prefix};
     head_shape heads = {t->p.heads, t->p.heads, t->p.head_dim};
-    cpu->attention_forward(cpu, r.out, r.stats.data, t->qkv, start, n, heads, t->f.operand);
-    cpu->attention_backward(cpu, r.dqkv, t->dout, t->qkv, r.out, r.stats.data, start, n, heads,
+    cpu->attention_forward(cpu, r.out, r.stats.data, t->qkv, &cut, heads, t->f.operand);
+    cpu->attention_backward(cpu, r.dqkv, t->dout, t->qkv, r.out, r.stats.data, &cut, heads,
                             t->f.operand, t->f.operand);
     return r;
 }
 
 // With `gap` elements between the rows of all matrices.
 static results on_gpu(const training* t, int gap) {
-    int mark = gpu_array_count, n = t->p.sequences;
+    int mark = gpu_array_count;
     head_shape heads = {t->p.heads, t->p.heads, t->p.head_dim};
     // Where a gap leaves rows that no 16-byte access fits, it is in all matrices or in one of two.
     static int turn;
@@ -162,9 +180,10 @@ static results on_gpu(const training* t, int gap) {
     tensor dout = gpu_matrix_gap(t->dout, alone == 2 ? 0 : gap);
     tensor dqkv = gpu_matrix_gap(r.dqkv, alone == 1 ? 0 : gap);
     tensor stats = gpu_matrix(r.stats);
-    const int* start = gpu_copy(t->start, sizeof t->start);
-    gpu->attention_forward(gpu, out, stats.data, qkv, start, n, heads, t->f.operand);
-    gpu->attention_backward(gpu, dqkv, dout, qkv, out, stats.data, start, n, heads, t->f.operand,
+    packing cut = {t->p.sequences, gpu_copy(t->start, sizeof t->start), NULL};
+    if (t->continues) cut.prefix = gpu_copy(t->prefix, sizeof t->prefix);
+    gpu->attention_forward(gpu, out, stats.data, qkv, &cut, heads, t->f.operand);
+    gpu->attention_backward(gpu, dqkv, dout, qkv, out, stats.data, &cut, heads, t->f.operand,
                             t->f.operand);
     r = (results){gpu_read(out), gpu_read(stats), gpu_read(dqkv)};
     gpu_arrays_free(mark);
@@ -218,20 +237,47 @@ static void check_training(pack p, formats f, int gap) {
 
 static void check_shapes(void) {
     static const int head_dims[] = {8, 16, 20, 48, 64, 80, 128, 160};
-    static const pack packs[] = {{2, 0, 4, {1, 2, 0, 3}},
-                                 {1, 0, 2, {130, 17}},
-                                 {3, 0, 1, {1}},
-                                 {2, 0, 6, {64, 65, 0, 63, 7, 0}}};
+    static const pack packs[] = {
+        {2, 0, 4, {1, 2, 0, 3}},          {1, 0, 2, {130, 17}}, {2, 0, 3, {21, -50, -17}},
+        {1, 0, 5, {65, -3, 64, -1, -70}}, {3, 0, 1, {1}},       {2, 0, 6, {64, 65, 0, 63, 7, 0}}};
     for (int i = 0; i < 8; i++)
         for (int f = 0; f < 4; f++)
-            for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < 6; k++) {
                 pack p = packs[k];
                 p.head_dim = head_dims[i];
                 // Rows that 16-byte accesses fit, and some that they do not.
                 int gap = (i + f + k) % 2 ? 3 : 16;
-                if (!quick() || k == 0 || (k == 1 && (i + f) % 4 == 1))
+                if (!quick() || k == 0 || ((k == 1 || k == 2) && (i + f) % 4 == k))
                     check_training(p, FORMATS_HERE[f], gap);
             }
+}
+
+// Behind a prefix a sequence has the bits that it has with the prefix's rows copied before its own,
+// whatever the tiles and steps: out, stats, and the gradients of its own rows (N1).
+static void check_prefix(void) {
+    static const int head_dims[] = {16, 64, 80, 160};
+    for (int i = 0; i < 16; i++) {
+        int mark = array_count, shared = 70, n = 45;
+        if (quick() && (i + i / 4) % 4) continue;
+        pack p = {2, head_dims[i % 4], 3, {shared, -9, -n}},
+             one = {2, head_dims[i % 4], 1, {shared + n}};
+        training t = training_new(p, FORMATS_HERE[i / 4]),
+                 alone = training_new(one, FORMATS_HERE[i / 4]);
+        copy_values(rows_of(alone.qkv, 0, shared), rows_of(t.qkv, 0, shared));
+        copy_values(rows_of(alone.qkv, shared, n), rows_of(t.qkv, shared + 9, n));
+        copy_values(rows_of(alone.dout, shared, n), rows_of(t.dout, shared + 9, n));
+        schedule_set(i);
+        results all = on_gpu(&t, 0), apart = on_gpu(&alone, 0);
+        int c = t.channels;
+        tensor dq[2] = {columns_of(all.dqkv, 0, c), columns_of(apart.dqkv, 0, c)};
+        check_same(rows_of(all.out, 0, shared), rows_of(apart.out, 0, shared), "out", t.what, gpu);
+        check_same(rows_of(all.out, shared + 9, n), rows_of(apart.out, shared, n), "out", t.what,
+                   gpu);
+        check_same(rows_of(all.stats, shared + 9, n), rows_of(apart.stats, shared, n), "stats",
+                   t.what, gpu);
+        check_same(rows_of(dq[0], shared + 9, n), rows_of(dq[1], shared, n), "dq", t.what, gpu);
+        arrays_free(mark, "a prefix");
+    }
 }
 
 // A sequence gets the same bits alone and between others.
@@ -538,8 +584,8 @@ static void check_decoding_case(int heads, int head_dim, formats f, int gap) {
     tensor decoded = cached_on_gpu(&c, gap);
     tensor out = gpu_matrix(matrix_new(rows, channels, f.store));
     tensor stats = gpu_matrix(matrix_new(rows, 2 * heads, &FORMAT_FP32));
-    gpu->attention_forward(gpu, out, stats.data, gpu_matrix_gap(packed, gap),
-                           gpu_copy(start, sizeof start), SLOTS - 1,
+    packing cut = {SLOTS - 1, gpu_copy(start, sizeof start), NULL};
+    gpu->attention_forward(gpu, out, stats.data, gpu_matrix_gap(packed, gap), &cut,
                            (head_shape){heads, heads, head_dim}, f.operand);
     tensor trained = gpu_read(out);
     for (int r = 0; r < c.n; r++)
@@ -583,6 +629,7 @@ int main(void) {
     cuda_test_open();
     check_gather();
     check_shapes();
+    check_prefix();
     check_apart();
     check_rounding_shows();
     check_cached();

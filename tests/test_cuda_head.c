@@ -68,6 +68,7 @@ static head_case case_new(shape s, const format* operand, const format* logits) 
     c.target = ints_new(s.n);
     for (int i = 0; i < s.n; i++) {
         c.row[i] = s.n + 2 - i;  // some rows unasked, the others in another order
+        if (i % 7 == 6) c.row[i] = c.row[random_below(i)];  // some for several targets
         c.target[i] = random_below(s.vocabulary);
     }
     int words = words_of(s.vocabulary);
@@ -91,7 +92,6 @@ static void exact_backward(const head_exact* e, const head_case* c, int i, const
     int channels = c->s.channels;
     double* dx = e->value.dx + (size_t)c->row[i] * channels;
     double* dx_noise = e->noise.dx + (size_t)c->row[i] * channels;
-    for (int k = 0; k < channels; k++) dx[k] = 0;
     for (int j = 0; j < c->s.vocabulary; j++)
         for (int k = 0; k < channels; k++) {
             size_t at = (size_t)j * channels + k;
@@ -411,8 +411,16 @@ static const char* sampler_text(const sampler_case* c) {
 // Points t->s into the array at `at`.
 static void state_at(slots* t, int* at, int vocabulary) {
     int n = t->count, words = words_of(vocabulary);
-    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n,     at + 5 * n,     NULL,
-                    NULL, NULL,   MAX_NEW,    words,      vocabulary - 1, {0, NULL, NULL}};
+    slot_state s = {.token = at,
+                    .position = at + n,
+                    .sequence = at + 2 * n,
+                    .left = at + 3 * n,
+                    .length = at + 4 * n,
+                    .out_token = at + 5 * n,
+                    .max_new = MAX_NEW,
+                    .nucleus_words = words,
+                    .end_token = vocabulary - 1,
+                    .first = 4000000000u};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
     s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);

@@ -84,11 +84,10 @@ static void result_free(result* r) {
     free(r->after.parameters);
 }
 
-static trainer* make_trainer(backend* b, const format* dtype, int micro_batch,
-                             recompute_level keep) {
+static trainer* make_trainer(backend* b, const format* dtype, int tokens, recompute_level keep) {
     optimizer_config o = adamw(dtype, 3);
-    return trainer_create(b, &MODEL, precision_of(dtype, &FORMAT_FP32), &o, micro_batch,
-                          MAX_PROMPT + MAX_NEW, keep);
+    trainer_room room = {tokens, GROUP, MAX_PROMPT, MAX_NEW};
+    return trainer_create(b, &MODEL, precision_of(dtype, &FORMAT_FP32), &o, &room, keep);
 }
 
 static const double LR = 1e-3;
@@ -195,7 +194,7 @@ static void compare(run_pair* p, const state* from, int step, const char* what) 
 }
 
 static void check_optimizer(const state* from, const result* r, const format* dtype) {
-    trainer* t = make_trainer(cpu, dtype, 2, RECOMPUTE_NOTHING);
+    trainer* t = make_trainer(cpu, dtype, 1, RECOMPUTE_NOTHING);
     state after = state_new();
     size_t bytes = t->count * sizeof(float);
     put_state(t, from);
@@ -219,7 +218,7 @@ static void check_repeats(const state* from, rollout* d, const objective* o, con
     result again = result_new();
     size_t bytes = MODEL.parameters * sizeof(float);
     for (int keep = RECOMPUTE_NOTHING; keep <= RECOMPUTE_BLOCKS; keep++) {
-        trainer* t = make_trainer(gpu, dtype, 5, (recompute_level)keep);
+        trainer* t = make_trainer(gpu, dtype, 150, (recompute_level)keep);
         schedule_set(1 + keep);
         run_step(t, from, d, o, &again);
         CHECK(!memcmp(again.log_pi, r->log_pi, PROMPTS * GROUP * MAX_NEW * sizeof(float)),
@@ -236,9 +235,9 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
     int fp32 = dtype == &FORMAT_FP32;
     run_pair p = {.dtype = dtype, .exact = result_new(), .plain = result_new()};
     p.of_gpu = result_new();
-    trainer* exact = make_trainer(cpu, &FORMAT_FP32, 5, RECOMPUTE_NOTHING);
-    trainer* plain = make_trainer(cpu, fp32 ? &FORMAT_TF32 : dtype, 5, RECOMPUTE_NOTHING);
-    trainer* of_gpu = make_trainer(gpu, dtype, 5, RECOMPUTE_NOTHING);
+    trainer* exact = make_trainer(cpu, &FORMAT_FP32, 150, RECOMPUTE_NOTHING);
+    trainer* plain = make_trainer(cpu, fp32 ? &FORMAT_TF32 : dtype, 150, RECOMPUTE_NOTHING);
+    trainer* of_gpu = make_trainer(gpu, dtype, 150, RECOMPUTE_NOTHING);
     objective o = objective_defaults(kind);
     state s = state_new();
     float* parameters = random_parameters(&MODEL, 1, 0.2);
@@ -290,7 +289,7 @@ static void check_sampler(const format* dtype, int exact) {
     state s = state_new();
     float* parameters = random_parameters(&MODEL, 2, 0.2);
     memcpy(s.parameters, parameters, MODEL.parameters * sizeof(float));
-    trainer* t = make_trainer(gpu, dtype, 4, RECOMPUTE_NOTHING);
+    trainer* t = make_trainer(gpu, dtype, 100, RECOMPUTE_NOTHING);
     trainer_load(t, parameters);
     schedule_set(0);
     rollout* d = sample_on(gpu, dtype, PROMPTS * GROUP, &s, 0, 0);

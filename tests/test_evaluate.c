@@ -83,10 +83,11 @@ static void test_texts(void) {
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         free(prompt);
     }
-    rollout_held_out_prompts(d, &t, 7, 30);
+    prompt_list list = task_held_out_prompts(&t, 7, 3);
+    rollout_listed_prompts(d, &list, 1);
     for (int s = 0; s < 8; s++) {
         char* prompt = rollout_prompt_text(d, s);
-        task_held_out_prompt(&t, 7, (uint32_t)(30 + s / 2), text);
+        strcpy(text, list.text[(1 + s / 2) % 3]);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         CHECK(task_is_held_out(prompt), "%s is a training prompt", prompt);
         t.solution(&t, prompt, text);
@@ -97,6 +98,7 @@ static void test_texts(void) {
         free(response);
         free(prompt);
     }
+    prompt_list_free(&list);
     rollout_verify(d, &t);
     for (int s = 0; s < 8; s++) CHECK(d->reward[s] == (s != 5), "reward %d: %g", s, d->reward[s]);
     rollout_free(d);
@@ -143,6 +145,7 @@ typedef struct bench {
     sampler* sampler;
     rollout* d;
     task t;
+    prompt_list list;
 } bench;
 
 enum { MAX_NEW = 12, CAPACITY = 64 };
@@ -156,6 +159,7 @@ static bench open_bench(int slots, int capacity) {
     e.sampler = sampler_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
                                slots, e.t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
     e.d = rollout_create(capacity, e.t.max_prompt, MAX_NEW, 0);
+    e.list = task_held_out_prompts(&e.t, 7, 100);
     sampler_sync(e.sampler, weights);
     e.b->release(e.b, weights, bytes);
     free(parameters);
@@ -163,6 +167,7 @@ static bench open_bench(int slots, int capacity) {
 }
 
 static void close_bench(bench* e) {
+    prompt_list_free(&e->list);
     rollout_free(e->d);
     sampler_free(e->sampler);
     cpu_close(e->b);
@@ -180,9 +185,11 @@ static evaluate_config usual_config(void) {
 static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
                             int (*verify)(const task*, const char*, const char*)) {
     bench e = open_bench(slots, capacity);
+    evaluate_config with = *c;
+    with.list = &e.list;
     e.t.verify = verify;
     memset(&seen, 0, sizeof seen);
-    evaluation found = evaluate_run(e.sampler, e.d, &e.t, c);
+    evaluation found = evaluate_run(e.sampler, e.d, &e.t, &with);
     close_bench(&e);
     return found;
 }
@@ -190,12 +197,10 @@ static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
 static void test_known_verdicts(void) {
     evaluate_config c = usual_config();
     task chain = task_open("chain");
+    prompt_list list = task_held_out_prompts(&chain, c.how.seed, c.prompts);
     double odd = 0;
-    for (int i = 0; i < c.prompts; i++) {
-        char text[TASK_TEXT_MAX];
-        task_held_out_prompt(&chain, c.how.seed, (uint32_t)i, text);
-        odd += (text[0] - '0') % 2 / (double)c.prompts;
-    }
+    for (int i = 0; i < c.prompts; i++) odd += (list.text[i][0] - '0') % 2 / (double)c.prompts;
+    prompt_list_free(&list);
     evaluation e = evaluated(16, CAPACITY, &c, always);
     CHECK(e.greedy == 1 && e.pass1 == 1 && e.passk == 1, "all are right");
     // Each prompt greedily, and each sample; 100 prompts do not divide by what fits at once.
@@ -221,10 +226,9 @@ static void test_samples(void) {
     evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
     bench again = open_bench(16, CAPACITY);
     sampling how = c.how;
-    how.step *= (uint32_t)c.prompts;
     again.d->prompts = c.prompts;
     again.d->group = c.samples;
-    rollout_held_out_prompts(again.d, &again.t, c.how.seed, 0);
+    rollout_listed_prompts(again.d, &again.list, 0);
     sampler_begin(again.sampler, again.d, &how);
     while (sampler_step(again.sampler)) {
     }
@@ -251,29 +255,25 @@ static int same_evaluation(const evaluation* a, const evaluation* b) {
            a->tokens == b->tokens;
 }
 
-// Seed and step draw other samples, slots do not; no two samples of a step share their draws.
+// Seed and step draw other samples; slots, and how many prompts are asked at once, do not.
 static void test_keys(void) {
     evaluate_config c = usual_config(), other = c;
     evaluation e = evaluated(16, CAPACITY, &c, odd_responses);
     evaluation few = evaluated(3, CAPACITY, &c, odd_responses);
     CHECK(same_evaluation(&e, &few), "three slots: %g, not %g", few.pass1, e.pass1);
+    evaluation at_once = evaluated(16, 600, &c, odd_responses);
+    CHECK(same_evaluation(&e, &at_once), "all at once: %g, not %g", at_once.pass1, e.pass1);
     other.how.step++;
     evaluation step = evaluated(16, CAPACITY, &other, odd_responses);
     CHECK(step.greedy == e.greedy && step.tokens != e.tokens, "another step, other samples");
     other = c;
     other.how.seed++;
     evaluation seed = evaluated(16, CAPACITY, &other, odd_responses);
-    CHECK(!same_evaluation(&seed, &e), "another seed, other prompts");
+    CHECK(seed.greedy == e.greedy && seed.tokens != e.tokens, "another seed, other samples");
 }
 
 // One prompt again and again, few at a time: no batch may get the draws of another.
-static const char* only_prompt;
 static int lengths[1000];
-
-static void same_problem(const task* t, rng* r, char prompt[TASK_TEXT_MAX]) {
-    (void)t, (void)r;
-    strcpy(prompt, only_prompt);
-}
 
 static int note_length(const task* t, const char* prompt, const char* response) {
     (void)t, (void)prompt;
@@ -283,14 +283,12 @@ static int note_length(const task* t, const char* prompt, const char* response) 
 
 static void test_batches_differ(void) {
     enum { SAMPLES = 6, PROMPTS = 40 };
-    char text[TASK_TEXT_MAX];
     bench e = open_bench(SAMPLES, SAMPLES);
-    task_held_out_prompt(&e.t, 7, 0, text);
-    only_prompt = text;
-    e.t.problem = same_problem;
+    e.list.count = 1;
     e.t.verify = note_length;
     evaluate_config c = usual_config();
     c.prompts = PROMPTS;
+    c.list = &e.list;
     memset(&seen, 0, sizeof seen);
     evaluate_run(e.sampler, e.d, &e.t, &c);
     const int* samples = lengths + PROMPTS;  // the greedy answers come first

@@ -31,19 +31,19 @@ static model_result result_new(const model_case* c) {
 }
 
 // Sequences first .. first+n-1 of the batch as a batch of their own.
-static packed_batch part_of(const model_case* c, int first, int n, int* seq_start, int* row) {
-    int at = c->batch.seq_start[first], target = c->target_start[first];
+static packed_batch part_of(const model_case* c, int first, int n, int* start, int* row) {
+    int at = c->batch.pack.start[first], target = c->target_start[first];
     packed_batch g = c->batch;
-    g.sequences = n;
-    g.tokens = c->batch.seq_start[first + n] - at;
+    g.pack.sequences = n;
+    g.tokens = c->batch.pack.start[first + n] - at;
     g.targets = c->target_start[first + n] - target;
     g.token += at;
     g.position += at;
     g.target += target;
     if (g.nucleus) g.nucleus += target * ((c->config.shape.vocab + 31) / 32);
-    for (int s = 0; s <= n; s++) seq_start[s] = c->batch.seq_start[first + s] - at;
+    for (int s = 0; s <= n; s++) start[s] = c->batch.pack.start[first + s] - at;
     for (int i = 0; i < g.targets; i++) row[i] = c->batch.row[target + i] - at;
-    g.seq_start = seq_start;
+    g.pack.start = start;
     g.row = row;
     return g;
 }
@@ -58,12 +58,12 @@ static model_result run_model(backend* b, const model_case* c, precision p, int 
     static int calls;
     recompute_level keep = forward_only ? FORWARD_ONLY : (recompute_level)(calls++ % FORWARD_ONLY);
     model_acts* a = model_acts_create(b, &c->config, p.store, c->batch.tokens, keep);
-    int seq_start[SEQUENCES_MAX + 1], *row = xalloc(c->batch.targets, sizeof *row, "rows");
+    int start[SEQUENCES_MAX + 1], *row = xalloc(c->batch.targets, sizeof *row, "rows");
     model_weights_sync(w, c->parameters.data);
-    for (int s = 0; s < c->batch.sequences; s += micro) {
-        int n = c->batch.sequences - s < micro ? c->batch.sequences - s : micro;
+    for (int s = 0; s < c->batch.pack.sequences; s += micro) {
+        int n = c->batch.pack.sequences - s < micro ? c->batch.pack.sequences - s : micro;
         int at = c->target_start[s];
-        packed_batch g = part_of(c, s, n, seq_start, row);
+        packed_batch g = part_of(c, s, n, start, row);
         model_forward(w, a, &g, c->inverse_temperature, row_at(r.logp, 0) + at,
                       row_at(r.entropy, 0) + at);
         if (forward_only) continue;
@@ -78,21 +78,22 @@ static model_result run_model(backend* b, const model_case* c, precision p, int 
 // The packing that the lengths ask for; the head is asked at each row from the second on.
 static void pack_sequences(model_case* c) {
     packed_batch* g = &c->batch;
-    g->seq_start = ints_new(SEQUENCES_MAX + 1);
-    for (g->sequences = 0; c->length[g->sequences]; g->sequences++) {
-        g->seq_start[g->sequences] = g->tokens;
-        c->target_start[g->sequences] = g->targets;
-        g->tokens += c->length[g->sequences];
-        g->targets += c->length[g->sequences] - 1;
+    int *start = ints_new(SEQUENCES_MAX + 1), n = 0, target = 0;
+    for (; c->length[n]; n++) {
+        start[n] = g->tokens;
+        c->target_start[n] = g->targets;
+        g->tokens += c->length[n];
+        g->targets += c->length[n] - 1;
     }
-    g->seq_start[g->sequences] = g->tokens;
-    c->target_start[g->sequences] = g->targets;
+    start[n] = g->tokens;
+    c->target_start[n] = g->targets;
+    g->pack = (packing){n, start, NULL};
     g->position = ints_new(g->tokens);
     g->row = ints_new(g->targets);
-    for (int s = 0, target = 0; s < g->sequences; s++)
+    for (int s = 0; s < n; s++)
         for (int i = 0; i < c->length[s]; i++) {
-            g->position[g->seq_start[s] + i] = i;
-            if (i > 0) g->row[target++] = g->seq_start[s] + i;
+            g->position[start[s] + i] = i;
+            if (i > 0) g->row[target++] = start[s] + i;
         }
 }
 
@@ -190,11 +191,11 @@ static void check_devices(void) {
         int mark = array_count;
         model_case c = case_random(CONFIG, LENGTHS);
         model_result expected =
-            run_model(plain_device, &c, precision_number(i), c.batch.sequences, 0);
+            run_model(plain_device, &c, precision_number(i), c.batch.pack.sequences, 0);
         for (int d = device_next(); d < device_count; d += device_step) {
-            int inner = array_count, micro = random_between(1, c.batch.sequences);
+            int inner = array_count, micro = random_between(1, c.batch.pack.sequences);
             // fp8 gradients have scales over the tokens of a micro-batch.
-            if (precision_number(i).gradient_linear->scaled) micro = c.batch.sequences;
+            if (precision_number(i).gradient_linear->scaled) micro = c.batch.pack.sequences;
             const char* what =
                 text("a model in %s, %d sequences at a time", precision_name(i), micro);
             model_result got = run_model(devices[d], &c, precision_number(i), micro, 0);
@@ -422,21 +423,20 @@ static void watch_swiglu_backward(backend* b, tensor dpre, tensor dout, tensor p
     watched->swiglu_backward(b, dpre, dout, pre);
 }
 
-static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const int* seq_start,
-                            int sequences, head_shape heads, const format* operand) {
+static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const packing* pack,
+                            head_shape heads, const format* operand) {
     expect(stored(out) && operand == watched_precision.attention, "attention");
-    watched->attention_forward(b, out, stats, qkv, seq_start, sequences, heads, operand);
+    watched->attention_forward(b, out, stats, qkv, pack, heads, operand);
 }
 
 static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                                     const float* stats, const int* seq_start, int sequences,
-                                     head_shape heads, const format* operand,
-                                     const format* operand_gradient) {
+                                     const float* stats, const packing* pack, head_shape heads,
+                                     const format* operand, const format* operand_gradient) {
     expect(gradient(dqkv) && gradient(dout), "the gradient of QKV");
     expect(operand == watched_precision.attention, "an operand of attention");
     expect(operand_gradient == watched_precision.gradient_attention, "attention's gradients");
-    watched->attention_backward(b, dqkv, dout, qkv, out, stats, seq_start, sequences, heads,
-                                operand, operand_gradient);
+    watched->attention_backward(b, dqkv, dout, qkv, out, stats, pack, heads, operand,
+                                operand_gradient);
 }
 
 static void watch_head(backend* b, float* logp, float* entropy, tensor x, const int* row,
@@ -477,7 +477,7 @@ static void check_formats(void) {
     for (int i = 0; i < PRECISION_COUNT; i++) {
         watched_precision = precision_number(i);
         watched_calls = planned = 0;
-        run_model(&b, &c, watched_precision, c.batch.sequences, 0);
+        run_model(&b, &c, watched_precision, c.batch.pack.sequences, 0);
         CHECK(planned == 0 || planned == 4 * CONFIG.shape.layers + 1, "%d plans", planned);
         CHECK(!PRECISIONS[i].gradient || planned, "no plans for %s", precision_name(i));
         CHECK(watched_calls > 60, "only %d calls of 2 layers were watched", watched_calls);
@@ -492,12 +492,12 @@ static void check_formats(void) {
 static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache* kv,
                    const model_case* c) {
     backend* b = w->b;
-    int n = c->batch.sequences, token[SEQUENCES_MAX], slot[SEQUENCES_MAX], at[SEQUENCES_MAX];
+    int n = c->batch.pack.sequences, token[SEQUENCES_MAX], slot[SEQUENCES_MAX], at[SEQUENCES_MAX];
     for (int i = 0; i < c->config.shape.context; i++) {
         int rows[SEQUENCES_MAX], target[SEQUENCES_MAX], place[SEQUENCES_MAX], asked = 0;
         float result[SEQUENCES_MAX];
         for (int s = 0; s < n; s++) {
-            int here = i < c->length[s], from = c->batch.seq_start[s] + i;
+            int here = i < c->length[s], from = c->batch.pack.start[s] + i;
             token[s] = here ? c->batch.token[from] : 0;
             slot[s] = s;
             at[s] = here ? i : -1;
@@ -521,7 +521,7 @@ static void check_cache_of(const int* lengths, int i) {
     backend* b = devices[(i + 1) * device_step % device_count];
     model_result expected = run_model(devices[0], &c, p, 2, 1);
     tensor logp = vector_new(c.batch.targets);
-    int n = c.batch.sequences, *table = ints_new(n * pages);
+    int n = c.batch.pack.sequences, *table = ints_new(n * pages);
     for (int k = 0; k < n * pages; k++) table[k] = n * pages - 1 - k;
     kv_cache kv = {.layers = CONFIG.shape.layers,
                    .pages = n * pages,
@@ -591,14 +591,14 @@ static model_case case_fixture(int k) {
                    c.config.count[i] * sizeof(float));
     c.coef = fixture_floats("batch", "coef");
     c.inverse_temperature = *fixture_floats("batch", "inverse_temperature");
-    packed_batch g = {.tokens = 16, .sequences = 3, .targets = fixture_find("batch", "row").count};
+    packed_batch g = {.tokens = 16, .targets = fixture_find("batch", "row").count};
     g.token = fixture_ints("batch", "token");
     g.position = fixture_ints("batch", "position");
-    g.seq_start = fixture_ints("batch", "seq_start");
+    g.pack = (packing){3, fixture_ints("batch", "seq_start"), NULL};
     g.row = fixture_ints("batch", "row");
     g.target = fixture_ints("batch", "target");
     for (int i = 0; i < g.targets; i++)
-        for (int s = 0; s < 3; s++) c.target_start[s + 1] += g.row[i] < g.seq_start[s + 1];
+        for (int s = 0; s < 3; s++) c.target_start[s + 1] += g.row[i] < g.pack.start[s + 1];
     c.batch = g;
     return c;
 }

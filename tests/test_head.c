@@ -85,6 +85,7 @@ static head_inputs inputs_new(shape s, formats f) {
                      vector_random(s.n)};
     for (int i = 0; i < s.n; i++) {
         c.row[i] = s.n + 2 - i;  // some rows unasked, the others in another order
+        if (i % 5 == 4) c.row[i] = c.row[random_below(i)];  // some for several targets
         c.target[i] = random_below(s.vocabulary);
         for (int j = 0; j < ASKED; j++) c.asked[i * ASKED + j] = j == 1 ? -1 : c.target[i];
     }
@@ -254,6 +255,7 @@ static void check_known(backend* b, const char* op, int with_nucleus) {
     if (with_nucleus) c.nucleus = (uint32_t*)fixture_ints(op, "keep");
     op_case o = head_case(&c);
     const tensor* r = o.results;
+    set_zero(r[DX]);
     set_zero(r[DW]);
     run_head(b, &c, r, 0, 6);
     check_fixture(r[LOGP], op, "logp", b);
@@ -307,8 +309,14 @@ typedef struct slots {
 
 // Pointers of a state into one array.
 static slot_state state_at(int* at, int n, int words) {
-    slot_state s = {at,   at + n, at + 2 * n, at + 3 * n, at + 4 * n, at + 5 * n,     NULL,
-                    NULL, NULL,   MAX_NEW,    words,      0,          {0, NULL, NULL}};
+    slot_state s = {.token = at,
+                    .position = at + n,
+                    .sequence = at + 2 * n,
+                    .left = at + 3 * n,
+                    .length = at + 4 * n,
+                    .out_token = at + 5 * n,
+                    .max_new = MAX_NEW,
+                    .nucleus_words = words};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
     s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);
@@ -322,6 +330,7 @@ static slots slots_new(int rows, int vocabulary) {
     memset(t.all.data, 0, t.all.cols * sizeof(float));
     t.s = state_at(t.all.data, n, words);
     t.s.end_token = vocabulary - 1;
+    t.s.first = 4000000000u;
     t.row_slot = ints_new(rows);
     for (int i = 0; i < n; i++) {
         t.s.token[i] = random_below(vocabulary);
@@ -563,6 +572,7 @@ static slots draw_one(backend* b, tensor logits, const sampling* how) {
     set_rows(x, 0, 1, 1);
     slots t = slots_new(1, logits.rows);
     t.s.position[1] = t.s.length[0] = 0;
+    t.s.first = 0;
     prepared* p =
         b->weight_prepare(b, NULL, logits.data, logits.rows, 1, &FORMAT_FP32, &FORMAT_FP32);
     b->sample(b, &t.s, x, t.row_slot, 1, p, &FORMAT_FP32, how);
@@ -636,13 +646,14 @@ static same_rows same_rows_new(backend* b, int rows, int vocabulary) {
     return s;
 }
 
-// Each part of the key counts: another seed, stream, step, sequence or position, other draws.
+// Each part of the key counts: another seed, stream, step, sequence or position, other draws. A
+// sequence is the same by its number and by that of the first.
 static void check_keys(backend* b) {
     int mark = array_count, rows = 64;
     same_rows s = same_rows_new(b, rows, 33);
     const sampling how = {0, 0, 0, 1, 5, STREAM_SAMPLE, 7};  // uniform over the tokens
     int* first = NULL;
-    for (int change = 0; change < 7; change++) {
+    for (int change = 0; change < 8; change++) {
         slots t = slots_copy(&s.t);
         sampling h = how;
         if (change == 1) h.seed++;
@@ -652,14 +663,16 @@ static void check_keys(backend* b) {
         for (int i = 0; i <= rows; i++) {
             t.s.sequence[i] = change == 5 ? (i + 1) % (rows + 1) : i;
             t.s.position[i] += change == 6;
+            t.s.sequence[i] = change == 7 ? (i + 1) % (rows + 1) : t.s.sequence[i];
         }
+        t.s.first -= change == 7;
         b->sample(b, &t.s, s.x, t.row_slot, rows, s.p, &FORMAT_FP32, &h);
         int differing = 0;
         if (!first) first = t.s.token;
-        for (int i = 1; i <= rows; i++) differing += t.s.token[i] != first[i];
-        // 2 of 64 draws from 33 tokens agree by chance.
-        CHECK(change == 0 || differing > 50, "change %d: %d of %d draws differ", change, differing,
-              rows);
+        for (int i = 1; i < rows; i++) differing += t.s.token[i] != first[i];
+        // 2 of 63 draws from 33 tokens agree by chance.
+        CHECK(change % 7 == 0 ? differing == 0 : differing > 50, "change %d: %d of %d draws differ",
+              change, differing, rows);
     }
     b->weight_release(b, s.p);
     arrays_free(mark, "keys of draws");

@@ -169,9 +169,10 @@ static void test_console(void) {
 // The plan is on the console before memory is taken and tried, which takes long for large models.
 static void test_first_sign(void) {
     char flags[1024];
-    snprintf(flags, sizeof flags,
-             "--out %s --channels 512 --depth 4 --micro-batch 512 --prompts 64 --warmup-batch 512",
-             at_home("sign"));
+    snprintf(
+        flags, sizeof flags,
+        "--out %s --channels 512 --depth 4 --micro-tokens 20000 --prompts 64 --warmup-batch 512",
+        at_home("sign"));
     pid_t child = start(flags);
     while (file_size(at_home("stdout")) <= 0 && !kill(child, 0)) sleep_ms(1);
     CHECK(!exists(at_home("sign/config")), "it speaks before it takes memory");

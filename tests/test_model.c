@@ -175,14 +175,14 @@ static loaded load(backend* b, const text* t, int first, int count) {
         }
     }
     start[count] = n;
-    loaded l = {.g = {.tokens = n, .sequences = count, .targets = targets}};
+    loaded l = {.g = {.tokens = n, .targets = targets}};
     l.ints_count = 5 * n + count + 1;
     l.ints = to_device(b, host, l.ints_count * sizeof(int));
     l.g.token = l.ints;
     l.g.position = l.ints + n;
     l.g.row = l.ints + 2 * n;
     l.g.target = l.ints + 3 * n;
-    l.g.seq_start = l.ints + 4 * n;
+    l.g.pack = (packing){count, l.ints + 4 * n, NULL};
     l.coef = to_device(b, coef, n * sizeof(float));
     if (t->nucleus) l.g.nucleus = to_device(b, nucleus, (size_t)n * t->words * 4);
     l.logp = b->alloc(b, 2 * n * sizeof(float), "a test");

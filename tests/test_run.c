@@ -34,7 +34,7 @@ static void test_log_keys(void) {
          3},
         {"numerics", "step time " MISMATCH_KEYS, 3},
         {"update",
-         "step time index loss lr grad_norm skipped tokens_per_s " MISMATCH_KEYS
+         "step time index loss lr grad_norm skipped tokens trained_tokens tokens_per_s " MISMATCH_KEYS
          " masked masked_mu corrective",
          12},
         {"eval", "step time greedy pass1 passk k prompts response_length", 3},
@@ -75,7 +75,7 @@ static void test_log_values(void) {
         CHECK(value_of(r, "occupancy") > 0.3 && value_of(r, "occupancy") <= 1, "occupancy %g",
               value_of(r, "occupancy"));
         CHECK(value_of(r, "reward_std") > 0, "the rewards of step %d differ", i);
-        CHECK(value_of(e, "k") == 2 && value_of(e, "prompts") == 16, "evaluation");
+        CHECK(value_of(e, "k") == 2 && value_of(e, "prompts") == 12, "evaluation");
         CHECK(value_of(e, "passk") >= value_of(e, "pass1"), "pass@2 is at least pass@1");
     }
     for (int i = 0; i < 12; i++) {
@@ -203,9 +203,9 @@ static void test_draws(void) {
     remove_tree(at_home("draws"));
 }
 
-// Evaluations draw as training does: near temperature 0 a sample is the most probable answer.
+// Near temperature 0 a sample is the most probable answer; the rollouts' temperature does not count.
 static void test_evaluation_temperature(void) {
-    good_run("cold", "--temperature 0.001 --eval-prompts 200");
+    good_run("cold", "--eval-temperature 0.001 --temperature 1.5");
     run_lines log = read_log("cold");
     for (int i = 0; i < 3; i++) {
         const line* e = nth(&log, "eval", i);
@@ -460,9 +460,9 @@ static void test_logits_gradients(void) {
 // The same bits
 
 static void check_same_bits(const char* flags, const char* name) {
-    static const char* const free_flags[] = {"--threads 2", "--micro-batch 1", "--micro-batch 64",
-                                             "--slots 3",   "--slots 256",     "--isa c",
-                                             "--isa avx2",  "--isa avx512"};
+    static const char* const free_flags[] = {
+        "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",
+        "--slots 256", "--isa c",          "--isa avx2",          "--isa avx512"};
     good_run(name, flags);
     for (size_t i = 0; i < sizeof free_flags / sizeof *free_flags; i++) {
         const char* isa = strstr(free_flags[i], "avx");
@@ -506,7 +506,7 @@ static void test_interrupt(void) {
           newest);
     // What changes no bit may change.
     check_resumed("int_step", "longer",
-                  "--slots 5 --micro-batch 7 --checkpoint-every 3 --checkpoint-keep 1");
+                  "--slots 5 --micro-tokens 700 --checkpoint-every 3 --checkpoint-keep 1");
 }
 
 // Interrupted in the last step of the warm-up, the one after which RL begins with fresh moments.
@@ -841,7 +841,7 @@ static void test_refusals(void) {
         {"--updates 3", "--updates 3"},
         {"--updates 128", "--updates 128"},
         {"--epochs 0", "--epochs"},
-        {"--micro-batch 0", "--micro-batch"},
+        {"--micro-tokens 0", "--micro-tokens"},
         {"--lr -1", "--lr"},
         {"--lr 1e-3x", "--lr"},
         {"--lr-warmup -1", "--lr-warmup"},
@@ -915,8 +915,8 @@ static void test_refused_resume(void) {
     CHECK(exit_code(&e) == 0, "the same values are fine: %s", e.err);
     // What runs at once leaves a trace in fp8 gradients; in scales per tensor slots do too.
     good_run("scaled", "--grad-dtype fp8_e5m2");
-    e = run("--resume --out %s --micro-batch 3", at_home("scaled"));
-    check_refused(&e, "another micro-batch", "--micro-batch 3");
+    e = run("--resume --out %s --micro-tokens 3", at_home("scaled"));
+    check_refused(&e, "other micro-batches", "--micro-tokens 3");
     remove_tree(at_home("scaled"));
     good_run("scaled", "--rollout-dtype fp8_e4m3 --activation-scale tensor");
     e = run("--resume --out %s --slots 3", at_home("scaled"));
@@ -1102,7 +1102,7 @@ static const struct {
     {"--family llama", "--norm-eps 1e-3", MODEL},
     {"--family llama", "--tied 0", MODEL},
     {"--family llama", "--recompute 2", SAME},
-    {"--family llama", "--micro-batch 3", SAME},
+    {"--family llama", "--micro-tokens 3", SAME},
     {"--family llama", "--threads 2", SAME},
     {"--family llama", "--isa c", SAME},
     {"--family llama", "--train-dtype fp8_e4m3", MODEL},
@@ -1126,6 +1126,8 @@ static const struct {
     {"", "--eval-prompts 17", LOG},
     {"", "--eval-samples 3", LOG},
     {"", "--eval-k 1", LOG},
+    {"", "--eval-temperature 0.5", LOG},
+    {"", "--eval-top-p 0.5", LOG},
     {"", "--sanity-samples 8", MODEL},
     {"", "--sanity-samples 12", MODEL},
     {"--sanity-samples 8", "--sanity-prompts 20", MODEL},
@@ -1189,12 +1191,12 @@ static const struct {
     {"", "--aggregate seq-mean-token-sum-norm", MODEL},
     {"", "--updates 4", MODEL},
     {"", "--epochs 1", MODEL},
-    {"", "--micro-batch 3", SAME},
+    {"", "--micro-tokens 3", SAME},
     {"", "--recompute 1", SAME},
     {"", "--recompute 2", SAME},
     {"", "--batch-invariant", SAME},
     {"", "--products handwritten", SAME},
-    {"", "--micro-batch 2000000000", SAME},
+    {"", "--micro-tokens 2000000000", SAME},
     {"", "--lr 5e-4", MODEL},
     {"", "--lr-warmup 2", MODEL},
     {"", "--schedule constant", MODEL},

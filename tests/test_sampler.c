@@ -77,8 +77,8 @@ static rollout* sampled(backend* b, const setup* s, const float* parameters, sam
 static trainer* make_trainer(backend* b, const setup* s, const float* parameters) {
     const optimizer_config config = {
         .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1, .format = &FORMAT_FP32};
-    trainer* t = trainer_create(b, &s->c, s->p, &config, 4, max_prompt_of(s) + s->max_new,
-                                RECOMPUTE_NOTHING);
+    trainer_room room = {100, s->group, max_prompt_of(s), s->max_new};
+    trainer* t = trainer_create(b, &s->c, s->p, &config, &room, RECOMPUTE_NOTHING);
     trainer_load(t, parameters);
     return t;
 }

@@ -153,10 +153,10 @@ static void test_small_task(void) {
 }
 
 // The prompts are those of a step that no run reaches. The draws have a stream of their own, and
-// each batch has a step of its own: at an infinite temperature the first token of a response is the
-// one in whose equal share of 2^64 the draw falls.
+// each sample has a number of its own: at an infinite temperature the first token of a response is
+// the one in whose equal share of 2^64 the draw falls.
 static void test_keys(void) {
-    enum { SAMPLES = 128, AT_ONCE = SANITY_SAMPLES_MAX / SAMPLES, PROMPTS = 7 };
+    enum { SAMPLES = 128, PROMPTS = 7 };
     sanity_config c = usual_config();
     c.prompts = PROMPTS;
     c.samples = SAMPLES;
@@ -166,10 +166,9 @@ static void test_keys(void) {
     task t = task_open("chain");
     int wrong = 0, training = 0;
     for (int i = 0; i < PROMPTS * SAMPLES; i++) {
-        int prompt = i / SAMPLES, batch = prompt / AT_ONCE * AT_ONCE;
         uint32_t random[4];
-        random_at(random, c.how.seed, STREAM_SANITY, (uint32_t)batch,
-                  (uint32_t)(i - batch * SAMPLES), (uint32_t)strlen(drawn.prompt[i]));
+        random_at(random, c.how.seed, STREAM_SANITY, 0, (uint32_t)i,
+                  (uint32_t)strlen(drawn.prompt[i]));
         uint64_t u = (uint64_t)random[0] << 32 | random[1];
         int token = (int)((unsigned __int128)u * (unsigned)tokenizer_size() >> 64);
         char expected[2];
@@ -193,7 +192,7 @@ static void test_keys(void) {
 static void test_list(void) {
     task t = task_open("chain");
     char text[3][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:", "2+2+2+2+2:"};
-    prompt_list list = {3, text};
+    prompt_list list = {3, 3, text};
     rollout* d = rollout_create(5, t.max_prompt, MAX_NEW, 0);
     d->prompts = 5;
     d->group = 1;
@@ -211,7 +210,7 @@ static char path[] = "/tmp/test_sanity.XXXXXX";
 static void test_file(void) {
     task t = task_open("chain");
     char text[2][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:"};
-    prompt_list list = {2, text};
+    prompt_list list = {2, 2, text};
     uint64_t checksum = sanity_write(&list, path);
     prompt_list back = sanity_read(&t, path, checksum);
     CHECK(same_list(&list, &back), "what was written is read");

@@ -663,6 +663,40 @@ static void test_held_out_share(void) {
     }
 }
 
+// The prompts of an evaluation differ; they are the first ones by number; a task that has fewer
+// gives all that many draws find.
+static void test_held_out_lists(void) {
+    enum { WANTED = 3000, DRAWS = 200000, WIDTH = 32 };
+    static const char* const specs[] = {"chain", "add:digits=2", "chain:operands=2",
+                                        "countdown:numbers=2,largest=2"};
+    static const int all[] = {1, 0, 0, 0};  // whether there are as many as are wanted
+    char(*drawn)[WIDTH] = xalloc(DRAWS, WIDTH, "prompts");
+    for (int k = 0; k < COUNT(specs); k++) {
+        task t = task_open(specs[k]);
+        prompt_list list = task_held_out_prompts(&t, 4, WANTED);
+        text prompt;
+        int distinct = 1, order = 0;
+        for (uint32_t i = 0; i < DRAWS; i++) {
+            task_held_out_prompt(&t, 4, i, prompt);
+            strcpy(drawn[i], prompt);
+            if (order < list.count && !strcmp(list.text[order], prompt)) order++;
+        }
+        qsort(drawn, DRAWS, WIDTH, compare_texts);
+        for (int i = 1; i < DRAWS; i++) distinct += strcmp(drawn[i], drawn[i - 1]) != 0;
+        CHECK(list.count == (all[k] ? WANTED : distinct), "%s: %d prompts, %d by many draws",
+              specs[k], list.count, distinct);
+        CHECK(order == list.count, "%s: prompt %d of the list is out of order", specs[k], order);
+        qsort(list.text, (size_t)list.count, TASK_TEXT_MAX, compare_texts);
+        for (int i = 1; i < list.count; i++)
+            CHECK(strcmp(list.text[i], list.text[i - 1]), "%s: %s twice", specs[k], list.text[i]);
+        prompt_list few = task_held_out_prompts(&t, 4, 1);
+        CHECK(few.count == 1, "%s: %d prompts, not one", specs[k], few.count);
+        prompt_list_free(&few);
+        prompt_list_free(&list);
+    }
+    free(drawn);
+}
+
 static void test_reproducible(void) {
     const char* frozen[][5] = {
         {"chain", "9+1+3-5-3:", "2+8+1+5-6:", "7+9-1+2+2:", "7+9=16-1=15+2=16+2=18\n"},
@@ -1059,6 +1093,7 @@ int main(void) {
     test_fuzz();
     test_sets_are_disjoint();
     test_held_out_share();
+    test_held_out_lists();
     test_reproducible();
     test_chain_corpus();
     test_chain_problems();

@@ -24,9 +24,10 @@ static optimizer_config adamw(const format* f) {
                               .seed = 9};
 }
 
-static trainer* make_trainer(backend* b, precision p, const optimizer_config* o, int micro_batch) {
-    trainer* t =
-        trainer_create(b, &MODEL, p, o, micro_batch, MAX_PROMPT + MAX_NEW, RECOMPUTE_NOTHING);
+// Micro-batches of so many tokens, at least a group's.
+static trainer* make_trainer(backend* b, precision p, const optimizer_config* o, int tokens) {
+    trainer_room room = {tokens, GROUP, MAX_PROMPT, MAX_NEW};
+    trainer* t = trainer_create(b, &MODEL, p, o, &room, RECOMPUTE_NOTHING);
     float* parameters = random_parameters(&MODEL, 1, 0.2);
     trainer_load(t, parameters);
     free(parameters);
@@ -84,7 +85,7 @@ static void random_anchor(trainer* t, rollout* d) {
 static rollout* random_batch(backend* b, int nucleus_words) {
     rollout* d = rollout_create(SEQUENCES, MAX_PROMPT, MAX_NEW, nucleus_words);
     optimizer_config o = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &o, SEQUENCES);
+    trainer* t = make_trainer(b, fp32(), &o, 300);
     random_completions(d, nucleus_words > 0);
     random_anchor(t, d);
     trainer_free(t);
@@ -129,11 +130,11 @@ typedef struct trace {
 } trace;
 
 // Two passes over the batch in two mini-batches, of 10 and 14 sequences.
-static trace run_updates(backend* b, precision p, int micro_batch, rollout* d, const objective* o) {
+static trace run_updates(backend* b, precision p, int tokens, rollout* d, const objective* o) {
     trace r = {.end = {.count = 0}};
     optimizer_config config = adamw(&FORMAT_FP32);
     config.loss_scaling = p.linear == &FORMAT_FP16;
-    trainer* t = make_trainer(b, p, &config, micro_batch);
+    trainer* t = make_trainer(b, p, &config, tokens);
     for (int pass = 0; pass < 2; pass++) {
         memset(d->log_pi, 0, sizeof r.log_pi[pass]);
         for (int half = 0; half < 2; half++)
@@ -152,14 +153,15 @@ static void check_same_trace(const trace* a, const trace* e, const char* what) {
     for (int i = 0; i < 4; i++) {
         const trainer_update_result *x = &a->result[i], *y = &e->result[i];
         CHECK(x->loss == y->loss && x->grad_norm == y->grad_norm && x->masked == y->masked &&
-                  x->corrective == y->corrective && x->tokens == y->tokens && !x->skipped &&
+                  x->corrective == y->corrective && x->tokens == y->tokens &&
+                  x->trained_tokens == y->trained_tokens && !x->skipped &&
                   !memcmp(&x->masked_mu, &y->masked_mu, sizeof x->masked_mu),
               "%s: result %d, loss %.17g and %.17g", what, i, x->loss, y->loss);
     }
 }
 
 static void test_bits(void) {
-    static const int micro_batches[] = {1, 3, 64};
+    static const int micro_tokens[] = {1, 200, 1000};
     backend* device[DEVICES_MAX];
     int devices = open_devices(device);
     objective o = objective_defaults(OBJECTIVE_DRPO);
@@ -167,15 +169,15 @@ static void test_bits(void) {
         rollout* d = random_batch(device[0], 2 * k);
         for (int i = 0; i < DTYPES; i += quick ? 3 : 1) {
             precision p = precision_of(DTYPE[i], k ? &FORMAT_BF16 : &FORMAT_FP32);
-            trace e = run_updates(device[0], p, 7, d, &o);
+            trace e = run_updates(device[0], p, 120, d, &o);
             for (int j = 0; j < 3 + devices - 1; j++) {
                 char what[96];
                 backend* b = device[j < 3 ? 0 : j - 2];
-                int micro_batch = j < 3 ? micro_batches[j] : 5;
+                int tokens = j < 3 ? micro_tokens[j] : 90;
                 if (quick && j != i / 2 + k) continue;
-                snprintf(what, sizeof what, "%s, micro-batch %d, %s", DTYPE[i]->name, micro_batch,
+                snprintf(what, sizeof what, "%s, %d tokens at a time, %s", DTYPE[i]->name, tokens,
                          b->name);
-                trace found = run_updates(b, p, micro_batch, d, &o);
+                trace found = run_updates(b, p, tokens, d, &o);
                 check_same_trace(&found, &e, what);
                 free(found.end.parameters);
             }
@@ -195,7 +197,7 @@ static void test_sequence_bits(void) {
         objective o = objective_defaults(kinds[k]);
         o.clip_low = o.clip_high = 0.02;
         if (o.ratio_cap == 2) o.ratio_cap = 0.7;
-        trace e = run_updates(b, fp32(), 7, d, &o);
+        trace e = run_updates(b, fp32(), 120, d, &o);
         CHECK(e.result[0].grad_norm > 1e-3, "%s has a gradient", OBJECTIVE_NAMES[kinds[k]]);
         CHECK((e.result[0].masked > 0) == (k > 0), "%s: masked %g", OBJECTIVE_NAMES[kinds[k]],
               e.result[0].masked);
@@ -215,7 +217,7 @@ static void test_logprobs(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config, 5);
+    trainer* t = make_trainer(b, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config, 130);
     objective o = objective_defaults(OBJECTIVE_DRPO);
     const size_t bytes = SEQUENCES * MAX_NEW * sizeof(float);
     float *before = xalloc(bytes, 1, "log pi"), *other = xalloc(bytes, 1, "log pi");
@@ -224,7 +226,7 @@ static void test_logprobs(void) {
     trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 0.8f, before);
     trainer_update_result u = trainer_update(t, d, 0, SEQUENCES, &o, AGGREGATE_TOKEN_MEAN, 0.8f, 1);
     int64_t tokens = (int64_t)d->start[SEQUENCES] - SEQUENCES;
-    for (int s = 0; s < SEQUENCES; s++) tokens += d->prompt_length[s / GROUP];
+    for (int p = 0; p < PROMPTS; p++) tokens += d->prompt_length[p];
     CHECK(!memcmp(d->log_pi, before, d->start[SEQUENCES] * sizeof(float)), "log pi");
     CHECK(u.tokens == tokens, "%lld tokens run, not %lld", (long long)u.tokens, (long long)tokens);
     trainer_logprobs(t, t->weights, d, 3, 9, 0.8f, other);
@@ -246,6 +248,94 @@ static void test_logprobs(void) {
     cpu_close(b);
 }
 
+// Tokens that a part of a group takes: its prompt and all tokens of its samples but the last ones.
+static int64_t part_tokens(const rollout* d, int first, int last) {
+    return d->prompt_length[first / GROUP] + (int64_t)(d->start[last] - d->start[first]) -
+           (last - first);
+}
+
+// Groups whose advantages are all 0 run forward only; their gradient is that of advantages which
+// are almost 0. A mini-batch may cut a group: then only the part that is there counts. `needed`:
+// where the objective adds to the gradient whatever the advantage is, all groups run backward.
+static void test_idle_groups(void) {
+    enum { FIRST = 2, COUNT = SEQUENCES - FIRST };
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    for (int needed = 0; needed < 2; needed++) {
+        objective o = objective_defaults(OBJECTIVE_DRPO);
+        o.kl_coef = needed;
+        snapshot end[2];
+        trainer_update_result u[2];
+        for (int i = 0; i < 2; i++) {
+            trainer* t = make_trainer(b, fp32(), &config, 130);
+            d->advantage[1] = 1;  // of the first group, but not of this mini-batch
+            for (int s = FIRST; s < SEQUENCES; s++)
+                if (s < GROUP || s / GROUP == 3) d->advantage[s] = i ? 1e-30f : 0;
+            u[i] = trainer_update(t, d, FIRST, COUNT, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-3);
+            end[i] = snapshot_of(t);
+            trainer_free(t);
+        }
+        int64_t idle = part_tokens(d, FIRST, GROUP) + part_tokens(d, 3 * GROUP, 4 * GROUP);
+        CHECK(u[0].tokens == u[1].tokens && u[1].trained_tokens == u[1].tokens,
+              "%lld of %lld tokens", (long long)u[1].trained_tokens, (long long)u[1].tokens);
+        CHECK(u[0].trained_tokens == u[0].tokens - (needed ? 0 : idle), "%lld of %lld tokens",
+              (long long)u[0].trained_tokens, (long long)u[0].tokens);
+        size_t moved = 0;
+        for (size_t i = 0; i < end[0].count; i++)
+            moved += fabsf(end[0].gradients[i] - end[1].gradients[i]) > 1e-25f;
+        CHECK(moved == 0, "%zu gradients differ", moved);
+        free(end[0].parameters);
+        free(end[1].parameters);
+    }
+    rollout_free(d);
+    cpu_close(b);
+}
+
+// A group's prompt once gives the gradient that a prompt for each sample gives: groups of one.
+static void test_shared_prompts(void) {
+    backend* b = cpu_open(1, "auto");
+    optimizer_config config = adamw(&FORMAT_FP32);
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    rollout *d = random_batch(b, 0), *apart = rollout_create(SEQUENCES, MAX_PROMPT, MAX_NEW, 0);
+    rollout each = *d;
+    each.prompts = SEQUENCES;
+    each.group = 1;
+    each.prompt = apart->prompt;
+    each.prompt_length = apart->prompt_length;
+    for (int s = 0; s < SEQUENCES; s++) {
+        each.prompt_length[s] = d->prompt_length[s / GROUP];
+        memcpy(each.prompt + s * MAX_PROMPT, d->prompt + s / GROUP * MAX_PROMPT,
+               MAX_PROMPT * sizeof(int));
+    }
+    snapshot end[2];
+    float log_pi[SEQUENCES * MAX_NEW];
+    for (int i = 0; i < 2; i++) {
+        trainer* t = make_trainer(b, fp32(), &config, 300);
+        trainer_update_result u = update(t, i ? &each : d, &o, 1e-3);
+        int64_t tokens = 0, size = i ? 1 : GROUP;
+        for (int s = 0; s < SEQUENCES; s += (int)size) tokens += part_tokens(d, s, s + (int)size);
+        CHECK(u.tokens == tokens, "%lld tokens, not %lld", (long long)u.tokens, (long long)tokens);
+        if (!i) memcpy(log_pi, d->log_pi, d->start[SEQUENCES] * sizeof(float));
+        end[i] = snapshot_of(t);
+        trainer_free(t);
+    }
+    CHECK(!memcmp(log_pi, d->log_pi, d->start[SEQUENCES] * sizeof(float)), "log pi");
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < end[0].count; i++) {
+        double x = end[0].gradients[i], y = end[1].gradients[i];
+        difference += (x - y) * (x - y);
+        norm += y * y;
+    }
+    CHECK(sqrt(difference / norm) < 1e-6, "gradients differ by %g of their norm",
+          sqrt(difference / norm));
+    free(end[0].parameters);
+    free(end[1].parameters);
+    rollout_free(apart);
+    rollout_free(d);
+    cpu_close(b);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Loss and gradient
 
@@ -264,7 +354,7 @@ static double loss_at(trainer* t, rollout* d, const objective* o, aggregate_kind
 static void check_slope(backend* b, rollout* d, const objective* o, aggregate_kind aggregate,
                         const char* what) {
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &config, 5);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
     snapshot s = snapshot_of(t);
     trainer_update_result u = trainer_update(t, d, 0, SEQUENCES, o, aggregate, 0.9f, 0);
     snapshot after = snapshot_of(t);
@@ -351,7 +441,7 @@ static void test_candidates(void) {
     backend* b = cpu_open(1, "auto");
     rollout *d = random_batch(b, 0), *e = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &config, 5);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
     const int n = SEQUENCES * MAX_NEW;
     float* log_pi = xalloc(n, sizeof *log_pi, "log pi");
     add_candidates(d, t);
@@ -381,7 +471,7 @@ static void test_candidates(void) {
         o.delta = kl ? 1e-3 : 0.01;
         trainer_update_result u = update(t, d, &o, 0);
         CHECK(u.masked == masked_share(d, &o), "masked %g, not %g", u.masked, masked_share(d, &o));
-        trace expected = run_updates(b, fp32(), 7, d, &o);
+        trace expected = run_updates(b, fp32(), 120, d, &o);
         CHECK(expected.result[0].masked > 0 && expected.result[0].masked < 1, "masked %g",
               expected.result[0].masked);
         for (int m = 0; m < 3; m++) {
@@ -406,7 +496,7 @@ static void test_result(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &config, 5);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
     objective o = objective_defaults(OBJECTIVE_GRPO), none = objective_defaults(OBJECTIVE_SFT);
     o.kl = KL_K3;
     o.kl_coef = 0.5;  // so strong that it corrects some tokens, masked ones among them
@@ -454,7 +544,7 @@ static void test_keep_sets(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 2);
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &config, 5);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
     objective o = objective_defaults(OBJECTIVE_SFT);
     enum { OUTSIDE = 36, INSIDE = 3 };  // random_completions keeps 0 to 31 at random, and targets
     float before[SEQUENCES * MAX_NEW];
@@ -485,7 +575,7 @@ static void test_skipping(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &config, 5);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
     update(t, d, &o, 1e-3);  // so that the moments are not 0
     for (int i = 0; i < 3; i++) {
@@ -517,7 +607,7 @@ static void diverge(const void* unused) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* t = make_trainer(b, fp32(), &config, 5);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
     d->advantage[0] = NAN;
     for (int i = 0; i < OPTIMIZER_PATIENCE - 1; i++) update(t, d, &o, 1e-3);
@@ -562,7 +652,7 @@ static void test_rehearsal(void) {
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
     snapshot end[2];
     for (int rehearsed = 0; rehearsed < 2; rehearsed++) {
-        trainer* t = make_trainer(b, fp32(), &config, 5);
+        trainer* t = make_trainer(b, fp32(), &config, 130);
         update(t, d, &o, 1e-3);  // so that the moments are not 0
         if (rehearsed) {
             snapshot before = snapshot_of(t);
@@ -572,7 +662,7 @@ static void test_rehearsal(void) {
             b->embed_forward = spy_embed;
             trainer_rehearse(t);
             b->embed_forward = asked.real.embed_forward;
-            CHECK(asked.rows == 5 * (MAX_PROMPT + MAX_NEW) && asked.foreign == 0,
+            CHECK(asked.rows == 130 && asked.foreign == 0,
                   "%d rows, %d positions beyond the context", asked.rows, asked.foreign);
             snapshot after = snapshot_of(t);
             size_t moved = 0;
@@ -614,7 +704,7 @@ static void test_loss_scaling_is_exact(void) {
     snapshot s[2];
     for (int scaling = 0; scaling < 2; scaling++) {
         config.loss_scaling = scaling;
-        trainer* t = make_trainer(b, fp32(), &config, 5);
+        trainer* t = make_trainer(b, fp32(), &config, 130);
         update(t, d, &o, 1e-3);
         r[scaling] = update(t, d, &o, 1e-3);
         s[scaling] = snapshot_of(t);
@@ -649,12 +739,12 @@ static void test_loss_scaling_rescues(void) {
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
     for (int s = 0; s < SEQUENCES; s++) d->advantage[s] *= 1e-6f;
     optimizer_config config = adamw(&FORMAT_FP32);
-    trainer* exact = make_trainer(b, fp32(), &config, 64);
+    trainer* exact = make_trainer(b, fp32(), &config, 1000);
     double norm = update(exact, d, &o, 0).grad_norm;
     snapshot e = snapshot_of(exact);
     for (int scaling = 0; scaling < 2; scaling++) {
         config.loss_scaling = scaling;
-        trainer* t = make_trainer(b, precision_of(&FORMAT_FP16, &FORMAT_FP16), &config, 64);
+        trainer* t = make_trainer(b, precision_of(&FORMAT_FP16, &FORMAT_FP16), &config, 1000);
         trainer_update_result u = update(t, d, &o, 0);
         snapshot s = snapshot_of(t);
         double x = relative_distance(s.gradients, scaling ? 65536 : 1, e.gradients, s.count);
@@ -679,7 +769,7 @@ static void test_loss_scale(void) {
     optimizer_config config = adamw(&FORMAT_FP32);
     config.loss_scaling = 1;
     objective o = objective_defaults(OBJECTIVE_REINFORCE);
-    trainer* t = make_trainer(b, precision_of(&FORMAT_FP16, &FORMAT_FP32), &config, 64);
+    trainer* t = make_trainer(b, precision_of(&FORMAT_FP16, &FORMAT_FP32), &config, 1000);
     const optimizer_state* s = &t->optimizer->state;
     d->sequences = 4;
     CHECK(s->loss_scale == 65536, "the first scale is %g", s->loss_scale);
@@ -725,7 +815,7 @@ static void test_stochastic_rounding(void) {
     precision p = precision_of(&FORMAT_BF16, &FORMAT_FP32);
     optimizer_config masters = adamw(&FORMAT_FP32), none = adamw(&FORMAT_BF16);
     masters.weight_decay = none.weight_decay = 0;
-    trainer *with = make_trainer(b, p, &masters, 64), *without = make_trainer(b, p, &none, 64);
+    trainer *with = make_trainer(b, p, &masters, 1000), *without = make_trainer(b, p, &none, 1000);
     snapshot start = snapshot_of(without);
     trainer_load(with, start.parameters);
     double first = update(without, d, &o, 0).loss, last = 0;
@@ -766,7 +856,7 @@ static void test_load(void) {
     for (int k = 0; k < 2; k++) {
         const format* f = k ? &FORMAT_FP16 : &FORMAT_FP32;
         optimizer_config config = adamw(f);
-        trainer* t = make_trainer(b, fp32(), &config, 2);
+        trainer* t = make_trainer(b, fp32(), &config, 1);
         trainer_load(t, parameters);
         trainer_save(t, back);
         for (size_t i = 0; i < n; i++) wrong += back[i] != format_round(parameters[i], f);
@@ -786,7 +876,7 @@ static void test_memory(void) {
     for (int i = 0; i < 2; i++) {  // the first time scratch memory grows
         before = b->allocated;
         rollout* d = random_batch(b, 2);
-        trainer* t = make_trainer(b, fp32(), &config, 5);
+        trainer* t = make_trainer(b, fp32(), &config, 130);
         update(t, d, &o, 0);
         trainer_free(t);
         rollout_free(d);
@@ -802,6 +892,8 @@ int main(int argc, char** argv) {
     test_bits();
     test_sequence_bits();
     test_logprobs();
+    test_idle_groups();
+    test_shared_prompts();
     test_slopes();
     test_result();
     test_candidates();

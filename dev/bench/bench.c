@@ -513,10 +513,10 @@ static void training_step(void) {
     printf("\nTraining step of %s, %d x %d tokens\n", gpt2_name(), STEP_SEQUENCES, STEP_TOKENS);
     peer_start();
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t = trainer_create(device[d], &gpt, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS,
-                                   RECOMPUTE_NOTHING);
-        trainer_load(work[d].t, parameters);
         work[d].d = workload_batch(gpt.shape.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
+        work[d].t =
+            workload_trainer(device[d], &gpt, fp32(), &config, work[d].d, RECOMPUTE_NOTHING);
+        trainer_load(work[d].t, parameters);
         work[d].objective = objective_defaults(OBJECTIVE_SFT);
         torch[d] = (peer_request){"train", threads[d], gpt.shape.layers};
         c[d] = (contender){.run = training_run, .arg = &work[d]};
@@ -674,9 +674,9 @@ static void decoding(void) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// The default run's update: 128 sequences of 10 + 24 tokens, micro-batches of 32, DRPO.
+// The default run's update: 8 groups of 16 sequences of 10 + 24 tokens, DRPO.
 
-enum { UPDATE_SEQUENCES = 128, UPDATE_MICRO_BATCH = 32 };
+enum { UPDATE_SEQUENCES = 128, UPDATE_GROUP = 16, UPDATE_MICRO_TOKENS = 2048 };
 
 static void update(void) {
     model gpt = default_model();
@@ -687,10 +687,12 @@ static void update(void) {
     printf("\nUpdate, default model, %d sequences of %d + %d tokens, DRPO\n", UPDATE_SEQUENCES,
            PROMPT, NEW);
     for (int d = 0; d < DEVICES; d++) {
-        work[d].t = trainer_create(device[d], &gpt, fp32(), &config, UPDATE_MICRO_BATCH,
-                                   PROMPT + NEW, RECOMPUTE_NOTHING);
+        trainer_room room = {UPDATE_MICRO_TOKENS, UPDATE_GROUP, PROMPT, NEW};
+        work[d].t = trainer_create(device[d], &gpt, fp32(), &config, &room, RECOMPUTE_NOTHING);
         trainer_load(work[d].t, parameters);
         work[d].d = workload_batch(gpt.shape.vocab, UPDATE_SEQUENCES, PROMPT, NEW);
+        work[d].d->prompts = UPDATE_SEQUENCES / UPDATE_GROUP;
+        work[d].d->group = UPDATE_GROUP;
         work[d].objective = objective_defaults(OBJECTIVE_DRPO);
         trainer_logprobs(work[d].t, work[d].t->weights, work[d].d, 0, UPDATE_SEQUENCES, 1,
                          work[d].d->anchor);
@@ -728,10 +730,10 @@ static void memory(void) {
     printf("\nMemory, %s in fp32, %zu parameters %29s\n", gpt2_name(), n, "bytes a parameter");
     float* parameters = xalloc(n, sizeof(float), "parameters");
     training w = {.objective = objective_defaults(OBJECTIVE_SFT)};
-    w.t = trainer_create(b, &gpt, fp32(), &config, STEP_SEQUENCES, STEP_TOKENS, RECOMPUTE_NOTHING);
+    w.d = workload_batch(gpt.shape.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
+    w.t = workload_trainer(b, &gpt, fp32(), &config, w.d, RECOMPUTE_NOTHING);
     trainer_load(w.t, parameters);
     free(parameters);
-    w.d = workload_batch(gpt.shape.vocab, STEP_SEQUENCES, 1, STEP_TOKENS);
     size_t trainer_only = b->allocated - before;
     training_run(&w);
     size_t scratch = b->allocated - before - trainer_only, at = b->allocated;
@@ -822,13 +824,14 @@ static void attend(kernel_memory* m, int sequences, int length, int backward) {
     int n = sequences * length;
     head_shape heads = {HEADS, HEADS, CHANNELS / HEADS};
     tensor qkv = matrix_of(m->x, n, 3 * CHANNELS), out = matrix_of(m->y, n, CHANNELS);
+    packing pack = {sequences, m->start, NULL};
     for (int s = 0; s <= sequences; s++) m->start[s] = s * length;
     if (!backward)
-        m->b->attention_forward(m->b, out, m->stats, qkv, m->start, sequences, heads, &FORMAT_FP32);
+        m->b->attention_forward(m->b, out, m->stats, qkv, &pack, heads, &FORMAT_FP32);
     else
         m->b->attention_backward(m->b, matrix_of(m->z, n, 3 * CHANNELS),
-                                 matrix_of(m->w, n, CHANNELS), qkv, out, m->stats, m->start,
-                                 sequences, heads, &FORMAT_FP32, &FORMAT_FP32);
+                                 matrix_of(m->w, n, CHANNELS), qkv, out, m->stats, &pack, heads,
+                                 &FORMAT_FP32, &FORMAT_FP32);
 }
 static void do_attention(kernel_memory* m) { attend(m, 4, 64, 0); }
 static void do_attention_backward(kernel_memory* m) { attend(m, 4, 64, 1); }

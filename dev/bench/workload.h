@@ -32,4 +32,12 @@ static inline optimizer_config workload_adamw(void) {
                               .seed = 1};
 }
 
+// A trainer whose micro-batches hold the whole of `d`.
+static inline trainer* workload_trainer(backend* b, const model* m, precision p,
+                                        const optimizer_config* config, const rollout* d,
+                                        recompute_level keep) {
+    trainer_room room = {rollout_most_tokens(d), d->group, d->max_prompt, d->max_new};
+    return trainer_create(b, m, p, config, &room, keep);
+}
+
 #endif

@@ -70,7 +70,7 @@ static trainer* train(backend* b, const model* m, precision p) {
     optimizer_config config = workload_adamw();
     objective o = objective_defaults(OBJECTIVE_SFT);
     rollout* d = workload_batch(vocab, sequences, 1, tokens);
-    trainer* t = trainer_create(b, m, p, &config, sequences, tokens, RECOMPUTE_NOTHING);
+    trainer* t = workload_trainer(b, m, p, &config, d, RECOMPUTE_NOTHING);
     load_parameters(t);
     trainer_update(t, d, 0, sequences, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-5);
     rollout_free(d);

@@ -457,13 +457,15 @@ static head_shape heads_of(const bench* d) {
 
 static void attend(bench* d, int call, const int* start, int sequences) {
     array_set* s = set_of(d, call);
-    gpu->attention_forward(gpu, slice(d, s->y, 0), s->stats, qkv_of(d, s->x, d->rows), start,
-                           sequences, heads_of(d), &FORMAT_BF16);
+    packing pack = {sequences, start, NULL};
+    gpu->attention_forward(gpu, slice(d, s->y, 0), s->stats, qkv_of(d, s->x, d->rows), &pack,
+                           heads_of(d), &FORMAT_BF16);
 }
 static void attend_backward(bench* d, int call, const int* start, int sequences) {
     array_set* s = set_of(d, call);
+    packing pack = {sequences, start, NULL};
     gpu->attention_backward(gpu, qkv_of(d, s->wide, d->rows), slice(d, s->x, 3),
-                            qkv_of(d, s->x, d->rows), slice(d, s->y, 0), s->stats, start, sequences,
+                            qkv_of(d, s->x, d->rows), slice(d, s->y, 0), s->stats, &pack,
                             heads_of(d), &FORMAT_BF16, &FORMAT_BF16);
 }
 static void do_long_attention(void* arg, int call) {
@@ -735,8 +737,8 @@ static void training_step(void) {
     }
     s.d = workload_batch(s.model.shape.vocab, s.sequences, 1, s.length);
     if (short_sequences) make_ragged(s.d, s.length);
-    s.t = trainer_create(device(), &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
-                         s.sequences, s.length, s.keep);
+    s.t = workload_trainer(device(), &s.model, precision_of(&FORMAT_BF16, &FORMAT_FP32), &config,
+                           s.d, s.keep);
     fill_parameters(&s.model, s.t->parameters);
     gpu->sync(gpu);
     model_weights_sync(s.t->weights, s.t->parameters);

@@ -324,8 +324,8 @@ static void run_tensor_cores(backend* b, const attention_case& c) {
 static void run_in_use(backend* b, const attention_case& c) {
     tensor out = {c.out, c.rows, c.cols, c.cols, &FORMAT_BF16};
     tensor qkv = {c.qkv, c.rows, 3 * c.cols, 3 * c.cols, &FORMAT_BF16};
-    b->attention_forward(b, out, c.stats, qkv, c.seq_start, c.sequences, {c.heads, c.heads, D},
-                         &FORMAT_BF16);
+    packing pack = {c.sequences, c.seq_start, NULL};
+    b->attention_forward(b, out, c.stats, qkv, &pack, {c.heads, c.heads, D}, &FORMAT_BF16);
 }
 
 // ------------------------------------------------------------------------------------------------

@@ -117,16 +117,19 @@ def gelu(a):
     return {"out": out, **gradients((out * a["dout"]).sum(), {"dpre": x})}
 
 
-def attend(qkv, lengths, heads):
-    """Causal attention of each sequence of a packed batch. `heads`: of queries, of keys."""
-    parts = []
-    for rows in qkv.split(lengths):
+def attend(qkv, lengths, heads, prefix):
+    """Causal attention of each sequence of a packed batch, behind the rows of its prefix (-1: none).
+    `heads`: of queries, of keys."""
+    parts, sequences = [], qkv.split(lengths)
+    for rows, before in zip(sequences, prefix):
+        shared = 0 if before < 0 else len(sequences[before])
+        rows = rows if before < 0 else torch.cat([sequences[before], rows])
         q, k, v = (part.transpose(0, 1) for part in heads_of(rows, heads))
         k, v = (part.repeat_interleave(len(q) // len(k), 0) for part in (k, v))
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
         future = torch.ones(len(rows), len(rows), dtype=torch.bool).triu(1)
         p = scores.masked_fill(future, -math.inf).softmax(-1)
-        parts.append((p @ v).transpose(0, 1).reshape(len(rows), -1))
+        parts.append((p @ v).transpose(0, 1).reshape(len(rows), -1)[shared:])
     return torch.cat(parts)
 
 
@@ -134,7 +137,7 @@ def attention(a):
     qkv = a["qkv"].requires_grad_()
     starts = a["seq_start"].tolist()
     lengths = [end - start for start, end in zip(starts, starts[1:])]
-    out = attend(qkv, lengths, a["heads"])
+    out = attend(qkv, lengths, a["heads"], a["prefix"].tolist())
     return {"out": out, **gradients((out * a["dout"]).sum(), {"dqkv": qkv})}
 
 
@@ -185,10 +188,11 @@ def write_op(f, function, inputs, name=None):
         write_array(f, f"{name}.{key}", values, error)
 
 
-def attention_inputs(lengths, heads, kv_heads, head_dim):
+def attention_inputs(lengths, heads, kv_heads, head_dim, prefix=None):
     rows, channels = sum(lengths), heads * head_dim
     starts = torch.tensor([0] + lengths).cumsum(0)
-    return {"seq_start": starts, "heads": torch.tensor([heads, kv_heads]),
+    return {"seq_start": starts, "prefix": torch.tensor(prefix or [-1] * len(lengths)),
+            "heads": torch.tensor([heads, kv_heads]),
             "qkv": normal(rows, channels + 2 * kv_heads * head_dim, scale=1.5),
             "dout": normal(rows, channels)}
 
@@ -238,6 +242,8 @@ def main():
                              "dout": normal(4, 40)})
         write_op(f, attention, attention_inputs([2, 7, 20], 4, 2, 6), "attention_grouped")
         write_op(f, attention, attention_inputs([40], 3, 1, 4), "attention_shared")
+        write_op(f, attention, attention_inputs([13, 1, 9, 5, 30], 4, 2, 6, [-1, 0, 0, -1, 3]),
+                 "attention_prefix")
 
 
 main()

@@ -72,7 +72,9 @@ static rollout* sample(const setup* s, precision p) {
     s->b->release(s->b, parameters, bytes);
     d->prompts = s->prompts;
     d->group = s->group;
-    rollout_held_out_prompts(d, &s->task, SEED, 0);
+    prompt_list prompts = task_held_out_prompts(&s->task, SEED, s->prompts);
+    rollout_listed_prompts(d, &prompts, 0);
+    prompt_list_free(&prompts);
     sampler_run(r, d, &how);
     sampler_free(r);
     return d;
@@ -82,8 +84,8 @@ static rollout* sample(const setup* s, precision p) {
 static trainer* forward(const setup* s, precision p, const float* parameters, const rollout* d,
                         float* out) {
     optimizer_config none = {.format = &FORMAT_FP32};
-    trainer* t = trainer_create(s->b, &s->model, p, &none, d->sequences,
-                                s->task.max_prompt + s->max_new, RECOMPUTE_NOTHING);
+    trainer_room room = {rollout_most_tokens(d), d->group, d->max_prompt, d->max_new};
+    trainer* t = trainer_create(s->b, &s->model, p, &none, &room, RECOMPUTE_NOTHING);
     trainer_load(t, parameters);
     trainer_logprobs(t, t->weights, d, 0, d->sequences, 1, out);
     return t;
@@ -106,7 +108,7 @@ static void print_metrics(const rollout* d, const char* pair) {
 
 static int tokens_of(const rollout* d) {
     int n = (int)d->start[d->sequences] - d->sequences;
-    for (int q = 0; q < d->sequences; q++) n += d->prompt_length[q / d->group];
+    for (int q = 0; q < d->prompts; q++) n += d->prompt_length[q];
     return n;
 }
 

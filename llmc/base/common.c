@@ -36,7 +36,7 @@ void* xalloc(size_t count, size_t size, const char* what) {
     void* p = aligned_alloc(64, bytes ? bytes : 64);
     if (!p)
         fatal("%s: no memory for %.1f MB%s", what, bytes / 1e6,
-              strchr(what, '(') ? "" : "; lower the model size, --slots or --micro-batch");
+              strchr(what, '(') ? "" : "; lower the model size, --slots or --micro-tokens");
     memset(p, 0, bytes);
     return p;
 }

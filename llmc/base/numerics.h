@@ -27,7 +27,7 @@
 
 LLMC_BEGIN
 
-#define ARITHMETIC_VERSION 1
+#define ARITHMETIC_VERSION 2
 
 NUM_INLINE uint32_t float_bits(float x) {
     uint32_t u;

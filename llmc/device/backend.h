@@ -36,6 +36,15 @@ typedef struct head_shape {
     int query, kv, dim;
 } head_shape;
 
+// How the rows of a batch are cut into sequences: s has rows start[s] .. start[s + 1] - 1. A
+// sequence may continue another one, its prefix, which has none itself: then it sees the prefix's
+// rows before its own. The sequences that continue s follow it directly.
+typedef struct packing {
+    int sequences;
+    const int* start;   // (sequences + 1)
+    const int* prefix;  // (sequences): the sequence that s continues, or -1. NULL: all -1
+} packing;
+
 // Keys and values of many sequences in pages of KV_PAGE positions. A slot is a row of the page
 // table.
 enum { KV_PAGE = 16 };
@@ -55,7 +64,8 @@ typedef struct sampling {
     int greedy;     // the most probable token; ties to the lower id
     int top_k;      // 0 = off
     float top_p;    // 1 = off
-    uint64_t seed;  // uniform number of a draw: random_at(seed, stream, step, sequence, position)
+    uint64_t seed;  // uniform number of a draw: random_at(seed, stream, step, first + sequence,
+                    // position)
     rng_stream stream;
     uint32_t step;
 } sampling;
@@ -81,6 +91,7 @@ typedef struct slot_state {
     uint32_t* out_nucleus;  // (sequences, max_new, nucleus_words), or NULL
     int max_new, nucleus_words;
     int end_token;
+    uint32_t first;   // what sequence 0 is called where draws are keyed by sequences
     candidates best;  // rows: (sequences, max_new); of the distribution that was drawn from
 } slot_state;
 

@@ -455,36 +455,58 @@ static void attend(float* out, float stats[2], const float* q, tensor k, tensor 
     free(p);
 }
 
-// Query head h of one sequence, and the key head that it reads.
+// Query head h of sequence s, and the key head that it reads: the keys of the prefix, then its own.
 typedef struct head_rows {
-    int first, n, query, key, value;  // rows of the sequence; columns of the head in a row of qkv
-    tensor q, k, v;                   // (n, dim), operands
+    int first, n;           // rows of the sequence
+    int before, shared;     // first row of its prefix, and how many
+    int query, key, value;  // columns of the head in a row of qkv
+    tensor q, k, v;         // (n, dim), (shared + n, dim) twice: operands
 } head_rows;
 
-static head_rows head_open(tensor qkv, const int* seq_start, int s, head_shape heads, int h,
+static int prefix_of(const packing* pack, int s) { return pack->prefix ? pack->prefix[s] : -1; }
+
+// The row of key j.
+static int key_row(const head_rows* a, int j) {
+    return j < a->shared ? a->before + j : a->first + j - a->shared;
+}
+
+// Columns `first` .. first + dim - 1 of the rows of all keys, as operands.
+static tensor key_columns(const head_rows* a, tensor qkv, int first, int dim, const format* f) {
+    tensor t = matrix(a->shared + a->n, dim);
+    for (int j = 0; j < t.rows; j++)
+        for (int c = 0; c < dim; c++)
+            row(t, j)[c] = format_round(row(qkv, key_row(a, j))[first + c], f);
+    return t;
+}
+
+static head_rows head_open(tensor qkv, const packing* pack, int s, head_shape heads, int h,
                            const format* operand) {
-    int g = h / (heads.query / heads.kv), dim = heads.dim;
-    head_rows a = {.first = seq_start[s], .n = seq_start[s + 1] - seq_start[s], .query = h * dim};
+    int g = h / (heads.query / heads.kv), dim = heads.dim, prefix = prefix_of(pack, s);
+    head_rows a = {.first = pack->start[s], .n = pack->start[s + 1] - pack->start[s]};
+    if (prefix >= 0) {
+        a.before = pack->start[prefix];
+        a.shared = pack->start[prefix + 1] - a.before;
+    }
+    a.query = h * dim;
     a.key = (heads.query + g) * dim;
     a.value = (heads.query + heads.kv + g) * dim;
     a.q = columns(qkv, a.first, a.n, a.query, dim, operand);
-    a.k = columns(qkv, a.first, a.n, a.key, dim, operand);
-    a.v = columns(qkv, a.first, a.n, a.value, dim, operand);
+    a.k = key_columns(&a, qkv, a.key, dim, operand);
+    a.v = key_columns(&a, qkv, a.value, dim, operand);
     return a;
 }
 
 static void head_close(head_rows* a) { free(a->q.data), free(a->k.data), free(a->v.data); }
 
-static void attention_forward(backend* b, tensor out, float* stats, tensor qkv,
-                              const int* seq_start, int sequences, head_shape heads,
-                              const format* operand) {
-    for (int s = 0; s < sequences; s++)
+static void attention_forward(backend* b, tensor out, float* stats, tensor qkv, const packing* pack,
+                              head_shape heads, const format* operand) {
+    for (int s = 0; s < pack->sequences; s++)
         for (int h = 0; h < heads.query; h++) {
-            head_rows a = head_open(qkv, seq_start, s, heads, h, operand);
+            head_rows a = head_open(qkv, pack, s, heads, h, operand);
             for (int i = 0; i < a.n; i++)
                 attend(row(out, a.first + i) + a.query,
                        stats + ((int64_t)(a.first + i) * heads.query + h) * 2, row(a.q, i), a.k,
-                       a.v, i + 1, operand, out.format);
+                       a.v, a.shared + i + 1, operand, out.format);
             head_close(&a);
         }
 }
@@ -492,14 +514,14 @@ static void attention_forward(backend* b, tensor out, float* stats, tensor qkv,
 // Backward, with dp_ij = dout_i . v_j and D_i = dout_i . out_i = sum over j of p_ij dp_ij:
 // ds_ij = p_ij (dp_ij - D_i), dq_i = sum over j of ds_ij k_j / sqrt(dim),
 // dk_j = sum over i of ds_ij q_i / sqrt(dim), dv_j = sum over i of p_ij dout_i.
-// The sums of dk and dv go over all query heads that read the key head.
+// The sums of dk and dv go over all query heads that read the key head, of all sequences that do.
 
 // Row i of p and of ds, as operands. d is dout as operand, D is D_i.
 static void score_gradients(tensor p, tensor ds, const head_rows* a, int i, tensor d, float D,
                             const float stats[2], const format* operand, const format* gradient) {
     int dim = d.cols;
     float scale = 1 / sqrtf((float)dim);
-    for (int j = 0; j <= i; j++) {
+    for (int j = 0; j <= a->shared + i; j++) {
         float score = chain(0, row(a->q, i), 1, row(a->k, j), 1, dim) * scale;
         float dp = chain(0, row(d, i), 1, row(a->v, j), 1, dim);
         float probability = num_expf(score - stats[0]) / stats[1];
@@ -508,53 +530,57 @@ static void score_gradients(tensor p, tensor ds, const head_rows* a, int i, tens
     }
 }
 
-// Writes dq of query head h; dk and dv (n, dim) go on from what is there.
+// Writes dq of query head h; dk and dv, (rows, dim), go on from what is there.
 static void head_gradients(tensor dqkv, tensor dk, tensor dv, tensor dout, tensor out, tensor stats,
                            const head_rows* a, int h, const format* operand,
                            const format* gradient) {
-    int n = a->n, dim = dk.cols;
+    int n = a->n, keys = a->shared + n, dim = dk.cols;
     tensor d = columns(dout, a->first, n, a->query, dim, gradient);
-    tensor p = matrix(n, n), ds = matrix(n, n), product = matrix(1, dim);
+    tensor p = matrix(n, keys), ds = matrix(n, keys), product = matrix(1, dim);
     for (int i = 0; i < n; i++) {
         const float *dout_i = row(dout, a->first + i), *out_i = row(out, a->first + i);
         for (int c = 0; c < dim; c++)
             row(product, 0)[c] = dout_i[a->query + c] * out_i[a->query + c];
         score_gradients(p, ds, a, i, d, tree(row(product, 0), dim),
                         row(stats, a->first + i) + 2 * h, operand, gradient);
-    }
-    for (int i = 0; i < n; i++)
         for (int c = 0; c < dim; c++) {
-            float sum = block_chain(row(ds, i), 1, row(a->k, 0) + c, dim, i + 1);
+            float sum = block_chain(row(ds, i), 1, row(a->k, 0) + c, dim, a->shared + i + 1);
             store(dqkv, a->first + i, a->query + c, sum * (1 / sqrtf((float)dim)));
-            // Here i is the key: the tokens from i on read it.
-            float *dk_i = row(dk, i) + c, *dv_i = row(dv, i) + c;
-            *dk_i = chain(*dk_i, row(ds, i) + i, n, row(a->q, i) + c, dim, n - i);
-            *dv_i = chain(*dv_i, row(p, i) + i, n, row(d, i) + c, dim, n - i);
         }
+    }
+    for (int j = 0; j < keys; j++) {
+        int i = j > a->shared ? j - a->shared : 0;  // the first query that sees the key
+        for (int c = 0; c < dim; c++) {
+            float *dk_j = row(dk, key_row(a, j)) + c, *dv_j = row(dv, key_row(a, j)) + c;
+            *dk_j = chain(*dk_j, row(ds, i) + j, keys, row(a->q, i) + c, dim, n - i);
+            *dv_j = chain(*dv_j, row(p, i) + j, keys, row(d, i) + c, dim, n - i);
+        }
+    }
     free(d.data), free(p.data), free(ds.data), free(product.data);
 }
 
 static void attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                               const float* stats, const int* seq_start, int sequences,
-                               head_shape heads, const format* operand, const format* gradient) {
+                               const float* stats, const packing* pack, head_shape heads,
+                               const format* operand, const format* gradient) {
     tensor pairs = {(float*)stats, out.rows, 2 * heads.query, 2 * heads.query, &FORMAT_FP32};
     int group = heads.query / heads.kv;  // so many query heads read one key head
-    tensor dk = {0}, dv = {0};
-    for (int s = 0; s < sequences; s++)
-        for (int h = 0; h < heads.query; h++) {
-            head_rows a = head_open(qkv, seq_start, s, heads, h, operand);
-            if (h % group == 0) dk = matrix(a.n, heads.dim), dv = matrix(a.n, heads.dim);
-            head_gradients(dqkv, dk, dv, dout, out, pairs, &a, h, operand, gradient);
-            head_close(&a);
-            if (h % group < group - 1) continue;
-            for (int i = 0; i < a.n; i++)
-                for (int c = 0; c < heads.dim; c++) {
-                    float scale = 1 / sqrtf((float)heads.dim);
-                    store(dqkv, a.first + i, a.key + c, row(dk, i)[c] * scale);
-                    store(dqkv, a.first + i, a.value + c, row(dv, i)[c]);
-                }
-            free(dk.data), free(dv.data);
-        }
+    float scale = 1 / sqrtf((float)heads.dim);
+    for (int g = 0; g < heads.kv; g++) {
+        tensor dk = matrix(out.rows, heads.dim), dv = matrix(out.rows, heads.dim);
+        int key = (heads.query + g) * heads.dim, value = key + heads.kv * heads.dim;
+        for (int s = 0; s < pack->sequences; s++)
+            for (int h = g * group; h < (g + 1) * group; h++) {
+                head_rows a = head_open(qkv, pack, s, heads, h, operand);
+                head_gradients(dqkv, dk, dv, dout, out, pairs, &a, h, operand, gradient);
+                head_close(&a);
+            }
+        for (int r = 0; r < out.rows; r++)
+            for (int c = 0; c < heads.dim; c++) {
+                store(dqkv, r, key + c, row(dk, r)[c] * scale);
+                store(dqkv, r, value + c, row(dv, r)[c]);
+            }
+        free(dk.data), free(dv.data);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -707,7 +733,7 @@ static void logit_gradients(float* l, const float* e, distribution d, int v, int
     }
 }
 
-// dx = dl W, dW += dl^T x
+// dx += dl W, dW += dl^T x. A row may be asked for several targets.
 static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int* index,
                           const int* target, const float* coef, int n, const prepared* w,
                           const format* logits, float inverse_temperature,
@@ -720,8 +746,10 @@ static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int*
         distribution d = softmax(e, l, v, nucleus_row(nucleus, i, v));
         logit_gradients(l, e, d, v, target[i], coef[i] * inverse_temperature, logits,
                         gradient_operand(w));
-        for (int k = 0; k < channels; k++)
-            store(dx, index[i], k, block_chain(l, 1, row(w->backward, 0) + k, channels, v));
+        for (int k = 0; k < channels; k++) {
+            float sum = block_chain(l, 1, row(w->backward, 0) + k, channels, v);
+            store(dx, index[i], k, row(dx, index[i])[k] + sum);
+        }
         for (int j = 0; j < v; j++)
             for (int k = 0; k < channels; k++) {
                 float* to = dw + (int64_t)j * channels + k;
@@ -775,10 +803,10 @@ static void choose_nucleus(uint32_t* nucleus, const ranked* order, const float* 
 
 // Each token owns a stretch of 0 .. total-1 as long as its weight; the token in whose stretch a
 // uniform point falls is drawn.
-static int draw(const float* e, int n, const sampling* how, int sequence, int position) {
+static int draw(const float* e, int n, const sampling* how, uint32_t sequence, int position) {
     uint32_t random[4];
     uint64_t total = 0, sum = 0;
-    random_at(random, how->seed, how->stream, how->step, (uint32_t)sequence, (uint32_t)position);
+    random_at(random, how->seed, how->stream, how->step, sequence, (uint32_t)position);
     for (int j = 0; j < n; j++) total += weight(e[j]);
     uint64_t u = (uint64_t)random[0] << 32 | random[1];  // u / 2^64 is uniform in [0, 1)
     uint64_t point = (uint64_t)((unsigned __int128)u * total >> 64);
@@ -825,7 +853,7 @@ static void sample_row(const slot_state* s, int slot, const float* l, int v, con
         choose_nucleus(nucleus, order, e, v, how->top_k, how->top_p);
         d = softmax(e, l, v, nucleus);
     }
-    int token = how->greedy ? order[0].token : draw(e, v, how, sequence, s->position[slot] + 1);
+    int token = how->greedy ? order[0].token : draw(e, v, how, s->first + (uint32_t)sequence, s->position[slot] + 1);
     if (s->best.count) {
         int64_t at = (int64_t)sequence * s->max_new + s->length[sequence];
         best_tokens(&s->best, at, order, v, nucleus);

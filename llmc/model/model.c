@@ -319,7 +319,7 @@ model_acts* model_acts_create(backend* b, const model* m, const format* store, i
     a->bytes = a->layer_bytes * s->layers + shared;
     a->memory = b->alloc(b, a->bytes,
                          recompute == FORWARD_ONLY ? "the sampler's activations (lower --slots)"
-                                                   : "activations (lower --micro-batch or raise "
+                                                   : "activations (lower --micro-tokens or raise "
                                                      "--recompute)");
     return a;
 }
@@ -407,8 +407,7 @@ static void attend_forward(const call* c, int l, tensor out, float* aux, tensor 
         b->kv_write(b, c->kv, l, in, c->slot, c->position);
         b->attention_cached(b, out, c->kv, l, in, c->slot, c->position);
     } else {
-        b->attention_forward(b, out, aux, in, c->batch->seq_start, c->batch->sequences, heads,
-                             c->w->precision.attention);
+        b->attention_forward(b, out, aux, in, &c->batch->pack, heads, c->w->precision.attention);
     }
 }
 
@@ -540,8 +539,8 @@ static void link_backward(const call* c, const family_link* k, int l, tensor din
             b->rope(b, din, dout, c->w->turn, c->position, heads, 1);
             return;
         case ATTEND:
-            b->attention_backward(b, din, dout, in, out, aux, c->batch->seq_start,
-                                  c->batch->sequences, heads, p->attention, p->gradient_attention);
+            b->attention_backward(b, din, dout, in, out, aux, &c->batch->pack, heads, p->attention,
+                                  p->gradient_attention);
             return;
         case LAYER_NORM:
         case RMS_NORM:

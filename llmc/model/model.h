@@ -67,14 +67,14 @@ void model_weights_sync(model_weights* w, const float* parameters);
 void model_weights_free(model_weights* w);
 
 // A packed batch: the tokens of all sequences one after another, and the rows at which the head is
-// asked for the next token. Device arrays.
+// asked for the next token; a row may be asked for several. Device arrays.
 typedef struct packed_batch {
-    int tokens, sequences, targets;
+    int tokens, targets;
     int *token, *position;  // (tokens)
-    int* seq_start;         // (sequences + 1)
-    int *row, *target;      // (targets)
-    uint32_t* nucleus;      // (targets, ceil(V / 32)), or NULL: what the head normalises over
-    candidates asked;       // other tokens whose log-probabilities forward writes, if count > 0
+    packing pack;
+    int *row, *target;  // (targets)
+    uint32_t* nucleus;  // (targets, ceil(V / 32)), or NULL: what the head normalises over
+    candidates asked;   // other tokens whose log-probabilities forward writes, if count > 0
 } packed_batch;
 
 // How much of a layer's activations forward keeps for backward; the rest is computed again, with

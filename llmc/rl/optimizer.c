@@ -102,8 +102,9 @@ optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
         .beta1 = (float)o->config.beta1,
         .beta2 = (float)o->config.beta2,
         .eps = (float)o->config.eps,
-        .correction1 = (float)(1 - num_powi(o->config.beta1, s->updates)),
-        .correction2 = (float)(1 - num_powi(o->config.beta2, s->updates)),
+        // Of the betas as the devices hold them: 1 - beta must be the same number in both.
+        .correction1 = (float)(1 - num_powi((float)o->config.beta1, s->updates)),
+        .correction2 = (float)(1 - num_powi((float)o->config.beta2, s->updates)),
         .gradient_scale = (float)((norm > o->config.clip ? o->config.clip / norm : 1) / scale),
         .format = o->config.format,
         .seed = o->config.seed,

@@ -1,6 +1,7 @@
 // Texts become tokens on the way in and come back on the way out; nothing else knows both.
 #include "rollout.h"
 
+#include <limits.h>
 #include <math.h>  // sqrt
 #include <stdlib.h>
 
@@ -84,6 +85,11 @@ void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask) {
     }
 }
 
+int rollout_most_tokens(const rollout* d) {
+    int64_t most = (int64_t)d->capacity * (d->max_prompt + d->max_new);
+    return most < INT_MAX ? (int)most : INT_MAX;
+}
+
 int rollout_length(const rollout* d, int sequence) {
     return (int)(d->start[sequence + 1] - d->start[sequence]);
 }
@@ -97,14 +103,6 @@ void rollout_training_prompts(rollout* d, const task* t, uint64_t seed, int step
     char text[TASK_TEXT_MAX];
     for (int p = 0; p < d->prompts; p++) {
         task_training_prompt(t, seed, (uint32_t)step, (uint32_t)p, text);
-        put_prompt(d, p, text);
-    }
-}
-
-void rollout_held_out_prompts(rollout* d, const task* t, uint64_t seed, int first) {
-    char text[TASK_TEXT_MAX];
-    for (int p = 0; p < d->prompts; p++) {
-        task_held_out_prompt(t, seed, (uint32_t)(first + p), text);
         put_prompt(d, p, text);
     }
 }

@@ -14,6 +14,7 @@ typedef struct rollout {
     int capacity;             // sequences that fit
     int prompts, group;       // set by the user: prompts * group sequences
     int sequences;            // = prompts * group
+    uint32_t first;           // what the draws of sequence 0 are keyed by; the others' follow
     int max_prompt, max_new;  // tokens of the longest prompt and response that fit
     int* prompt;              // (prompts, max_prompt) tokens
     int* prompt_length;       // (prompts)
@@ -43,20 +44,14 @@ void rollout_add_candidates(rollout* d, int count);
 // and gives it back.
 void rollout_put_nucleus(rollout* d, size_t token, const uint32_t* mask);
 void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask);
+// Tokens of prompts and responses that fit, if each sequence has a prompt of its own.
+int rollout_most_tokens(const rollout* d);
 // Response tokens of a sequence.
 int rollout_length(const rollout* d, int sequence);
 
-// Fills the prompts of `d` (prompts, group set) with training prompts of a step, or held-out ones
-// from number `first` on.
+// Fills the prompts of `d` (prompts, group set) with training prompts of a step, or with those of a
+// list, from number `first` on; it begins again at its end.
 void rollout_training_prompts(rollout* d, const task* t, uint64_t seed, int step);
-void rollout_held_out_prompts(rollout* d, const task* t, uint64_t seed, int first);
-
-typedef struct prompt_list {
-    int count;
-    char (*text)[TASK_TEXT_MAX];
-} prompt_list;
-
-// ... or with those of a list, from number `first` on; it begins again at its end.
 void rollout_listed_prompts(rollout* d, const prompt_list* list, int64_t first);
 
 // The text of a sequence, up to and including its end token; free with free().

@@ -287,6 +287,7 @@ void sampler_begin(sampler* r, rollout* d, const sampling* how) {
         fatal("a rollout of %d sequences, %d + %d tokens, exceeds the sampler's %d, %d + %d",
               d->sequences, d->max_prompt, d->max_new, r->capacity, r->max_prompt, r->max_new);
     r->d = d;
+    r->slot.first = d->first;
     r->how = *how;
     r->busy = r->next = r->prefilled = 0;
     r->free_pages = r->kv.pages;

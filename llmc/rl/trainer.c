@@ -1,40 +1,55 @@
-// Packing: a sequence's tokens but its last are inputs; the rows from the prompt's last token on
-// are asked for the token that follows.
+// Packing: the tokens of a group's prompt stand once, then those of each of its samples but the
+// last one. The rows of a sample continue its prompt's (packing.prefix; a single sample's are of
+// the same sequence). The prompt's last row is asked for the first token of each sample, each row
+// of a sample for the token that follows.
 #include "trainer.h"
 
-#include <math.h>  // isfinite
 #include <stdlib.h>
 
+// Sequences first .. last - 1, of one group.
+typedef struct part {
+    int first, last;
+} part;
+
 typedef struct trainer_buffers {
-    int max_length, nucleus_words, capacity;  // capacity: tokens of a micro-batch
-    int* host;  // (4 * capacity + micro_batch + 1) in the order of `device`
+    trainer_room room;
+    int capacity;  // rows, targets and sequences of a micro-batch
+    int parts;     // of the micro-batch
+    part* part;    // (capacity)
+    int* host;     // (6 * capacity + 1) in the order of `device`
     int* device;
-    float* host_coef;    // (capacity)
+    float* host_row;     // (capacity) coefficients, or log-probabilities
     float *logp, *coef;  // device (capacity)
-    uint32_t* nucleus;   // device (capacity, nucleus_words) masks, made when first needed
-    candidates asked;    // device (capacity), likewise
+    int nucleus_words;
+    uint32_t* nucleus;  // device (capacity, nucleus_words) masks, made when first needed
+    candidates asked;   // device (capacity), likewise
+    float* asked_logp;  // host (capacity, asked.count)
 } trainer_buffers;
 
+// What a micro-batch of one group takes, at most.
+static int group_rows(const trainer_room* r) { return r->max_prompt + r->group * r->max_new + 1; }
+
+static size_t ints_of(const trainer_buffers* u) { return 6 * (size_t)u->capacity + 1; }
+
 trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* config,
-                        int micro_batch, int max_length, recompute_level recompute) {
+                        const trainer_room* room, recompute_level recompute) {
     trainer* t = xalloc(1, sizeof *t, "the trainer");
     trainer_buffers* u = xalloc(1, sizeof *u, "the trainer");
     t->b = b;
     t->model = *m;
     t->count = m->parameters;
+    u->room = *room;
+    u->capacity = group_rows(room) > room->tokens ? group_rows(room) : room->tokens;
     t->parameters = b->alloc(b, t->count * sizeof(float),
                              "parameters (choose a smaller model: --depth, --channels, --context)");
     t->weights = model_weights_create(b, m, p);
-    t->acts = model_acts_create(b, m, p.store, micro_batch * max_length, recompute);
+    t->acts = model_acts_create(b, m, p.store, u->capacity, recompute);
     t->optimizer = optimizer_create(b, m, config);
-    t->micro_batch = micro_batch;
     t->buffers = u;
-    u->max_length = max_length;
-    u->capacity = micro_batch * max_length;
-    size_t ints = 4 * (size_t)u->capacity + micro_batch + 1;
-    u->host = xalloc(ints, sizeof(int), "a packed batch");
-    u->device = b->alloc(b, ints * sizeof(int), "a packed batch");
-    u->host_coef = xalloc(u->capacity, sizeof(float), "coefficients");
+    u->part = xalloc(u->capacity, sizeof *u->part, "a packed batch");
+    u->host = xalloc(ints_of(u), sizeof(int), "a packed batch");
+    u->device = b->alloc(b, ints_of(u) * sizeof(int), "a packed batch");
+    u->host_row = xalloc(u->capacity, sizeof(float), "coefficients");
     u->logp = b->alloc(b, 2 * (size_t)u->capacity * sizeof(float), "log-probabilities");
     u->coef = u->logp + u->capacity;
     return t;
@@ -44,7 +59,7 @@ void trainer_free(trainer* t) {
     trainer_buffers* u = t->buffers;
     backend* b = t->b;
     b->release(b, t->parameters, t->count * sizeof(float));
-    b->release(b, u->device, (4 * (size_t)u->capacity + t->micro_batch + 1) * sizeof(int));
+    b->release(b, u->device, ints_of(u) * sizeof(int));
     b->release(b, u->logp, 2 * (size_t)u->capacity * sizeof(float));
     if (u->nucleus)
         b->release(b, u->nucleus, (size_t)u->capacity * u->nucleus_words * sizeof(uint32_t));
@@ -56,8 +71,10 @@ void trainer_free(trainer* t) {
     model_weights_free(t->weights);
     model_acts_free(t->acts);
     optimizer_free(t->optimizer);
+    free(u->part);
     free(u->host);
-    free(u->host_coef);
+    free(u->host_row);
+    free(u->asked_logp);
     free(u);
     free(t);
 }
@@ -73,113 +90,215 @@ void trainer_save(const trainer* t, float* parameters) {
     t->b->download(t->b, parameters, t->parameters, t->count * sizeof(float));
 }
 
-// The packed batch whose arrays lie in `device`.
-static packed_batch packed(const trainer_buffers* u, int tokens, int sequences, int targets) {
+// ---------------------------------------------------------------------------------------------
+// Packing
+
+// The arrays of a packed batch, on the host or on the device, one after another.
+static packed_batch arrays_in(const trainer_buffers* u, int* memory) {
     int n = u->capacity;
-    packed_batch g = {
-        .tokens = tokens, .sequences = sequences, .targets = targets, .token = u->device};
-    g.position = g.token + n;
-    g.row = g.position + n;
-    g.target = g.row + n;
-    g.seq_start = g.target + n;
+    packed_batch g = {.token = memory,
+                      .position = memory + n,
+                      .row = memory + 2 * n,
+                      .target = memory + 3 * n,
+                      .pack = {.prefix = memory + 4 * n, .start = memory + 5 * n}};
+    return g;
+}
+
+// A batch that is being packed on the host.
+typedef struct packer {
+    packed_batch g;
+    int *prefix, *start;
+} packer;
+
+static packer pack_begin(const trainer_buffers* u) {
+    packed_batch g = arrays_in(u, u->host);
+    packer p = {g, u->host + (g.pack.prefix - u->host), u->host + (g.pack.start - u->host)};
+    p.start[0] = 0;
+    return p;
+}
+
+// The rows that follow belong to a new sequence.
+static int pack_sequence(packer* p, int prefix) {
+    int s = p->g.pack.sequences++;
+    p->prefix[s] = prefix;
+    p->start[s + 1] = p->g.tokens;
+    return s;
+}
+
+static void pack_row(packer* p, int token, int position) {
+    p->g.token[p->g.tokens] = token;
+    p->g.position[p->g.tokens] = position;
+    p->start[p->g.pack.sequences] = ++p->g.tokens;
+}
+
+static void pack_target(packer* p, int row, int target) {
+    p->g.row[p->g.targets] = row;
+    p->g.target[p->g.targets++] = target;
+}
+
+static packed_batch pack_end(trainer* t, const packer* p) {
+    trainer_buffers* u = t->buffers;
+    t->b->upload(t->b, u->device, u->host, ints_of(u) * sizeof(int));
+    packed_batch g = arrays_in(u, u->device);
+    g.tokens = p->g.tokens;
+    g.targets = p->g.targets;
+    g.pack.sequences = p->g.pack.sequences;
+    return g;
+}
+
+static void pack_part(packer* k, const rollout* d, part p) {
+    int number = p.first / d->group, length = d->prompt_length[number];
+    const int* prompt = d->prompt + (size_t)number * d->max_prompt;
+    int prefix = pack_sequence(k, -1), alone = p.last - p.first == 1;
+    for (int i = 0; i < length; i++) pack_row(k, prompt[i], i);
+    int last_row = k->g.tokens - 1;
+    for (int s = p.first; s < p.last; s++) {
+        const int* token = d->token + d->start[s];
+        int n = rollout_length(d, s);
+        if (!alone) pack_sequence(k, prefix);
+        pack_target(k, last_row, token[0]);
+        for (int i = 0; i < n - 1; i++) {
+            pack_target(k, k->g.tokens, token[i + 1]);
+            pack_row(k, token[i], length + i);
+        }
+    }
+}
+
+// The masks of the batch's kept sets, and the ids of its candidates, onto the device.
+static void pack_nucleus(trainer* t, const rollout* d, packed_batch* g) {
+    trainer_buffers* u = t->buffers;
+    size_t words = d->nucleus_words, each = words * sizeof(uint32_t);
+    uint32_t *masks = xalloc(g->targets, each, "kept sets"), *mask = masks;
+    if (!u->nucleus) {
+        u->nucleus_words = d->nucleus_words;
+        u->nucleus = t->b->alloc(t->b, u->capacity * each, "kept sets (lower --micro-tokens)");
+    }
+    for (int p = 0; p < u->parts; p++)
+        for (size_t i = d->start[u->part[p].first]; i < d->start[u->part[p].last]; i++) {
+            rollout_get_nucleus(d, i, mask);
+            mask += words;
+        }
+    t->b->upload(t->b, u->nucleus, masks, g->targets * each);
+    free(masks);
+    g->nucleus = u->nucleus;
+}
+
+static void pack_candidates(trainer* t, const rollout* d, packed_batch* g) {
+    trainer_buffers* u = t->buffers;
+    size_t most = (size_t)u->capacity * d->candidates;
+    int count = d->candidates;
+    if (!u->asked.count) {
+        const char* what = "candidates (lower --micro-tokens)";
+        u->asked.count = count;
+        u->asked.id = t->b->alloc(t->b, most * sizeof(int), what);
+        u->asked.logp = t->b->alloc(t->b, most * sizeof(float), what);
+        u->asked_logp = xalloc(most, sizeof(float), what);
+    }
+    int* id = u->asked.id;
+    for (int p = 0; p < u->parts; p++) {
+        size_t from = d->start[u->part[p].first], n = d->start[u->part[p].last] - from;
+        t->b->upload(t->b, id, d->candidate + from * count, n * count * sizeof(int));
+        id += n * count;
+    }
+    g->asked = u->asked;
+}
+
+// `each` values for each target of the micro-batch, to the places of its tokens.
+static void spread(const trainer_buffers* u, const rollout* d, float* to, const float* from,
+                   int each) {
+    for (int p = 0; p < u->parts; p++) {
+        size_t at = d->start[u->part[p].first] * each;
+        size_t n = d->start[u->part[p].last] * each - at;
+        memcpy(to + at, from, n * sizeof(float));
+        from += n;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Micro-batches
+
+// A walk over the parts of sequences at .. end - 1: those that `idle` names, those that it does
+// not, or (NULL) all.
+typedef struct walk {
+    int at, end;
+    const char* idle;  // (sequences), or NULL
+    char wanted;
+} walk;
+
+// The next micro-batch: as many parts as fit. 0: there are no more.
+static int next_micro_batch(trainer* t, const rollout* d, walk* w) {
+    trainer_buffers* u = t->buffers;
+    size_t rows = 0, targets = 0, sequences = 0, most = u->capacity;
+    u->parts = 0;
+    while (w->at < w->end) {
+        part p = {w->at, (w->at / d->group + 1) * d->group};
+        if (p.last > w->end) p.last = w->end;
+        size_t n = p.last - p.first, tokens = d->start[p.last] - d->start[p.first];
+        if (!w->idle || w->idle[p.first] == w->wanted) {
+            rows += d->prompt_length[p.first / d->group] + tokens - n;
+            targets += tokens;
+            sequences += n + 1;
+            if (rows > most || targets > most || sequences > most) break;
+            u->part[u->parts++] = p;
+        }
+        w->at = p.last;
+    }
+    if (!u->parts && w->at < w->end)
+        fatal("a group of %d sequences does not fit a trainer of groups of %d", d->group,
+              u->room.group);
+    return u->parts > 0;
+}
+
+// The micro-batch forward; its log-probabilities go where they belong in `out`.
+static packed_batch forward(trainer* t, const model_weights* w, const rollout* d,
+                            float inverse_temperature, float* out) {
+    trainer_buffers* u = t->buffers;
+    packer k = pack_begin(u);
+    for (int p = 0; p < u->parts; p++) pack_part(&k, d, u->part[p]);
+    packed_batch g = pack_end(t, &k);
+    int own = d->candidates && w == t->weights;
+    if (d->nucleus_words) pack_nucleus(t, d, &g);
+    if (own) pack_candidates(t, d, &g);
+    model_forward(w, t->acts, &g, inverse_temperature, u->logp, NULL);
+    t->b->download(t->b, u->host_row, u->logp, g.targets * sizeof(float));
+    spread(u, d, out, u->host_row, 1);
+    if (own) {
+        size_t n = (size_t)g.targets * d->candidates;
+        t->b->download(t->b, u->asked_logp, u->asked.logp, n * sizeof(float));
+        spread(u, d, d->candidate_pi, u->asked_logp, d->candidates);
+    }
     return g;
 }
 
 void trainer_rehearse(trainer* t) {
     trainer_buffers* u = t->buffers;
-    int n = u->capacity, *host = u->host;
-    for (int i = 0; i < n; i++) {
-        host[i] = 0;                      // token
-        host[n + i] = i % u->max_length;  // position
-        host[2 * n + i] = i;              // row
-        host[3 * n + i] = 0;              // target
-        u->host_coef[i] = 0;
+    packer k = pack_begin(u);
+    for (int s = 0, prefix = -1; k.g.tokens < u->capacity && s < u->capacity; s++) {
+        int shared = s % (u->room.group + 1) == 0;
+        int length = shared ? u->room.max_prompt : u->room.max_new;
+        int at = pack_sequence(&k, shared ? -1 : prefix);
+        if (shared) prefix = at;
+        for (int i = 0; i < length && k.g.tokens < u->capacity; i++) {
+            pack_target(&k, k.g.tokens, 0);
+            pack_row(&k, 0, shared ? i : u->room.max_prompt - 1 + i);
+        }
     }
-    for (int s = 0; s <= t->micro_batch; s++) host[4 * n + s] = s * u->max_length;
-    t->b->upload(t->b, u->device, host, (4 * (size_t)n + t->micro_batch + 1) * sizeof(int));
-    t->b->upload(t->b, u->coef, u->host_coef, n * sizeof(float));
-    packed_batch g = packed(u, n, t->micro_batch, n);
+    memset(u->host_row, 0, u->capacity * sizeof(float));
+    t->b->upload(t->b, u->coef, u->host_row, u->capacity * sizeof(float));
+    packed_batch g = pack_end(t, &k);
     model_forward(t->weights, t->acts, &g, 1, u->logp, NULL);
     model_backward(t->weights, t->acts, &g, 1, u->coef, t->optimizer->gradients);
     t->b->sync(t->b);
 }
 
-static void pack_nucleus(trainer* t, const rollout* d, int first, packed_batch* g) {
-    trainer_buffers* u = t->buffers;
-    size_t words = d->nucleus_words, each = words * sizeof(uint32_t);
-    uint32_t* mask = xalloc(g->targets, each, "kept sets");
-    if (!u->nucleus) {
-        u->nucleus_words = d->nucleus_words;
-        u->nucleus = t->b->alloc(t->b, u->capacity * each, "kept sets (lower --micro-batch)");
-    }
-    for (int i = 0; i < g->targets; i++)
-        rollout_get_nucleus(d, d->start[first] + i, mask + i * words);
-    t->b->upload(t->b, u->nucleus, mask, g->targets * each);
-    free(mask);
-    g->nucleus = u->nucleus;
-}
-
-static void pack_candidates(trainer* t, const rollout* d, int first, packed_batch* g) {
-    trainer_buffers* u = t->buffers;
-    size_t most = (size_t)u->capacity * d->candidates;
-    if (!u->asked.count) {
-        u->asked.count = d->candidates;
-        u->asked.id = t->b->alloc(t->b, most * sizeof(int), "candidates (lower --micro-batch)");
-        u->asked.logp = t->b->alloc(t->b, most * sizeof(float), "candidates (lower --micro-batch)");
-    }
-    t->b->upload(t->b, u->asked.id, d->candidate + d->start[first] * d->candidates,
-                 (size_t)g->targets * d->candidates * sizeof(int));
-    g->asked = u->asked;
-}
-
-// Sequences first .. first+count-1 as a packed batch on the device.
-static packed_batch pack(trainer* t, const rollout* d, int first, int count) {
-    trainer_buffers* u = t->buffers;
-    int n = u->capacity, tokens = 0, targets = 0;
-    int *token = u->host, *position = token + n, *row = position + n, *target = row + n;
-    int* start = target + n;
-    for (int s = first; s < first + count; s++) {
-        int p = s / d->group, prompt = d->prompt_length[p], length = rollout_length(d, s);
-        const int* in = d->prompt + (size_t)p * d->max_prompt;
-        const int* out = d->token + d->start[s];
-        start[s - first] = tokens;
-        for (int i = 0; i < prompt + length - 1; i++, tokens++) {
-            token[tokens] = i < prompt ? in[i] : out[i - prompt];
-            position[tokens] = i;
-            if (i < prompt - 1) continue;
-            row[targets] = tokens;
-            target[targets++] = out[i - prompt + 1];
-        }
-    }
-    start[count] = tokens;
-    t->b->upload(t->b, u->device, u->host, (4 * (size_t)n + count + 1) * sizeof(int));
-    packed_batch g = packed(u, tokens, count, targets);
-    if (d->nucleus_words) pack_nucleus(t, d, first, &g);
-    return g;
-}
-
-// One micro-batch forward; the log-probabilities of its targets go where they belong in `out`.
-static packed_batch forward(trainer* t, const model_weights* w, const rollout* d, int first,
-                            int count, float inverse_temperature, float* out) {
-    trainer_buffers* u = t->buffers;
-    packed_batch g = pack(t, d, first, count);
-    int own = d->candidates && w == t->weights;
-    if (own) pack_candidates(t, d, first, &g);
-    model_forward(w, t->acts, &g, inverse_temperature, u->logp, NULL);
-    t->b->download(t->b, out + d->start[first], u->logp, g.targets * sizeof(float));
-    if (own)
-        t->b->download(t->b, d->candidate_pi + d->start[first] * d->candidates, u->asked.logp,
-                       (size_t)g.targets * d->candidates * sizeof(float));
-    return g;
-}
-
 void trainer_logprobs(trainer* t, const model_weights* w, const rollout* d, int first, int count,
                       float inverse_temperature, float* out) {
-    for (int done = 0; done < count; done += t->micro_batch) {
-        int n = count - done < t->micro_batch ? count - done : t->micro_batch;
-        forward(t, w, d, first + done, n, inverse_temperature, out);
-    }
+    walk all = {first, first + count, NULL, 0};
+    while (next_micro_batch(t, d, &all)) forward(t, w, d, inverse_temperature, out);
 }
+
+// ---------------------------------------------------------------------------------------------
+// An update
 
 // Those of the sequence whose tokens begin at `at`.
 static objective_candidates candidates_at(const rollout* d, size_t at) {
@@ -188,58 +307,100 @@ static objective_candidates candidates_at(const rollout* d, size_t at) {
                                   d->candidate_pi + first, d->candidate_anchor + first};
 }
 
-// The coefficients of one micro-batch, times their weight and the loss scale; sums the statistics.
-// `each` (max_new) is scratch.
-static void coefficients(trainer* t, const rollout* d, int first, int count, const objective* o,
-                         const double* weight, double loss_scale, coefficient* each,
-                         trainer_update_result* sum) {
-    float* coef = t->buffers->host_coef;
-    for (int s = first; s < first + count; s++) {
-        size_t at = d->start[s];
-        int length = rollout_length(d, s);
-        objective_candidates top = {0};
-        if (d->candidates) top = candidates_at(d, at);
-        objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
-                           length, &top, each);
-        for (int i = 0; i < length; i++) {
-            *coef++ = (float)(each[i].c * weight[s - first] * loss_scale);
-            sum->loss += each[i].loss * weight[s - first];
-            sum->masked += each[i].masked;
-            if (each[i].masked) sum->masked_mu += num_exp(d->anchor[at + i]);
-            sum->corrective += each[i].corrective;
+// What an update knows beside the trainer and the sequences.
+typedef struct update {
+    const objective* o;
+    int first;             // sequence
+    const double* weight;  // of sequence first + i
+    double loss_scale;
+    coefficient* each;  // (max_new) scratch
+    trainer_update_result sum;
+} update;
+
+// The coefficients of the micro-batch, times their weight and the loss scale, into host_row; sums
+// the statistics.
+static void coefficients(trainer* t, const rollout* d, update* x) {
+    trainer_buffers* u = t->buffers;
+    float* coef = u->host_row;
+    for (int p = 0; p < u->parts; p++)
+        for (int s = u->part[p].first; s < u->part[p].last; s++) {
+            size_t at = d->start[s];
+            int length = rollout_length(d, s);
+            double weight = x->weight[s - x->first];
+            objective_candidates top = {0};
+            if (d->candidates) top = candidates_at(d, at);
+            objective_sequence(x->o, d->advantage[s], d->log_pi + at, d->anchor + at,
+                               d->log_ref + at, length, &top, x->each);
+            for (int i = 0; i < length; i++) {
+                coefficient* c = &x->each[i];
+                *coef++ = (float)(c->c * weight * x->loss_scale);
+                x->sum.loss += c->loss * weight;
+                x->sum.masked += c->masked;
+                if (c->masked) x->sum.masked_mu += num_exp(d->anchor[at + i]);
+                x->sum.corrective += c->corrective;
+            }
         }
+}
+
+static int all_zero(const float* x, int n) {
+    for (int i = 0; i < n; i++)
+        if (x[i] != 0) return 0;  // NaN, too: a log-probability that is none must not pass unseen
+    return 1;
+}
+
+// The micro-batches of a walk, backward only where coefficients differ from 0. A walk of idle groups
+// keeps them apart from the others, so that none of those runs backward for one of these.
+static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temperature,
+                              update* x) {
+    trainer_buffers* u = t->buffers;
+    while (next_micro_batch(t, d, &w)) {
+        packed_batch g = forward(t, t->weights, d, inverse_temperature, d->log_pi);
+        coefficients(t, d, x);
+        x->sum.tokens += g.tokens;
+        if (all_zero(u->host_row, g.targets)) continue;
+        t->b->upload(t->b, u->coef, u->host_row, g.targets * sizeof(float));
+        model_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
+                       t->optimizer->gradients);
+        x->sum.trained_tokens += g.tokens;
     }
+}
+
+// Whether all coefficients of sequence s's group among first .. end - 1 are 0, whatever pi is.
+static int is_idle(const rollout* d, int s, int first, int end, const objective* o) {
+    if (objective_needs_zero_advantage(o)) return 0;
+    int from = s / d->group * d->group, to = from + d->group;
+    for (int i = from > first ? from : first; i < to && i < end; i++)
+        if (d->advantage[i] != 0) return 0;
+    return 1;
 }
 
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr) {
-    trainer_buffers* u = t->buffers;
-    trainer_update_result r = {0};
-    int64_t targets = 0;
-    double scale = t->optimizer->state.loss_scale;
+    int end = first + count;
+    double targets = (double)(d->start[end] - d->start[first]);
     double* weight = xalloc(count, sizeof *weight, "sequence weights");
+    char* idle = xalloc(end, 1, "sequences without a gradient");
     coefficient* each = xalloc(d->max_new, sizeof *each, "coefficients");
+    update x = {.o = o,
+                .first = first,
+                .weight = weight,
+                .loss_scale = t->optimizer->state.loss_scale,
+                .each = each};
     objective_weights(aggregate, d->start + first, count, d->max_new, weight);
+    for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o);
     optimizer_clear_gradients(t->optimizer);
-    for (int done = 0; done < count; done += t->micro_batch) {
-        int at = first + done, n = count - done < t->micro_batch ? count - done : t->micro_batch;
-        packed_batch g = forward(t, t->weights, d, at, n, inverse_temperature, d->log_pi);
-        coefficients(t, d, at, n, o, weight + done, scale, each, &r);
-        t->b->upload(t->b, u->coef, u->host_coef, g.targets * sizeof(float));
-        model_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
-                       t->optimizer->gradients);
-        r.tokens += g.tokens;
-        targets += g.targets;
-    }
+    run_micro_batches(t, d, (walk){first, end, idle, 1}, inverse_temperature, &x);
+    run_micro_batches(t, d, (walk){first, end, idle, 0}, inverse_temperature, &x);
     free(weight);
+    free(idle);
     free(each);
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);
-    r.grad_norm = step.grad_norm;
-    r.skipped = step.skipped;
-    r.masked_mu /= r.masked;
-    r.masked /= (double)targets;
-    r.corrective /= (double)targets;
-    return r;
+    x.sum.grad_norm = step.grad_norm;
+    x.sum.skipped = step.skipped;
+    x.sum.masked_mu /= x.sum.masked;
+    x.sum.masked /= targets;
+    x.sum.corrective /= targets;
+    return x.sum;
 }

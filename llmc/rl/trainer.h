@@ -1,7 +1,11 @@
 // trainer: from the sequences of a rollout to gradients: packs micro-batches, runs them forward,
 // asks the objective for one coefficient per token, runs them backward, and steps the optimizer.
-// How sequences are cut into micro-batches changes no bit of the result, except with fp8 gradients
-// (see matmul_backward_weight in device/ops.def).
+//
+// A micro-batch holds whole groups, each with its prompt once (Prefix Grouper, arXiv 2506.05433,
+// shows that the gradients are those of sequences with a prompt each). Groups whose coefficients
+// are 0 whatever the policy is (all their advantages are 0, and no other term is added) run forward
+// only. How groups are dealt to micro-batches changes no bit of the result, except with fp8
+// gradients (see matmul_backward_weight in device/ops.def).
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
@@ -19,13 +23,17 @@ typedef struct trainer {
     model_weights* weights;  // the parameters in the trainer's precision
     model_acts* acts;
     optimizer* optimizer;
-    int micro_batch;  // sequences
     struct trainer_buffers* buffers;
 } trainer;
 
-// Micro-batches hold at most `micro_batch` sequences of at most max_length tokens.
+// What micro-batches hold: at most `tokens` tokens, or one group if that is more. A group: a prompt
+// and `group` samples, of at most max_prompt and max_new tokens each.
+typedef struct trainer_room {
+    int tokens, group, max_prompt, max_new;
+} trainer_room;
+
 trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* optimizer,
-                        int micro_batch, int max_length, recompute_level recompute);
+                        const trainer_room* room, recompute_level recompute);
 void trainer_free(trainer* t);
 
 // Host parameters (count) into the trainer, rounded to the optimizer's format; and out again.
@@ -48,7 +56,8 @@ typedef struct trainer_update_result {
     int skipped;
     double masked, corrective;  // fractions of response tokens
     double masked_mu;           // mean over the masked ones of the anchor's probability; NaN: none
-    int64_t tokens;             // tokens run through the model
+    int64_t tokens;             // run through the model, a group's prompt counted once
+    int64_t trained_tokens;     // of these, those that also ran backward
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1: reads start, token, anchor, log_ref,

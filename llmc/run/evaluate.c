@@ -1,4 +1,5 @@
-// The same sampler as in training, on prompts that training never sees.
+// The same sampler as in training, on prompts that training never sees, and with a temperature and
+// a top-p of its own.
 #include "evaluate.h"
 
 double evaluate_pass_at_k(int n, int right, int k) {
@@ -32,11 +33,8 @@ static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* 
     d->group = group;
     for (int first = 0; first < c->prompts; first += at_once) {
         d->prompts = c->prompts - first < at_once ? c->prompts - first : at_once;
-        if (c->list)
-            rollout_listed_prompts(d, c->list, first);
-        else
-            rollout_held_out_prompts(d, t, c->how.seed, first);
-        how.step = c->how.step * (uint32_t)c->prompts + (uint32_t)first;  // other draws each time
+        rollout_listed_prompts(d, c->list, first);
+        d->first = (uint32_t)first * (uint32_t)group;
         if (!sample_and_grade(r, d, t, &how, c->stop)) return (sums){.stopped = 1};
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
@@ -66,9 +64,9 @@ evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_co
 
 evaluation evaluate_policy(run* r) {
     const settings* s = r->settings;
-    const prompt_list* list = r->sanity.count ? &r->sanity : NULL;
-    int prompts = list && list->count < s->eval_prompts ? list->count : s->eval_prompts;
-    sampling how = settings_sampling(s, STREAM_EVALUATE, (uint32_t)r->state.step);
+    const prompt_list* list = r->sanity.count ? &r->sanity : &r->held_out;
+    int prompts = list->count < s->eval_prompts ? list->count : s->eval_prompts;
+    sampling how = settings_eval_sampling(s, (uint32_t)r->state.step);
     evaluate_config c = {prompts, s->eval_samples, s->eval_k, how, list, run_interrupted};
     double start = clock_seconds();
     sampler_sync(r->sampler, r->trainer->parameters);
@@ -84,11 +82,12 @@ evaluation evaluate_policy(run* r) {
 void evaluate_examples(run* r) {
     const settings* s = r->settings;
     rollout* d = r->eval_data;
-    sampling how = settings_sampling(s, STREAM_EVALUATE, UINT32_MAX);
+    sampling how = settings_eval_sampling(s, UINT32_MAX);
     sampler_sync(r->sampler, r->trainer->parameters);
     d->prompts = 3;
     d->group = 1;
-    rollout_held_out_prompts(d, &r->task, s->seed, 0);
+    d->first = 0;
+    rollout_listed_prompts(d, &r->held_out, 0);
     sampler_run(r->sampler, d, &how);
     rollout_verify(d, &r->task);
 }

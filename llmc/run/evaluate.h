@@ -19,15 +19,16 @@ typedef struct evaluation {
 
 typedef struct evaluate_config {
     int prompts, samples, k;
-    sampling how;             // of the samples; `step` keys them
-    const prompt_list* list;  // whose prompts, or NULL: held-out ones
+    sampling how;             // of the samples
+    const prompt_list* list;  // the prompts; it begins again at its end
     int (*stop)(void);        // asked between decode steps, 1 ends the evaluation; NULL: never
 } evaluate_config;
 
 // 1 - C(n - right, k) / C(n, k): Chen et al., arXiv 2107.03374. k <= n.
 double evaluate_pass_at_k(int n, int right, int k);
 
-// Uses `d` (its content is lost) as many times as the prompts need.
+// Uses `d` (its content is lost) as many times as the prompts need; how many fit changes nothing: a
+// draw is keyed by seed, step, prompt * samples + sample, and position.
 evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_config* c);
 
 // The newest weights of a run, as its settings ask for it. A signal stops it; then the step is not

@@ -11,9 +11,10 @@
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
 //   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before
-//             clipping), skipped (1: not finite, no update), tokens_per_s, the metrics of
-//             mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean probability
-//             of the masked tokens under the anchor; null if there are none)
+//             clipping), skipped (1: not finite, no update), tokens (run forward, a prompt once a
+//             group), trained_tokens (of these, those that also ran backward), tokens_per_s, the
+//             metrics of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
+//             probability of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), k, prompts, response_length
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,

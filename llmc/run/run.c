@@ -228,9 +228,10 @@ static void create_trainer(run* r) {
     const settings* s = r->settings;
     precision train = settings_train_precision(s);
     optimizer_config config = settings_optimizer(s);
-    r->trainer = trainer_create(
-        r->device, &r->model, train, &config, minimum(s->micro_batch, r->data->capacity),
-        r->task.max_prompt + s->max_new_tokens, (recompute_level)s->recompute);
+    trainer_room room = {minimum(s->micro_tokens, rollout_most_tokens(r->data)), s->group,
+                         r->task.max_prompt, s->max_new_tokens};
+    r->trainer =
+        trainer_create(r->device, &r->model, train, &config, &room, (recompute_level)s->recompute);
     if (s->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);
     r->stale = stale_create(r->device, r->parameters, s->sync_every, s->lag);
 }
@@ -241,6 +242,10 @@ static void create_rollouts(run* r) {
     int evaluated = maximum(maximum(sequences, 512), s->eval_samples);
     int filtered = s->top_k > 0 || (float)s->top_p < 1;
     int nucleus_words = filtered ? (r->model.shape.vocab + 31) / 32 : 0;
+    r->held_out = task_held_out_prompts(&r->task, s->seed, s->eval_prompts);
+    if (r->held_out.count < s->eval_prompts)
+        log_print(r->log, "the task has %d held-out prompts, not %d: evaluations ask each of them",
+                  r->held_out.count, s->eval_prompts);
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
     r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, 0);
 }

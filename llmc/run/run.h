@@ -39,7 +39,8 @@ typedef struct run {
     model_weights* reference;  // NULL without --kl-coef
     rollout* data;             // the rollout of a step
     rollout *eval_data, *warmup_data;
-    prompt_list sanity;  // the prompts of --sanity-samples; none: the task's
+    prompt_list held_out;  // prompts of evaluation, all different
+    prompt_list sanity;    // the prompts of --sanity-samples; none: the task's
     run_log* log;
     run_state state;
     run_state saved;  // of the newest checkpoint

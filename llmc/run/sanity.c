@@ -1,5 +1,4 @@
-// Prompts are sampled a fixed number at a time, so that the draws depend on a prompt's number
-// alone.
+// Draws are keyed by the number of a prompt and of its sample.
 #include "sanity.h"
 
 #include <errno.h>
@@ -10,29 +9,20 @@
 
 static const uint32_t SANITY_STEP = UINT32_MAX;  // training prompts of a step that no run reaches
 
-static prompt_list list_create(int capacity) {
-    return (prompt_list){
-        0, xalloc((size_t)capacity, TASK_TEXT_MAX, "the prompts of --sanity-samples")};
-}
-
 static int list_has(const prompt_list* list, const char* text) {
     for (int i = 0; i < list->count; i++)
         if (!strcmp(list->text[i], text)) return 1;
     return 0;
 }
 
-static void list_add(prompt_list* list, const char* text) {
-    snprintf(list->text[list->count++], TASK_TEXT_MAX, "%s", text);
-}
-
 // The first `count` training prompts that differ. A small task has fewer: it stops after having
 // drawn four times as many.
 static prompt_list pool_of(const task* t, uint64_t seed, int count) {
-    prompt_list list = list_create(count);
+    prompt_list list = {0};
     char text[TASK_TEXT_MAX];
     for (int i = 0; i < 4 * count && list.count < count; i++) {
         task_training_prompt(t, seed, SANITY_STEP, (uint32_t)i, text);
-        if (!list_has(&list, text)) list_add(&list, text);
+        if (!list_has(&list, text)) prompt_list_add(&list, text);
     }
     return list;
 }
@@ -44,25 +34,24 @@ static int within(int right, const sanity_config* c) {
 
 sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c) {
     prompt_list all = pool_of(t, c->how.seed, c->prompts);
-    sanity_result result = {.kept = list_create(all.count), .tried = all.count};
-    sampling how = c->how;
+    sanity_result result = {.tried = all.count};
     int at_once = SANITY_SAMPLES_MAX / c->samples;
     int64_t all_right = 0;
     d->group = c->samples;
     for (int first = 0; first < all.count; first += at_once) {
         d->prompts = all.count - first < at_once ? all.count - first : at_once;
         rollout_listed_prompts(d, &all, first);
-        how.step = (uint32_t)first;
-        sampler_run(r, d, &how);
+        d->first = (uint32_t)(first * c->samples);
+        sampler_run(r, d, &c->how);
         rollout_verify(d, t);
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
             for (int i = 0; i < d->group; i++) right += d->reward[p * d->group + i] > 0;
             all_right += right;
-            if (within(right, c)) list_add(&result.kept, all.text[first + p]);
+            if (within(right, c)) prompt_list_add(&result.kept, all.text[first + p]);
         }
     }
-    free(all.text);
+    prompt_list_free(&all);
     result.solved = (double)all_right / ((double)result.tried * c->samples);
     if (result.kept.count == 0)
         fatal(
@@ -95,15 +84,13 @@ prompt_list sanity_read(const task* t, const char* path, uint64_t checksum) {
     FILE* f = file_open(path, "r");
     file_read(f, text, (size_t)bytes, path);
     file_close(f, path);
-    int lines = 0;
-    for (char* p = text; (p = strchr(p, '\n')); p++) lines++;
-    prompt_list kept = list_create(lines + 1);
+    prompt_list kept = {0};
     int altered = strlen(text) != (size_t)bytes || hash_text(text) != checksum;
     for (char* line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
         if (strlen(line) > (size_t)t->max_prompt || !t->is_prompt(t, line))
             fatal("%s:%d: \"%s\" is no prompt of the task %s; the file was altered", path,
                   kept.count + 1, shown(line, strlen(line)), t->name);
-        list_add(&kept, line);
+        prompt_list_add(&kept, line);
     }
     if (altered) fatal("%s was altered since the run wrote it; put the file back", path);
     if (kept.count == 0) fatal("%s holds no prompts; it was altered", path);

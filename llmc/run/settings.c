@@ -210,14 +210,14 @@ int settings_any_scaled(const settings* s) {
 const char* settings_batch_dependence(const settings* s) {
     if (s->activation_scale)
         return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
-               "may differ, and --slots and --micro-batch change the result";
+               "may differ, and --slots and --micro-tokens change the result";
     if (settings_train_precision(s).gradient_linear->scaled)
-        return "the smallest gradients depend on --micro-batch: their fp8 scales span its tokens";
+        return "the smallest gradients depend on --micro-tokens: their fp8 scales span its tokens";
     if (s->device == DEVICE_CUDA && !s->batch_invariant)
         return "a row's bits depend on its batch (a GPU without --batch-invariant): log pi and log "
-               "mu differ by rounding, and --slots and --micro-batch change the result";
+               "mu differ by rounding, and --slots and --micro-tokens change the result";
     if (s->device == DEVICE_CUDA)
-        return "the last bits of gradients depend on --micro-batch, on a GPU";
+        return "the last bits of gradients depend on --micro-tokens, on a GPU";
     return NULL;
 }
 
@@ -249,6 +249,14 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) 
                       .top_p = (float)s->top_p,
                       .seed = s->seed,
                       .stream = stream,
+                      .step = step};
+}
+
+sampling settings_eval_sampling(const settings* s, uint32_t step) {
+    return (sampling){.inverse_temperature = (float)(1 / s->eval_temperature),
+                      .top_p = (float)s->eval_top_p,
+                      .seed = s->seed,
+                      .stream = STREAM_EVALUATE,
                       .step = step};
 }
 

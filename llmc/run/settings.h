@@ -42,6 +42,8 @@ backend* settings_open_device(const struct model* m, const char** why_cpu);
 void settings_check_out(void);
 void settings_write(const char* path);  // as a file of flags, for --resume and --config
 
+// How evaluation draws: by --eval-temperature and --eval-top-p, whatever the rollouts' are.
+sampling settings_eval_sampling(const settings* s, uint32_t step);
 precision settings_train_precision(const settings* s);    // the trainer's arithmetic
 precision settings_rollout_precision(const settings* s);  // the sampler's
 const format* settings_kv_format(const settings* s);      // of the sampler's cache
@@ -53,7 +55,8 @@ float settings_inverse_temperature(const settings* s);  // 1 / --temperature
 int settings_checkpoints_unread(const settings* s);
 // Whether flags about the warm-up are given, and there is none.
 int settings_warmup_unread(const settings* s);
-// Why the result depends on --slots or --micro-batch (only some fp8 settings); NULL if it does not.
+// Why the result depends on --slots or --micro-tokens (only some fp8 settings); NULL if it does
+// not.
 const char* settings_batch_dependence(const settings* s);
 
 LLMC_END

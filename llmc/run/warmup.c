@@ -26,12 +26,12 @@ static optimizer_config warmup_optimizer(const settings* s) {
 void warmup_create(run* r) {
     const settings* s = r->settings;
     optimizer_config config = warmup_optimizer(s);
-    int batch = s->warmup_batch;
-    r->warmup =
-        trainer_create(r->device, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32), &config,
-                       s->micro_batch < batch ? s->micro_batch : batch,
-                       r->task.max_prompt + s->max_new_tokens, (recompute_level)s->recompute);
-    r->warmup_data = rollout_create(batch, r->task.max_prompt, s->max_new_tokens, 0);
+    r->warmup_data = rollout_create(s->warmup_batch, r->task.max_prompt, s->max_new_tokens, 0);
+    int most = rollout_most_tokens(r->warmup_data);
+    trainer_room room = {s->micro_tokens < most ? s->micro_tokens : most, 1, r->task.max_prompt,
+                         s->max_new_tokens};
+    r->warmup = trainer_create(r->device, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
+                               &config, &room, (recompute_level)s->recompute);
 }
 
 void warmup_free(run* r) {

@@ -7,7 +7,7 @@ enum { STEPS = 2 };
 static const char BASE[] =
     "task = add:digits=1,guessed=100,guess-error=0\n"
     "depth = 1\nchannels = 32\nheads = 2\ncontext = 32\nmax-new-tokens = 12\nwarmup-steps = 0\n"
-    "steps = 2\nprompts = 4\ngroup = 4\nslots = 8\nmicro-batch = 4\nlr = 1e-3\nlr-warmup = 0\n"
+    "steps = 2\nprompts = 4\ngroup = 4\nslots = 8\nmicro-tokens = 160\nlr = 1e-3\nlr-warmup = 0\n"
     "eval-every = 0\neval-prompts = 1\neval-samples = 1\neval-k = 1\ndevice = cuda\n";
 
 static const char FP32[] = "";

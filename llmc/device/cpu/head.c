@@ -137,6 +137,22 @@ static void round_gradient(float* l, int n, int target, const format* how) {
         row_round(l, n, how);
 }
 
+// to[row[i]] += from[i] in the order of i: threads share the columns.
+static void add_rows(backend* b, tensor to, const int* row, const float* from, int n) {
+    enum { COLUMNS = 64 };
+    PARALLEL_FOR(b)
+    for (int j0 = 0; j0 < to.cols; j0 += COLUMNS) {
+        int cols = to.cols - j0 < COLUMNS ? to.cols - j0 : COLUMNS;
+        for (int i = 0; i < n; i++) {
+            float* sum = row_of(to, row[i]) + j0;
+            const float* x = from + (int64_t)i * to.cols + j0;
+            SIMD
+            for (int j = 0; j < cols; j++) sum[j] += x[j];
+            row_round(sum, cols, to.format);
+        }
+    }
+}
+
 void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
                         const int* target, const float* coef, int n, const prepared* w,
                         const format* logits, float inverse_temperature, const uint32_t* nucleus) {
@@ -172,13 +188,12 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
                   .b_round = w->backward_operand,
                   .c = rows_dx,
                   .c_stride = c,
-                  .round = dx.format};
+                  .round = &FORMAT_FP32};
         ISA(gemm_run)(b, &g);
+        add_rows(b, dx, row + first, rows_dx, rows);
         PARALLEL_FOR(b)
-        for (int i = 0; i < rows; i++) {
-            memcpy(row_of(dx, row[first + i]), rows_dx + (size_t)i * c, c * sizeof(float));
+        for (int i = 0; i < rows; i++)
             operand_round(m.x + (size_t)i * c, row_of(x, row[first + i]), c, w->backward_operand);
-        }
         gemm h = {.m = v,
                   .n = c,
                   .k = rows,
@@ -307,7 +322,7 @@ static void sample_row(const slot_state* s, int slot, float* l, float* e, int* h
         token = draw_greedy(l, v);
     } else {
         uint32_t random[4];
-        random_at(random, how->seed, how->stream, how->step, (uint32_t)s->sequence[slot],
+        random_at(random, how->seed, how->stream, how->step, s->first + (uint32_t)s->sequence[slot],
                   (uint32_t)s->position[slot] + 1);
         token = draw(e, v, random);
     }

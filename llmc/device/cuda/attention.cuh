@@ -14,9 +14,10 @@
 // each product. In both the rounding points are those of cpu/attention.c: q, k, v, dout, p and ds
 // are rounded to the operands' format; sums and everything in between are fp32.
 //
-// Tiles count from the start of their sequence, and steps from position 0 (keys) or from the tile's
-// first position (queries), so a sequence's bits do not depend on its neighbours. Positions beyond
-// the sequence and columns beyond head_dim are zeros in shared memory.
+// Tiles count from the start of their sequence, and steps from its first key, which may lie in its
+// prefix, or from the tile's first position (queries), so a sequence's bits do not depend on its
+// neighbours. The queries of sequences that continue another follow its own. Rows beyond the last
+// one and columns beyond head_dim are zeros in shared memory.
 #ifndef LLMC_CUDA_ATTENTION_CUH
 #define LLMC_CUDA_ATTENTION_CUH
 
@@ -76,44 +77,87 @@ struct attention_call {
     matrix<T> out, dout;   // (rows, heads * head_dim)
     float* stats;          // (rows, heads, 2): {max, sum}
     query_stats* queries;  // (heads, rows)
-    const int* seq_start;
-    int sequences, rows, heads, head_dim;
+    packing pack;          // arrays on the device
+    int rows, heads, head_dim;
     float scale;  // 1 / sqrt(head_dim)
     rounding operand;
     bool packed;  // every head of every row can be moved 16 bytes at a time
 };
 
-// Where a block works: a sequence's first row and length, and the first position of the tile.
+// Where a block works: a sequence's number, first row and length, and the first position of the
+// tile; of its prefix, the first row, and how many.
 struct tile_place {
-    int start, length, first;
+    int sequence, start, length, first, before, shared;
 };
 
-// The place of a tile. Sequence s owns the numbers from seq_start[s] / tile + s on: these grow with
-// s, and there are enough for the sequence's length. A number too many has first >= length.
-static __device__ inline tile_place place_of(const int* seq_start, int sequences, int number,
-                                             int tile) {
-    int s = 0, beyond = sequences;
+// The place of a tile. Sequence s owns the numbers from start[s] / tile + s on: these grow with s,
+// and there are enough for the sequence's length. A number too many has first >= length.
+static __device__ inline tile_place place_of(const packing& pack, int number, int tile) {
+    int s = 0, beyond = pack.sequences;
     while (beyond - s > 1) {
         int middle = (s + beyond) / 2;
-        if (seq_start[middle] / tile + middle <= number)
+        if (pack.start[middle] / tile + middle <= number)
             s = middle;
         else
             beyond = middle;
     }
-    int start = seq_start[s];
-    return {start, seq_start[s + 1] - start, (number - start / tile - s) * tile};
+    int start = pack.start[s], prefix = pack.prefix ? pack.prefix[s] : -1;
+    tile_place at = {s, start, pack.start[s + 1] - start, (number - start / tile - s) * tile, 0, 0};
+    if (prefix >= 0) {
+        at.before = pack.start[prefix];
+        at.shared = pack.start[prefix + 1] - at.before;
+    }
+    return at;
+}
+
+// Rows from the sequence's first one on whose queries see its keys: its own, and those of the
+// sequences that continue it.
+static __device__ inline int seeing_rows(const packing& pack, const tile_place& at) {
+    int last = at.sequence, beyond = pack.prefix ? pack.sequences : last + 1;
+    while (beyond - last > 1) {
+        int middle = (last + beyond) / 2;
+        if (pack.prefix[middle] == at.sequence)
+            last = middle;
+        else
+            beyond = middle;
+    }
+    return pack.start[last + 1] - at.start;
 }
 
 static inline dim3 tile_grid(int rows, int sequences, int heads, int tile) {
     return dim3(rows / tile + sequences, heads);
 }
 
-// The block's head of its sequence, from position 0 on: q, k or v (0, 1, 2) of a matrix like qkv.
+// The block's head of its sequence, from the sequence's first row on: q, k or v (0, 1, 2) of a
+// matrix like qkv.
 template <class T>
-static __device__ inline matrix<T> head_of(matrix<T> m, const attention_call<T>& x, tile_place at,
-                                           int which) {
+static __device__ inline matrix<T> head_of(matrix<T> m, const attention_call<T>& x,
+                                           const tile_place& at, int which) {
     return {m.data + at.start * m.stride + (which * x.heads + (int)blockIdx.y) * x.head_dim,
             m.stride};
+}
+template <class T>
+static __device__ inline T* row_at(const matrix<T>& m, int r) {
+    return m.data + r * m.stride;
+}
+
+// The same for the keys that the sequence sees: those of the prefix, then its own.
+template <class T>
+struct key_rows {
+    matrix<T> own, before;  // row j of either is key j's
+    int shared;
+};
+template <class T>
+static __device__ inline key_rows<T> keys_of(matrix<T> m, const attention_call<T>& x,
+                                             const tile_place& at, int which) {
+    T* column = m.data + (which * x.heads + (int)blockIdx.y) * x.head_dim;
+    return {{column + (at.start - at.shared) * m.stride, m.stride},
+            {column + at.before * m.stride, m.stride},
+            at.shared};
+}
+template <class T>
+static __device__ inline T* row_at(const key_rows<T>& k, int j) {
+    return row_at(j < k.shared ? k.before : k.own, j);
 }
 
 constexpr int ROW_THREADS = 256;
@@ -152,25 +196,25 @@ struct mma_shape {
     static constexpr size_t KEYS = QUERIES + 2 * BACKWARD_STEP * sizeof(query_stats);
 };
 
-// Positions first .. first + N - 1 of a head into shared memory, in the background where they are
-// packed; zeros from position `end` and column head_dim on.
-template <int D, int N, class T>
-static __device__ inline void mma_load(T* shared, matrix<T> head, int first, int end,
+// Rows first .. first + N - 1 of a head (a matrix, or key_rows) into shared memory, in the
+// background where they are packed; zeros from row `end` and column head_dim on.
+template <int D, int N, class T, class ROWS>
+static __device__ inline void mma_load(T* shared, const ROWS& head, int first, int end,
                                        const attention_call<T>& x) {
     constexpr int STRIDE = mma_shape<D>::STRIDE;
     if (x.packed) {
         for (int i = threadIdx.x; i < N * D / 8; i += MMA_THREADS) {
             int r = i / (D / 8), c = i % (D / 8) * 8;
             bool valid = first + r < end && c < x.head_dim;
-            const T* from = head.data + (first + r) * head.stride + c;
-            cp_async_16(shared + r * STRIDE + c, valid ? from : head.data, valid);
+            const T* from = valid ? row_at(head, first + r) + c : x.qkv.data;
+            cp_async_16(shared + r * STRIDE + c, from, valid);
         }
         return;
     }
     for (int i = threadIdx.x; i < N * D; i += MMA_THREADS) {
         int r = i / D, c = i % D;
         bool valid = first + r < end && c < x.head_dim;
-        shared[r * STRIDE + c] = valid ? head.data[(first + r) * head.stride + c] : to<T>(0.0f);
+        shared[r * STRIDE + c] = valid ? row_at(head, first + r)[c] : to<T>(0.0f);
     }
 }
 
@@ -309,20 +353,22 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
     DYN_SHARED(packet<T>, memory);
     T *q = (T*)memory, *k = q + MMA_TILE * STRIDE, *v = k + 2 * BUFFER;
     // The last tiles of a sequence take longest: they go first.
-    tile_place at = place_of(x.seq_start, x.sequences, gridDim.x - 1 - blockIdx.x, MMA_TILE);
+    tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
-    int end = min(at.first + MMA_TILE, at.length), steps = (end + STEP - 1) / STEP;
+    int end = min(at.first + MMA_TILE, at.length), keys = at.shared + end;
+    int steps = (keys + STEP - 1) / STEP;
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        mma_load<D, STEP>(k + buffer, head_of(x.qkv, x, at, 1), first, end, x);
-        mma_load<D, STEP>(v + buffer, head_of(x.qkv, x, at, 2), first, end, x);
+        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, 1), first, keys, x);
+        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, 2), first, keys, x);
         cp_async_commit();
     };
     mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
     load_step(0);
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;  // the warp's first row
-    int first = at.first + row, query[2] = {first + lane / 4, first + lane / 4 + 8};
+    int first = at.first + row;
+    int query[2] = {at.shared + first + lane / 4, at.shared + first + lane / 4 + 8};
     float o[D / 8][4] = {}, max[2] = {minus_infinity(), minus_infinity()}, sum[2] = {};
     for (int step = 0; step < steps; step++) {
         int buffer = step % 2 * BUFFER;
@@ -373,16 +419,16 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
     T *k = (T*)memory, *v = k + MMA_TILE * STRIDE;
     T *q = v + MMA_TILE * STRIDE, *dout = q + 2 * BUFFER;
     query_stats* queries = (query_stats*)(dout + 2 * BUFFER);
-    tile_place at = place_of(x.seq_start, x.sequences, blockIdx.x, MMA_TILE);
+    tile_place at = place_of(x.pack, blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
-    int steps = (at.length - at.first + STEP - 1) / STEP;
+    int seeing = seeing_rows(x.pack, at), steps = (seeing - at.first + STEP - 1) / STEP;
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = at.first + step * STEP;
-        mma_load<D, STEP>(q + buffer, head_of(x.qkv, x, at, 0), first, at.length, x);
-        mma_load<D, STEP>(dout + buffer, head_of(x.dout, x, at, 0), first, at.length, x);
+        mma_load<D, STEP>(q + buffer, head_of(x.qkv, x, at, 0), first, seeing, x);
+        mma_load<D, STEP>(dout + buffer, head_of(x.dout, x, at, 0), first, seeing, x);
         const query_stats* from = x.queries + (int64_t)blockIdx.y * x.rows + at.start;
         for (int i = threadIdx.x; i < STEP; i += MMA_THREADS) {
-            bool valid = first + i < at.length;  // p = exp(0 - 0) * 0 where not
+            bool valid = first + i < seeing;  // p = exp(0 - 0) * 0 where not
             cp_async_16(queries + step % 2 * STEP + i, valid ? from + first + i : from, valid);
         }
         cp_async_commit();
@@ -437,13 +483,14 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
     DYN_SHARED(packet<T>, memory);
     T *q = (T*)memory, *dout = q + MMA_TILE * STRIDE, *k = dout + MMA_TILE * STRIDE,
       *v = k + 2 * BUFFER;
-    tile_place at = place_of(x.seq_start, x.sequences, gridDim.x - 1 - blockIdx.x, MMA_TILE);
+    tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
-    int end = min(at.first + MMA_TILE, at.length), steps = (end + STEP - 1) / STEP;
+    int end = min(at.first + MMA_TILE, at.length), keys = at.shared + end;
+    int steps = (keys + STEP - 1) / STEP;
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        mma_load<D, STEP>(k + buffer, head_of(x.qkv, x, at, 1), first, end, x);
-        mma_load<D, STEP>(v + buffer, head_of(x.qkv, x, at, 2), first, end, x);
+        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, 1), first, keys, x);
+        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, 2), first, keys, x);
         cp_async_commit();
     };
     mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
@@ -471,12 +518,12 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
         for (int n = 0; n < STEP / 8; n++)
             for (int e = 0; e < 4; e++)
                 ds[n][e] = mma_gradient(s[n][e], ds[n][e], stats[e / 2], scale_log2).ds;
-        if (step * STEP + STEP > first) {  // some of the keys come after some of the queries
+        if (step * STEP + STEP > at.shared + first) {  // some keys come after some queries
 #pragma unroll
             for (int n = 0; n < STEP / 8; n++)
                 for (int e = 0; e < 4; e++) {
                     int key = step * STEP + n * 8 + lane % 4 * 2 + e % 2;
-                    if (key > first + lane / 4 + e / 2 * 8) ds[n][e] = 0;
+                    if (key > at.shared + first + lane / 4 + e / 2 * 8) ds[n][e] = 0;
                 }
         }
         mma_weighted<T, D, STEP>(dq, ds, k + buffer);
@@ -503,16 +550,16 @@ struct fma_shape {
     static constexpr size_t KEYS = QUERIES + TILE * sizeof(query_stats);
 };
 
-// Positions first .. first + TILE - 1 of a head as operands; zeros from position `end` and column
-// head_dim on.
-template <int D, class T>
-static __device__ inline void fma_load(float* shared, matrix<T> head, int first, int end,
+// Rows first .. first + TILE - 1 of a head (a matrix, or key_rows) as operands; zeros from row
+// `end` and column head_dim on.
+template <int D, class T, class ROWS>
+static __device__ inline void fma_load(float* shared, const ROWS& head, int first, int end,
                                        const attention_call<T>& x) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < fma_shape<D>::TILE * D; i += SQUARE_THREADS) {
         int r = i / D, c = i % D;
         bool valid = first + r < end && c < x.head_dim;
-        float value = valid ? to_float(head.data[(first + r) * head.stride + c]) : 0.0f;
+        float value = valid ? to_float(row_at(head, first + r)[c]) : 0.0f;
         shared[r * fma_shape<D>::STRIDE + c] = rounded(value, x.operand);
     }
 }
@@ -641,21 +688,21 @@ static __global__ void __launch_bounds__(SQUARE_THREADS) forward_fma(attention_c
     constexpr int COLUMNS = fma_shape<D>::COLUMNS, MATRIX = fma_shape<D>::MATRIX;
     DYN_SHARED(packet<float>, memory);
     float *q = (float*)memory, *k = q + MATRIX, *v = k + MATRIX, *p = v + MATRIX;
-    tile_place at = place_of(x.seq_start, x.sequences, gridDim.x - 1 - blockIdx.x, TILE);
+    tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, TILE);
     if (at.first >= at.length) return;
-    int end = min(at.first + TILE, at.length);
+    int end = min(at.first + TILE, at.length), keys = at.shared + end;
     fma_load<D>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
 
     float o[ROWS][COLUMNS] = {}, max[ROWS], sum[ROWS] = {};
     for (int i = 0; i < ROWS; i++) max[i] = minus_infinity();
-    for (int key = 0; key < end; key += TILE) {
+    for (int key = 0; key < keys; key += TILE) {
         float s[ROWS][ROWS];
         __syncthreads();  // the last step's keys have been read
-        fma_load<D>(k, head_of(x.qkv, x, at, 1), key, end, x);
-        fma_load<D>(v, head_of(x.qkv, x, at, 2), key, end, x);
+        fma_load<D>(k, keys_of(x.qkv, x, at, 1), key, keys, x);
+        fma_load<D>(v, keys_of(x.qkv, x, at, 2), key, keys, x);
         __syncthreads();
         fma_scores<D>(s, q, k, x.head_dim);
-        fma_softmax<D>(s, o, max, sum, at.first, key, x.scale);
+        fma_softmax<D>(s, o, max, sum, at.shared + at.first, key, x.scale);
         fma_keep<D>(p, s, x.operand);
         fma_weighted<D>(o, p, v);
     }
@@ -681,22 +728,23 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2) backward_keys_fma(at
     float *k = (float*)memory, *v = k + MATRIX, *q = v + MATRIX, *dout = q + MATRIX,
           *scores = dout + MATRIX;
     query_stats* queries = (query_stats*)(scores + fma_shape<D>::SCORES);
-    tile_place at = place_of(x.seq_start, x.sequences, blockIdx.x, TILE);
+    tile_place at = place_of(x.pack, blockIdx.x, TILE);
     if (at.first >= at.length) return;
     fma_load<D>(k, head_of(x.qkv, x, at, 1), at.first, at.length, x);
     fma_load<D>(v, head_of(x.qkv, x, at, 2), at.first, at.length, x);
 
     float dk[ROWS][COLUMNS] = {}, dv[ROWS][COLUMNS] = {};
     int key = at.first + threadIdx.x / FMA_SIDE, column = threadIdx.x % FMA_SIDE;
-    for (int first = at.first; first < at.length; first += TILE) {
+    int seeing = seeing_rows(x.pack, at);
+    for (int first = at.first; first < seeing; first += TILE) {
         float p[ROWS][ROWS], ds[ROWS][ROWS];  // transposed: a row for each key
         __syncthreads();                      // the last step's queries have been read
-        fma_load<D>(q, head_of(x.qkv, x, at, 0), first, at.length, x);
-        fma_load<D>(dout, head_of(x.dout, x, at, 0), first, at.length, x);
+        fma_load<D>(q, head_of(x.qkv, x, at, 0), first, seeing, x);
+        fma_load<D>(dout, head_of(x.dout, x, at, 0), first, seeing, x);
         if (threadIdx.x < TILE) {
             query_stats none = {};  // p = exp(0 - 0) * 0
             int64_t row = (int64_t)blockIdx.y * x.rows + at.start + first + threadIdx.x;
-            queries[threadIdx.x] = first + (int)threadIdx.x < at.length ? x.queries[row] : none;
+            queries[threadIdx.x] = first + (int)threadIdx.x < seeing ? x.queries[row] : none;
         }
         __syncthreads();
         fma_scores<D>(p, k, q, x.head_dim);
@@ -729,9 +777,9 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2)
     DYN_SHARED(packet<float>, memory);
     float *q = (float*)memory, *dout = q + MATRIX, *k = dout + MATRIX, *v = k + MATRIX,
           *scores = v + MATRIX;
-    tile_place at = place_of(x.seq_start, x.sequences, gridDim.x - 1 - blockIdx.x, TILE);
+    tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, TILE);
     if (at.first >= at.length) return;
-    int end = min(at.first + TILE, at.length);
+    int end = min(at.first + TILE, at.length), keys = at.shared + end;
     fma_load<D>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
     fma_load<D>(dout, head_of(x.dout, x, at, 0), at.first, end, x);
 
@@ -742,18 +790,18 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2)
         int64_t row = (int64_t)blockIdx.y * x.rows + at.start + query + i * FMA_SIDE;
         if (query + i * FMA_SIDE < end) stats[i] = x.queries[row];
     }
-    for (int key = 0; key < end; key += TILE) {
+    for (int key = 0; key < keys; key += TILE) {
         float s[ROWS][ROWS], ds[ROWS][ROWS];
         __syncthreads();  // the last step's keys have been read
-        fma_load<D>(k, head_of(x.qkv, x, at, 1), key, end, x);
-        fma_load<D>(v, head_of(x.qkv, x, at, 2), key, end, x);
+        fma_load<D>(k, keys_of(x.qkv, x, at, 1), key, keys, x);
+        fma_load<D>(v, keys_of(x.qkv, x, at, 2), key, keys, x);
         __syncthreads();
         fma_scores<D>(s, q, k, x.head_dim);
         fma_scores<D>(ds, dout, v, x.head_dim);
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < ROWS; j++) {
-                bool visible = key + column + j * FMA_SIDE <= query + i * FMA_SIDE;
+                bool visible = key + column + j * FMA_SIDE <= at.shared + query + i * FMA_SIDE;
                 ds[i][j] = gradient_of(s[i][j] * x.scale, ds[i][j], stats[i], visible).ds;
             }
         fma_keep<D>(scores, ds, x.operand);
@@ -768,7 +816,7 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2)
 template <class T, int D>
 static void mma_launch(backend* b, const attention_call<T>& x, bool backward) {
     typedef mma_shape<D> shape;
-    dim3 grid = tile_grid(x.rows, x.sequences, x.heads, MMA_TILE), block(MMA_THREADS);
+    dim3 grid = tile_grid(x.rows, x.pack.sequences, x.heads, MMA_TILE), block(MMA_THREADS);
     cudaStream_t stream = stream_of(b);
     if (!backward) {
         LAUNCH((forward_mma<T, D>), grid, block, shape::FORWARD, stream, x);
@@ -781,7 +829,7 @@ static void mma_launch(backend* b, const attention_call<T>& x, bool backward) {
 template <class T, int D>
 static void fma_launch(backend* b, const attention_call<T>& x, bool backward) {
     typedef fma_shape<D> shape;
-    dim3 grid = tile_grid(x.rows, x.sequences, x.heads, shape::TILE), block(SQUARE_THREADS);
+    dim3 grid = tile_grid(x.rows, x.pack.sequences, x.heads, shape::TILE), block(SQUARE_THREADS);
     cudaStream_t stream = stream_of(b);
     if (!backward) {
         LAUNCH((forward_fma<T, D>), grid, block, shape::FORWARD, stream, x);
@@ -815,13 +863,12 @@ static void attention_launch(backend* b, const attention_call<T>& x, bool backwa
 
 // What forward and backward have in common.
 template <class T>
-static attention_call<T> attention_call_of(tensor out, tensor qkv, const int* seq_start,
-                                           int sequences, head_shape heads, const format* operand) {
+static attention_call<T> attention_call_of(tensor out, tensor qkv, const packing* pack,
+                                           head_shape heads, const format* operand) {
     attention_call<T> x = {};
     x.qkv = matrix_of<T>(qkv);
     x.out = matrix_of<T>(out);
-    x.seq_start = seq_start;
-    x.sequences = sequences;
+    x.pack = *pack;
     x.rows = out.rows;
     x.heads = heads.query;
     x.head_dim = heads.dim;
@@ -832,20 +879,18 @@ static attention_call<T> attention_call_of(tensor out, tensor qkv, const int* se
 }
 
 static void cuda_attention_forward(backend* b, tensor out, float* stats, tensor qkv,
-                                   const int* seq_start, int sequences, head_shape heads,
-                                   const format* operand) {
+                                   const packing* pack, head_shape heads, const format* operand) {
     if (!out.rows) return;
     WITH_STORAGE(qkv.format, T, {
-        attention_call<T> x = attention_call_of<T>(out, qkv, seq_start, sequences, heads, operand);
+        attention_call<T> x = attention_call_of<T>(out, qkv, pack, heads, operand);
         x.stats = stats;
         attention_launch(b, x, false, operand == qkv.format);
     });
 }
 
 static void cuda_attention_backward(backend* b, tensor dqkv, tensor dout, tensor qkv, tensor out,
-                                    const float* stats, const int* seq_start, int sequences,
-                                    head_shape heads, const format* operand,
-                                    const format* gradient) {
+                                    const float* stats, const packing* pack, head_shape heads,
+                                    const format* operand, const format* gradient) {
     if (!out.rows) return;
     if (gradient != operand)
         fatal("the CUDA device has no attention of %s with gradients in %s; use --device cpu",
@@ -853,7 +898,7 @@ static void cuda_attention_backward(backend* b, tensor dqkv, tensor dout, tensor
     size_t bytes = (size_t)out.rows * heads.query * sizeof(query_stats);
     query_stats* queries = (query_stats*)cuda_scratch(b, SCRATCH_ROWS, bytes);
     WITH_STORAGE(qkv.format, T, {
-        attention_call<T> x = attention_call_of<T>(out, qkv, seq_start, sequences, heads, operand);
+        attention_call<T> x = attention_call_of<T>(out, qkv, pack, heads, operand);
         x.dout = matrix_of<T>(dout);
         x.dqkv = matrix_of<T>(dqkv);
         x.stats = (float*)stats;

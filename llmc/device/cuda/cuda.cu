@@ -76,7 +76,7 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
     if (s->bytes < bytes) {
         if (s->data) cuda_release(b, s->data, s->bytes);
         // It is not cleared, so that reads of what was never written show on the PTX machine.
-        s->data = memory_take(b, bytes, "scratch (lower --micro-batch or --slots)");
+        s->data = memory_take(b, bytes, "scratch (lower --micro-tokens or --slots)");
         s->bytes = bytes;
     }
     return s->data;

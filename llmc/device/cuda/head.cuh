@@ -190,14 +190,30 @@ static __device__ inline logits_row row_of_block(const logits_block& b) {
             b.nucleus ? b.nucleus + i * words_of_set(b.vocabulary) : NULL};
 }
 
-// to[to_row[i]] = from[from_row[i]] for block i; NULL: row i itself.
+// to[i] = from[row[i]] for block i.
 template <class T>
-static __global__ void rows_move(T* to, int64_t to_stride, const int* to_row, const T* from,
-                                 int64_t from_stride, const int* from_row, int cols) {
-    int i = blockIdx.x;
-    to += (to_row ? to_row[i] : i) * to_stride;
-    from += (from_row ? from_row[i] : i) * from_stride;
+static __global__ void rows_move(T* to, int64_t to_stride, const T* from, int64_t from_stride,
+                                 const int* row, int cols) {
+    to += blockIdx.x * to_stride;
+    from += row[blockIdx.x] * from_stride;
     for (int c = threadIdx.x; c < cols; c += blockDim.x) to[c] = from[c];
+}
+
+// to[row[i]] += from[i] for all i < n, in order. The block of a row's first i adds all of them.
+static __global__ void rows_add(float* to, int64_t to_stride, const int* row, const float* from,
+                                int cols, int n) {
+    int i = blockIdx.x, mine = row[i], lane = threadIdx.x % WARP;
+    bool earlier = false;
+    for (int j = lane; j < i; j += WARP) earlier |= row[j] == mine;
+    if (__ballot_sync(~0u, earlier)) return;
+    for (int first = i / WARP * WARP; first < n; first += WARP) {
+        int j = first + lane;
+        unsigned named = __ballot_sync(~0u, j >= i && j < n && row[j] == mine);
+        for (; named; named &= named - 1) {
+            const float* add = from + (int64_t)(first + __ffs(named) - 1) * cols;
+            for (int c = threadIdx.x; c < cols; c += blockDim.x) to[mine * to_stride + c] += add[c];
+        }
+    }
 }
 
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 3)
@@ -298,8 +314,8 @@ static inline void same_storage(const tensor& x, const prepared* w) {
 // n rows of x into memory of their own.
 static inline void rows_gather(backend* b, void* to, const tensor& x, const int* row, int n) {
     WITH_STORAGE(x.format, T,
-                 LAUNCH((rows_move<T>), n, 128, 0, stream_of(b), (T*)to, x.cols, (const int*)NULL,
-                        (const T*)x.data, x.stride, row, x.cols));
+                 LAUNCH((rows_move<T>), n, 128, 0, stream_of(b), (T*)to, x.cols, (const T*)x.data,
+                        x.stride, row, x.cols));
 }
 
 static void cuda_head_forward(backend* b, float* logp, float* entropy, tensor x, const int* row,
@@ -340,8 +356,8 @@ static inline void head_backward_products(backend* b, tensor dx, float* dw, floa
     p.c = rows_dx, p.c_stride = channels, p.c_format = dx.format;
     p.operand = w->operand;
     cuda_product(b, p);
-    LAUNCH((rows_move<float>), rows, 128, 0, stream_of(b), (float*)dx.data, dx.stride, row, rows_dx,
-           channels, (const int*)NULL, channels);
+    LAUNCH(rows_add, rows, 128, 0, stream_of(b), (float*)dx.data, dx.stride, row, rows_dx, channels,
+           rows);
     p.m = w->outputs, p.n = channels, p.k = rows;
     p.a_transposed = true;
     p.b = named;

@@ -235,7 +235,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
         token = draw_greedy(r);
     } else {
         uint32_t random[4];
-        random_at(random, how.seed, how.stream, how.step, (uint32_t)sequence,
+        random_at(random, how.seed, how.stream, how.step, s.first + (uint32_t)sequence,
                   (uint32_t)position + 1);
         token = draw(r, d.max, (uint64_t)random[0] << 32 | random[1]);
     }
