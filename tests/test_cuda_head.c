@@ -731,6 +731,7 @@ static void check_boundaries(void) {
             1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 1, of[i].seed, STREAM_SAMPLE, 0}};
         slots before = slots_new(&c);
         before.s.position[1] = 7;  // of sequence 0
+        before.s.first = 0;
         slots after = check_sampler_from(&c, before, x, w, 1);
         CHECK(after.s.token[1] == of[i].token, "seed %llu draws %d", (unsigned long long)of[i].seed,
               after.s.token[1]);
