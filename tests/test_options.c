@@ -117,6 +117,8 @@ static void test_refusals(void) {
         {"--confg|x", {"did you mean --config?"}},
         {"--hlep", {"did you mean --help?"}},
         {"--help=1", {"--help stands alone; it takes no value"}},
+        {"--version=1", {"--version stands alone; it takes no value"}},
+        {"--vesrion", {"did you mean --version?"}},
         {"--l|1", {"unknown flag --l; did you mean --lr?"}},
         {"-depth|1", {"unknown flag -depth; did you mean --depth?"}},
         {"---depth|1", {"did you mean --depth?"}},
@@ -227,6 +229,7 @@ static void test_config_refusals(void) {
         {"= 3\n", {":1: unknown flag"}},
         {"config = x\n", {":1: --config belongs on the command line"}},
         {"help\n", {":1: --help belongs on the command line"}},
+        {"version\n", {":1: --version belongs on the command line"}},
         {"out = a\tb\n", {":1: --out is \"a?b\""}},
         {"out = a\rb\n", {":1: --out is \"a?b\""}},
     };
@@ -490,11 +493,24 @@ static void test_help(void) {
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         CHECK(strstr(r.text, words[i]), "help lacks %s", words[i]);
     CHECK(strstr(r.text, "--depth   4 "), "help shows the default, not what was given before it");
+    CHECK(strstr(r.text, "--version"), "help lacks --version");
     for (char* line = strtok(r.text, "\n"); line; line = strtok(NULL, "\n"))
         CHECK(strlen(line) <= 100, "a line of %zu columns: %s", strlen(line), line);
 }
 
+// A program without a version has no such flag.
+static void test_version(void) {
+    child_result r = child_run(STDOUT_FILENO, parse_child, "--nonsense|--version");
+    CHECK(!r.status && !strcmp(r.text, "version 7\n"), "%x, \"%s\"", r.status, r.text);
+    options_version = NULL;
+    check_refusal(parse_child, "--version", "no version",
+                  (const char* [REFUSAL_WORDS]){"unknown flag --version"});
+    check_refusal(parse_child, "--version=1", "no version",
+                  (const char* [REFUSAL_WORDS]){"unknown flag --version"});
+}
+
 int main(void) {
+    options_version = "version 7\n";
     if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
     snprintf(config_path, sizeof config_path, "%s/config", folder);
     snprintf(saved_path, sizeof saved_path, "%s/saved", folder);
@@ -510,6 +526,7 @@ int main(void) {
     test_switch_words();
     test_write_failures();
     test_help();
+    test_version();
     unlink(config_path);
     unlink(saved_path);
     CHECK(rmdir(folder) == 0, "%s is empty at the end", folder);

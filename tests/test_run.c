@@ -798,6 +798,9 @@ static void test_refusals(void) {
         {"--eval-k 3", "--eval-k 3"},
         {"--prompts 0", "--prompts"},
         {"--prompts 1000000 --group 1000", "--prompts"},
+        {"--eval-samples 2147483647", "from 1 to 16777216"},
+        {"--warmup-batch 2147483647", "from 1 to 16777216"},
+        {"--updates 64 --epochs 2147483647", "--updates times --epochs is 137438953408"},
         {"--group 0", "--group"},
         {"--group 1", "--group 1"},
         {"--temperature 0", "--temperature"},
@@ -1269,8 +1272,9 @@ static void test_effects(void) {
 // Every flag that --help lists is put to the test above, but for a few that have a test of their
 // own; and every value that the run's config holds is accepted on the command line.
 static void test_help(void) {
-    static const char* const others[] = {"threads",      "isa", "out",      "resume", "init",
-                                         "warmup-cache", "reg", "reg-coef", "config", "help"};
+    static const char* const others[] = {"threads", "isa",          "out",    "resume",
+                                         "init",    "warmup-cache", "reg",    "reg-coef",
+                                         "config",  "help",         "version"};
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);
@@ -1293,6 +1297,17 @@ static void test_help(void) {
     for (int i = 0; i < 5; i++)
         CHECK(strstr(strstr(help, "help\n"), tasks[i]), "--help does not list %s", tasks[i]);
     free(help);
+}
+
+static void test_version(void) {
+    static const char* const words[] = {"train_gpt2_rl, arithmetic version ", "\ncompiler ",
+                                        "\ndevices           cpu, plain", "\ninstruction sets"};
+    ended e = run("--version");
+    size_t bytes;
+    char* text = read_whole(at_home("stdout"), &bytes);
+    CHECK(exit_code(&e) == 0 && !*e.err, "--version: %x, \"%s\"", e.status, e.err);
+    for (int i = 0; i < 4; i++) CHECK(strstr(text, words[i]), "%s expected: %s", words[i], text);
+    free(text);
 }
 
 static void test_config(void) {
@@ -1354,6 +1369,7 @@ int main(int argc, char** argv) {
     test_sanity();
     test_effects();
     test_help();
+    test_version();
     test_config();
     if (!quick) test_learns();
     end_runs();

@@ -19,6 +19,8 @@ enum {
     FILE_MOST = 1 << 20  // bytes of a file of flags
 };
 
+const char* options_version;
+
 static int at_end(const option* o) { return o->kind == OPTION_GROUP && !o->help; }
 
 option* options_find(option* table, const char* name) {
@@ -99,10 +101,13 @@ static char* legal_text(const option* o) {
 
 static char* quoted(const char* text) { return shown(text, strlen(text)); }
 
+static int is_there(const char* flag) { return options_version || strcmp(flag, "version"); }
+
 // The flag whose name is nearest, or NULL if none is near. An abbreviation is near.
 static const char* nearest_flag(const option* table, const char* name) {
     static const option built_in[] = {{.name = "config", .kind = OPTION_TEXT},
                                       {.name = "help", .kind = OPTION_SWITCH},
+                                      {.name = "version", .kind = OPTION_SWITCH},
                                       {.kind = OPTION_GROUP}};
     const option* const tables[] = {table, built_in};
     size_t length = strlen(name);
@@ -110,7 +115,7 @@ static const char* nearest_flag(const option* table, const char* name) {
     int best_distance = 2 + (int)length / 3;
     for (int t = 0; t < 2; t++)
         for (const option* o = tables[t]; !at_end(o); o++) {
-            if (o->kind == OPTION_GROUP) continue;
+            if (o->kind == OPTION_GROUP || !is_there(o->name)) continue;
             int distance = name_distance(name, length, o->name);
             if (distance >= best_distance) continue;
             best = o->name;
@@ -315,6 +320,9 @@ void options_help(const option* table, const char* about) {
     help.help = "print this and stop";
     print_option(&config, name_width, default_width);
     print_option(&help, name_width, default_width);
+    option version = {.name = "version", .kind = OPTION_SWITCH, .value = &no_help};
+    version.help = "print which program this is and stop";
+    if (options_version) print_option(&version, name_width, default_width);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -335,7 +343,8 @@ static option* argument_option(option* table, option* config, const char* flag,
     const char* equals = strchr(flag, '=');
     char* bare = xprintf("%.*s", equals ? (int)(equals - flag) : INT_MAX, flag);
     const char* name = bare + strspn(bare, "-");
-    if (!strcmp(bare, "--help")) fatal("--help stands alone; it takes no value");
+    if (!strcmp(bare, "--help") || (!strcmp(bare, "--version") && options_version))
+        fatal("%s stands alone; it takes no value", bare);
     option* o = !strcmp(name, "config") ? config : options_find(table, name);
     if (!o || name != bare + 2) refuse_unknown(table, bare, name, "");
     free(bare);
@@ -343,12 +352,21 @@ static option* argument_option(option* table, option* config, const char* flag,
     return o;
 }
 
+// What asks for no run, wherever it stands.
+static void answer(const option* table, int argc, char** argv, const char* about) {
+    for (int i = 1; i < argc; i++) {
+        int help = !strcmp(argv[i], "--help");
+        int version = options_version && !strcmp(argv[i], "--version");
+        if (help) options_help(table, about);
+        if (version) fputs(options_version, stdout);
+        if (!help && !version) continue;
+        file_close(stdout, "standard output");
+        exit(0);
+    }
+}
+
 void options_parse(option* table, int argc, char** argv, const char* about) {
-    for (int i = 1; i < argc; i++)
-        if (!strcmp(argv[i], "--help")) {
-            options_help(table, about);
-            exit(fflush(stdout) ? 1 : 0);
-        }
+    answer(table, argc, argv, about);
     const char* config_path = "";
     option config = {.name = "config", .kind = OPTION_TEXT, .value = &config_path};
     for (option* o = table; !at_end(o); o++) o->given = 0;
@@ -404,7 +422,8 @@ static void read_line(option* table, char* line, char* seen, const char* where) 
     char* equals = strchr(line, '=');
     if (equals) *equals = 0;
     const char *name = trim(line), *text = equals ? trim(equals + 1) : NULL;
-    if (!strcmp(name, "config") || !strcmp(name, "help"))
+    if (!strcmp(name, "config") || !strcmp(name, "help") ||
+        (!strcmp(name, "version") && options_version))
         fatal("%s--%s belongs on the command line, not in a file of flags", where, name);
     if (!equals && strpbrk(name, " \t"))
         fatal("%s\"%s\" is no flag; write name = value, one per line", where, quoted(name));

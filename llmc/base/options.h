@@ -36,12 +36,14 @@ typedef struct option {
 } option;
 
 // Reads the command line into the table; `--name value` and `--name=value`. A value that begins
-// with two dashes needs the second form. Two flags are built in and not in the table: --config FILE
-// reads flags from a file with options_read, and the command line wins over it whatever the order;
-// --help prints the table by group with defaults and legal values and exits with status 0. `about`
-// opens it. Refused with one sentence (fatal): an unknown flag (names the nearest right one), a
+// with two dashes needs the second form. Three flags are built in and not in the table: --config
+// FILE reads flags from a file with options_read, and the command line wins over it whatever the
+// order; --help prints the table by group with defaults and legal values and exits with status 0;
+// --version, where options_version is given, prints it and exits likewise. `about` opens the help.
+// Refused with one sentence (fatal): an unknown flag (names the nearest right one), a
 // missing, malformed or illegal value, a flag given twice, an argument that is no flag.
 // The table ends with an entry whose kind is OPTION_GROUP and whose help is NULL.
+extern const char* options_version;  // lines for --version; NULL: there is no such flag
 void options_parse(option* table, int argc, char** argv, const char* about);
 // What --help prints, for a program that has more to say after it; to stdout.
 void options_help(const option* table, const char* about);

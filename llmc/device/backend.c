@@ -9,6 +9,12 @@ static const capabilities CPU = {"the CPU", CAN_ALL, 1, 1, 1};
 static const capabilities PLAIN = {"the plain device", CAN_ALL, 1, 1, 1};
 static const capabilities CUDA = {"the GPU", 0, 0, 0, 1};
 
+#ifdef HAVE_CUDA
+const char BUILT_DEVICES[] = "cpu, plain, cuda";
+#else
+const char BUILT_DEVICES[] = "cpu, plain";
+#endif
+
 const capabilities* device_can(const char* device) {
     return !strcmp(device, "cuda") ? &CUDA : !strcmp(device, "plain") ? &PLAIN : &CPU;
 }

@@ -114,6 +114,7 @@ typedef struct capabilities {
     int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for
 } capabilities;
 
+extern const char BUILT_DEVICES[];  // the names of those that are built in, "cpu, plain"
 // device: "cpu", "plain" or "cuda".
 const capabilities* device_can(const char* device);
 

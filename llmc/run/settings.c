@@ -145,6 +145,36 @@ void settings_check_out(void) {
 
 static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of a GPT-2-style model";
 
+#ifdef __clang__
+#define COMPILER __VERSION__
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
+#ifdef _OPENMP
+static const char THREADS[] = "OpenMP";
+#else
+static const char THREADS[] = "one thread";
+#endif
+static const char INSTRUCTION_SETS[] =
+    ""
+#ifdef HAVE_avx512
+    "avx512, "
+#endif
+#ifdef HAVE_avx2
+    "avx2, "
+#endif
+    "c";
+
+// Programs of one arithmetic version give the same bits.
+static char* version_text(void) {
+    return xprintf(
+        "train_gpt2_rl, arithmetic version %d\n"
+        "compiler          %s, %s\n"
+        "devices           %s\n"
+        "instruction sets  %s\n",
+        ARITHMETIC_VERSION, COMPILER, THREADS, BUILT_DEVICES, INSTRUCTION_SETS);
+}
+
 static void help_if_wanted(int argc, char** argv) {
     int wanted = 0;
     for (int i = 1; i < argc; i++) wanted |= !strcmp(argv[i], "--help");
@@ -157,6 +187,7 @@ static void help_if_wanted(int argc, char** argv) {
 }
 
 const settings* settings_read(int argc, char** argv) {
+    options_version = version_text();
     help_if_wanted(argc, argv);
     static const char* const resume_words[] = {"auto", NULL};
     option* resume = options_find(OPTIONS, "resume");
@@ -389,6 +420,9 @@ static void check_sizes(const task* t) {
         fatal("--group %d: an advantage compares the samples of a prompt; use at least 2",
               s->group);
     if (sequences > 1 << 24) fatal("--prompts times --group is %lld; at most 16777216", sequences);
+    if ((long long)s->updates * s->epochs > 1 << 24)
+        fatal("--updates times --epochs is %lld; at most 16777216",
+              (long long)s->updates * s->epochs);
     if (sequences % s->updates)
         fatal("--updates %d does not divide the %lld sequences of a step; choose a divisor",
               s->updates, sequences);
