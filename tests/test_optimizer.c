@@ -213,6 +213,11 @@ static void test_scale(void) {
         fixture f = make_fixture(b, &c);
         optimizer_state* s = &f.o->state;
         CHECK(s->loss_scale == (scaling ? 65536 : 1), "the first scale is %g", s->loss_scale);
+        c.first_scale = 8;
+        optimizer* o = optimizer_create(b, &f.o->model, &c);
+        CHECK(o->state.loss_scale == (scaling ? 8 : 1), "a chosen one is %g", o->state.loss_scale);
+        optimizer_free(o);
+        c.first_scale = 0;
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             s->loss_scale = scaling ? cases[i].scale : 1;
             s->clean = cases[i].clean;

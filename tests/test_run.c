@@ -34,8 +34,8 @@ static void test_log_keys(void) {
          3},
         {"numerics", "step time " MISMATCH_KEYS, 3},
         {"update",
-         "step time index loss lr grad_norm skipped tokens trained_tokens tokens_per_s " MISMATCH_KEYS
-         " masked masked_mu corrective",
+         "step time index loss lr grad_norm skipped loss_scale tokens trained_tokens "
+         "tokens_per_s " MISMATCH_KEYS " masked masked_mu corrective",
          12},
         {"eval", "step time greedy pass1 passk k prompts response_length", 3},
     };
@@ -83,6 +83,7 @@ static void test_log_values(void) {
         CHECK(value_of(u, "step") == i / 4 && value_of(u, "index") == i % 4, "update %d", i);
         CHECK_NEAR(value_of(u, "lr"), 1e-3 * (3 - i / 4) / 3, 1e-15, "linear decay");
         CHECK(value_of(u, "grad_norm") > 0, "update %d has no gradient", i);
+        CHECK(value_of(u, "loss_scale") == 1, "fp32 needs no loss scale");
         // The first mini-batch sees the weights that sampled it; later ones do not.
         CHECK((value_of(u, "logp_diff_max") == 0) == (i % 4 == 0), "update %d: drift", i);
     }
@@ -203,7 +204,8 @@ static void test_draws(void) {
     remove_tree(at_home("draws"));
 }
 
-// Near temperature 0 a sample is the most probable answer; the rollouts' temperature does not count.
+// Near temperature 0 a sample is the most probable answer; the rollouts' temperature does not
+// count.
 static void test_evaluation_temperature(void) {
     good_run("cold", "--eval-temperature 0.001 --temperature 1.5");
     run_lines log = read_log("cold");
@@ -454,6 +456,27 @@ static void test_logits_gradients(void) {
         free(log.line);
         remove_tree(at_home("gradient"));
     }
+}
+
+// The log says with which scale each gradient was computed: too large a first one makes gradients
+// that are not finite, is halved after each of these, and stays where they are finite.
+static void test_loss_scale(void) {
+    good_run("scale", "--train-dtype fp16 --loss-scale 16777216 --steps 4");
+    run_lines log = read_log("scale");
+    double scale = 0x1p24;
+    int skipped = 0;
+    for (int u = 0; u < 16; u++) {
+        const line* l = nth(&log, "update", u);
+        CHECK(value_of(l, "loss_scale") == scale, "update %d: %g, expected %g", u,
+              value_of(l, "loss_scale"), scale);
+        int skip = value_of(l, "skipped") == 1;
+        CHECK(skip == isnan(value_of(l, "grad_norm")), "update %d is skipped", u);
+        if (skip) scale /= 2;
+        skipped += skip;
+    }
+    CHECK(skipped > 0 && skipped < 16, "%d updates are skipped", skipped);
+    free(log.line);
+    remove_tree(at_home("scale"));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -871,6 +894,10 @@ static void test_refusals(void) {
         {"--master-weights 2", "--master-weights"},
         {"--master-weights 0", "--master-weights 0"},
         {"--train-dtype tf32 --master-weights 0", "--train-dtype tf32"},
+        {"--loss-scale 1024", "--loss-scale means nothing"},
+        {"--train-dtype fp8_e4m3 --loss-scale 1024", "--loss-scale means nothing"},
+        {"--train-dtype fp16 --loss-scale 1000", "--loss-scale 1000 is no power of two"},
+        {"--train-dtype fp16 --loss-scale 33554432", "from 0 to 16777216"},
         {"--sanity-samples 513", "--sanity-samples"},
         {"--sanity-samples 8 --sanity-low 0.9", "--sanity-low 0.9"},
         {"--sanity-high 0.9", "--sanity-samples"},
@@ -1235,6 +1262,10 @@ static const struct {
     {"", "--rollout-logits-dtype bf16", MODEL},
     {"", "--kv-dtype fp8_e5m2", MODEL},
     {"--train-dtype bf16", "--master-weights 0", MODEL},
+    {"--train-dtype fp16", "--loss-scale 1", MODEL},
+    {"--train-dtype fp16", "--loss-scale 65536", SAME},
+    {"--logits-dtype e5m9", "--loss-scale 2", MODEL},
+    {"--grad-dtype e4m10", "--loss-scale 32768", MODEL},
 };
 enum { FLAG_COUNT = sizeof FLAGS / sizeof *FLAGS };
 
@@ -1348,6 +1379,7 @@ int main(int argc, char** argv) {
     test_topk_agreement();
     test_mismatch();
     test_logits_gradients();
+    test_loss_scale();
     test_same_bits();
     good_run("longer", LONGER);
     test_interrupt();

@@ -9,7 +9,7 @@
 const char* const SCHEDULE_NAMES[] = {"constant", "linear", "cosine", NULL};
 
 enum { SCALE_INTERVAL = 200 };
-static const double FIRST_SCALE = 65536, LARGEST_SCALE = 0x1p24, SMALLEST_SCALE = 1;
+static const double FIRST_SCALE = 65536, SMALLEST_SCALE = 1;
 
 double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total) {
     if (step < warmup) return lr * (step + 1) / warmup;
@@ -30,7 +30,8 @@ optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* 
     o->model = *m;
     o->config = *config;
     o->count = m->parameters;
-    o->state.loss_scale = config->loss_scaling ? FIRST_SCALE : 1;
+    double first = config->first_scale ? config->first_scale : FIRST_SCALE;
+    o->state.loss_scale = config->loss_scaling ? first : 1;
     size_t before = b->allocated, bytes = o->count * sizeof(float);
     o->m = b->alloc(b, bytes,
                     "optimizer moments (choose a smaller model: --depth, --channels, --context)");
@@ -70,7 +71,7 @@ static void update_scale(optimizer* o, int finite) {
     if (!o->config.loss_scaling) return;
     if (!finite && s->loss_scale > SMALLEST_SCALE) s->loss_scale /= 2;
     if (s->clean == SCALE_INTERVAL) {
-        if (s->loss_scale < LARGEST_SCALE) s->loss_scale *= 2;
+        if (s->loss_scale < LOSS_SCALE_MOST) s->loss_scale *= 2;
         s->clean = 0;
     }
 }

@@ -13,11 +13,14 @@ extern const char* const SCHEDULE_NAMES[];
 // or falls to 0 linearly or along a half cosine.
 double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total);
 
+enum { LOSS_SCALE_MOST = 1 << 24 };
+
 typedef struct optimizer_config {
     double beta1, beta2, eps, weight_decay;
     double clip;           // gradient norms above it are scaled down to it; infinite = off
     const format* format;  // of the weights: FP32 = masters, else stochastic rounding
-    int loss_scaling;      // dynamic, for fp16
+    int loss_scaling;      // dynamic, for formats of few exponents (fp16)
+    int first_scale;       // its first value, from 1 to LOSS_SCALE_MOST; 0 = 65536
     uint64_t seed;         // of stochastic rounding
 } optimizer_config;
 

@@ -399,6 +399,7 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);
     x.sum.grad_norm = step.grad_norm;
     x.sum.skipped = step.skipped;
+    x.sum.loss_scale = x.loss_scale;
     x.sum.masked_mu /= x.sum.masked;
     x.sum.masked /= targets;
     x.sum.corrective /= targets;

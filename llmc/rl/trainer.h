@@ -54,6 +54,7 @@ typedef struct trainer_update_result {
     double loss;  // the objective's loss form, aggregated like its gradient
     double grad_norm;
     int skipped;
+    double loss_scale;          // that the gradient was computed with; 1 where none is needed
     double masked, corrective;  // fractions of response tokens
     double masked_mu;           // mean over the masked ones of the anchor's probability; NaN: none
     int64_t tokens;             // run through the model, a group's prompt counted once

@@ -11,8 +11,9 @@
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
 //   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before
-//             clipping), skipped (1: not finite, no update), tokens (run forward, a prompt once a
-//             group), trained_tokens (of these, those that also ran backward), tokens_per_s, the
+//             clipping), skipped (1: not finite, no update), loss_scale (of this gradient; 1
+//             where the formats need none), tokens (run forward, a prompt once a group),
+//             trained_tokens (of these, those that also ran backward), tokens_per_s, the
 //             metrics of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
 //             probability of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), k, prompts, response_length

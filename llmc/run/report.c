@@ -294,6 +294,7 @@ void report_update(const run* r, int index, double lr, const trainer_update_resu
     log_number(r->log, "lr", lr);
     log_number(r->log, "grad_norm", u->grad_norm);
     log_number(r->log, "skipped", u->skipped);
+    log_number(r->log, "loss_scale", u->loss_scale);
     log_number(r->log, "tokens", (double)u->tokens);
     log_number(r->log, "trained_tokens", (double)u->trained_tokens);
     log_number(r->log, "tokens_per_s", (double)u->tokens / seconds);

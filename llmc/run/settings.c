@@ -268,6 +268,7 @@ optimizer_config settings_optimizer(const settings* s) {
         .clip = s->grad_clip,
         .format = s->master_weights ? &FORMAT_FP32 : p.store,
         .loss_scaling = gradients_vanish(p.gradient) || gradients_vanish(p.logits),
+        .first_scale = s->loss_scale,
         .seed = s->seed};
     return c;
 }
@@ -480,10 +481,20 @@ static void check_parts(void) {
                   "to --objective sft, which has no ratio");
 }
 
+static void check_loss_scale(void) {
+    int x = given.loss_scale;
+    if (x & (x - 1)) fatal("--loss-scale %d is no power of two; use 1, 2, 4, 8 and so on", x);
+    if (x && !settings_optimizer(&given).loss_scaling)
+        fatal(
+            "--loss-scale means nothing where gradients and logits have as many exponents as fp32 "
+            "(or the scales of fp8), as here; leave it out");
+}
+
 // A flag that would be read by nothing.
 static void check_meaning(const model* m) {
     const settings* s = &given;
     check_parts();
+    check_loss_scale();
     if (!s->sanity_samples &&
         (s->sanity_prompts != 256 || s->sanity_low != 0.2 || s->sanity_high != 0.8))
         fatal(
