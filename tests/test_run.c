@@ -938,6 +938,7 @@ static void test_refused_resume(void) {
         ended e = run("--resume --out %s %s", at_home("base_run"), flags[i]);
         check_refused(&e, flags[i], flag);
         CHECK(strstr(e.err, "must keep"), "%s: \"%s\"", flags[i], e.err);
+        CHECK(strstr(e.err, "base_run starts a new run with its weights"), "what to do: %s", e.err);
     }
     ended e = run("--resume --out %s --init x", at_home("base_run"));
     check_refused(&e, "--init", "was started with no --init");
@@ -1032,6 +1033,77 @@ static void test_init(void) {
     check_refused(&e, "half a model", "model.bin");
     free(before.line);
     free(log.line);
+}
+
+// The optimizer's counts and the moments in a checkpoint: state.bin from offset 56 to 72, and from
+// 144 on.
+static int same_moments(const char* a, const char* b) {
+    size_t na, nb;
+    char *x = read_whole(a, &na), *y = read_whole(b, &nb);
+    int same =
+        na == nb && na > 144 && !memcmp(x + 56, y + 56, 16) && !memcmp(x + 144, y + 144, na - 144);
+    free(x);
+    free(y);
+    return same;
+}
+
+// --from: another run's weights and moments, under other flags; steps count from 0.
+static void test_from(void) {
+    char flags[1024], moved[512];
+    char* state = at_home("base_run/checkpoints/step-000003/state.bin");
+    char* weights = at_home("base_run/checkpoints/step-000003/model.bin");
+    snprintf(flags, sizeof flags,
+             "--from %s --lr 2e-4 --schedule constant --steps 20 --seed 7 --checkpoint-keep 0",
+             at_home("base_run"));
+    good_run("from", flags);
+    run_lines log = read_log("from");
+    CHECK(count_lines(&log, "warmup") == 0 && count_lines(&log, "rollout") == 20, "20 RL steps");
+    CHECK(value_of(nth(&log, "eval", 0), "step") == 0, "steps count from 0");
+    CHECK(value_of(nth(&log, "update", 0), "lr") == 2e-4, "with its own learning rate");
+    free(log.line);
+    size_t bytes;
+    char* console = read_whole(at_home("stdout"), &bytes);
+    CHECK(strstr(console, "base_run after RL step 3"), "it says so: %s", console);
+    free(console);
+    char* first = at_home("from/checkpoints/warmup-000000/state.bin");
+    CHECK(same_moments(first, state), "the moments and counts of its checkpoint");
+    CHECK(same_file(at_home("from/checkpoints/warmup-000000/model.bin"), weights),
+          "the weights of its checkpoint");
+    // Moments count: with the weights alone it becomes another model.
+    snprintf(flags, sizeof flags,
+             "--init %s --lr 2e-4 --schedule constant --steps 20 --seed 7 --checkpoint-keep 0",
+             weights);
+    good_run("from_weights", flags);
+    CHECK(!same_model("from", "from_weights"), "the moments do nothing");
+    // It can be resumed, and needs the other run no more.
+    snprintf(flags, sizeof flags,
+             "--from %s --lr 2e-4 --schedule constant --steps 20 --seed 7 --checkpoint-keep 0",
+             at_home("base_run"));
+    interrupt_at("from_again", flags, "rollout", 4);
+    snprintf(moved, sizeof moved, "%s", at_home("moved_run"));
+    CHECK(!rename(at_home("base_run"), moved), "moved");
+    check_resumed("from_again", "from", "");
+    CHECK(!rename(moved, at_home("base_run")), "moved back");
+    static const struct {
+        const char *flags, *words;
+    } cases[] = {{"--init x", "--init and --from both say"},
+                 {"--channels 64", "--channels 64"},
+                 {"--family llama", "--family llama"},
+                 {"--max-new-tokens 29", "do not fit the context of"}};
+    ended e;
+    for (int i = 0; i < 4; i++) {
+        e = run("--from %s %s", at_home("base_run"), cases[i].flags);
+        check_refused(&e, cases[i].flags, cases[i].words);
+    }
+    e = run("--from %s", at_home("nothing"));
+    check_refused(&e, "no run", "there is no checkpoint in it");
+    interrupt_at("from_warmup", LONGER, "warmup", 50);
+    e = run("--from %s", at_home("from_warmup"));
+    check_refused(&e, "a run in its warm-up", "still in its warm-up");
+    e = run("--resume --out %s --from %s", at_home("base_run"), at_home("from"));
+    check_refused(&e, "--resume and --from", "was started with no --from");
+    static const char* const made[] = {"from", "from_weights", "from_again", "from_warmup"};
+    for (int i = 0; i < 4; i++) remove_tree(at_home("%s", made[i]));
 }
 
 static int count_files(const char* path) {
@@ -1303,9 +1375,9 @@ static void test_effects(void) {
 // Every flag that --help lists is put to the test above, but for a few that have a test of their
 // own; and every value that the run's config holds is accepted on the command line.
 static void test_help(void) {
-    static const char* const others[] = {"threads", "isa",          "out",    "resume",
-                                         "init",    "warmup-cache", "reg",    "reg-coef",
-                                         "config",  "help",         "version"};
+    static const char* const others[] = {"threads", "isa",          "out",  "resume",
+                                         "init",    "warmup-cache", "reg",  "reg-coef",
+                                         "config",  "help",         "from", "version"};
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);
@@ -1397,6 +1469,7 @@ int main(int argc, char** argv) {
     test_damaged_checkpoint();
     test_diverged();
     test_init();
+    test_from();
     test_warmup_cache();
     test_sanity();
     test_effects();

@@ -145,7 +145,9 @@ void report_plan(const run* r) {
     report_precision(r);
     if (settings_warmup_unread(s))
         log_print(r->log, "warm-up     none: %s, so the other flags of the warm-up do nothing",
-                  *s->init ? "--init takes its place" : "--warmup-steps is 0");
+                  *s->init   ? "--init takes its place"
+                  : *s->from ? "--from takes its place"
+                             : "--warmup-steps is 0");
     if (settings_checkpoints_unread(s))
         log_print(r->log, "checkpoints none: nothing is kept without --out");
     log_print(r->log, "memory      taking all that the run needs, and trying the largest batch");

@@ -9,8 +9,8 @@
 //          |                  |  +---+ warmup_step    |  | +--+ step, evaluation  |
 //          |                  |                       |  |                        |
 //          +------------------|-----------------------+  |                        |
-//            run_start_rl: --init, no warm-up, or a      |                        |
-//            warm-up from the cache                      |                        |
+//            run_start_rl: --init, --from, no warm-up,   |                        |
+//            or a warm-up from the cache                 |                        |
 //                             |                          |                        |
 //      run_open: the phase of the newest checkpoint, if there is one and --resume asks for it
 //
@@ -260,21 +260,45 @@ static void load_reference(run* r) {
     b->release(b, parameters, bytes);
 }
 
+// --from: the weights, the moments and the optimizer's counts of another run's newest checkpoint.
+static void begin_from(run* r) {
+    const char* from = r->settings->from;
+    size_t n = r->parameters;
+    optimizer* o = r->trainer->optimizer;
+    run_state there;
+    float *m = xalloc(2 * n, sizeof(float), "a checkpoint"), *v = m + n;
+    if (!checkpoint_load(from, &there, &r->model, r->base, m, v, NULL, 0))
+        fatal("--from %s: its checkpoints are gone; start anew", from);
+    r->device->upload(r->device, o->m, m, n * sizeof(float));
+    r->device->upload(r->device, o->v, v, n * sizeof(float));
+    o->state.updates = there.optimizer.updates;
+    o->state.attempts = there.optimizer.attempts;
+    log_print(r->log, "starting with the weights and moments of %s after RL step %d", from,
+              there.step);
+    free(m);
+}
+
+static void begin_init(run* r) {
+    free(r->base);
+    model_file_read(r->settings->init, &r->base);
+}
+
 // A run without a checkpoint.
 static void begin_fresh(run* r) {
     const settings* s = r->settings;
-    if (*s->init) {
-        free(r->base);
-        model_file_read(s->init, &r->base);
-        const char* weight = model_not_finite(&r->model, r->base);
-        if (weight)
-            fatal("%s: the weight %s holds values that are not finite; give another model", s->init,
-                  weight);
-    } else {
+    const char* start = settings_start(s);
+    if (*s->init)
+        begin_init(r);
+    else if (*s->from)
+        begin_from(r);
+    else
         model_init(&r->model, r->base, s->seed);
-    }
+    const char* weight = model_not_finite(&r->model, r->base);
+    if (weight)
+        fatal("%s: the weight %s holds values that are not finite; give another model", start,
+              weight);
     trainer_load(r->trainer, r->base);
-    if (*s->init || !s->warmup_steps || warmup_from_cache(r)) return;
+    if (*start || !s->warmup_steps || warmup_from_cache(r)) return;
     r->state.phase = PHASE_WARMUP;
     warmup_create(r);
     trainer_load(r->warmup, r->base);

@@ -125,9 +125,9 @@ static void read_resumed_config(void) {
         if (o->overruled && !may_change)
             fatal(
                 "--%s %s: the run in %s was started with %s%s, and a resumed run must keep it; "
-                "--init starts a new run from a checkpoint's model",
+                "--from %s starts a new run with its weights and moments, where it may differ",
                 o->name, option_text(o), given.out, *o->overruled ? o->overruled : "no --",
-                *o->overruled ? "" : o->name);
+                *o->overruled ? "" : o->name, given.out);
     }
     free(path);
 }
@@ -334,13 +334,14 @@ static model resolve_shape(void) {
 static void take_int(const char* flag, int* value, int of_file) {
     if (options_find(OPTIONS, flag)->given && *value != of_file)
         fatal("--%s %s: %s has %d; leave the flag out", flag,
-              option_text(options_find(OPTIONS, flag)), given.init, of_file);
+              option_text(options_find(OPTIONS, flag)), settings_start(&given), of_file);
     *value = of_file;
 }
 
 static void take_real(const char* flag, double* value, float of_file) {
     if (options_find(OPTIONS, flag)->given && (float)*value != of_file)
-        fatal("--%s %g: %s has %g; leave the flag out", flag, *value, given.init, of_file);
+        fatal("--%s %g: %s has %g; leave the flag out", flag, *value, settings_start(&given),
+              of_file);
     *value = of_file;
 }
 
@@ -350,7 +351,7 @@ static void take_shape(const model* m) {
         if (FAMILIES[i] == m->family && i != given.family) {
             if (options_find(OPTIONS, "family")->given)
                 fatal("--family %s: %s is of family %s; leave the flag out",
-                      FAMILY_NAMES[given.family], given.init, m->family->name);
+                      FAMILY_NAMES[given.family], settings_start(&given), m->family->name);
             given.family = i;
         }
     take_int("context", &given.context, s->context);
@@ -370,15 +371,31 @@ static void take_shape(const model* m) {
         fatal(
             "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
             "model",
-            given.init, s->vocab, tokenizer_size());
+            settings_start(&given), s->vocab, tokenizer_size());
 }
 
+// Moments of a warm-up are of another objective and another optimizer.
+static model model_of_run(const char* directory) {
+    model m;
+    run_state state;
+    if (!checkpoint_find(directory, &state, &m))
+        fatal("--from %s: there is no checkpoint in it; name the --out of a run", directory);
+    if (state.phase == PHASE_WARMUP)
+        fatal("--from %s: this run is still in its warm-up; let it go on to RL with --resume first",
+              directory);
+    return m;
+}
+
+const char* settings_start(const settings* s) { return *s->init ? s->init : s->from; }
+
 static model resolve_model(void) {
-    if (!*given.init) return resolve_shape();
-    model loaded;  // a resumed run has a model of its own and needs the file no more
+    if (*given.init && *given.from)
+        fatal("--init and --from both say what the run starts with; leave one out");
+    if (!*settings_start(&given)) return resolve_shape();
+    model loaded;  // a resumed run has a model of its own and needs the other no more
     run_state state;
     if (!given.resume || !checkpoint_find(given.out, &state, &loaded))
-        loaded = model_file_config(given.init);
+        loaded = *given.init ? model_file_config(given.init) : model_of_run(given.from);
     take_shape(&loaded);
     return loaded;
 }
@@ -431,15 +448,15 @@ static void check_sizes(const task* t) {
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", s->eval_k,
               s->eval_samples);
     if (s->max_new_tokens > s->context - t->max_prompt) {
-        if (*s->init)
+        if (*settings_start(s))
             fatal(
                 "prompts of %d tokens and --max-new-tokens %d do not fit the context of %s, %d; "
                 "lower --max-new-tokens",
-                t->max_prompt, s->max_new_tokens, s->init, s->context);
+                t->max_prompt, s->max_new_tokens, settings_start(s), s->context);
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               t->max_prompt, s->max_new_tokens, s->context);
     }
-    if (s->warmup_steps && !*s->init && t->max_response > s->max_new_tokens)
+    if (s->warmup_steps && !*settings_start(s) && t->max_response > s->max_new_tokens)
         fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
               t->max_response, s->max_new_tokens);
 }
@@ -462,7 +479,7 @@ static void refuse_unread(int differs, const char* flags, const char* why) {
 }
 
 int settings_warmup_unread(const settings* s) {
-    return (s->warmup_steps == 0 || *s->init) &&
+    return (s->warmup_steps == 0 || *settings_start(s)) &&
            (s->warmup_lr != DEFAULTS.warmup_lr || s->warmup_batch != DEFAULTS.warmup_batch ||
             *s->warmup_cache);
 }

@@ -51,6 +51,8 @@ int settings_any_scaled(const settings* s);               // whether anything is
 optimizer_config settings_optimizer(const settings* s);   // of the RL updates
 sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
 float settings_inverse_temperature(const settings* s);  // 1 / --temperature
+// The model that the run starts from, --init's or --from's; "": a new one, and a warm-up.
+const char* settings_start(const settings* s);
 // Whether flags about checkpoints are given, and there is no --out where they would be kept.
 int settings_checkpoints_unread(const settings* s);
 // Whether flags about the warm-up are given, and there is none.

@@ -78,7 +78,7 @@ warmup_result warmup_step(run* r) {
 // of the first (checked.h). The text is written last: without it there is no entry.
 
 static int wanted(const settings* s) {
-    return *s->warmup_cache && !*s->init && s->warmup_steps > 0;
+    return *s->warmup_cache && !*settings_start(s) && s->warmup_steps > 0;
 }
 
 void warmup_check_cache(const settings* s) {
