@@ -180,7 +180,7 @@ static void test_long_lines(void) {
 
 static void check_sample(const char* text, const char* expected) {
     run_log* l = log_open(folder, 0);
-    log_sample(l, 7, 2, "a\"b\\c\n", text, 1, -0.25);
+    log_sample(l, 7, 2, "a\"b\\c\n", text, 1, -0.25, NULL);
     log_close(l);
     static field f[6];
     const char* line = read_file(sample_file);
@@ -235,7 +235,7 @@ static void test_no_files(void) {
     log_begin(l, "update", 1);
     log_number(l, "loss", 1);
     log_end(l);
-    log_sample(l, 1, 1, "p", "c", 1, 1);
+    log_sample(l, 1, 1, "p", "c", 1, 1, NULL);
     int64_t a = -1, b = -1;
     log_position(l, &a, &b);
     CHECK(a == 0 && b == 0, "positions without files");
@@ -250,7 +250,7 @@ static void write_and_die(const void* how) {
         log_begin(l, "update", i);
         log_number(l, "loss", i / 3.0);
         log_end(l);
-        log_sample(l, i, 0, "prompt", "completion", 0, 0);
+        log_sample(l, i, 0, "prompt", "completion", 0, 0, NULL);
     }
     log_begin(l, "update", 100);
     log_number(l, "loss", 1);
@@ -287,7 +287,7 @@ static void write_line(const void* unused) {
 static void write_sample(const void* unused) {
     (void)unused;
     run_log* l = log_open(folder, 0);
-    log_sample(l, 1, 1, "p", "c", 1, 1);
+    log_sample(l, 1, 1, "p", "c", 1, 1, NULL);
     _exit(0);
 }
 
@@ -323,7 +323,7 @@ static void test_cut(void) {
         log_position(l, &at[step][0], &at[step][1]);
         log_begin(l, "update", step);
         log_end(l);
-        log_sample(l, step, 0, "p", "c", 0, 0);
+        log_sample(l, step, 0, "p", "c", 0, 0, NULL);
     }
     log_close(l);
     for (int i = 0; i < 4; i++) CHECK(at[i][0] == i, "%d lines", i);

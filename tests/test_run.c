@@ -184,6 +184,47 @@ static void test_penalised_reward(void) {
     remove_tree(at_home("penalised"));
 }
 
+// --log-tokens: the log's mean difference of a step, counted anew from the tokens of its samples.
+static void test_log_tokens(void) {
+    enum { COUNT = 3 * 64 };
+    static const char alphabet[] = "\n0123456789+-=:*/(),;<> ";
+    double sum[3] = {0};
+    int tokens[3] = {0}, wrong = 0, lines = 0;
+    good_run("tokens", "--log-tokens --rollout-dtype fp8_e4m3");
+    size_t bytes;
+    char* samples = read_whole(at_home("tokens/samples.jsonl"), &bytes);
+    for (char* p = samples; (p = strstr(p, "{\"step\":")); lines++) {
+        int step = atoi(p + 8);
+        char* part[4] = {strstr(p, "\"completion\":\""), strstr(p, "\"token\":["),
+                         strstr(p, "\"log_mu\":["), strstr(p, "\"log_pi\":[")};
+        for (int k = 0; k < 4; k++) part[k] += strcspn(part[k], ":") + 2;
+        for (p = part[0];; tokens[step]++) {
+            double x[4];
+            for (int k = 1; k < 4; k++) x[k] = strtod(part[k], &part[k]);
+            char c = *p++;
+            if (c == '\\') c = '\n', p++;
+            wrong += x[1] < 0 || x[1] > 23 || alphabet[(int)x[1]] != c;
+            wrong += !(x[2] <= 0 && x[3] <= 0);
+            sum[step] += fabs(exp(x[3]) - exp(x[2]));
+            if (*part[1] == ']') break;
+            for (int k = 1; k < 4; k++) wrong += *part[k]++ != ',';
+        }
+        tokens[step]++;
+        for (int k = 1; k < 4; k++) wrong += *part[k] != ']';
+        wrong += *p != '"';
+    }
+    CHECK(lines == COUNT && wrong == 0, "%d lines, %d wrong entries", lines, wrong);
+    run_lines log = read_log("tokens");
+    for (int i = 0; i < 3; i++) {
+        double expected = value_of(nth(&log, "numerics", i), "prob_diff_mean");
+        CHECK(value_of(nth(&log, "rollout", i), "tokens") == tokens[i], "%d tokens", tokens[i]);
+        CHECK_NEAR(sum[i] / tokens[i], expected, 1e-6 * expected, "|pi - mu|");
+    }
+    free(log.line);
+    free(samples);
+    remove_tree(at_home("tokens"));
+}
+
 // Each step, and each sample, draws anew: at a rate of 0 the same prompt gets other completions.
 static void test_draws(void) {
     enum { COUNT = 6 * 64 };
@@ -894,6 +935,7 @@ static void test_refusals(void) {
         {"--master-weights 2", "--master-weights"},
         {"--master-weights 0", "--master-weights 0"},
         {"--train-dtype tf32 --master-weights 0", "--train-dtype tf32"},
+        {"--log-tokens", "--log-tokens means nothing without --out"},
         {"--loss-scale 1024", "--loss-scale means nothing"},
         {"--train-dtype fp8_e4m3 --loss-scale 1024", "--loss-scale means nothing"},
         {"--train-dtype fp16 --loss-scale 1000", "--loss-scale 1000 is no power of two"},
@@ -1221,6 +1263,7 @@ static const struct {
     {"", "--steps 4", MODEL},
     {"", "--checkpoint-every 2", SAME},
     {"", "--checkpoint-keep 0", SAME},
+    {"", "--log-tokens", SAME},
     {"", "--warmup-steps 61", MODEL},
     {"", "--warmup-batch 33", MODEL},
     {"", "--warmup-lr 3e-3", MODEL},
@@ -1337,7 +1380,6 @@ static const struct {
     {"--train-dtype fp16", "--loss-scale 1", MODEL},
     {"--train-dtype fp16", "--loss-scale 65536", SAME},
     {"--logits-dtype e5m9", "--loss-scale 2", MODEL},
-    {"--grad-dtype e4m10", "--loss-scale 32768", MODEL},
 };
 enum { FLAG_COUNT = sizeof FLAGS / sizeof *FLAGS };
 
@@ -1442,6 +1484,7 @@ int main(int argc, char** argv) {
     test_log_values();
     test_log_against_samples();
     test_penalised_reward();
+    test_log_tokens();
     test_draws();
     test_evaluation_temperature();
     test_reference();

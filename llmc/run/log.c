@@ -20,7 +20,9 @@
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
 // completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward
-// less its KL penalty).
+// less its KL penalty). With --log-tokens also three lists, an entry for each token of the
+// completion, its end token included: token (ids), log_mu (the sampler's), log_pi (the trainer's,
+// before the first update of the step); they read back to the same floats.
 //
 // The idea: a line grows in memory and goes to the file in one unbuffered write. Nothing that ends
 // the program halfway through a line, fatal() included, can leave a part of it.
@@ -100,6 +102,16 @@ static void line_string(line* s, const char* text) {
     line_text(s, "\"");
 }
 
+// The shortest text that reads back to the same float.
+static void line_float(line* s, float x) {
+    char text[32] = "null";
+    for (int digits = 6; isfinite(x) && digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x) break;
+    }
+    line_text(s, text);
+}
+
 // ,"key":
 static void line_key(line* s, const char* key) {
     line_text(s, s->bytes > 1 ? "," : "");
@@ -110,6 +122,28 @@ static void line_key(line* s, const char* key) {
 static void line_field(line* s, const char* key, double x) {
     line_key(s, key);
     line_number(s, x);
+}
+
+static void line_floats(line* s, const char* key, const float* x, int count) {
+    line_key(s, key);
+    line_text(s, "[");
+    for (int i = 0; i < count; i++) {
+        if (i) line_text(s, ",");
+        line_float(s, x[i]);
+    }
+    line_text(s, "]");
+}
+
+static void line_tokens(line* s, const sample_tokens* t) {
+    line_key(s, "token");
+    line_text(s, "[");
+    for (int i = 0; i < t->count; i++) {
+        if (i) line_text(s, ",");
+        line_number(s, t->id[i]);
+    }
+    line_text(s, "]");
+    line_floats(s, "log_mu", t->log_mu, t->count);
+    line_floats(s, "log_pi", t->log_pi, t->count);
 }
 
 static void line_begin(line* s) {
@@ -202,7 +236,7 @@ void log_end(run_log* l) {
 }
 
 void log_sample(run_log* l, int step, int index, const char* prompt, const char* completion,
-                double reward, double advantage) {
+                double reward, double advantage, const sample_tokens* tokens) {
     line s = {NULL, 0, 0};
     line_begin(&s);
     line_field(&s, "step", step);
@@ -213,6 +247,7 @@ void log_sample(run_log* l, int step, int index, const char* prompt, const char*
     line_string(&s, completion);
     line_field(&s, "reward", reward);
     line_field(&s, "advantage", advantage);
+    if (tokens) line_tokens(&s, tokens);
     line_end(&s, l->samples, l->sample_path);
     free(s.text);
 }

@@ -23,10 +23,16 @@ void log_begin(run_log* l, const char* phase, int step);
 // The shortest text that reads back to the same double; null if not finite.
 void log_number(run_log* l, const char* key, double value);
 void log_end(run_log* l);
+typedef struct sample_tokens {
+    int count;
+    const int* id;
+    const float *log_mu, *log_pi;
+} sample_tokens;
+
 // One object of samples.jsonl, written at once. The texts may hold any bytes; what is not UTF-8
-// becomes U+FFFD.
+// becomes U+FFFD. `tokens`: NULL leaves their keys out.
 void log_sample(run_log* l, int step, int index, const char* prompt, const char* completion,
-                double reward, double advantage);
+                double reward, double advantage, const sample_tokens* tokens);
 
 // Makes both files durable and gives the lines of log.jsonl and the bytes of samples.jsonl (0
 // without files), so that a resumed run can cut them back to here. Both are the same for equal

@@ -282,7 +282,10 @@ void report_samples(const run* r) {
     const rollout* d = r->data;
     for (int i = 0; i < d->sequences && *r->settings->out; i++) {
         char *prompt = rollout_prompt_text(d, i), *response = rollout_response_text(d, i);
-        log_sample(r->log, r->state.step, i, prompt, response, d->reward[i], d->advantage[i]);
+        size_t at = d->start[i];
+        sample_tokens t = {rollout_length(d, i), d->token + at, d->log_mu + at, d->log_pi + at};
+        log_sample(r->log, r->state.step, i, prompt, response, d->reward[i], d->advantage[i],
+                   r->settings->log_tokens ? &t : NULL);
         free(prompt);
         free(response);
     }

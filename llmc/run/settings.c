@@ -511,6 +511,8 @@ static void check_loss_scale(void) {
 static void check_meaning(const model* m) {
     const settings* s = &given;
     check_parts();
+    refuse_unread(s->log_tokens && !*s->out, "--log-tokens",
+                  "without --out, where samples.jsonl would be");
     check_loss_scale();
     if (!s->sanity_samples &&
         (s->sanity_prompts != 256 || s->sanity_low != 0.2 || s->sanity_high != 0.8))
