@@ -14,7 +14,7 @@ static const struct {
 } FLOORS[] = {{"base", "base"},
               {"device", "base device"},
               {"text", "base text"},
-              {"model", "base device model"},
+              {"model", "base device text model"},
               {"rl", "base device text model rl"},
               {"run", "base device text model rl run"}};
 enum { COUNT = sizeof FLOORS / sizeof *FLOORS };

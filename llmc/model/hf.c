@@ -141,12 +141,20 @@ static void open_file(tensors* t, const char* path) {
 // The part of a path after its last slash.
 static const char* file_name(const char* path) { return strrchr(path, '/') + 1; }
 
+// Whether an index may name it: a file in the folder, whose name can stand in a message as it is.
+static int is_file_name(const char* name) {
+    if (!*name || *name == '.' || strchr(name, '/')) return 0;
+    for (const char* p = name; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127) return 0;
+    return 1;
+}
+
 // Opens each file that the index names, once.
 static void open_indexed(tensors* t, const json* map) {
     for (const json* m = map->first; m; m = m->next) {
         const char* name = json_text(m);
         size_t i = 0;
-        if (!*name || *name == '.' || strchr(name, '/'))
+        if (!is_file_name(name))
             json_refuse(m, "\"%s\" is not the name of a file in the folder",
                         shown(name, strlen(name)));
         while (i < t->files && strcmp(file_name(t->file[i]->path), name)) i++;

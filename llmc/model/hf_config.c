@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "../base/json.h"
+#include "../text/tokenizer.h"
 
 enum { CONFIG_MOST = 1 << 20 };  // bytes
 
@@ -393,8 +394,14 @@ char* hf_config_text(const model* m, const format* how) {
         put_rope(f, s);
     }
     const char* type = how == &FORMAT_BF16 ? "bfloat16" : "float32";
-    // Which tokens begin and end a text is not the model's to say.
-    fprintf(f, "  \"bos_token_id\": null,\n  \"eos_token_id\": null,\n");
+    // A vocabulary of the tokenizer's size is the tokenizer's: no token begins a text, and
+    // generate() stops at its end token. Others are not known here. Without the keys a Llama would
+    // get 1 and 2.
+    fprintf(f, "  \"bos_token_id\": null,\n  \"eos_token_id\": ");
+    if (s->vocab == tokenizer_size())
+        fprintf(f, "%d,\n", tokenizer_end());
+    else
+        fprintf(f, "null,\n");
     fprintf(f, "  \"dtype\": \"%s\",\n  \"torch_dtype\": \"%s\",\n", type, type);
     fprintf(f, "  \"tie_word_embeddings\": %s\n}\n", s->tied ? "true" : "false");
     if (fclose(f)) fatal("no memory for a config.json");
