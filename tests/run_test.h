@@ -337,17 +337,37 @@ static inline void make_base_run(void) { good_run("base_run", ""); }
 // ---------------------------------------------------------------------------------------------
 // Stopping and resuming
 
-// Waits until the log of a run holds `phase` with at least this step; 0 if it ended before.
-static inline int wait_for_line(pid_t child, const char* out, const char* phase, int step) {
-    char* path = at_home("%s/log.jsonl", out);
+static inline int has_ended(pid_t child) {
+    siginfo_t s = {0};
+    return waitid(P_PID, (id_t)child, &s, WEXITED | WNOHANG | WNOWAIT) || s.si_pid == child;
+}
+
+// Waits until the log of a run holds so many lines of `phase` and this step; 0 if it ended before.
+static inline int wait_for_lines(pid_t child, const char* out, const char* phase, int step,
+                                 int count) {
+    char *path = at_home("%s/log.jsonl", out), start[64];
+    snprintf(start, sizeof start, "{\"phase\":\"%s\",\"step\":%d,", phase, step);
     for (int i = 0; i < 60000; i++) {
         size_t bytes;
-        char *text = read_whole(path, &bytes), start[64];
-        snprintf(start, sizeof start, "{\"phase\":\"%s\",\"step\":%d,", phase, step);
-        int there = strstr(text, start) != NULL, status;
+        int over = has_ended(child), found = 0;
+        char* text = read_whole(path, &bytes);
+        for (char* p = text; (p = strstr(p, start)); p++) found++;
         free(text);
-        if (there) return 1;
-        if (waitpid(child, &status, WNOHANG | WNOWAIT) && kill(child, 0)) return 0;
+        if (found >= count || over) return found >= count;
+        sleep_ms(1);
+    }
+    return 0;
+}
+
+static inline int wait_for_line(pid_t child, const char* out, const char* phase, int step) {
+    return wait_for_lines(child, out, phase, step, 1);
+}
+
+// Waits until a file is there; 0 if the program ended before.
+static inline int wait_for_file(pid_t child, const char* path) {
+    for (int i = 0; i < 60000; i++) {
+        int over = has_ended(child), there = access(path, F_OK) == 0;
+        if (there || over) return there;
         sleep_ms(1);
     }
     return 0;
