@@ -15,9 +15,18 @@
 # builds with the address and undefined-behaviour sanitizers, in a folder of its own. CFLAGS replaces
 # optimization and warnings, CFLAGS_EXTRA adds to them. Another choice makes anew what it changes.
 
+# clean among other goals: one after another, each by a make of its own, which finds what it needs anew.
+ifneq ($(and $(filter clean,$(MAKECMDGOALS)),$(filter-out clean,$(MAKECMDGOALS))),)
+.PHONY: $(MAKECMDGOALS)
+.NOTPARALLEL:
+$(MAKECMDGOALS):
+	@$(MAKE) --no-print-directory $@
+else
+
 CC ?= cc
 BUILD := build$(if $(SANITIZE),/sanitize)
-WARN := -Wall -Wextra -Wshadow -Wno-unknown-pragmas
+# Clang does not vectorize the largest of several floats, though it is asked to, and says so.
+WARN := -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-pass-failed
 # Contraction stays off and FMAs are written: see the numerics contract in README.md. These flags
 # come after the user's.
 NUMERICS := -ffp-contract=off -fno-math-errno -fno-trapping-math
@@ -26,14 +35,20 @@ OPT := $(if $(SANITIZE),-O1 -fsanitize=address$(comma)undefined -fno-sanitize-re
 
 $(shell mkdir -p $(BUILD))
 has = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o $(BUILD)/probe 2>/dev/null && echo yes)
-THREADS := $(if $(NO_OPENMP),,$(if $(call has,-fopenmp),-fopenmp))
+# OpenMP must link, and a program with it must run: musl-gcc links glibc's, which then does not start.
+# A compiler for another machine is believed.
+define OPENMP_PROBE
+echo 'extern int omp_get_max_threads(void); int main(void){return omp_get_max_threads() < 1;}' | \
+$(CC) -fopenmp -x c - -o $(BUILD)/probe && { case $$($(CC) -dumpmachine) in $$(uname -m)-*) $(BUILD)/probe ;; esac; }
+endef
+THREADS := $(if $(NO_OPENMP),,$(if $(shell { $(OPENMP_PROBE); } >/dev/null 2>&1 && echo yes),-fopenmp))
 OPENMP := $(or $(THREADS),$(if $(call has,-fopenmp-simd),-fopenmp-simd))
 ISAS := c $(if $(call has,-mavx2 -mfma),avx2) $(if $(call has,-mavx512f),avx512)
 ISA_FLAGS_avx2 := -mavx2 -mfma
 ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
 
 CFLAGS := $(OPT) -g $(WARN)
-FLAGS := -std=c11 $(CFLAGS) $(CFLAGS_EXTRA) $(NUMERICS) $(OPENMP) -Illmc $(foreach i,$(ISAS),-DHAVE_$(i))
+FLAGS := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(CFLAGS_EXTRA) $(NUMERICS) -Werror=implicit-function-declaration $(OPENMP) -Illmc $(foreach i,$(ISAS),-DHAVE_$(i))
 LDLIBS := -lm -ldl
 
 # The CUDA device: one object, linked with the static runtime. cuBLASLt is opened when it is used.
@@ -224,3 +239,5 @@ clean:
 	rm -rf build train_gpt2_rl
 
 -include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d $(BUILD)/*/*/*/*.d $(BUILD)/*/*/*/*/*.d)
+
+endif

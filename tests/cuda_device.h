@@ -7,9 +7,6 @@
 #ifndef CUDA_DEVICE_H
 #define CUDA_DEVICE_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

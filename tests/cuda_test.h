@@ -10,9 +10,6 @@
 #ifndef CUDA_TEST_H
 #define CUDA_TEST_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE  // setenv
-#endif
 
 #include "cpu_test.h"
 #include "cuda_device.h"

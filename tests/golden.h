@@ -3,9 +3,6 @@
 #ifndef GOLDEN_H
 #define GOLDEN_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE  // setenv, mkdtemp
-#endif
 #include <stdarg.h>
 #include <stdint.h>
 #include <unistd.h>

@@ -4,9 +4,6 @@
 #ifndef RUN_TEST_H
 #define RUN_TEST_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,7 +1,6 @@
 // checkpoint: files have the bytes that the tables in checkpoint.c promise; whatever is wrong with
 // a file is refused; and whatever ends a save (a full disk, a failing call, kill -9 at any moment),
 // the newest complete checkpoint loads with the same bits.
-#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,4 @@
 // common: what is asked for is delivered whole, or the program says why not and stops.
-#define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>

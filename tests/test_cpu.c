@@ -1,6 +1,5 @@
 // The CPU device itself: the choice of an instruction set, memory, accounts; those of the plain
 // one.
-#define _GNU_SOURCE  // fdopen in refusal.h
 #include "cpu_test.h"
 #include "device/cpu/cpu.h"
 #include "refusal.h"

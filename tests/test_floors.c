@@ -1,6 +1,5 @@
 // The house's floors: a file of llmc/ includes its own floor and those below it, and base/ only
 // itself.
-#define _GNU_SOURCE
 #include <glob.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,6 @@
 // hf: models come back from their folders with the same bits, tensors lie in the files as
 // families.c says, whatever is wrong with a folder is refused by name, random damage never does
 // harm, and a failed write leaves the old files. dev/hf/test_hf.py compares with transformers.
-#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

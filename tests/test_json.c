@@ -1,6 +1,5 @@
 // json: what is JSON is read to the letter, what is not is refused with its place; random texts
 // never do harm, and what is read of them reads the same again.
-#define _GNU_SOURCE
 #include <math.h>
 
 #include "base/json.h"

@@ -1,7 +1,6 @@
 // The life of a run: signals, a second process, closed streams, files that are lost, damaged or
 // altered. Whatever happens, a run that goes on has the bits of one that was never stopped, or is
 // refused with a sentence.
-#define _GNU_SOURCE
 #include "base/common.h"
 #include "model/llmc_file.h"
 #include "run_test.h"

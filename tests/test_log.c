@@ -1,6 +1,5 @@
 // log: every line is valid JSON with the values that went in, whatever bytes they hold; killed and
 // full-disk runs; the cut of a resumed run; the progress line on a pseudo-terminal.
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <float.h>
@@ -450,6 +449,8 @@ static void test_terminal(void) {
     setenv("TERM", "dumb", 1);
     text = on_terminal(print_and_progress, 80);
     CHECK(!strcmp(text, "first 1\r\nsecond\r\nthird\r\n"), "a dumb terminal got \"%s\"", text);
+    text = on_terminal(fail_in_progress, 80);
+    CHECK(!strcmp(text, "train_gpt2_rl: the disk is full\r\n"), "a dumb terminal got \"%s\"", text);
     unsetenv("TERM");
     text = on_terminal(fail_in_progress, 80);
     CHECK(!strcmp(text, "\r\033[Krollout  50 %\r\033[Ktrain_gpt2_rl: the disk is full\r\n"),

@@ -1,6 +1,5 @@
 // Products with a weight: forward, and backward to the input and to the weight. See op_test.h for
 // the method.
-#define _GNU_SOURCE
 #include <sys/mman.h>
 #include <unistd.h>
 

@@ -1,6 +1,5 @@
 // Objectives: hand-computed coefficients, finite differences of every loss form, PyTorch's autograd
 // (fixtures/objective.txt), fixed points and limits, edge values, refusals, advantages, weights.
-#define _GNU_SOURCE
 #include <float.h>
 
 #include "base/numerics.h"

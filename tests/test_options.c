@@ -1,5 +1,4 @@
 // options: every kind of value, every refusal, files of flags, the round trip through a file.
-#define _GNU_SOURCE
 #include <errno.h>
 #include <float.h>
 #include <limits.h>

@@ -2,7 +2,6 @@
 // threads, micro-batches, slots, instruction set, or on being stopped and resumed in whatever way;
 // it refuses what makes no sense; every flag has an effect. What signals, kills and damaged files
 // do to a run is in test_life.c.
-#define _GNU_SOURCE
 #include "model/llmc_file.h"
 #include "run/checkpoint.h"
 #include "run_test.h"

@@ -1,6 +1,5 @@
 // The sanity protocol: which prompts are kept, with verifiers whose verdict is known; that the
 // choice depends on neither the slots nor what else fits; its file.
-#define _GNU_SOURCE  // mkstemp
 #include "refusal.h"
 #include "run/sanity.h"
 #include "small_model.h"

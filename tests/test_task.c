@@ -3,7 +3,6 @@
 //
 // Statistics are compared with their expectation within five standard deviations of the binomial
 // distribution: a right generator fails that for one seed in 1.7 million, and the seeds are fixed.
-#define _GNU_SOURCE
 #include <ctype.h>
 
 #include "refusal.h"

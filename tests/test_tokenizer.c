@@ -1,5 +1,4 @@
 // The tokenizer: a frozen alphabet, round trips, and what is refused.
-#define _GNU_SOURCE
 
 #include "refusal.h"
 #include "text/tokenizer.h"

@@ -5,7 +5,6 @@
 //     build/dev/bench/bench [--quick] [--only SECTION] [--json FILE]   from the root of the tree
 // Peers: OpenBLAS and oneDNN (opened when they are installed), PyTorch and transformers (bench.py).
 // It is no test: a missed goal is printed, and the exit status stays 0.
-#define _GNU_SOURCE
 #include "bench.h"
 
 #include <dlfcn.h>

@@ -6,7 +6,6 @@
 // --limits FILE runs at sizes of its own and holds every kernel against the file: instructions for
 // a unit of work, sectors and passes over least. A limit is what was counted when the file was
 // written, and 2 %. It holds for one release of nvcc, known by the version of PTX that it writes.
-#define _GNU_SOURCE
 #include "../../tests/ptx/profile.h"
 
 #include <stdlib.h>

@@ -4,7 +4,6 @@
 // for checking it against another implementation. To seq-tis, seq-mis and gspo a line is a
 // sequence; dppo-topk-* have no candidates here.
 //     echo '1 -0.5 -1.0' | coefficients --objective drpo --delta 0.15
-#define _GNU_SOURCE
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>

@@ -2,7 +2,6 @@
 // prints the reward of each, 0 or 1. In both fields \n, \t and \\ stand for a newline, a tab and a
 // backslash, so that a completion which ended itself ends with \n:
 //     printf '7+8+1-8-5:\\t03\\\\n\\n' | grade chain
-#define _GNU_SOURCE
 #include <stdlib.h>
 
 #include "text/task.h"

@@ -14,7 +14,6 @@
 //     build/dev/study/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
 //
 // mismatch.py runs it and draws what it says.
-#define _GNU_SOURCE
 #include "rl/mismatch.h"
 
 #include <math.h>

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "checked.h"
 
 #include <errno.h>

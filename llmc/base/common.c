@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "common.h"
 
 #include <errno.h>
@@ -14,10 +13,15 @@
 
 void (*on_fatal)(void);
 
+int is_terminal(int fd) {
+    const char* term = getenv("TERM");
+    return isatty(fd) && !(term && !strcmp(term, "dumb"));
+}
+
 void fatal(const char* format, ...) {
     fflush(stdout);
     // On a terminal a progress line may stand there: return to its start and clear it.
-    fputs(isatty(STDERR_FILENO) ? "\r\033[Ktrain_gpt2_rl: " : "train_gpt2_rl: ", stderr);
+    fputs(is_terminal(STDERR_FILENO) ? "\r\033[Ktrain_gpt2_rl: " : "train_gpt2_rl: ", stderr);
     va_list args;
     va_start(args, format);
     vfprintf(stderr, format, args);

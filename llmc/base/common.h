@@ -24,6 +24,9 @@ void fatal(const char* format, ...) __attribute__((noreturn, format(printf, 1, 2
 // as tests do that count many refusals in one process.
 extern void (*on_fatal)(void);
 
+// Whether `fd` is a terminal that understands escapes; one that TERM calls dumb does not.
+int is_terminal(int fd);
+
 // Memory: 64-byte aligned, zero-filled; `what` names the purpose in the error. Free with free().
 void* xalloc(size_t count, size_t size, const char* what);
 // printf into a fresh string; free with free().

@@ -1,7 +1,6 @@
 // One table serves the parser, --help and the files of flags. Each value passes through one
 // function, option_set, whatever its source, so every source has the same refusals.
 // Numbers are read in the C locale: a program that uses this never calls setlocale.
-#define _GNU_SOURCE
 #include "options.h"
 
 #include <errno.h>

@@ -9,7 +9,6 @@
 // A weight of families.c is one tensor in such a file, or several, one below the other; one layer's
 // is apart from another's. Gains and biases have one dimension, the others two: (rows, cols), and
 // (cols, rows) where the table says so.
-#define _GNU_SOURCE
 #include "hf.h"
 
 #include <stdlib.h>

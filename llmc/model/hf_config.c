@@ -3,7 +3,6 @@
 // Where rope_theta stands twice, rope_parameters holds the one that counts, as in transformers.
 // Keys that change nothing of what is computed here (dropout, token numbers, caches) are passed
 // over; those that do, and that are not supported, are refused by the tables below.
-#define _GNU_SOURCE
 #include "hf_config.h"
 
 #include <stdlib.h>

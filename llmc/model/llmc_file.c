@@ -24,7 +24,6 @@
 //           s L C 4 C     fcprojw (L, C, 4C)
 //           s L C         fcprojb (L, C)
 //           s C each      lnfw, lnfb (C); the end of the file
-#define _GNU_SOURCE
 #include "llmc_file.h"
 
 #include <errno.h>

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "model_file.h"
 
 #include <sys/stat.h>

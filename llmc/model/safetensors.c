@@ -12,7 +12,6 @@
 // and so many spaces after the header that the data begins at a multiple of 8 and the file consists
 // of whole 32-bit words, over which its checksum is taken. Where the data is an odd number of
 // 2-byte values, both cannot be: then it begins 2 bytes after a multiple of 4.
-#define _GNU_SOURCE
 #include "safetensors.h"
 
 #include <errno.h>

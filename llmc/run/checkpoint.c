@@ -49,7 +49,6 @@
 // being written or removed; .NAME.old is complete, and about to be deleted because a new checkpoint
 // of that name exists. A
 // run can be killed between any two steps: the next save clears what it left behind.
-#define _GNU_SOURCE
 #include "checkpoint.h"
 
 #include <dirent.h>

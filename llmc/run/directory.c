@@ -1,7 +1,6 @@
 // The lock is fcntl's, on the file `lock`, which says in words who holds it. The words are for
 // people: a file without a lock on it means nothing. It is never removed, since another process may
 // be about to lock it.
-#define _GNU_SOURCE
 #include "directory.h"
 
 #include <dirent.h>

@@ -26,7 +26,6 @@
 //
 // The idea: a line grows in memory and goes to the file in one unbuffered write. Nothing that ends
 // the program halfway through a line, fatal() included, can leave a part of it.
-#define _GNU_SOURCE
 #include "log.h"
 
 #include <errno.h>
@@ -202,8 +201,7 @@ static FILE* open_unbuffered(const char* path) {
 run_log* log_open(const char* directory, double elapsed) {
     run_log* l = xalloc(1, sizeof *l, "the log");
     l->start = clock_seconds() - elapsed;
-    const char* term = getenv("TERM");
-    l->terminal = isatty(STDOUT_FILENO) && !(term && !strcmp(term, "dumb"));
+    l->terminal = is_terminal(STDOUT_FILENO);
     l->progress_time = -1;
     if (!*directory) return l;
     dir_create(directory);

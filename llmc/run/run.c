@@ -24,7 +24,6 @@
 // the run is saved and the program ends with 128 + the signal's number. A second signal ends it at
 // once. One that was ignored when the program started stays ignored (nohup, a job in the
 // background).
-#define _GNU_SOURCE
 #include "run.h"
 
 #include <fcntl.h>

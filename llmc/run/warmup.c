@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "warmup.h"
 
 #include <errno.h>
