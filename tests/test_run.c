@@ -183,11 +183,12 @@ static void test_penalised_reward(void) {
     remove_tree(at_home("penalised"));
 }
 
-// --log-tokens: the log's mean difference of a step, counted anew from the tokens of its samples.
+// --log-tokens: the log's mean difference and ratio of a step, counted anew from the tokens of its
+// samples.
 static void test_log_tokens(void) {
     enum { COUNT = 3 * 64 };
     static const char alphabet[] = "\n0123456789+-=:*/(),;<> ";
-    double sum[3] = {0};
+    double sum[3] = {0}, ratios[3] = {0};
     int tokens[3] = {0}, wrong = 0, lines = 0;
     good_run("tokens", "--log-tokens --rollout-dtype fp8_e4m3");
     size_t bytes;
@@ -205,6 +206,7 @@ static void test_log_tokens(void) {
             wrong += x[1] < 0 || x[1] > 23 || alphabet[(int)x[1]] != c;
             wrong += !(x[2] <= 0 && x[3] <= 0);
             sum[step] += fabs(exp(x[3]) - exp(x[2]));
+            ratios[step] += exp(x[3] - x[2]);
             if (*part[1] == ']') break;
             for (int k = 1; k < 4; k++) wrong += *part[k]++ != ',';
         }
@@ -218,6 +220,8 @@ static void test_log_tokens(void) {
         double expected = value_of(nth(&log, "numerics", i), "prob_diff_mean");
         CHECK(value_of(nth(&log, "rollout", i), "tokens") == tokens[i], "%d tokens", tokens[i]);
         CHECK_NEAR(sum[i] / tokens[i], expected, 1e-6 * expected, "|pi - mu|");
+        expected = value_of(nth(&log, "numerics", i), "ratio_mean");
+        CHECK_NEAR(ratios[i] / tokens[i], expected, 1e-6, "pi / mu");
     }
     free(log.line);
     free(samples);
