@@ -49,6 +49,33 @@ static void check_quota(void) {
               cpu_quota(cases[i].text));
 }
 
+// Other programs keep threads from running: as many are left as got time, until all are tried again
+// after a while that grows; where all get their time, all stay.
+static void check_load(void) {
+    cpu_load l = {.active = 8, .patience = 0.5};
+    cpu_load_decide(&l, 8, 0.71, 10);
+    CHECK(l.active == 8 && l.patience == 0.5, "%d of 8 threads at 71 %%", l.active);
+    cpu_load_decide(&l, 8, 0.5, 10);
+    CHECK(l.active == 4, "%d of 8 threads at a half", l.active);
+    cpu_load_decide(&l, 8, 0.1, 10.4);
+    CHECK(l.active == 4, "%d threads: fewer do not become fewer", l.active);
+    cpu_load_decide(&l, 8, 1, 10.6);
+    CHECK(l.active == 8, "%d threads are tried after half a second", l.active);
+    cpu_load_decide(&l, 8, 0.01, 11);
+    CHECK(l.active == 1, "%d threads: at least one", l.active);
+    cpu_load_decide(&l, 8, 1, 11.9);
+    CHECK(l.active == 1, "%d threads: the second try comes after a second", l.active);
+    cpu_load_decide(&l, 8, 1, 12.1);
+    for (int i = 0; i < 9; i++) {
+        cpu_load_decide(&l, 8, 0.3, 20.0 + 20 * i);
+        cpu_load_decide(&l, 8, 1, 31.0 + 20 * i);
+        CHECK(l.active == 8, "no try is more than 8 seconds away");
+    }
+    CHECK(l.patience == 8, "patience %g", l.patience);
+    cpu_load_decide(&l, 8, 0.9, 400);
+    CHECK(l.active == 8 && l.patience == 0.5, "patience starts again: %g", l.patience);
+}
+
 // The default heeds OpenMP's variables, which are read when a process starts.
 static void check_default_threads(const char* self) {
     for (int i = 0; i < 2; i++) {
@@ -87,6 +114,7 @@ int main(int argc, char** argv) {
     if (argc > 1) return printf("%d\n", cpu_default_threads()) < 0;
     check_default_threads(argv[0]);
     check_quota();
+    check_load();
     devices_open();
     check_refusals();
     check_names();

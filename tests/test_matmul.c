@@ -124,6 +124,26 @@ static void check_formats(void) {
     }
 }
 
+// Weights so small that their scaled values need more than the upper half of an fp32 number, next to
+// some that do not: no bit of them may be lost where packed weights are 16-bit numbers.
+static void check_tiny_weights(void) {
+    int mark = array_count, lost = 0;
+    formats f = {&FORMAT_FP32, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_FP32, {0}};
+    product_inputs c = inputs_new((shape){7, 40, 30}, f);
+    for (int r = 0; r < 40; r++)
+        for (int k = 0; k < 30; k++)
+            row_at(c.w, r)[k] = ldexpf(row_at(c.w, r)[k], r % 3 ? -130 : 0);
+    tensor operand = operands_of(c.w, f.operand);
+    for (int r = 0; r < 40; r++)
+        for (int k = 0; k < 30; k++) lost += (float_bits(row_at(operand, r)[k]) & 0xffff) != 0;
+    CHECK(lost > 100, "%d weights need more than 16 bits", lost);
+    for (int r = 0; r < 7; r++)
+        for (int k = 0; k < 30; k++) row_at(c.in, r)[k] = ldexpf(row_at(c.in, r)[k], 90);
+    op_case o = product_case(&c);
+    check_case_on(&o, 0, 1);
+    arrays_free(mark, "tiny weights");
+}
+
 // What a format is: the product of operands that the test has rounded, in fp32, then rounded.
 static void check_operands(void) {
     for (int i = 1; i < FORMAT_ROW_COUNT; i++) {
@@ -392,6 +412,7 @@ int main(void) {
     check_shapes();
     check_formats();
     check_operands();
+    check_tiny_weights();
     check_plans();
     check_plan_points();
     check_gradient_values();

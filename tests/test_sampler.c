@@ -289,9 +289,16 @@ static void test_sync(void) {
     run_rollout(r, d, &s.how);
     judge(b, &s, after, d);
     CHECK(differing(d) == 0, "the sampler takes over the trainer's weights");
+    size_t held = b->allocated;
+    sampler_share(r, t->weights);
+    CHECK(sampler_shares(r) && b->allocated < held, "its own weights are gone");
+    trainer_load(t, before);
+    run_rollout(r, d, &s.how);
+    judge(b, &s, before, d);
+    CHECK(differing(d) == 0, "a sampler that shares weights has those that the trainer has now");
+    sampler_free(r);
     trainer_free(t);
     rollout_free(d);
-    sampler_free(r);
     free(before);
     free(after);
     cpu_close(b);

@@ -737,7 +737,7 @@ static void memory(void) {
     training_run(&w);
     size_t scratch = b->allocated - before - trainer_only, at = b->allocated;
     sampler* r = sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, -1);
-    sampler_sync(r, w.t->parameters);
+    sampler_share(r, w.t->weights);
     size_t sampler_bytes = b->allocated - at;
     size_t gradients = w.t->optimizer->bytes - 2 * each, lookup = gpt.count[0] * sizeof(float);
 
@@ -751,11 +751,12 @@ static void memory(void) {
     sum += memory_line("trainer: activations of 256 tokens", model_acts_bytes(w.t->acts), n);
     memory_line("trainer: packed batch, log-probabilities", trainer_only - sum, n);
     memory_line("scratch memory of the device", scratch, n);
-    memory_line("sampler: packed weights, rounded others", sampler_weights(r)->bytes, n);
     memory_line("sampler: KV cache, 32 slots of 34 tokens", sampler_cache_bytes(r), n);
-    memory_line("sampler: activations, slots",
-                sampler_bytes - sampler_weights(r)->bytes - sampler_cache_bytes(r), n);
+    memory_line("sampler: activations, slots", sampler_bytes - sampler_cache_bytes(r), n);
     memory_line("all", b->allocated - before, n);
+    size_t rest = b->allocated - before - model_acts_bytes(w.t->acts);
+    goal_add("memory: all but the trainer's activations, bytes a parameter",
+             (double)rest / (double)n, AT_MOST, 20, 2, "");
     sampler_free(r);
     trainer_free(w.t);
     rollout_free(w.d);

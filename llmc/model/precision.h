@@ -20,6 +20,8 @@ typedef struct precision {
     int split_k;                                   // of the forward products
 } precision;
 
+// Whether forward passes in both have the same bits.
+int precision_same_forward(const precision* a, const precision* b);
 // Gradients follow dtype; fp8's backward products read bf16.
 precision precision_of(const format* dtype, const format* logits);
 // The same with gradients of a format of their own. A scaled one makes the backward products of an

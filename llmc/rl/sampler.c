@@ -16,6 +16,7 @@ enum { STEPS_BETWEEN_LOOKS = 4 };
 struct sampler {
     backend* b;
     model_weights* weights;
+    int shares;  // the weights are the trainer's
     model_acts* acts;
     kv_cache kv;
     size_t kv_bytes;
@@ -130,7 +131,7 @@ void sampler_record_candidates(sampler* r, int count) {
 
 void sampler_free(sampler* r) {
     backend* b = r->b;
-    model_weights_free(r->weights);
+    if (!r->shares) model_weights_free(r->weights);
     model_acts_free(r->acts);
     b->release(b, r->kv.data, r->kv_bytes);
     b->release(b, r->page_table, r->table_ints * sizeof(int));
@@ -151,9 +152,19 @@ void sampler_free(sampler* r) {
     free(r);
 }
 
-void sampler_sync(sampler* r, const float* parameters) {
-    model_weights_sync(r->weights, parameters);
+void sampler_share(sampler* r, model_weights* w) {
+    if (!precision_same_forward(&r->weights->precision, &w->precision))
+        fatal("a sampler cannot share weights of another precision");
+    model_weights_free(r->weights);
+    r->weights = w;
+    r->shares = 1;
 }
+
+void sampler_sync(sampler* r, const float* parameters) {
+    if (!r->shares) model_weights_sync(r->weights, parameters);
+}
+
+int sampler_shares(const sampler* r) { return r->shares; }
 
 const model_weights* sampler_weights(const sampler* r) { return r->weights; }
 size_t sampler_cache_bytes(const sampler* r) { return r->kv_bytes; }

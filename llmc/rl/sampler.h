@@ -27,9 +27,14 @@ void sampler_free(sampler* r);
 // From now on the `count` most probable tokens at each place are recorded. Every rollout with
 // candidates that is passed later must have been given the same count by rollout_add_candidates.
 void sampler_record_candidates(sampler* r, int count);
+// From now on the sampler reads weights that are not its own, of the same model and of a precision
+// that is the same forward (precision_same_forward), and drops its own: sampler_sync then does
+// nothing, because their owner keeps them new.
+void sampler_share(sampler* r, model_weights* w);
 // Takes over the trainer's parameters (device, fp32), rounded to nearest.
 void sampler_sync(sampler* r, const float* parameters);
 const model_weights* sampler_weights(const sampler* r);
+int sampler_shares(const sampler* r);
 size_t sampler_cache_bytes(const sampler* r);
 
 // Samples group completions of each prompt of `d`: begin, then step until it returns 0 (sequences

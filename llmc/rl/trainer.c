@@ -348,8 +348,8 @@ static int all_zero(const float* x, int n) {
     return 1;
 }
 
-// The micro-batches of a walk, backward only where coefficients differ from 0. A walk of idle groups
-// keeps them apart from the others, so that none of those runs backward for one of these.
+// The micro-batches of a walk, backward only where coefficients differ from 0. A walk of idle
+// groups keeps them apart from the others, so that none of those runs backward for one of these.
 static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temperature,
                               update* x) {
     trainer_buffers* u = t->buffers;

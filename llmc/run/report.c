@@ -168,7 +168,10 @@ void report_memory(const run* r) {
     memory_line(r, "optimizer moments", 2 * each);
     memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
     memory_line(r, "trainer: activations", model_acts_bytes(r->trainer->acts));
-    memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
+    if (sampler_shares(r->sampler))
+        memory_line(r, "sampler: the trainer's", 0);
+    else
+        memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
     memory_line(r, "sampler: KV cache", sampler_cache_bytes(r->sampler));
     if (r->stale->copies) memory_line(r, "older weights", (size_t)r->stale->copies * each);
     if (r->reference) memory_line(r, "reference model", r->reference->bytes);

@@ -223,6 +223,15 @@ static void create_sampler(run* r) {
     rollout_add_candidates(r->data, count);
 }
 
+// Where the sampler's weights are at any time the trainer's, in the same precision, both read one
+// copy.
+static void share_weights(run* r) {
+    const model_weights* own = sampler_weights(r->sampler);
+    int fresh = r->settings->lag == 0 && r->settings->sync_every == 1;
+    if (fresh && precision_same_forward(&own->precision, &r->trainer->weights->precision))
+        sampler_share(r->sampler, r->trainer->weights);
+}
+
 static void create_trainer(run* r) {
     const settings* s = r->settings;
     precision train = settings_train_precision(s);
@@ -241,7 +250,7 @@ static void create_rollouts(run* r) {
     int evaluated = maximum(maximum(sequences, 512), s->eval_samples);
     int filtered = s->top_k > 0 || (float)s->top_p < 1;
     int nucleus_words = filtered ? (r->model.shape.vocab + 31) / 32 : 0;
-    r->held_out = task_held_out_prompts(&r->task, s->seed, s->eval_prompts);
+    r->held_out = task_held_out_prompts(&r->task, s->seed, maximum(s->eval_prompts, 3));
     if (r->held_out.count < s->eval_prompts)
         log_print(r->log, "the task has %d held-out prompts, not %d: evaluations ask each of them",
                   r->held_out.count, s->eval_prompts);
@@ -355,6 +364,7 @@ void run_create(run* r) {
     create_rollouts(r);
     create_sampler(r);
     create_trainer(r);
+    share_weights(r);
     r->host = xalloc(r->parameters, sizeof(float), "parameters");
     r->base = xalloc(r->parameters, sizeof(float), "parameters");
     if (r->state.phase == PHASE_FRESH)

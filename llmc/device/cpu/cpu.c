@@ -3,6 +3,7 @@
 #include "cpu.h"
 
 #include <stdlib.h>
+#include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -52,6 +53,49 @@ void* cpu_scratch(backend* b, int which, size_t bytes) {
 }
 
 int cpu_threads(const backend* b) { return ((const cpu_context*)b->context)->threads; }
+
+int cpu_active(const backend* b) { return ((const cpu_context*)b->context)->load.active; }
+
+void cpu_load_decide(cpu_load* l, int threads, double share, double now) {
+    enum { LONGEST = 8 };
+    if (l->active < threads) {
+        if (now >= l->retry_at) l->active = threads;
+    } else if (share < 0.7) {
+        l->active = (int)(share * threads + 0.3);
+        if (l->active < 1) l->active = 1;
+        l->retry_at = now + l->patience;
+        l->patience = 2 * l->patience < LONGEST ? 2 * l->patience : LONGEST;
+    } else {
+        l->patience = 0.5;
+    }
+}
+
+// Of all threads of the process.
+static double processor_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+cpu_measure cpu_measure_begin(const backend* b) {
+    enum { EVERY = 8 };  // the clock of processor time costs a system call
+    cpu_load* l = &((cpu_context*)b->context)->load;
+    cpu_measure none = {-1, -1};
+    if (cpu_threads(b) == 1 || l->products-- > 0) return none;
+    l->products = EVERY - 1;
+    return (cpu_measure){clock_seconds(), processor_seconds()};
+}
+
+void cpu_measure_end(backend* b, cpu_measure start) {
+    cpu_load* l = &((cpu_context*)b->context)->load;
+    if (start.wall < 0) return;
+    double now = clock_seconds();
+    l->wall += now - start.wall;
+    l->processor += processor_seconds() - start.processor;
+    if (l->wall < 0.02) return;
+    cpu_load_decide(l, cpu_threads(b), l->processor / (l->wall * l->active), now);
+    l->wall = l->processor = 0;
+}
 
 int cpu_thread(void) {
 #ifdef _OPENMP
@@ -137,6 +181,7 @@ backend* cpu_open(int threads, const char* isa) {
 #endif
     cpu* c = xalloc(1, sizeof *c, "the CPU device");
     c->context.threads = threads;
+    c->context.load = (cpu_load){.active = threads, .patience = 0.5};
     snprintf(c->name, sizeof c->name, "cpu (%s, %d thread%s)", set->name, threads,
              threads == 1 ? "" : "s");
     c->table.name = c->name;

@@ -5,7 +5,9 @@
 // which computes each element by itself, gives the same.
 //
 // B comes in panels of NR columns, [k][NR]: weights are packed once when they change, other
-// operands while they are used, a group of panels at a time that stays in the second cache. A panel
+// operands while they are used, a group of panels at a time that stays in the second cache. Weights
+// of at most 7 mantissa bits are kept as 16-bit numbers and widened as they are loaded: the same
+// values in half the memory, which is what products of few rows wait for. A panel
 // stays in the first cache while the tiles of a block of rows go over it; meanwhile the tiles
 // prefetch the next panel and their successor's part of C, for these come from far away. A is read
 // in place, or copied where its rows would evict each other from the first cache.
@@ -24,21 +26,27 @@ enum {
 typedef enum { STORE, ADD, CARRY } tile_mode;
 
 typedef struct tile_work {
-    const float *a, *b;  // b: a panel
+    const float* a;
+    const char* b;  // a panel
     float* c;
     int64_t a_stride, c_stride;
-    int transposed, kc;
+    int transposed, narrow, kc;
     tile_mode mode;
-    // What to prefetch: every next_step floats from `next` on; MR rows of C.
-    const float *next, *next_c;
+    // What to prefetch: every next_step bytes from `next` on; MR rows of C.
+    const char* next;
+    const float* next_c;
     int64_t next_step;
 } tile_work;
 
-INLINE void tile_step(const int mr, vf acc[GEMM_MR][NV], const float* a, int64_t a_row,
-                      const float* b) {
+// Bytes of a number of a panel.
+INLINE int panel_bytes(int narrow) { return narrow ? sizeof(uint16_t) : sizeof(float); }
+
+INLINE void tile_step(const int mr, const int narrow, vf acc[GEMM_MR][NV], const float* a,
+                      int64_t a_row, const char* b) {
     vf bv[NV];
     UNROLL
-    for (int j = 0; j < NV; j++) bv[j] = vf_load(b + j * VL);
+    for (int j = 0; j < NV; j++)
+        bv[j] = narrow ? vf_widen((const uint16_t*)b + j * VL) : vf_load((const float*)b + j * VL);
     UNROLL
     for (int i = 0; i < mr; i++) {
         vf ai = vf_set(a[i * a_row]);
@@ -47,18 +55,19 @@ INLINE void tile_step(const int mr, vf acc[GEMM_MR][NV], const float* a, int64_t
     }
 }
 
-INLINE void tile(const int mr, const int transposed, const tile_work* w) {
-    const float *a = w->a, *b = w->b, *next = w->next, *next_c = w->next_c;
+INLINE void tile(const int mr, const int transposed, const int narrow, const tile_work* w) {
+    const float *a = w->a, *next_c = w->next_c;
+    const char *b = w->b, *next = w->next;
+    const int row = GEMM_NR * panel_bytes(narrow);
     const int64_t c_stride = w->c_stride, next_step = w->next_step;
     const int64_t a_row = transposed ? 1 : w->a_stride, a_step = transposed ? w->a_stride : 1;
     vf acc[GEMM_MR][NV];
     int k = 0;
     UNROLL
     for (int i = 0; i < mr; i++) {
-        float* row = w->c + i * c_stride;
+        float* c = w->c + i * c_stride;
         UNROLL
-        for (int j = 0; j < NV; j++)
-            acc[i][j] = w->mode == CARRY ? vf_load(row + j * VL) : vf_set(0);
+        for (int j = 0; j < NV; j++) acc[i][j] = w->mode == CARRY ? vf_load(c + j * VL) : vf_set(0);
     }
     while (k + 16 <= w->kc) {
         __builtin_prefetch(next_c, 1);
@@ -68,18 +77,19 @@ INLINE void tile(const int mr, const int transposed, const tile_work* w) {
             __builtin_prefetch(next);
             next += next_step;
             UNROLL
-            for (int u = 0; u < 4; u++, a += a_step) tile_step(mr, acc, a, a_row, b + u * GEMM_NR);
-            b += 4 * GEMM_NR;
+            for (int u = 0; u < 4; u++, a += a_step)
+                tile_step(mr, narrow, acc, a, a_row, b + u * row);
+            b += 4 * row;
         }
     }
-    for (; k < w->kc; k++, a += a_step, b += GEMM_NR) tile_step(mr, acc, a, a_row, b);
+    for (; k < w->kc; k++, a += a_step, b += row) tile_step(mr, narrow, acc, a, a_row, b);
     UNROLL
     for (int i = 0; i < mr; i++) {
-        float* row = w->c + i * c_stride;
+        float* c = w->c + i * c_stride;
         UNROLL
         for (int j = 0; j < NV; j++)
-            vf_store(row + j * VL,
-                     w->mode == ADD ? vf_add(vf_load(row + j * VL), acc[i][j]) : acc[i][j]);
+            vf_store(c + j * VL,
+                     w->mode == ADD ? vf_add(vf_load(c + j * VL), acc[i][j]) : acc[i][j]);
     }
 }
 
@@ -87,10 +97,12 @@ INLINE void tile(const int mr, const int transposed, const tile_work* w) {
 // clang-format off
 #define TILE(mr)                                                          \
     static __attribute__((noinline)) void tile_##mr(const tile_work* w) { \
-        if (w->transposed)                                                \
-            tile(mr, 1, w);                                               \
+        if (w->narrow)                                                    \
+            tile(mr, 0, 1, w);                                            \
+        else if (w->transposed)                                           \
+            tile(mr, 1, 0, w);                                            \
         else                                                              \
-            tile(mr, 0, w);                                               \
+            tile(mr, 0, 0, w);                                            \
     }
 typedef void (*tile_function)(const tile_work*);
 TILE(1) TILE(2) TILE(3) TILE(4)
@@ -213,16 +225,18 @@ static void finish(const gemm* g, float* c, int height, int j0, int cols) {
 
 // One block of rows and of k against a part's panels.
 static void block_run(const gemm* g, const part* d, const a_block* a, int i0, int k0, int kc,
-                      const float* panels, int64_t panel_stride) {
+                      const char* panels, int64_t panel_stride) {
+    int narrow = g->packed && g->narrow;
     tile_work w = {.a_stride = a->stride,
                    .c_stride = g->c_stride,
                    .transposed = g->a_transposed,
+                   .narrow = narrow,
                    .kc = kc,
                    .mode = g->carry ? CARRY
                            : k0     ? ADD
                                     : STORE};
     // Each tile prefetches its share of the next panel, in kc / 4 steps.
-    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles;
+    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles * panel_bytes(narrow);
     for (int p = d->p0; p < d->p1; p++) {
         int j0 = p * GEMM_NR, cols = columns(g, p);
         float* c = g->c + i0 * g->c_stride + j0;
@@ -248,18 +262,19 @@ static void block_run(const gemm* g, const part* d, const a_block* a, int i0, in
 static void part_run(const gemm* g, const part* d, float* memory) {
     int rows = d->i1 - d->i0, block_rows = BLOCK_TILES * GEMM_MR;
     int64_t packed_k = g->packed_k ? g->packed_k : g->k;
+    int64_t row = GEMM_NR * panel_bytes(g->packed && g->narrow);  // of a panel
     int blocks = (rows + block_rows - 1) / block_rows;
     for (int k0 = 0; k0 < g->k; k0 += GEMM_KC) {
         int kc = g->k - k0 < GEMM_KC ? g->k - k0 : GEMM_KC;
-        const float* panels = memory;
+        const char* panels = (char*)memory;
         if (g->packed)
-            panels = g->packed + (d->p0 * packed_k + k0) * GEMM_NR;
+            panels = (const char*)g->packed + (d->p0 * packed_k + k0) * row;
         else
             pack_group(memory, g, d, k0, kc);
         for (int r = 0; r < blocks; r++) {
             int i0 = d->i0 + rows * r / blocks, i1 = d->i0 + rows * (r + 1) / blocks;
             a_block a = block_of(g, memory + GROUP_FLOATS, i0, i1 - i0, k0, kc, d->p1 - d->p0);
-            block_run(g, d, &a, i0, k0, kc, panels, (g->packed ? packed_k : GEMM_KC) * GEMM_NR);
+            block_run(g, d, &a, i0, k0, kc, panels, (g->packed ? packed_k : GEMM_KC) * row);
         }
     }
 }
@@ -280,6 +295,7 @@ void ISA(gemm_run)(backend* b, const gemm* g) {
     int parts = rows * groups;
     if (g->k == 0) return;
     float* memory = cpu_scratch(b, SCRATCH_PACK, (size_t)threads * THREAD_FLOATS * sizeof(float));
+    cpu_measure start = cpu_measure_begin(b);
     PARALLEL_DYNAMIC(b)
     for (int t = 0; t < parts; t++) {
         int r = t % rows, p = t / rows;
@@ -287,6 +303,7 @@ void ISA(gemm_run)(backend* b, const gemm* g) {
                   (int)((int64_t)panels * p / groups), (int)((int64_t)panels * (p + 1) / groups)};
         part_run(g, &d, memory + (size_t)cpu_thread() * THREAD_FLOATS);
     }
+    cpu_measure_end(b, start);
 }
 
 void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
@@ -304,7 +321,7 @@ void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
         int k0 = (int)((int64_t)g->k * p / parts), k1 = (int)((int64_t)g->k * (p + 1) / parts);
         piece.k = k1 - k0;
         piece.a = g->a + k0;
-        piece.packed = g->packed + (int64_t)k0 * GEMM_NR;
+        piece.packed = (const char*)g->packed + (int64_t)k0 * GEMM_NR * panel_bytes(g->narrow);
         ISA(gemm_run)(b, &piece);
         PARALLEL_FOR(b)
         for (int i = 0; i < g->m; i++) {
@@ -319,24 +336,52 @@ void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
     }
 }
 
-size_t ISA(gemm_packed_size)(int n, int k) {
-    return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k;
+size_t ISA(gemm_packed_size)(int n, int k, int narrow) {
+    return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k * panel_bytes(narrow);
 }
 
 // Rows of W beyond the last are zeros.
 static const float ZEROS[16];
 
-void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, const format* operand,
-                    int per_tensor) {
+// `height` numbers of a row of W into a column of a panel; what narrow numbers would lose.
+INLINE uint32_t pack_column(void* to, const int narrow, const float* row, const int height) {
+    uint32_t lost = 0;
+    UNROLL
+    for (int i = 0; i < height; i++) {
+        uint32_t bits = float_bits(row[i]);
+        if (narrow)
+            ((uint16_t*)to)[i * GEMM_NR] = (uint16_t)(bits >> 16), lost |= bits << 16;
+        else
+            ((float*)to)[i * GEMM_NR] = row[i];
+    }
+    return lost;
+}
+
+INLINE uint32_t pack_panel(char* panel, const int narrow, const float* from, int cols, int k) {
+    uint32_t lost = 0;
+    for (int i0 = 0; i0 < k; i0 += 16) {  // 16 columns at a time, to stay in cache lines
+        int height = k - i0 < 16 ? k - i0 : 16;
+        for (int j = 0; j < GEMM_NR; j++) {
+            const float* row = j < cols ? from + (size_t)j * k + i0 : ZEROS;
+            char* to = panel + ((size_t)i0 * GEMM_NR + j) * panel_bytes(narrow);
+            lost |= height == 16 ? pack_column(to, narrow, row, 16)
+                                 : pack_column(to, narrow, row, height);
+        }
+    }
+    return lost;
+}
+
+int ISA(gemm_pack)(backend* b, void* packed, int narrow, const float* w, int n, int k,
+                   const format* operand, int per_tensor) {
     float amax = 0;
     if (operand->scaled && per_tensor)
         for (int j = 0; j < n; j++) amax = row_amax(amax, w + (size_t)j * k, k);
-    int panels = (n + GEMM_NR - 1) / GEMM_NR, rounds = operand->drop != 0;
+    int panels = (n + GEMM_NR - 1) / GEMM_NR, rounds = operand->drop != 0, losses = 0;
     size_t row_floats = rounds ? (size_t)GEMM_NR * k : 0;
     float* rows = cpu_scratch(b, SCRATCH_PACK, cpu_threads(b) * row_floats * sizeof(float));
     PARALLEL_FOR(b)
     for (int p = 0; p < panels; p++) {
-        float* panel = packed + (size_t)p * GEMM_NR * k;
+        char* panel = (char*)packed + (size_t)p * GEMM_NR * k * panel_bytes(narrow);
         int cols = n - p * GEMM_NR < GEMM_NR ? n - p * GEMM_NR : GEMM_NR;
         const float* from = w + (size_t)p * GEMM_NR * k;
         if (rounds) {
@@ -350,15 +395,8 @@ void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, con
             }
             from = row;
         }
-        for (int i0 = 0; i0 < k; i0 += 16) {  // 16 columns at a time, to stay in cache lines
-            int height = k - i0 < 16 ? k - i0 : 16;
-            for (int j = 0; j < GEMM_NR; j++) {
-                const float* row = j < cols ? from + (size_t)j * k + i0 : ZEROS;
-                float* to = panel + (size_t)i0 * GEMM_NR + j;
-                if (height == 16) UNROLL
-                for (int i = 0; i < 16; i++) to[i * GEMM_NR] = row[i];
-                else for (int i = 0; i < height; i++) to[i * GEMM_NR] = row[i];
-            }
-        }
+        if (narrow ? pack_panel(panel, 1, from, cols, k) : pack_panel(panel, 0, from, cols, k))
+            __atomic_store_n(&losses, 1, __ATOMIC_RELAXED);
     }
+    return !losses;
 }

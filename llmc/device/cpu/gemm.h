@@ -19,9 +19,10 @@ typedef struct gemm {
     int m, n, k;
     const float* a;
     int64_t a_stride;
-    int a_transposed;     // 0: A[i][k] = a[i * a_stride + k]; 1: A[i][k] = a[k * a_stride + i]
-    const float* packed;  // B in panels (gemm_pack), or NULL: then b is packed on the fly
-    int packed_k;         // rows of each of its panels; 0 = k
+    int a_transposed;    // 0: A[i][k] = a[i * a_stride + k]; 1: A[i][k] = a[k * a_stride + i]
+    const void* packed;  // B in panels (gemm_pack), or NULL: then b is packed on the fly
+    int narrow;          // these panels hold upper halves of fp32 numbers, which are bf16
+    int packed_k;        // rows of each of the panels; 0 = k
     const float* b;
     int64_t b_stride;       // B[k][j] = b[k * b_stride + j]
     const format* b_round;  // applied while packing
@@ -37,11 +38,13 @@ void ISA(gemm_run)(backend* b, const gemm* g);
 // a packed B and an A that is not transposed. parts <= 1: gemm_run.
 void ISA(gemm_run_split)(backend* b, const gemm* g, int parts);
 
-// Floats that gemm_pack needs for a (n, k) matrix.
-size_t ISA(gemm_packed_size)(int n, int k);
+// Bytes that gemm_pack needs for a (n, k) matrix.
+size_t ISA(gemm_packed_size)(int n, int k, int narrow);
 // Packs W (n, k) as B = W^T: panel p holds columns p * NR ..., [k][NR], zeros beyond n. Rows are
-// rounded to `operand` first, where that is scaled with a scale each, or with one for all.
-void ISA(gemm_pack)(backend* b, float* packed, const float* w, int n, int k, const format* operand,
-                    int per_tensor);
+// rounded to `operand` first, where that is scaled with a scale each, or with one for all. 0: they
+// do not fit narrow panels, which can be with scales of tiny numbers only; then nothing useful is
+// there.
+int ISA(gemm_pack)(backend* b, void* packed, int narrow, const float* w, int n, int k,
+                   const format* operand, int per_tensor);
 
 #endif

@@ -20,9 +20,9 @@
 #define SIMD PRAGMA(omp simd)
 // The loop that follows, shared by the device's threads: equal pieces, or piece by piece.
 #ifdef _OPENMP
-#define PARALLEL_FOR(b) PRAGMA(omp parallel for schedule(static) num_threads(cpu_threads(b)))
-#define PARALLEL_DYNAMIC(b) PRAGMA(omp parallel for schedule(dynamic) num_threads(cpu_threads(b)))
-#define PARALLEL_SIMD(b) PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_threads(b)))
+#define PARALLEL_FOR(b) PRAGMA(omp parallel for schedule(static) num_threads(cpu_active(b)))
+#define PARALLEL_DYNAMIC(b) PRAGMA(omp parallel for schedule(dynamic) num_threads(cpu_active(b)))
+#define PARALLEL_SIMD(b) PRAGMA(omp parallel for simd schedule(static) num_threads(cpu_active(b)))
 #else
 #define PARALLEL_FOR(b) (void)(b);
 #define PARALLEL_DYNAMIC(b) (void)(b);
@@ -37,6 +37,11 @@ typedef __m512 vf;
 enum { VL = 16 };
 INLINE vf vf_load(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float* p, vf x) { _mm512_storeu_ps(p, x); }
+// Numbers from their upper halves.
+INLINE vf vf_widen(const uint16_t* p) {
+    __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+}
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
@@ -47,6 +52,10 @@ typedef __m256 vf;
 enum { VL = 8 };
 INLINE vf vf_load(const float* p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float* p, vf x) { _mm256_storeu_ps(p, x); }
+INLINE vf vf_widen(const uint16_t* p) {
+    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
@@ -61,6 +70,11 @@ INLINE vf vf_load(const float* p) {
     return x;
 }
 INLINE void vf_store(float* p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE vf vf_widen(const uint16_t* p) {
+    vf x;
+    for (int l = 0; l < VL; l++) x[l] = float_from_bits((uint32_t)p[l] << 16);
+    return x;
+}
 INLINE vf vf_set(float x) { return (vf){x, x, x, x}; }
 INLINE vf vf_fma(vf a, vf b, vf c) {
     for (int l = 0; l < VL; l++) c[l] = num_fma(a[l], b[l], c[l]);

@@ -74,13 +74,23 @@ prepared* ISA(weight_plan)(backend* b, const linear_plan* plan) {
     return p;
 }
 
+// The weight into panels, in memory that may be there already. 0: it does not fit narrow ones.
+static int pack(backend* b, prepared* p, int narrow) {
+    size_t bytes = ISA(gemm_packed_size)(p->outputs, p->inputs, narrow);
+    if (p->packed && p->packed_bytes != bytes) {
+        b->release(b, p->packed, p->packed_bytes);
+        p->packed = NULL;
+    }
+    if (!p->packed) p->packed = b->alloc(b, bytes, "packed weights");
+    p->packed_bytes = bytes;
+    p->narrow = narrow;
+    return ISA(gemm_pack)(b, p->packed, narrow, p->w, p->outputs, p->inputs, p->operand,
+                          p->plan.weight_per_tensor);
+}
+
 prepared* ISA(weight_prepare)(backend* b, prepared* p, const float* w, int outputs, int inputs,
                               const format* operand, const format* backward_operand) {
     if (!p) p = xalloc(1, sizeof *p, "a prepared weight");
-    if (!p->packed) {
-        p->packed_bytes = ISA(gemm_packed_size)(outputs, inputs) * sizeof(float);
-        p->packed = b->alloc(b, p->packed_bytes, "packed weights");
-    }
     if (backward_operand->scaled && !p->backward) {
         p->backward_bytes = (size_t)outputs * inputs * sizeof(float);
         p->backward = b->alloc(b, p->backward_bytes, "weights of backward products");
@@ -90,7 +100,7 @@ prepared* ISA(weight_prepare)(backend* b, prepared* p, const float* w, int outpu
     p->w = w;
     p->operand = operand;
     p->backward_operand = backward_operand;
-    ISA(gemm_pack)(b, p->packed, w, outputs, inputs, operand, p->plan.weight_per_tensor);
+    if (!pack(b, p, operand->drop >= 16)) pack(b, p, 0);
     if (backward_operand->scaled) {
         tensor from = {(float*)w, outputs, inputs, inputs, &FORMAT_FP32}, to = from;
         to.data = p->backward;
@@ -119,6 +129,7 @@ void ISA(matmul_forward)(backend* b, tensor out, tensor in, const prepared* w, c
               .a = a.data,
               .a_stride = a.stride,
               .packed = w->packed,
+              .narrow = w->narrow,
               .c = out.data,
               .c_stride = out.stride,
               .bias = bias,
