@@ -248,6 +248,21 @@ static void test_draws(void) {
     remove_tree(at_home("draws"));
 }
 
+// Over all tokens, the trainer's probability of a token is the sampler's times the share that top-p
+// left: at least 0.8, and less than 1 on the average.
+static void test_full_support(void) {
+    good_run("support", "--top-p 0.8 --trainer-support full");
+    run_lines log = read_log("support");
+    for (int i = 0; i < 3; i++) {
+        const line* n = nth(&log, "numerics", i);
+        CHECK(value_of(n, "ratio_min") > 0.8 - 1e-6 && value_of(n, "ratio_max") < 1 + 1e-6 &&
+                  value_of(n, "ratio_mean") < 0.99,
+              "ratios from %g to %g", value_of(n, "ratio_min"), value_of(n, "ratio_max"));
+    }
+    free(log.line);
+    remove_tree(at_home("support"));
+}
+
 // Near temperature 0 a sample is the most probable answer; the rollouts' temperature does not
 // count.
 static void test_evaluation_temperature(void) {
@@ -939,6 +954,7 @@ static void test_refusals(void) {
         {"--master-weights 0", "--master-weights 0"},
         {"--train-dtype tf32 --master-weights 0", "--train-dtype tf32"},
         {"--log-tokens", "--log-tokens means nothing without --out"},
+        {"--trainer-support full", "--trainer-support means nothing without --top-k or --top-p"},
         {"--loss-scale 1024", "--loss-scale means nothing"},
         {"--train-dtype fp8_e4m3 --loss-scale 1024", "--loss-scale means nothing"},
         {"--train-dtype fp16 --loss-scale 1000", "--loss-scale 1000 is no power of two"},
@@ -1286,6 +1302,7 @@ static const struct {
     {"", "--temperature 0.9", MODEL},
     {"", "--top-k 5", MODEL},
     {"", "--top-p 0.8", MODEL},
+    {"--top-p 0.8", "--trainer-support full", MODEL},
     {"", "--top-p 0.999999999", SAME},  // as a float it is 1, and switches the filter off
     {"--aggregate seq-mean-token-sum-norm", "--max-new-tokens 13", MODEL},
     {"", "--slots 3", LOG},
@@ -1489,6 +1506,7 @@ int main(int argc, char** argv) {
     test_penalised_reward();
     test_log_tokens();
     test_draws();
+    test_full_support();
     test_evaluation_temperature();
     test_reference();
     test_console();

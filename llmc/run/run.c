@@ -248,8 +248,8 @@ static void create_rollouts(run* r) {
     const settings* s = r->settings;
     int prompt = r->task.max_prompt, sequences = s->prompts * s->group;
     int evaluated = maximum(maximum(sequences, 512), s->eval_samples);
-    int filtered = s->top_k > 0 || (float)s->top_p < 1;
-    int nucleus_words = filtered ? (r->model.shape.vocab + 31) / 32 : 0;
+    int kept = settings_filters(s) && s->trainer_support == SUPPORT_KEPT;
+    int nucleus_words = kept ? (r->model.shape.vocab + 31) / 32 : 0;
     r->held_out = task_held_out_prompts(&r->task, s->seed, maximum(s->eval_prompts, 3));
     if (r->held_out.count < s->eval_prompts)
         log_print(r->log, "the task has %d held-out prompts, not %d: evaluations ask each of them",

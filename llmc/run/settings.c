@@ -21,6 +21,7 @@ static const char *const DTYPES[] = {DTYPE_LIST}, *const DTYPES_OR_SAME[] = {"sa
 const char* const WEIGHT_SCALE_NAMES[] = {"channel", "tensor", NULL};
 const char* const ACTIVATION_SCALE_NAMES[] = {"row", "tensor", NULL};
 const char* const ANCHOR_NAMES[] = {"rollout", "recompute", NULL};
+const char* const SUPPORT_NAMES[] = {"kept", "full", NULL};
 
 // ------------------------------------------------------------------------------------------------
 // The flags
@@ -283,6 +284,8 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) 
                       .step = step};
 }
 
+int settings_filters(const settings* s) { return s->top_k > 0 || (float)s->top_p < 1; }
+
 sampling settings_eval_sampling(const settings* s, uint32_t step) {
     return (sampling){.inverse_temperature = (float)(1 / s->eval_temperature),
                       .top_p = (float)s->eval_top_p,
@@ -513,6 +516,8 @@ static void check_meaning(const model* m) {
     refuse_unread(s->log_tokens && !*s->out, "--log-tokens",
                   "without --out, where samples.jsonl would be");
     check_loss_scale();
+    refuse_unread(s->trainer_support && !settings_filters(s), "--trainer-support",
+                  "without --top-k or --top-p");
     if (!s->sanity_samples &&
         (s->sanity_prompts != 256 || s->sanity_low != 0.2 || s->sanity_high != 0.8))
         fatal(

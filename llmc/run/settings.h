@@ -25,7 +25,8 @@ typedef struct settings {
 
 enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA, DEVICE_PLAIN };
 enum { ANCHOR_ROLLOUT, ANCHOR_RECOMPUTE };
-extern const char* const ANCHOR_NAMES[];
+enum { SUPPORT_KEPT, SUPPORT_FULL };
+extern const char *const ANCHOR_NAMES[], *const SUPPORT_NAMES[];
 extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
 
 // Reads the command line and, with --resume, the flags that the run was started with; prints help
@@ -42,6 +43,8 @@ backend* settings_open_device(const struct model* m, const char** why_cpu);
 void settings_check_out(void);
 void settings_write(const char* path);  // as a file of flags, for --resume and --config
 
+// Whether --top-k or --top-p leaves tokens out.
+int settings_filters(const settings* s);
 // How evaluation draws: by --eval-temperature and --eval-top-p, whatever the rollouts' are.
 sampling settings_eval_sampling(const settings* s, uint32_t step);
 precision settings_train_precision(const settings* s);    // the trainer's arithmetic
