@@ -1,9 +1,9 @@
 // What the op files of cpu/ share. Each is compiled once an instruction set (-DISA_avx512,
-// -DISA_avx2 or -DISA_c); ISA(name) gives its functions a name of their own. Vectors come in two
-// ways: `vf`, the machine's own width, where registers are scheduled by hand (products,
-// reductions), and `omp simd` loops over the functions of numerics.h elsewhere. Lanes never mix
-// except in row_sum and row_max, whose order is that of 16 lanes whatever the machine's width: so
-// all instruction sets give the same bits.
+// -DISA_avx2 or -DISA_c, which is plain C, and NEON on AArch64); ISA(name) gives its functions a
+// name of their own. Vectors come in two ways: `vf`, the machine's own width, where registers are
+// scheduled by hand (products, reductions), and `omp simd` loops over the functions of numerics.h
+// elsewhere. Lanes never mix except in row_sum and row_max, whose order is that of 16 lanes
+// whatever the machine's width: so all instruction sets give the same bits.
 #ifndef LLMC_CPU_ISA_H
 #define LLMC_CPU_ISA_H
 
@@ -12,6 +12,8 @@
 
 #if defined(ISA_avx512) || defined(ISA_avx2)
 #include <immintrin.h>
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -60,6 +62,19 @@ INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#define ISA(name) name##_c
+typedef float32x4_t vf;
+enum { VL = 4 };
+INLINE vf vf_load(const float* p) { return vld1q_f32(p); }
+INLINE void vf_store(float* p, vf x) { vst1q_f32(p, x); }
+INLINE vf vf_widen(const uint16_t* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+INLINE vf vf_set(float x) { return vdupq_n_f32(x); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 #else
 #define ISA(name) name##_c
 typedef float vf __attribute__((vector_size(16)));
