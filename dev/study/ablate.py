@@ -11,6 +11,8 @@ The matrix is a text file: see ablate_matrix.py. Each cell and seed is one run o
 many at a time as --jobs. Finished runs are kept, interrupted ones continued with the same bits,
 failed ones reported and tried again the next time. Ctrl-C lets every run save, then stops; after
 `kill -9` too the same command continues. A run whose flags in the matrix have changed is refused.
+A run that the program ended because it diverged is a result: it is kept, it counts as collapsed,
+and its last values stand for the steps that it did not make.
 
 Of several matrices each gets its folder DIR/NAME, and all share DIR/warmup. The folder of a matrix
 gets report.html (one file, no network), curves.csv (a row a run and step), runs.csv, summary.csv and
@@ -36,6 +38,9 @@ import ablate_stats
 # What the model before RL depends on: runs that agree in these share one warm-up.
 WARMUP_FLAGS = ("seed", "depth", "heads", "channels", "context", "task", "device", "warmup-steps",
                 "warmup-batch", "warmup-lr")
+# Stands in every sentence with which the program ends a run whose gradients or weights are not
+# finite.
+DIVERGED = "the run has diverged"
 
 
 def stop(message):
@@ -102,14 +107,31 @@ class Folder:
             return None
         return next(int(x.partition("=")[2]) for x in lines if x.startswith("steps ="))
 
+    def diverged(self, run):
+        """Whether the program ended the run because it diverged, in RL."""
+        return (self.steps(run) is not None and DIVERGED in self.message(self.of(run))
+                and any(e["phase"] == "rollout" for e in self.log(run)))
+
     def finished(self, run):
+        """Whether the run made all its steps, or diverged."""
         steps = self.steps(run)
-        return steps is not None and ablate_stats.last_eval_step(self.log(run)) >= steps
+        return steps is not None and (ablate_stats.last_eval_step(self.log(run)) >= steps
+                                      or self.diverged(run))
 
     def message(self, name):
         """The last line that a program printed, which says why it ended."""
-        lines = [x for x in read_text(f"{name}.out").splitlines() if x.strip()]
+        try:
+            lines = [x for x in read_text(f"{name}.out").splitlines() if x.strip()]
+        except FileNotFoundError:
+            lines = []
         return lines[-1].strip() if lines else "it said nothing"
+
+    def curve_rows(self, run):
+        """Rows of curves.csv of a finished run."""
+        rows = ablate_stats.curve_rows(self.log(run))
+        if self.diverged(run):
+            ablate_stats.carry_forward(rows, self.steps(run))
+        return rows
 
     def prune(self, run):
         shutil.rmtree(os.path.join(self.of(run), "checkpoints"), ignore_errors=True)
@@ -250,6 +272,8 @@ class Progress:
         if job.run and not job.failure:
             last = [e for e in self.folder.log(job.run) if e["phase"] == "eval"][-1]
             score = f"pass@1 {last['pass1']:.3f}, "
+            if self.folder.diverged(job.run):
+                score += "DIVERGED, "
         print("\r\033[K" * self.terminal + f"[{self.text()}] {os.path.basename(job.name)}: "
               + (f"FAILED: {job.failure}" if job.failure else f"{score}{clock_text(seconds)}"),
               flush=True)
@@ -257,7 +281,8 @@ class Progress:
 
 def collect(folder, job, keep):
     """Takes note of how a job's process ended."""
-    job.done = job.process.returncode == 0 and (not job.run or folder.finished(job.run))
+    good = job.process.returncode == 0 or (job.run and folder.diverged(job.run))
+    job.done = good and (not job.run or folder.finished(job.run))
     if not job.done:
         job.failure = folder.message(job.name)
     elif job.run and not keep:
@@ -331,8 +356,7 @@ def run_matrix(folder, matrix, args):
 
 def report(folder, matrix):
     """Writes tables and report from the logs of the finished runs; False if there are none."""
-    curves = {run.name: ablate_stats.curve_rows(folder.log(run))
-              for run in matrix.runs() if folder.finished(run)}
+    curves = {run.name: folder.curve_rows(run) for run in matrix.runs() if folder.finished(run)}
     if not curves:
         print(f"ablate.py: no run in {folder.path} is finished; there is nothing to report",
               file=sys.stderr)
@@ -345,7 +369,9 @@ def report(folder, matrix):
     files.update((name, ablate_stats.table_text(rows)) for name, rows in results.tables().items())
     for name, content in files.items():
         write_whole(os.path.join(folder.path, name), content)
-    print(f"{folder.path}/report.html and CSV files: {len(curves)} of {len(matrix.runs())} runs")
+    diverged = results.diverged()
+    print(f"{folder.path}/report.html and CSV files: {len(curves)} of {len(matrix.runs())} runs"
+          + (f"; {ablate_report.diverged_text(results)}: {', '.join(diverged)}" if diverged else ""))
     return True
 
 

@@ -50,7 +50,7 @@ NOT_PROSE = re.compile(r"```.*?```|`[^`]*`|<!--.*?-->|\]\([^)]*\)|arXiv[ :]\S+|h
                        re.DOTALL)
 FINDING = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+(?:e[-+]?\d+)?|e[-+]?\d+|(?:\.\d+)? ?%)")
 REDUCE = {"mean": ablate_stats.mean, "min": min, "max": max, "sum": math.fsum, "count": len}
-WHOLE = ("seeds", "collapsed", "reached", "higher", "steps", "steps_to", "seed", "tokens")
+WHOLE = ("seeds", "collapsed", "diverged", "reached", "higher", "steps", "steps_to", "seed", "tokens")
 
 
 class PageError(Exception):
@@ -190,6 +190,8 @@ def table_number(row, name, digits, path):
     text = cell(row, name, path)
     if not text:
         return "never" if name in ("steps_to", "seconds_to") else "–"
+    if name == "collapsed" and row.get("diverged", "0") not in ("", "0") and "seeds" in row:
+        return f"{text} ({row['diverged']} diverged)"
     if name in WHOLE:
         return text
 

@@ -54,6 +54,8 @@ def folded(title, content):
 def count_of(row, name):
     n = int(float(row[name] or 0))
     text = f"{n} of {row['seeds']}"
+    if name == "collapsed" and row["diverged"] not in ("", "0"):
+        text += f" ({row['diverged']} diverged)"
     return f"<span class=bad>{text}</span>" if n and name == "collapsed" else text
 
 
@@ -115,7 +117,7 @@ def differences_section(results):
 def runs_table(results):
     rows = results.runs_table()
     names = results.factors + ["seed", "auc", "final_pass1", "last_reward", "best_reward",
-                               "collapsed", "steps_to", "seconds_to", "seconds"]
+                               "collapsed", "diverged", "steps_to", "seconds_to", "seconds"]
     left = len(results.factors)
     body = [[html.escape(row[n]) if i < left else short(row[n]) for i, n in enumerate(names)]
             for row in rows]
@@ -143,7 +145,8 @@ def over_sections(results):
 def rules(results):
     return (f"""<p>The <b>window</b> is a tenth of the steps, at least 3. <b>AUC</b>: mean reward
 over all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: last reward below half
-of the best window's. <b>Reached</b>: a window's mean came to {results.matrix.threshold:g}; times
+of the best window's, or the run diverged: its gradients or weights were no longer finite, and its
+last reward and pass@1 stand for the steps that it did not make. <b>Reached</b>: a window's mean came to {results.matrix.threshold:g}; times
 count from the start of RL, on a core each, and depend on the machine. <b>Numerics</b>: before a step's first
 update. <b>Mini-batches</b>: numerics and drift. Intervals are 95 % percentile bootstrap over seeds
 ({"computed exactly" if len(results.matrix.seeds) <= ablate_stats.EXACT_SEEDS
@@ -151,11 +154,18 @@ update. <b>Mini-batches</b>: numerics and drift. Intervals are 95 % percentile b
 paired by seed. Bands reach from the lowest to the highest seed.</p>""")
 
 
+def diverged_text(results):
+    n = len(results.diverged())
+    return f"{n} of {len(results.runs)} runs diverged"
+
+
 def html_title(results):
     matrix = results.matrix
     planned = len(matrix.runs())
     missing = "" if len(results.runs) == planned else (
         f' <span class=bad>{planned - len(results.runs)} of {planned} runs are missing.</span>')
+    if results.diverged():
+        missing += f" <span class=bad>{diverged_text(results)}.</span>"
     return (f"<h1>{html.escape(matrix.title)}</h1>\n<p>{len(matrix.cells())} cells ("
             + html.escape(" × ".join(f"{len(v)} {f}" for f, v in matrix.factors.items()))
             + f") × {len(matrix.seeds)} seeds.{missing}</p>")

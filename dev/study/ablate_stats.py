@@ -8,7 +8,10 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
     final_pass1   pass@1 at the last evaluation; base_pass1 at the first
     last_reward   mean reward of the last window
     best_reward   highest mean reward of any window
-    collapsed     1 where last_reward < best_reward / 2
+    collapsed     1 where last_reward < best_reward / 2, and where the run diverged
+    diverged      1 where the program ended the run because its gradients or weights were not
+                  finite. Its last reward and pass@1 then stand for the steps that it did not make:
+                  curves.csv has a row for each of these, with diverged = 1
     steps_to      the first step at which the mean of the window that ends there reaches the
                   threshold; seconds_to is the time since the start of RL. Empty: never
     prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone; empty where
@@ -52,7 +55,9 @@ COLUMNS = [
     ("pass1", "eval", "pass1", "mean"),
     ("greedy", "eval", "greedy", "mean"),
 ]
-CURVES = ["seconds"] + [name for name, *_ in COLUMNS]
+CURVES = ["seconds"] + [name for name, *_ in COLUMNS] + ["diverged"]
+# What stands for the steps that a diverged run did not make.
+CARRIED = ["seconds"] + [name for name, phase, *_ in COLUMNS if phase in ("rollout", "eval")]
 NUMERICS = [name for name, phase, *_ in COLUMNS if phase == "numerics"]
 # Of a run, over its steps.
 OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "mean"),
@@ -60,8 +65,8 @@ OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "m
               ("update_kl", "mean"), ("update_ess", "mean"), ("update_outside", "mean"),
               ("update_masked", "mean"), ("update_masked_mu", "mean")]
 SCORES = ["auc", "final_pass1", "last_reward"]  # these get intervals and differences
-RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "steps_to",
-                                     "seconds_to", "seconds"] + [name for name, _ in OVER_STEPS])
+RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "diverged",
+                                     "steps_to", "seconds_to", "seconds"] + [name for name, _ in OVER_STEPS])
 
 
 def number_text(x):
@@ -109,6 +114,15 @@ def curve_rows(log):
     return rows
 
 
+def carry_forward(rows, steps):
+    """Adds the rows that a diverged run of so many steps did not come to, and marks its end."""
+    last = {name: column(rows, name)[1][-1] for name in CARRIED if column(rows, name)[1]}
+    for step in range(column(rows, "reward")[0][-1] + 1, steps):
+        rows[step] = {**last, "diverged": 1}
+    end = {name: last[name] for name in ("pass1", "greedy") if name in last}
+    rows[steps] = {**end, **rows.get(steps, {}), "diverged": 1}
+
+
 def csv_text(columns, rows):
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -139,6 +153,11 @@ def column(rows, name):
     return steps, [rows[s][name] for s in steps]
 
 
+def made_steps(rows):
+    """The rows without those that stand for steps that a diverged run did not make."""
+    return {s: row for s, row in rows.items() if not row.get("diverged")}
+
+
 # ------------------------------------------------------------------------------------------------
 # A run's figures
 
@@ -154,22 +173,25 @@ def moving_means(values, window):
 def run_figures(rows, threshold):
     """{name of RUN_FIGURES: number} of a run's rows; what it lacks has no entry."""
     steps, reward = column(rows, "reward")
+    made = column(made_steps(rows), "reward")[0]
     passes = column(rows, "pass1")[1]
-    figures = {"steps": len(steps)}
+    diverged = len(made_steps(rows)) < len(rows)
+    figures = {"steps": len(made), "diverged": int(diverged)}
     if passes:
         figures.update(base_pass1=passes[0], final_pass1=passes[-1])
     if reward:
         window = window_of(len(reward))
         means = moving_means(reward, window)
-        reached = next((i + window - 1 for i, m in enumerate(means) if m >= threshold), None)
+        reached = next((i + window - 1 for i, m in enumerate(means[:len(made) - window + 1])
+                        if m >= threshold), None)
         figures.update(auc=mean(reward), last_reward=means[-1], best_reward=max(means),
-                       collapsed=int(means[-1] < max(means) / 2),
+                       collapsed=int(diverged or means[-1] < max(means) / 2),
                        seconds=rows[steps[-1]]["seconds"])
         if reached is not None:
             figures.update(steps_to=steps[reached], seconds_to=rows[steps[reached]]["seconds"])
     for name, how in OVER_STEPS:
-        values = column(rows, name)[1]
-        if values and (name not in NUMERICS or len(values) == len(steps)):
+        values = column(made_steps(rows), name)[1]
+        if values and (name not in NUMERICS or len(values) == len(made)):
             figures[name] = REDUCE[how](values)
     return figures
 
@@ -232,6 +254,10 @@ class Results:
         self.runs = [r for r in matrix.runs() if r.name in curves]
         self.figures = {r.name: run_figures(curves[r.name], matrix.threshold) for r in self.runs}
 
+    def diverged(self):
+        """Names of the runs that diverged."""
+        return [r.name for r in self.runs if self.figures[r.name]["diverged"]]
+
     def of_cell(self, levels):
         return [r for r in self.runs if r.levels == levels]
 
@@ -255,7 +281,8 @@ class Results:
             row[name] = number_text(mean(values) if values else None)
             row[f"{name}_low"], row[f"{name}_high"] = number_text(low), number_text(high)
         row["base_pass1"] = self.over_runs(runs, "base_pass1", mean)
-        row["collapsed"] = self.over_runs(runs, "collapsed", sum)
+        for name in ("collapsed", "diverged"):
+            row[name] = self.over_runs(runs, name, sum)
         row["reached"] = str(len(self.values(runs, "steps_to")))
         for name in ("steps_to", "seconds_to"):
             row[name] = number_text(median_reached(self.values(runs, name), len(runs)))

@@ -8,6 +8,8 @@ import itertools
 import math
 import re
 
+import ablate_stats
+
 WIDTH = 900
 COLOURS = ["#2f7fc1", "#de6b12", "#2a9a6c", "#c2569d", "#a98600", "#45aecb", "#8466cc", "#808080"]
 DASHES = ["", "6 3", "2 2", "8 3 2 3"]
@@ -340,12 +342,18 @@ def cell_of(results, levels):
 
 
 def seed_curve(results, levels, column, number):
-    """The curve of a cell: steps that every seed has."""
-    rows = [results.curves[r.name] for r in results.of_cell(levels)]
-    having = [{s: row[column] for s, row in run.items() if column in row} for run in rows]
-    having = [h for h in having if h]
-    steps = sorted(set.intersection(*map(set, having))) if having else []
-    at = [[h[s] for h in having] for s in steps]
+    """The curve of a cell: steps that every seed has. A seed that diverged may lack those that it
+    did not make."""
+    having = []
+    for run in results.of_cell(levels):
+        rows = results.curves[run.name]
+        values = {s: row[column] for s, row in rows.items() if column in row}
+        made = ablate_stats.made_steps(rows)
+        if values:
+            having.append((values, max(made) if len(made) < len(rows) else math.inf))
+    union = sorted(set().union(*(values for values, _ in having)))
+    steps = [s for s in union if all(s in values or s > end for values, end in having)]
+    at = [[values[s] for values, _ in having if s in values] for s in steps]
     return Curve(number, steps, [math.fsum(v) / len(v) for v in at], [min(v) for v in at],
                  [max(v) for v in at])
 

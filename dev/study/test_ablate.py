@@ -156,6 +156,29 @@ class StatisticsTest(unittest.TestCase):
         rows[1]["prob_diff_mean"] = rows[2]["prob_diff_mean"] = 0.3
         self.assertAlmostEqual(ablate_stats.run_figures(rows, 0.9)["prob_diff_mean"], 0.2)
 
+    def test_a_diverged_run_keeps_its_last_values(self):
+        rows = rows_of([0.2, 0.4, 0.9, 0.8])
+        del rows[4]  # it ended in its last update
+        rows[3]["update_kl"] = 0.5
+        rows[2]["pass1"] = 0.7
+        ablate_stats.carry_forward(rows, 8)
+        self.assertEqual(list(rows), list(range(9)))
+        self.assertEqual(rows[4], {"seconds": 6.0, "reward": 0.8, "pass1": 0.7, "diverged": 1})
+        self.assertEqual(rows[8], {"pass1": 0.7, "diverged": 1})
+        text = ablate_stats.curves_csv({"a": rows})
+        self.assertEqual(ablate_stats.read_curves(text), {"a": rows})
+        figures = ablate_stats.run_figures(rows, 0.82)
+        self.assertAlmostEqual(figures["auc"], (0.2 + 0.4 + 0.9 + 5 * 0.8) / 8)
+        self.assertAlmostEqual(figures["last_reward"], 0.8)
+        self.assertEqual((figures["collapsed"], figures["diverged"], figures["steps"]), (1, 1, 4))
+        self.assertEqual((figures["final_pass1"], figures["update_kl"]), (0.7, 0.5))
+        self.assertNotIn("steps_to", figures)  # 0.9, 0.8, 0.8 would reach it
+        whole = rows_of([0.5, 0.6, 0.7])  # it ended with updates that came to nothing
+        ablate_stats.carry_forward(whole, 3)
+        self.assertEqual(whole[3], {"pass1": 0.9, "diverged": 1})
+        figures = ablate_stats.run_figures(whole, 0.9)
+        self.assertEqual((figures["collapsed"], figures["diverged"], figures["steps"]), (1, 1, 3))
+
     def test_collapse_is_below_half(self):
         for last, collapsed in ((0.41, 0), (0.4, 0), (0.39, 1)):
             figures = ablate_stats.run_figures(rows_of([0.8] * 3 + [last] * 3), 0.9)
@@ -243,6 +266,27 @@ class TablesTest(unittest.TestCase):
         found = {r["precision"]: r["seeds"] for r in rows
                  if r["factor"] == "objective" and r["score"] == "auc"}
         self.assertEqual(found, {"fp32": "1", "bf16 rollout": "2", "*": "1"})
+
+    def test_a_diverged_run_counts_as_collapsed(self):
+        results = small_results()
+        rows = results.curves["pg-is_fp32_seed-2"]
+        for step in (3, 4, 5):
+            del rows[step]
+        ablate_stats.carry_forward(rows, 5)
+        results = ablate_stats.Results(results.matrix, results.curves)
+        self.assertEqual(results.diverged(), ["pg-is_fp32_seed-2"])
+        row = results.summary_table()[0]
+        self.assertEqual((row["seeds"], row["collapsed"], row["diverged"]), ("2", "1", "1"))
+        # Rewards 0.3 to 0.7, and 0.34, 0.44, 0.54 and 0.54 twice more; pass@1 0.5, and 0.25.
+        self.assertEqual((row["auc"], row["final_pass1"]), ("0.49", "0.375"))
+        text = ablate_report.report_html(results)
+        self.assertIn("1 of 8 runs diverged", text)
+        self.assertIn("1 of 2 (1 diverged)", text)
+        self.assertEqual(ablate_page.table_number(row, "collapsed", 3, "r"), "1 (1 diverged)")
+        levels = {"objective": "pg-is", "precision": "fp32"}
+        self.assertEqual(ablate_svg.seed_curve(results, levels, "reward", 0).steps, [0, 1, 2, 3, 4])
+        curve = ablate_svg.seed_curve(results, levels, "prob_diff_mean", 0)
+        self.assertEqual(curve.steps, [0, 1, 2, 3, 4])
 
     def test_figures_are_svg(self):
         results = small_results()
@@ -492,6 +536,25 @@ class RunTest(unittest.TestCase):
         self.assertIn("8 of 12 runs", done.stdout)
         with open(f"{self.home}/bad/runs/pg-is_fp32_seed-1/log.jsonl", encoding="utf-8") as f:
             self.assertEqual(json.loads(f.readlines()[-1])["step"], 4)
+
+    def test_a_diverged_run_is_a_result(self):
+        wild = "wild{}: objective = pg-is, weight-decay = 1e15, lr = 1, epochs = {}\n[precision]\n"
+        # In 20 updates it ends early; in fewer it ends with its last step.
+        matrix = SMALL.replace("[precision]\n", wild.format(6, 6).replace("[precision]\n", "")
+                               + wild.format(1, 1)).replace("checkpoint-every = 1\n", "")
+        for again in (False, True):
+            done = self.ablate(matrix, "wild")
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertIn("16 of 16 runs; 8 of 16 runs diverged: wild6_fp32_seed-1", done.stdout)
+            self.assertEqual("DIVERGED" in done.stdout, not again)  # it is not tried again
+        with open(f"{self.home}/wild/runs.csv", encoding="utf-8") as f:
+            rows = {row["run"]: row for row in csv.DictReader(f)}
+        self.assertLess(int(rows["wild6_fp32_seed-1"]["steps"]), 4)
+        self.assertEqual(rows["wild1_fp32_seed-1"]["steps"], "4")
+        for name, row in rows.items():
+            diverged = str(int(name.startswith("wild")))
+            self.assertEqual((row["diverged"], bool(row["final_pass1"])), (diverged, True), name)
+            self.assertIn(row["collapsed"], ("1", diverged), name)
 
     def test_one_at_a_time_in_a_folder(self):
         long = re.sub("steps = 4\n", "steps = 3000\n", SMALL)
