@@ -188,6 +188,8 @@ def like(number, percent, value):
 
 def table_number(row, name, digits, path):
     text = cell(row, name, path)
+    if text.startswith("–"):
+        return text
     if not text:
         return "never" if name in ("steps_to", "seconds_to") else "–"
     if name == "collapsed" and row.get("diverged", "0") not in ("", "0") and "seeds" in row:

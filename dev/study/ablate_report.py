@@ -24,6 +24,8 @@ def short(text, digits=3):
     """A number of a table, for reading."""
     if text == "":
         return "–"
+    if text.startswith("–"):  # it says why there is no number
+        return text
     x = float(text)
     if x == int(x):
         return f"{x:.0f}"

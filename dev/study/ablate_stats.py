@@ -14,8 +14,9 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
                   curves.csv has a row for each of these, with diverged = 1
     steps_to      the first step at which the mean of the window that ends there reaches the
                   threshold; seconds_to is the time since the start of RL. Empty: never
-    prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone; empty where
-                              the sampler's weights were older at some step, since that is drift too
+    prob_diff_mean, kl_k3     mean over steps before the first update: numerics alone. Where the
+                              sampler's weights were older at some step, that is drift too: then
+                              the place says at how many steps they were not, "– (1 of 40 steps)"
     logp_diff_max             the largest over steps, there
     update_...                in the mini-batches, numerics and drift: mean over updates and steps,
                               but the largest for logp_diff_max and grad_norm, and of masked_mu,
@@ -70,11 +71,27 @@ RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "
 
 
 def number_text(x):
+    if isinstance(x, Partly):
+        return partly_text([x])
     return "" if x is None or not math.isfinite(x) else f"{x:.5g}"
 
 
 def mean(values):
     return math.fsum(values) / len(values)
+
+
+class Partly:
+    """In the place of a figure that only some steps of a run have."""
+
+    def __init__(self, having, steps):
+        self.having, self.steps = having, steps
+
+
+def partly_text(found):
+    """Of one run or several: – (1 of 40 steps)."""
+    counts = [sorted({getattr(p, what) for p in found}) for what in ("having", "steps")]
+    having, steps = (f"{c[0]}" if len(c) == 1 else f"{c[0]} to {c[-1]}" for c in counts)
+    return f"– ({having} of {steps} steps)"
 
 
 REDUCE = {"mean": mean, "max": max, "mean of some": mean}
@@ -191,7 +208,9 @@ def run_figures(rows, threshold):
             figures.update(steps_to=steps[reached], seconds_to=rows[steps[reached]]["seconds"])
     for name, how in OVER_STEPS:
         values = column(made_steps(rows), name)[1]
-        if values and (name not in NUMERICS or len(values) == len(made)):
+        if values and name in NUMERICS and len(values) < len(made):
+            figures[name] = Partly(len(values), len(made))
+        elif values:
             figures[name] = REDUCE[how](values)
     return figures
 
@@ -292,6 +311,9 @@ class Results:
 
     def over_runs(self, runs, name, reduce):
         values = self.values(runs, name)
+        partly = [v for v in values if isinstance(v, Partly)]
+        if partly:
+            return partly_text(partly)
         return number_text(reduce(values)) if values else ""
 
     def summary_table(self):

@@ -152,7 +152,9 @@ class StatisticsTest(unittest.TestCase):
     def test_numerics_of_some_steps_are_none(self):
         rows = rows_of([0.2, 0.4, 0.6])
         rows[0]["prob_diff_mean"] = 0.0
-        self.assertNotIn("prob_diff_mean", ablate_stats.run_figures(rows, 0.9))
+        figures = ablate_stats.run_figures(rows, 0.9)
+        self.assertEqual(ablate_stats.number_text(figures["prob_diff_mean"]), "– (1 of 3 steps)")
+        self.assertNotIn("kl_k3", figures)
         rows[1]["prob_diff_mean"] = rows[2]["prob_diff_mean"] = 0.3
         self.assertAlmostEqual(ablate_stats.run_figures(rows, 0.9)["prob_diff_mean"], 0.2)
 
@@ -287,6 +289,21 @@ class TablesTest(unittest.TestCase):
         self.assertEqual(ablate_svg.seed_curve(results, levels, "reward", 0).steps, [0, 1, 2, 3, 4])
         curve = ablate_svg.seed_curve(results, levels, "prob_diff_mean", 0)
         self.assertEqual(curve.steps, [0, 1, 2, 3, 4])
+
+    def test_numerics_of_some_steps_are_no_number(self):
+        results = small_results()
+        for name, rows in results.curves.items():  # as with --lag 2, or 3 at seed 2
+            if name.startswith("pg-is_bf16-rollout"):
+                for step in range(int(name[-1]), 5):
+                    del rows[step]["prob_diff_mean"]
+        results = ablate_stats.Results(results.matrix, results.curves)
+        row = results.summary_table()[1]
+        self.assertEqual(row["prob_diff_mean"], "– (1 to 2 of 5 steps)")
+        self.assertEqual(ablate_page.table_number(row, "prob_diff_mean", 3, "r"),
+                         row["prob_diff_mean"])
+        self.assertIn(f"<td>{row['prob_diff_mean']}</td>", ablate_report.mismatch_table(results))
+        self.assertEqual([r["prob_diff_mean"] for r in results.runs_table()[1::4]],
+                         ["– (1 of 5 steps)", "– (2 of 5 steps)"])
 
     def test_figures_are_svg(self):
         results = small_results()
@@ -555,6 +572,16 @@ class RunTest(unittest.TestCase):
             diverged = str(int(name.startswith("wild")))
             self.assertEqual((row["diverged"], bool(row["final_pass1"])), (diverged, True), name)
             self.assertIn(row["collapsed"], ("1", diverged), name)
+
+    def test_numerics_of_a_sampler_that_is_behind(self):
+        lag = SMALL.replace("bf16 rollout: rollout-dtype = bf16", "behind: lag = 2")
+        done = self.ablate(lag, "lag")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        with open(f"{self.home}/lag/summary.csv", encoding="utf-8") as f:
+            found = [row["prob_diff_mean"] for row in csv.DictReader(f)]
+        self.assertEqual(found, ["0", "– (1 of 4 steps)"] * 2)
+        self.assertIn("<td>– (1 of 4 steps)</td>",
+                      ablate_page.read_text(f"{self.home}/lag/report.html"))
 
     def test_one_at_a_time_in_a_folder(self):
         long = re.sub("steps = 4\n", "steps = 3000\n", SMALL)
