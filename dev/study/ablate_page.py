@@ -18,8 +18,8 @@ or count before the column makes one number of them (count needs no column).
     <!-- end -->
 
 A table between the two, a row a level and a column a number; columns=FACTOR makes a column a level
-instead; digits=3 is the default; a number with an interval shows it, and a difference whose
-interval does not hold 0 stands out.
+instead; digits=3 is the default; a number with an interval shows it (Student's t), a difference whose
+interval does not hold 0 stands out, and of any other the table says "not told apart".
 
     ![What it shows](precision/stale/reward-by-objective.svg)
 
@@ -202,12 +202,13 @@ def table_number(row, name, digits, path):
         if x == 0:
             return "0"  # exactly
         return f"{x:.{digits}f}" if abs(x) >= 10.0**-digits else f"{x:.1e}"
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    if not low:
-        return short(text)
-    stands_out = name == "difference" and float(low) * float(high) > 0
-    value = f"**{short(text)}**" if stands_out else short(text)
-    return f"{value} ({short(low)} to {short(high)})"
+    low, high = row.get(f"{name}_t_low"), row.get(f"{name}_t_high")
+    interval = f" ({short(low)} to {short(high)})" if low else ""
+    if name != "difference" or "verdict" not in row:
+        return short(text) + interval
+    if row["verdict"] == ablate_stats.NOT_TOLD_APART:
+        return f"{short(text)}{interval}, {ablate_stats.NOT_TOLD_APART}"
+    return f"**{short(text)}**{interval}"
 
 
 def single(rows, where, path):

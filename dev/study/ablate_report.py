@@ -32,11 +32,14 @@ def short(text, digits=3):
     return f"{x:.{digits}f}" if 1e-3 <= abs(x) < 1e4 else f"{x:.1e}"
 
 
+def interval(row, name):
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{short(low)} to {short(high)}" if low else "–"
+
+
 def with_interval(row, name):
     value = short(row[name])
-    if not row[f"{name}_low"]:
-        return value
-    return f"{value} <small>{short(row[f'{name}_low'])} to {short(row[f'{name}_high'])}</small>"
+    return f"{value} <small>{interval(row, f'{name}_t')}</small>" if row[f"{name}_t_low"] else value
 
 
 def table(head, rows, left=0):
@@ -90,13 +93,13 @@ def mismatch_table(results):
 
 def differences_table(results, rows):
     head = ["factor", "difference"] + [html.escape(f) for f in results.factors] + [
-        "score", "mean", "95 %", "seeds higher"]
+        "score", "mean", "95 %, t", "95 %, bootstrap", "seeds higher", "verdict"]
     body = [[html.escape(row["factor"]), html.escape(f"{row['level']} − {row['minus']}")]
             + [{"": "", "*": "all"}.get(row[f], html.escape(row[f])) for f in results.factors]
-            + [row["score"], short(row["difference"]),
-               f"{short(row['difference_low'])} to {short(row['difference_high'])}"
-               if row["difference_low"] else "–",
-               f"{row['higher']} of {row['seeds']}"] for row in rows]
+            + [row["score"], short(row["difference"]), interval(row, "difference_t"),
+               interval(row, "difference"), f"{row['higher']} of {row['seeds']}",
+               row["verdict"] if row["verdict"] == ablate_stats.NOT_TOLD_APART
+               else f"<b>{row['verdict']}</b>"] for row in rows]
     return table(head, body, 2 + len(results.factors) + 1)
 
 
@@ -150,10 +153,10 @@ over all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: l
 of the best window's, or the run diverged: its gradients or weights were no longer finite, and its
 last reward and pass@1 stand for the steps that it did not make. <b>Reached</b>: a window's mean came to {results.matrix.threshold:g}; times
 count from the start of RL, on a core each, and depend on the machine. <b>Numerics</b>: before a step's first
-update. <b>Mini-batches</b>: numerics and drift. Intervals are 95 % percentile bootstrap over seeds
-({"computed exactly" if len(results.matrix.seeds) <= ablate_stats.EXACT_SEEDS
-  else f"{ablate_stats.RESAMPLES} resamples"}); with few seeds they are too narrow. Differences are
-paired by seed. Bands reach from the lowest to the highest seed.</p>""")
+update. <b>Mini-batches</b>: numerics and drift. Intervals are 95 %, Student's t over seeds. Differences are
+paired by seed; where the interval holds 0, the two levels are <b>not told apart</b>. Beside it stands
+the percentile bootstrap ({"computed exactly" if len(results.matrix.seeds) <= ablate_stats.EXACT_SEEDS
+  else f"{ablate_stats.RESAMPLES} resamples"}), which is too narrow with few seeds. Bands reach from the lowest to the highest seed.</p>""")
 
 
 def diverged_text(results):

@@ -248,9 +248,9 @@ def draw_score(score, y, x_of):
 
 
 def score_figure(title, groups):
-    """Rows [(group title, [Score])] on one axis from 0 to 1 or what the seeds span."""
-    seeds = [v for _, scores in groups for s in scores for v in s.seeds]
-    scale = Linear(seeds)
+    """Rows [(group title, [Score])] on one axis that holds all seeds and intervals."""
+    scale = Linear([v for _, scores in groups for s in scores for v in [*s.seeds, s.low, s.high]
+                    if v is not None])
     names = [s.name for _, scores in groups for s in scores]
     left = min(300, 24 + LETTER * max(map(len, names), default=0))
 
@@ -386,7 +386,7 @@ def draw_over(results, score, factor):
         found = [(i, row) for i, row in found if row and row[score]]
         # Of a single seed there is no interval.
         ends = [[float(row[f"{score}{end}"] or row[score]) for _, row in found]
-                for end in ("", "_low", "_high")]
+                for end in ("", "_t_low", "_t_high")]
         return Curve(number, [i for i, _ in found], *ends)
 
     panels = [(title, [curve(fixed, i) for i in range(len(names))])
@@ -407,9 +407,10 @@ def draw_scores(results, score):
             row = rows.get(tuple(levels.values()))
             seeds = results.values(results.of_cell(levels), score) if row else []
             if seeds:
-                low, high = (float(row[f"{score}_{end}"] or "nan") for end in ("low", "high"))
+                low, high = (float(row[f"{score}_t_{end}"] or "nan") for end in ("low", "high"))
                 has_interval = not math.isnan(low)
                 scores.append(Score(level, number[level], float(row[score]),
-                                    low if has_interval else None, high, seeds))
+                                    low if has_interval else None,
+                                    high if has_interval else None, seeds))
         groups.append((title, scores))
     return score_figure(f"{SCORED[score]}: mean, 95 % interval, seeds", groups)

@@ -9,7 +9,9 @@ opinion on the bootstrap.
 import csv
 import glob
 import json
+import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -217,6 +219,43 @@ class StatisticsTest(unittest.TestCase):
             for a, b in zip(ours, theirs):
                 self.assertAlmostEqual(a, b, delta=close + 1e-12, msg=f"{n} values")
 
+    def test_t_quantiles_of_published_tables(self):
+        # Freedom, then two-sided 90, 95 and 99 %: the table of Student's t of any textbook.
+        for freedom, *expected in [(1, 6.314, 12.706, 63.657), (2, 2.920, 4.303, 9.925),
+                                   (3, 2.353, 3.182, 5.841), (4, 2.132, 2.776, 4.604),
+                                   (5, 2.015, 2.571, 4.032), (9, 1.833, 2.262, 3.250),
+                                   (14, 1.761, 2.145, 2.977), (30, 1.697, 2.042, 2.750),
+                                   (120, 1.658, 1.980, 2.617)]:
+            found = [round(ablate_stats.t_quantile(freedom, p), 3) for p in (0.9, 0.95, 0.99)]
+            self.assertEqual(found, expected, freedom)
+
+    def test_t_interval_by_hand(self):
+        self.assertEqual(ablate_stats.t_interval([3.0]), (None, None))
+        self.assertEqual(ablate_stats.t_interval([0.5] * 5), (0.5, 0.5))
+        # Mean 3, deviation sqrt(2.5), of the mean sqrt(0.5); 2.776445 is t of 4.
+        low, high = ablate_stats.t_interval([1, 2, 3, 4, 5])
+        self.assertAlmostEqual(low, 3 - 2.776445 * math.sqrt(0.5), places=5)
+        self.assertAlmostEqual(high, 3 + 2.776445 * math.sqrt(0.5), places=5)
+
+    def test_t_intervals_are_wide_enough(self):
+        draw = random.Random(5)
+        held = {"t": 0, "bootstrap": 0}
+        for _ in range(1000):
+            values = [draw.gauss(0, 1) for _ in range(5)]
+            for name, interval in (("t", ablate_stats.t_interval),
+                                   ("bootstrap", ablate_stats.bootstrap)):
+                low, high = interval(values)
+                held[name] += low <= 0 <= high
+        # 95 % and 84 % are expected, with a deviation of 0.7 and 1.2 %.
+        self.assertAlmostEqual(held["t"], 950, delta=25)
+        self.assertLess(held["bootstrap"], 880)
+
+    def test_verdicts(self):
+        for low, high, text in [(0.1, 0.2, "higher"), (-0.2, -0.1, "lower"),
+                                (-0.1, 0.2, "not told apart"), (0.0, 0.2, "not told apart"),
+                                (0.0, 0.0, "not told apart"), (None, None, "not told apart")]:
+            self.assertEqual(ablate_stats.verdict(low, high), text)
+
     def test_median_of_those_that_reached(self):
         self.assertEqual(ablate_stats.median_reached([5, 3, 9], 3), 5)
         self.assertEqual(ablate_stats.median_reached([5, 3], 3), 5)
@@ -248,6 +287,8 @@ class TablesTest(unittest.TestCase):
         # Seeds 1 and 2 of the first cell are runs 0 and 4.
         self.assertEqual((rows[0]["final_pass1"], rows[0]["final_pass1_low"],
                           rows[0]["final_pass1_high"]), ("0.625", "0.5", "0.75"))
+        # 0.625 +- 12.706 x 0.125, cut to where scores lie.
+        self.assertEqual((rows[0]["final_pass1_t_low"], rows[0]["final_pass1_t_high"]), ("0", "1"))
         self.assertEqual((rows[0]["seeds"], rows[0]["collapsed"], rows[0]["reached"]),
                          ("2", "0", "2"))
         self.assertEqual([rows[i]["prob_diff_mean"] for i in (0, 1)], ["0", "5.0005e-05"])
@@ -258,8 +299,28 @@ class TablesTest(unittest.TestCase):
         self.assertEqual([(r["level"], r["minus"], r["precision"]) for r in found],
                          [("drpo 0.15", "pg-is", p) for p in ("fp32", "bf16 rollout", "*")])
         for r in found:  # two runs further at each seed
-            self.assertEqual((r["difference"], r["difference_low"], r["difference_high"],
-                              r["higher"], r["seeds"]), ("0.125", "0.125", "0.125", "2", "2"))
+            self.assertEqual([r[f"difference{c}"] for c in ("", "_t_low", "_t_high", "_low",
+                                                            "_high")], ["0.125"] * 5)
+            self.assertEqual((r["higher"], r["seeds"], r["verdict"]), ("2", "2", "higher"))
+
+    def test_the_t_interval_decides(self):
+        results = small_results()
+        for step in range(5):  # seed 1 gains 0.03 instead of 0.02, and seed 2 0.01
+            results.curves["drpo-0.15_fp32_seed-1"][step]["reward"] += 0.01
+            results.curves["drpo-0.15_fp32_seed-2"][step]["reward"] -= 0.01
+        results = ablate_stats.Results(results.matrix, results.curves)
+        row = next(r for r in results.differences_table()
+                   if r["factor"] == "objective" and r["precision"] == "fp32"
+                   and r["score"] == "auc")
+        self.assertEqual((row["difference_low"], row["difference_high"]), ("0.01", "0.03"))
+        self.assertEqual((row["difference_t_low"], row["difference_t_high"]),
+                         ("-0.10706", "0.14706"))  # 0.02 -+ 12.706 x 0.01
+        self.assertEqual(row["verdict"], "not told apart")
+        self.assertEqual(ablate_page.table_number(row, "difference", 3, "r"),
+                         "0.020 (-0.107 to 0.147), not told apart")
+        text = ablate_report.differences_table(results, [row])
+        self.assertIn("<td>-0.107 to 0.147</td><td>0.010 to 0.030</td><td>2 of 2</td>"
+                      "<td>not told apart</td>", text)
 
     def test_a_missing_seed_is_left_out(self):
         results = small_results()
@@ -326,7 +387,7 @@ class TablesTest(unittest.TestCase):
         self.assertEqual((names, title, across), (["pg-is", "drpo 0.15"], "", 1))
         self.assertEqual(drawn.call_args.kwargs, {"labels": ["fp32", "bf16 rollout"]})
         self.assertEqual([(c.number, c.steps, c.means, c.lows, c.highs) for c in curves],
-                         [(0, [0, 1], [0.625, 0.6875], [0.5, 0.5625], [0.75, 0.8125]),
+                         [(0, [0, 1], [0.625, 0.6875], [0, 0], [1, 1]),
                           (1, [1], [0.9375], [0.9375], [0.9375])])
 
     def test_report_needs_no_network(self):
@@ -384,17 +445,19 @@ class PageTest(unittest.TestCase):
         for part in ("ends at 0.750<!--", "**62.5 %**<!--", "worst 0.50<!--", "5.0e-5<!--", "4<!--",
                      "+0.125<!--", "| objective | auc | collapsed | steps_to |\n| --- | ---: |",
                      "| final_pass1, objective | fp32 | bf16 rollout |",
-                     "| pg-is | 0.625 (0.500 to 0.750) | 0.688 (0.562 to 0.812) |",
+                     "| pg-is | 0.625 (0 to 1.000) | 0.688 (0 to 1.000) |",
                      "| difference, level | fp32 | bf16 rollout | all |",
                      "| drpo 0.15 | **0.020** (0.020 to 0.020) |"):
             self.assertIn(part, text)
 
-    def test_a_difference_stands_out_if_its_interval_excludes_0(self):
-        for low, high, text in [("0.1", "0.3", "**0.200** (0.100 to 0.300)"),
-                                ("-0.3", "-0.1", "**0.200** (-0.300 to -0.100)"),
-                                ("-0.1", "0.3", "0.200 (-0.100 to 0.300)"),
-                                ("0", "0.3", "0.200 (0 to 0.300)")]:
-            row = {"difference": "0.2", "difference_low": low, "difference_high": high}
+    def test_a_difference_stands_out_if_it_has_a_verdict(self):
+        for low, high, verdict, text in [
+                ("0.1", "0.3", "higher", "**0.200** (0.100 to 0.300)"),
+                ("-0.3", "-0.1", "lower", "**0.200** (-0.300 to -0.100)"),
+                ("0", "0.3", "not told apart", "0.200 (0 to 0.300), not told apart"),
+                ("", "", "not told apart", "0.200, not told apart")]:
+            row = {"difference": "0.2", "difference_t_low": low, "difference_t_high": high,
+                   "verdict": verdict}
             self.assertEqual(ablate_page.table_number(row, "difference", 3, "r"), text)
 
     def test_each_difference_is_found(self):
