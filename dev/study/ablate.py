@@ -8,9 +8,11 @@
     python3 dev/study/ablate.py --update docs/precision.md   write into it what follows from them
 
 The matrix is a text file: see ablate_matrix.py. Each cell and seed is one run on one thread, as
-many at a time as --jobs. Finished runs are kept, interrupted ones continued with the same bits,
-failed ones reported and tried again the next time. Ctrl-C lets every run save, then stops; after
-`kill -9` too the same command continues. A run whose flags in the matrix have changed is refused.
+many at a time as --jobs. Runs that differ in RL only share a warm-up; the warm-ups come first, and a
+run starts when its own is done. Finished runs are kept, interrupted ones continued with the same
+bits, failed ones reported and tried again the next time. Ctrl-C and SIGTERM let every run and
+warm-up save, then stop; after `kill -9` too the same command continues. A run whose flags in the
+matrix have changed is refused.
 A run that the program ended because it diverged is a result: it is kept, it counts as collapsed,
 and its last values stand for the steps that it did not make.
 
@@ -36,7 +38,8 @@ import ablate_report
 import ablate_stats
 
 # What the model before RL depends on: runs that agree in these share one warm-up.
-WARMUP_FLAGS = ("seed", "depth", "heads", "channels", "context", "task", "device", "warmup-steps",
+WARMUP_FLAGS = ("seed", "family", "depth", "heads", "channels", "context", "kv-heads", "head-dim",
+                "hidden", "rope-theta", "norm-eps", "tied", "task", "device", "warmup-steps",
                 "warmup-batch", "warmup-lr")
 # Stands in every sentence with which the program ends a run whose gradients or weights are not
 # finite.
@@ -195,22 +198,34 @@ def interrupt_with_parent():
         pass
 
 
-def run_command(folder, program, run):
-    common = ["--out", folder.of(run), "--threads", "1", "--warmup-cache", folder.warmup]
-    if folder.steps(run) is not None:
+def command(folder, program, out, begin):
+    """Continues what is in `out`, or begins it with the flags `begin`."""
+    common = ["--out", out, "--threads", "1", "--warmup-cache", folder.warmup]
+    if os.path.exists(os.path.join(out, "config")):
         return [program, "--resume"] + common
-    return [program, "--config", folder.flags_file(run), "--checkpoint-keep", "1"] + common
+    return [program, *begin, "--checkpoint-keep", "1"] + common
 
 
-def warmup_command(folder, program, run):
-    """Leaves the model in the cache and does nothing else."""
-    return [program, "--config", folder.flags_file(run), "--threads", "1", "--warmup-cache",
-            folder.warmup, "--steps", "0", "--eval-prompts", "1", "--eval-samples", "1", "--eval-k",
-            "1"]
+def run_command(folder, program, run):
+    return command(folder, program, folder.of(run), ["--config", folder.flags_file(run)])
+
+
+def warmup_command(folder, program, run, out):
+    """Leaves the model in the cache; does nothing else but to save in `out` if interrupted."""
+    return command(folder, program, out,
+                   ["--config", folder.flags_file(run), "--steps", "0", "--eval-prompts", "1",
+                    "--eval-samples", "1", "--eval-k", "1"])
+
+
+def warmup_name(folder, run, key):
+    """The warm-up's folder: the same whichever of its runs are left."""
+    text = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+    return os.path.join(folder.path, "runs", f"warmup-{text}_seed-{run.seed}")
 
 
 def make_jobs(folder, program, runs):
-    """One job a run that is not finished; before the first of each seed, the warm-up it shares."""
+    """One job a run that is not finished, and before them all one a warm-up that they share: a run
+    that waits for none starts while others warm up."""
     jobs, warmups = [], {}
     for run in runs:
         key = tuple(run.flags.get(f) for f in WARMUP_FLAGS)
@@ -219,12 +234,11 @@ def make_jobs(folder, program, runs):
         if fresh:
             write_whole(folder.flags_file(run), program_text(program) + flags_text(run))
         if fresh and needed and key not in warmups:
-            name = os.path.join(folder.path, "runs", f"warmup-{len(warmups) + 1}")
-            warmups[key] = Job(name, warmup_command(folder, program, run))
-            jobs.append(warmups[key])
+            name = warmup_name(folder, run, key)
+            warmups[key] = Job(name, warmup_command(folder, program, run, name))
         jobs.append(Job(folder.of(run), run_command(folder, program, run), run,
                         warmups.get(key) if fresh else None))
-    return jobs
+    return list(warmups.values()) + jobs
 
 
 class Progress:
@@ -285,15 +299,17 @@ def collect(folder, job, keep):
     job.done = good and (not job.run or folder.finished(job.run))
     if not job.done:
         job.failure = folder.message(job.name)
-    elif job.run and not keep:
+    elif not job.run:
+        shutil.rmtree(job.name)  # the model is in the cache
+    elif not keep:
         folder.prune(job.run)
 
 
 def stop_jobs(jobs):
     """Lets the runs finish their step and save; a second Ctrl-C ends them at once."""
     alive = [j for j in jobs if j.process and j.process.poll() is None]
-    print(f"\ninterrupted: {len(alive)} runs finish their step and save; the same command "
-          "continues", flush=True)
+    print(f"\ninterrupted: {len(alive)} runs or warm-ups finish their step and save; the same "
+          "command continues", flush=True)
     for job in alive:
         job.process.send_signal(signal.SIGINT)
     try:

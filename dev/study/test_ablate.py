@@ -23,6 +23,7 @@ import unittest
 import unittest.mock
 import xml.etree.ElementTree
 
+import ablate
 import ablate_matrix
 import ablate_page
 import ablate_report
@@ -519,6 +520,28 @@ def without_seconds(path):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
+class JobsTest(unittest.TestCase):
+    def jobs(self, matrix):
+        home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, home)
+        folder = ablate.Folder(home, os.path.join(home, "warmup"))
+        self.addCleanup(os.close, folder.lock)
+        runs = ablate_matrix.parse(matrix, "m").runs()
+        return ablate.make_jobs(folder, sys.executable, runs)
+
+    def test_warmups_come_first(self):
+        """Else the last one would keep one core busy while the others wait for it."""
+        jobs = self.jobs(SMALL.replace("seeds = 1 2", "seeds = 1-3"))
+        self.assertEqual([job.run is None for job in jobs], [True] * 3 + [False] * 12)
+        for job in jobs[3:]:
+            self.assertTrue(job.needs.name.endswith(f"_seed-{job.run.seed}"))
+
+    def test_another_model_has_another_warmup(self):
+        families = "[family]\ngpt2:\nqwen3: family = qwen3\ngrouped: family = qwen3, kv-heads = 1\n"
+        jobs = self.jobs(re.sub(r"(?s)\[precision\].*", families, SMALL))
+        self.assertEqual(len({job.name for job in jobs if job.run is None}), 3 * 2)
+
+
 @unittest.skipUnless(os.access(PROGRAM, os.X_OK), f"{PROGRAM} is not built")
 class RunTest(unittest.TestCase):
     def setUp(self):
@@ -537,7 +560,9 @@ class RunTest(unittest.TestCase):
                               check=False)
 
     def logs(self, out):
-        return [d for d, _, files in os.walk(os.path.join(self.home, out)) if "log.jsonl" in files]
+        """Folders of runs that have begun. Those of warm-ups come and go."""
+        return [d for d, _, files in os.walk(os.path.join(self.home, out))
+                if "log.jsonl" in files and not os.path.basename(d).startswith("warmup-")]
 
     def stopped(self, matrix, out, number):
         """Starts a matrix and signals ablate.py once a run is on its way."""
@@ -568,6 +593,33 @@ class RunTest(unittest.TestCase):
             self.assertIn("continuing after RL step", text, name)
             self.assertFalse([f for d in self.logs(name) for f in os.listdir(d)
                               if f in ("checkpoints", "samples.jsonl")])
+
+    def test_interrupted_warmups_go_on(self):
+        long = SMALL.replace("warmup-steps = 30", "warmup-steps = 1500")
+        whole = self.ablate(long, "whole")
+        self.assertEqual(whole.returncode, 0, whole.stdout + whole.stderr)
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)):
+            name = signal.Signals(number).name
+            process = subprocess.Popen(self.command(long, name), stdout=subprocess.PIPE, text=True)
+            logs = []
+            while len(logs) < 2 or not all('"step":200' in ablate_page.read_text(f"{d}/log.jsonl")
+                                           for d in logs):
+                self.assertIsNone(process.poll())
+                time.sleep(0.01)
+                logs = [os.path.dirname(path) for path in
+                        glob.glob(f"{self.home}/{name}/runs/warmup-*/log.jsonl")]
+            process.send_signal(number)
+            printed = process.communicate()[0]
+            self.assertEqual(process.returncode, status, printed)
+            self.assertEqual(self.logs(name), [])
+            again = self.ablate(long, name)
+            self.assertEqual(again.returncode, 0, again.stdout + again.stderr)
+            self.assertEqual(without_seconds(f"{self.home}/{name}/curves.csv"),
+                             without_seconds(f"{self.home}/whole/curves.csv"), name)
+            for folder in logs:
+                text = ablate_page.read_text(f"{folder}.out")
+                self.assertRegex(text, r"continuing after warm-up step \d{3}", name)
+                self.assertFalse(os.path.exists(folder))
 
     def test_finished_runs_are_kept(self):
         self.assertEqual(self.ablate(SMALL, "kept", "--keep").returncode, 0)
