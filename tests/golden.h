@@ -85,7 +85,9 @@ static inline void golden_check(const char* program, const golden_run* run, int 
     for (int s = 2; resume && s <= steps; s++)
         golden_shell("rm -r %s/checkpoints/step-%06d", out, s);
     if (resume) golden_shell("%s --resume --out %s", program, out);
-    char* model = xprintf("%s/checkpoints/step-%06d/model.bin", out, steps);
+    // GPT-2 is a file, another family a folder.
+    char* model = xprintf("%s/checkpoints/step-%06d/model%s", out, steps,
+                          strstr(run->flags, "--family") ? "/model.safetensors" : ".bin");
     char* log = xprintf("%s/log.jsonl", out);
     golden_run is = {golden_hash_file(model, 0), golden_hash_file(log, 1), run->flags};
     if (getenv("GOLDEN_WRITE"))

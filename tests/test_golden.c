@@ -49,12 +49,17 @@ static const golden_run RUNS[] = {
      "--task chain:operands=3 --objective reinforce --max-new-tokens 20"},
     {0xb72cd77421e9fe5a, 0xa81c49122721da8b,
      "--task countdown:numbers=2,largest=4,target=10 --objective dppo-tv --group 16"},
+    {0x58526c33f0657ad5, 0xd2b93c14c0ee7307, "--family llama --kv-heads 1 --head-dim 12 --tied 0"},
+    {0xe68668cb571dd653, 0x5169f9751413ec50,
+     "--family qwen2 --train-dtype fp8_e4m3 --grad-dtype fp8_e5m2"},
+    {0x30fb24547ad1d153, 0x24601dfb2c60f0f8,
+     "--family qwen3 --kv-heads 1 --train-dtype bf16 --rollout-dtype bf16"},
 };
 
-// The plain device has the bits of the CPU device: two runs must have the same hashes on it.
+// The plain device has the bits of the CPU device: three runs must have the same hashes on it.
 static void check_plain(const char* program) {
-    static const int runs[] = {0, 4};  // fp32; fp8 with one scale for each tensor
-    for (int i = 0; i < 2; i++) {
+    static const int runs[] = {0, 4, 19};  // fp32; fp8 with one scale for each tensor; qwen3
+    for (int i = 0; i < 3; i++) {
         golden_run run = RUNS[runs[i]];
         char* flags = xprintf("%s --device plain", run.flags);
         run.flags = flags;

@@ -292,6 +292,29 @@ static void test_idle_groups(void) {
     cpu_close(b);
 }
 
+// Prompts and responses of one token are more sequences than rows or targets: they, too, must fit.
+static void test_many_sequences(void) {
+    enum { FITS = 2 * GROUP + 1 };  // targets of two groups, but not their sequences
+    backend* b = cpu_open(1, "auto");
+    optimizer_config config = adamw(&FORMAT_FP32);
+    rollout* d = random_batch(b, 0);
+    float found[2][SEQUENCES];
+    for (int p = 0; p < PROMPTS; p++) d->prompt_length[p] = 1;
+    for (int s = 0; s < SEQUENCES; s++) d->start[s + 1] = s + 1;
+    for (int i = 0; i < 2; i++) {
+        trainer_room room = {i ? FITS : 1000, GROUP, 1, 1};
+        trainer* t = trainer_create(b, &MODEL, fp32(), &config, &room, RECOMPUTE_NOTHING);
+        float* parameters = random_parameters(&MODEL, 1, 0.2);
+        trainer_load(t, parameters);
+        trainer_logprobs(t, t->weights, d, 0, SEQUENCES, 1, found[i]);
+        free(parameters);
+        trainer_free(t);
+    }
+    CHECK(!memcmp(found[0], found[1], sizeof found[0]), "log pi of sequences of one token");
+    rollout_free(d);
+    cpu_close(b);
+}
+
 // A group's prompt once gives the gradient that a prompt for each sample gives: groups of one.
 static void test_shared_prompts(void) {
     backend* b = cpu_open(1, "auto");
@@ -893,6 +916,7 @@ int main(int argc, char** argv) {
     test_sequence_bits();
     test_logprobs();
     test_idle_groups();
+    test_many_sequences();
     test_shared_prompts();
     test_slopes();
     test_result();

@@ -26,8 +26,16 @@ typedef struct trainer_buffers {
     float* asked_logp;  // host (capacity, asked.count)
 } trainer_buffers;
 
-// What a micro-batch of one group takes, at most.
-static int group_rows(const trainer_room* r) { return r->max_prompt + r->group * r->max_new + 1; }
+// Rows, targets and sequences that a micro-batch has room for: those of a group at least.
+static int room_for(const trainer_room* r) {
+    int64_t group = r->max_prompt + (int64_t)r->group * r->max_new + 1;
+    if (group > 1 << 30)
+        fatal(
+            "a group of %d samples of up to %d tokens is too large for one pass; lower --group or "
+            "--max-new-tokens",
+            r->group, r->max_new);
+    return group > r->tokens ? (int)group : r->tokens;
+}
 
 static size_t ints_of(const trainer_buffers* u) { return 6 * (size_t)u->capacity + 1; }
 
@@ -39,7 +47,7 @@ trainer* trainer_create(backend* b, const model* m, precision p, const optimizer
     t->model = *m;
     t->count = m->parameters;
     u->room = *room;
-    u->capacity = group_rows(room) > room->tokens ? group_rows(room) : room->tokens;
+    u->capacity = room_for(room);
     t->parameters = b->alloc(b, t->count * sizeof(float),
                              "parameters (choose a smaller model: --depth, --channels, --context)");
     t->weights = model_weights_create(b, m, p);
