@@ -1,14 +1,17 @@
 // mismatch: the numerics of a model file without training. For each pair SAMPLER:TRAINER of formats
 // the sampler completes the task's held-out prompts and the trainer gives each token its own
 // log-probability. The weights are the same, or the sampler's are those of --sampler: older ones,
-// as in training on stale data. FORMAT/N is a format whose products sum in N parts. Prints CSV, of
-// three kinds of lines:
+// as in training on stale data. With --tokens the completions are those of a third model, in the
+// sampler's format, and the sampler gives each of their tokens its log-probability too: so several
+// models can be compared on the same tokens. FORMAT/N is a format whose products sum in N parts.
+// Prints CSV, of three kinds of lines:
 //
 //   token,PAIR,sequence,position,token,log_mu,log_pi      a sampled token
 //   layer,PAIR,layer,difference    the residual stream that enters layer l (l = layers: that leaves
 //                                  the last), root mean square of the difference over that of the
 //                                  trainer's, over all tokens
-//   metric,PAIR,name,value         the metrics of llmc/rl/mismatch.h
+//   metric,PAIR,name,value         the metrics of llmc/rl/mismatch.h; entropy is that of the model
+//                                  which drew the tokens
 //
 //     build/dev/study/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
 //     build/dev/study/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
@@ -25,14 +28,15 @@
 #include "text/tokenizer.h"
 
 static const char USAGE[] =
-    "usage: mismatch [--sampler OLDER.bin] MODEL.bin TASK PROMPTS GROUP SAMPLER:TRAINER ...";
+    "usage: mismatch [--sampler OLDER.bin] [--tokens OTHER.bin] MODEL.bin TASK PROMPTS GROUP "
+    "SAMPLER:TRAINER ...";
 static const double DELTA = 0.15;  // of the metric `outside`
 enum { SEED = 1 };
 
 typedef struct setup {
     backend* b;
     model model;
-    float *sampler, *trainer;  // parameters; one array where both have the same
+    float *drawer, *sampler, *trainer;  // parameters; one array where they are the same model's
     task task;
     int prompts, group, max_new;
 } setup;
@@ -66,7 +70,7 @@ static rollout* sample(const setup* s, precision p) {
     size_t bytes = sizeof(float);
     bytes *= s->model.parameters;
     float* parameters = s->b->alloc(s->b, bytes, "parameters");
-    s->b->upload(s->b, parameters, s->sampler, bytes);
+    s->b->upload(s->b, parameters, s->drawer, bytes);
     sampler_sync(r, parameters);
     s->b->release(s->b, parameters, bytes);
     d->prompts = s->prompts;
@@ -135,41 +139,59 @@ static void run_pair(const setup* s, const char* pair) {
     precision pi = precision_named(colon + 1, strlen(colon + 1), pair);
     rollout* d = sample(s, mu);
     trainer* t = forward(s, pi, s->trainer, d, d->log_pi);
+    // A forward pass of training gives the sampler's log mu, bit for bit (numerics contract, N2).
+    trainer* as_sampler = forward(s, mu, s->sampler, d, d->log_ref);
+    if (s->drawer != s->sampler)
+        memcpy(d->log_mu, d->log_ref, d->start[d->sequences] * sizeof(float));
     print_tokens(d, pair);
     print_metrics(d, pair);
-    trainer* as_sampler = forward(s, mu, s->sampler, d, d->log_ref);  // its layers alone are wanted
     print_layers(s, as_sampler, t, tokens_of(d), pair);
     trainer_free(as_sampler);
     trainer_free(t);
     rollout_free(d);
 }
 
-static void read_models(setup* s, const char* file, const char* sampler_file) {
+// Another model of the same shape.
+static float* read_other(const setup* s, const char* file, const char* other) {
+    float* parameters;
+    model c = llmc_file_read(other, &parameters);
+    if (!model_equal(&c, &s->model))
+        fatal("%s and %s differ in shape; they have to be one model at two times", other, file);
+    return parameters;
+}
+
+static void read_models(setup* s, const char* file, const char* sampler_file,
+                        const char* tokens_file) {
     s->model = llmc_file_read(file, &s->trainer);
-    s->sampler = s->trainer;
     if (s->model.shape.vocab < tokenizer_size())
         fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
               file, s->model.shape.vocab, tokenizer_size());
-    if (!sampler_file) return;
-    model c = llmc_file_read(sampler_file, &s->sampler);
-    if (!model_equal(&c, &s->model))
-        fatal("%s and %s differ in shape; sampler and trainer have to be one model at two times",
-              sampler_file, file);
+    s->sampler = sampler_file ? read_other(s, file, sampler_file) : s->trainer;
+    s->drawer = tokens_file ? read_other(s, file, tokens_file) : s->sampler;
+}
+
+static void free_models(setup* s) {
+    if (s->drawer != s->sampler) free(s->drawer);
+    if (s->sampler != s->trainer) free(s->sampler);
+    free(s->trainer);
 }
 
 int main(int argc, char** argv) {
-    const char* sampler_file = NULL;
-    if (argc > 2 && !strcmp(argv[1], "--sampler")) {
-        sampler_file = argv[2];
-        argc -= 2;
-        argv += 2;
+    const char *sampler_file = NULL, *tokens_file = NULL;
+    for (; argc > 2 && argv[1][0] == '-'; argc -= 2, argv += 2) {
+        if (!strcmp(argv[1], "--sampler"))
+            sampler_file = argv[2];
+        else if (!strcmp(argv[1], "--tokens"))
+            tokens_file = argv[2];
+        else
+            fatal("there is no %s; %s", argv[1], USAGE);
     }
     if (argc < 6) {
         fprintf(stderr, "%s\n", USAGE);
         return 1;
     }
     setup s = {.b = cpu_open(0, "auto"), .task = task_open(argv[2])};
-    read_models(&s, argv[1], sampler_file);
+    read_models(&s, argv[1], sampler_file, tokens_file);
     s.prompts = number(argv[3], "PROMPTS");
     s.group = number(argv[4], "GROUP");
     s.max_new = s.task.max_response + 2;
@@ -177,8 +199,7 @@ int main(int argc, char** argv) {
         fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
               s.task.max_prompt, s.max_new, s.model.shape.context);
     for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
-    if (s.sampler != s.trainer) free(s.sampler);
-    free(s.trainer);
+    free_models(&s);
     cpu_close(s.b);
     return 0;
 }

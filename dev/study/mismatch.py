@@ -6,6 +6,7 @@ sampler in one format draws and a trainer in another format weighs, with the sam
     python3 dev/study/mismatch.py MODEL.bin [SAMPLER:TRAINER ...] [--task chain] [--prompts 128]
                                   [--group 8] [-o mismatch.png] [--csv mismatch.csv]
                                   [--sampler OLDER.bin] [--out DIR]
+    python3 dev/study/mismatch.py RUN [SAMPLER:TRAINER ...] [--csv growth.csv]
 
 MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps. Without pairs:
 fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
@@ -16,6 +17,12 @@ The tables show the metrics, and the differences by mu, the sampler's probabilit
 it drew. -o (needs matplotlib) draws a row of plots a pair: pi against mu, pi - mu against mu,
 pi / mu against mu, a sequence's log-ratio against its length, and how far the residual stream is
 off at each layer. At equal formats and weights every difference is exactly 0.
+
+RUN is a run's folder: did the mismatch grow from checkpoint to checkpoint, and for rare tokens? All
+checkpoints get the same tokens, drawn by the oldest or by --tokens. The table has, by mu, counts and
+means with intervals, and whether the newest checkpoint differs from the oldest (mismatch_run.py).
+Without pairs: the run's own formats, or bf16:fp32 where these are equal. Keep the checkpoints of
+such a run with --checkpoint-keep 0.
 
 --out DIR writes what a page can name (ablate_page.py): bins.csv, layers.csv and metrics.csv,
 which mismatch_bins.py describes, their figures, and `command`: how they were made. Give paths
@@ -31,7 +38,9 @@ import shlex
 import subprocess
 import sys
 
+import ablate_stats
 import mismatch_bins
+import mismatch_run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.join(ROOT, "build", "dev", "study", "mismatch")
@@ -49,13 +58,13 @@ def stop(message):
     sys.exit(f"mismatch.py: {message}")
 
 
-def run(args):
+def run(args, model):
     """The program's lines."""
     if not os.path.exists(PROGRAM):
         stop("build/dev/study/mismatch is missing; make build/dev/study/mismatch")
-    older = ["--sampler", args.sampler] if args.sampler else []
-    command = [PROGRAM, *older, args.model, args.task, str(args.prompts), str(args.group),
-               *args.pairs]
+    others = [word for flag, file in (("--sampler", args.sampler), ("--tokens", args.tokens)) if file
+              for word in (flag, file)]
+    command = [PROGRAM, *others, model, args.task, str(args.prompts), str(args.group), *args.pairs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         stop(done.stderr.strip() or f"build/dev/study/mismatch ended with {done.returncode}")
@@ -98,7 +107,7 @@ def print_bins(results):
 def command_text(args):
     """The command, and what tells whether a reader's models are the same."""
     lines = ["python3 dev/study/mismatch.py " + shlex.join(sys.argv[1:])]
-    for path in filter(None, (args.model, args.sampler)):
+    for path in filter(None, (args.model, args.sampler, args.tokens)):
         with open(path, "rb") as file:
             lines.append(f"# {path}: sha256 {hashlib.sha256(file.read()).hexdigest()}")
     return "\n".join(lines) + "\n"
@@ -163,20 +172,51 @@ def draw(pairs, path, weights):
     figure.savefig(path, dpi=110)
 
 
+def run_table(args):
+    """The table of a run's checkpoints."""
+    for flag, value in (("-o", args.output), ("--sampler", args.sampler), ("--out", args.out)):
+        if value:
+            stop(f"{flag} means nothing to a run; name one of its checkpoints' model.bin")
+    try:
+        found = mismatch_run.checkpoints(args.model)
+        config = mismatch_run.settings(args.model)
+    except mismatch_run.RunError as error:
+        stop(error)
+    args.task = args.task or config.get("task", "chain")
+    args.pairs = args.pairs or [mismatch_run.pair_of(config)]
+    drawn_by = args.tokens or found[0][0]
+    args.tokens = args.tokens or found[0][1]
+    pairs = {}
+    for name, path in found:
+        for pair, lines in read(run(args, path)).items():
+            pairs.setdefault(pair, {})[name] = lines["token"]
+    rows = [row for pair, tokens in pairs.items()
+            for row in mismatch_run.rows_of(pair, tokens, args.group)]
+    mismatch_run.print_rows(rows, drawn_by)
+    if args.csv:
+        with open(args.csv, "w", encoding="utf-8") as file:
+            file.write(ablate_stats.table_text(rows))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("pairs", nargs="*", default=PAIRS)
-    parser.add_argument("--task", default="chain")
-    parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("-o", "--output", help="a PNG, SVG or PDF")
-    parser.add_argument("--csv", help="keeps the program's lines")
+    parser.add_argument("model", help="a model file, or a run's folder")
+    parser.add_argument("pairs", nargs="*", help="formats, as SAMPLER:TRAINER")
+    parser.add_argument("--task", help="whose held-out prompts are answered (chain, or the run's)")
+    parser.add_argument("--prompts", type=int, default=128, help="how many (128)")
+    parser.add_argument("--group", type=int, default=8, help="completions of each prompt (8)")
+    parser.add_argument("-o", "--output", help="draws a PNG, SVG or PDF; needs matplotlib")
+    parser.add_argument("--csv", help="keeps the program's lines, or the table of a run")
     parser.add_argument("--sampler", metavar="OLDER.bin", help="the sampler's weights")
+    parser.add_argument("--tokens", metavar="OTHER.bin", help="the model that draws the tokens")
     parser.add_argument("--out", metavar="DIR", help="keeps tables and figures for a page")
     args = parser.parse_intermixed_args()
-    text = run(args)
+    if os.path.isdir(args.model):
+        run_table(args)
+        return
+    args.task, args.pairs = args.task or "chain", args.pairs or PAIRS
+    text = run(args, args.model)
     if args.csv:
         with open(args.csv, "w", encoding="utf-8") as file:
             file.write(text)

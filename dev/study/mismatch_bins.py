@@ -60,6 +60,10 @@ def differences(log_mu, log_pi):
     return abs(math.exp(log_pi) - math.exp(log_mu)), abs(x), math.exp(min(max(x, -20), 20))
 
 
+def bin_of(log_mu):
+    return BINS[bisect.bisect_right(EDGES[1:-1], math.exp(log_mu))]
+
+
 def bin_figures(tokens):
     """{column of bins.csv: number} of [(log mu, log pi)]."""
     gaps, logs, ratios = zip(*(differences(*t) for t in tokens))
@@ -78,7 +82,7 @@ def bin_rows(pair, tokens):
     """Rows of bins.csv."""
     inside = {name: [] for name in BINS}
     for log_mu, log_pi in tokens:
-        inside[BINS[bisect.bisect_right(EDGES[1:-1], math.exp(log_mu))]].append((log_mu, log_pi))
+        inside[bin_of(log_mu)].append((log_mu, log_pi))
     columns, rows = bin_figures(tokens), []
     for name, found in {**inside, "all": tokens}.items():
         figures = bin_figures(found) if found else {}

@@ -19,6 +19,7 @@ import xml.etree.ElementTree
 import ablate_page
 import mismatch
 import mismatch_bins
+import mismatch_run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRAIN = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "./train_gpt2_rl"))
@@ -80,6 +81,54 @@ class BinsTest(unittest.TestCase):
             self.assertNotRegex(text, r"\bnan\b|\binf\b|>step<")
             self.assertIn("bf16:bf16", text)
         self.assertIsNone(mismatch_bins.draw(results, "kl.svg"))
+
+
+class RunTest(unittest.TestCase):
+    def test_by_hand(self):
+        # Three prompts of two completions; |log pi - log mu| of their tokens.
+        gaps = [[1.0, 3.0], [2.0], [4.0, 4.0, 4.0]]
+        tokens = [(2 * prompt + i % 2, -0.1 - 0.001 * i, -0.1 - 0.001 * i - gap)
+                  for prompt, found in enumerate(gaps) for i, gap in enumerate(found)]
+        sums = mismatch_run.prompt_sums(tokens, 2)
+        self.assertEqual({name for name, s in sums.items() if s}, {"0.9 to 0.99", "all"})
+        self.assertEqual([(p, s[0], round(s[1], 9)) for p, s in sums["all"].items()],
+                         [(0, 2, 4.0), (1, 1, 2.0), (2, 3, 12.0)])
+        mean, errors = mismatch_run.mean_of(sums["all"], "logp_diff")
+        self.assertAlmostEqual(mean, 3)
+        # 4 - 3 x 2, 2 - 3 x 1 and 12 - 3 x 3 of 6 tokens; t of 2 is 4.302653.
+        for prompt, expected in enumerate((-2 / 6, -1 / 6, 3 / 6)):
+            self.assertAlmostEqual(errors[prompt], expected)
+        low, high = mismatch_run.interval(mean, errors)
+        width = 4.302653 * math.sqrt((4 + 1 + 9) / 36 * 3 / 2)
+        self.assertAlmostEqual(low, 3 - width, places=5)
+        self.assertAlmostEqual(high, 3 + width, places=5)
+        self.assertEqual(mismatch_run.interval(1.0, {0: 0.5}), (None, None))
+        # Paired by prompt: the same change at each leaves no doubt.
+        later = 3.5, dict(errors)
+        self.assertEqual(mismatch_run.growth((mean, errors), later), (0.5, 0.5, 0.5))
+        for ends, text in (((0.1, 0.2), "grew"), ((-0.2, -0.1), "shrank"),
+                           ((-0.1, 0.2), "not told apart"), ((None, None), "not told apart")):
+            self.assertEqual(mismatch_run.verdict(*ends), text)
+
+    def test_rows(self):
+        def tokens(gap):
+            return [(i, math.log(0.005 if i % 2 else 0.5), math.log(0.005 if i % 2 else 0.5) + gap
+                     + 0.001 * i) for i in range(8)]
+        rows = mismatch_run.rows_of("a:b", {"step-1": tokens(0.01), "step-2": tokens(0.02),
+                                            "step-3": tokens(0.03)}, 2)
+        self.assertEqual([(r["mu"], r["checkpoint"], r["tokens"]) for r in rows if r["mu"] != "all"],
+                         [(mu, name, n) for mu in ("0 to 0.01", "0.3 to 0.7") for name, n in
+                          (("step-1", "4"), ("step-2", "4"), ("step-3", "4"),
+                           ("last - first", ""))])
+        self.assertEqual([r["logp_diff_mean"] for r in rows[:4]], ["0.014", "0.024", "0.034", "0.02"])
+        self.assertEqual([r["logp_diff_verdict"] for r in rows[:4]], ["", "", "", "grew"])
+        self.assertEqual(list(rows[0]), mismatch_run.COLUMNS)
+
+    def test_the_pair_of_a_run(self):
+        for config, pair in (({}, "bf16:fp32"), ({"rollout-dtype": "fp16"}, "fp16:fp32"),
+                             ({"rollout-dtype": "bf16", "train-dtype": "bf16"}, "bf16:fp32"),
+                             ({"rollout-split-k": "2"}, "fp32/2:fp32")):
+            self.assertEqual(mismatch_run.pair_of(config), pair)
 
 
 PAGE = """# A page
@@ -235,6 +284,57 @@ class ProgramTest(unittest.TestCase):
                 drawn.append([row[:-1] for row in csv.reader(f) if row[0] == "token"])
         self.assertTrue(drawn[0])
         self.assertEqual(*drawn)
+
+    def test_the_same_tokens_of_another_model(self):
+        found = {}
+        for how in ((), ("--tokens", "new.bin"), ("--tokens", "old.bin")):
+            done = self.mismatch(*how, "new.bin", "bf16:fp32", "--csv", "tokens.csv")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(f"{self.home}/tokens.csv", encoding="utf-8") as f:
+                found[how[-1:]] = [row for row in csv.reader(f) if row[0] == "token"]
+        # A forward pass of training has the bits of the sampler that drew the tokens.
+        self.assertEqual(found[()], found["new.bin",])
+        self.mismatch("old.bin", "bf16:fp32", "--csv", "tokens.csv")
+        with open(f"{self.home}/tokens.csv", encoding="utf-8") as f:
+            drawn = [row[:5] for row in csv.reader(f) if row[0] == "token"]
+        self.assertEqual([row[:5] for row in found["old.bin",]], drawn)
+        self.assertNotEqual([row[:5] for row in found[()]], drawn)
+
+    def run_of(self, name, *flags):
+        subprocess.run([TRAIN, "--steps", "3", "--warmup-steps", "5", "--depth", "1", "--channels",
+                        "32", "--eval-prompts", "1", "--rollout-dtype", "fp8_e4m3",
+                        "--checkpoint-every", "1", "--out", os.path.join(self.home, name), *flags],
+                       env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+
+    def test_all_checkpoints_of_a_run(self):
+        self.run_of("run", "--checkpoint-keep", "0")
+        for pairs, shown in (((), "fp8_e4m3:fp32"), (("bf16:bf16",), "bf16:bf16")):
+            done = self.mismatch("run", *pairs, "--csv", "growth.csv")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(f"{shown}: the same tokens at every checkpoint, drawn by warmup-000005",
+                          done.stdout)
+            with open(f"{self.home}/growth.csv", encoding="utf-8") as f:
+                rows = list(csv.DictReader(f))
+            every = [r for r in rows if r["mu"] == "all"]
+            self.assertEqual([r["checkpoint"] for r in every],
+                             ["warmup-000005", "step-000001", "step-000002", "step-000003",
+                              "last - first"])
+            self.assertEqual(len({r["tokens"] for r in every[:4]}), 1)
+            for name in (r["checkpoint"] for r in every[:4]):
+                bins = [int(r["tokens"]) for r in rows if r["checkpoint"] == name]
+                self.assertEqual(sum(bins[:-1]), bins[-1])
+            zero = {r["logp_diff_mean"] for r in rows} == {"0"}
+            self.assertEqual(zero, bool(pairs))
+
+    def test_runs_that_do_not_do(self):
+        self.run_of("short", "--checkpoint-keep", "1")
+        for args, message in [(("short",), "short keeps 1 checkpoint, and growth takes two or more; "
+                                           "make the run with --checkpoint-keep 0"),
+                              (("short", "--out", "x"), "--out means nothing to a run"),
+                              (("short/checkpoints",), "is no run: it has no checkpoints")]:
+            done = self.mismatch(*args)
+            self.assertEqual(done.returncode, 1, args)
+            self.assertIn(message, done.stderr)
 
     def test_the_folder_says_how_it_was_made(self):
         self.bins("--sampler", "old.bin", "new.bin", "fp32:fp32")

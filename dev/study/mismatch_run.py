@@ -1,0 +1,167 @@
+"""Did the mismatch grow in a run, and for rare tokens? What mismatch.py RUN prints.
+
+Every checkpoint gives log mu and log pi to the same tokens, which one model drew. Rows of the table:
+
+    pair, mu, checkpoint     mu is the bin of the checkpoint's own mu of a token, or all: as a token
+                             becomes rarer in training it changes its bin
+    tokens                   how many
+    logp_diff_mean, ..._low, ..._high    mean |log pi - log mu|, and its 95 % interval
+    prob_diff_mean, ..._low, ..._high    the same of |pi - mu|
+
+and a row with `last - first` in the place of the checkpoint: the differences of the means, and
+
+    logp_diff_verdict, prob_diff_verdict    grew, shrank, or not told apart: the interval holds 0
+
+The tokens of a prompt's completions are alike, so a prompt counts as one observation: the interval
+is Student's t over the prompts, of a ratio of two sums (by linearization).
+"""
+import math
+import os
+import re
+
+import ablate_stats
+import mismatch_bins
+
+MEASURES = ["logp_diff", "prob_diff"]
+COLUMNS = ["pair", "mu", "checkpoint", "tokens"] + [
+    f"{measure}_{what}" for measure in MEASURES for what in ("mean", "low", "high", "verdict")]
+
+
+class RunError(Exception):
+    """Why the run's folder does not do."""
+
+
+# ------------------------------------------------------------------------------------------------
+# The run's folder
+
+def checkpoints(run):
+    """[(name, model file)] from the oldest to the newest: warmup-N is before RL."""
+    folder = os.path.join(run, "checkpoints")
+    if not os.path.isdir(folder):
+        raise RunError(f"{run} is no run: it has no checkpoints")
+    names = [n for n in os.listdir(folder) if re.fullmatch(r"(warmup|step)-\d+", n)]
+    names.sort(key=lambda n: (n.startswith("step"), int(n.partition("-")[2])))
+    found = [(n, os.path.join(folder, n, "model.bin")) for n in names]
+    if len(found) < 2:
+        raise RunError(f"{run} keeps {len(found)} checkpoint{'s' * (len(found) != 1)}, and growth "
+                       "takes two or more; make the run with --checkpoint-keep 0, which keeps all, "
+                       "and --checkpoint-every N")
+    missing = [path for _, path in found if not os.path.exists(path)]
+    if missing:
+        raise RunError(f"{missing[0]} is not there; this tool reads models of the family gpt2")
+    return found
+
+
+def settings(run):
+    """{flag: text} of the run's config."""
+    try:
+        with open(os.path.join(run, "config"), encoding="utf-8") as file:
+            lines = [line.partition(" = ") for line in file]
+    except OSError as error:
+        raise RunError(f"cannot read {run}/config: {error.strerror}") from None
+    return {name: value.strip() for name, _, value in lines}
+
+
+def pair_of(config):
+    """The run's own SAMPLER:TRAINER; bf16:fp32 where they are equal, so that nothing could grow."""
+    sampler, trainer = config.get("rollout-dtype", "fp32"), config.get("train-dtype", "fp32")
+    if config.get("rollout-split-k", "1") != "1":
+        sampler += "/" + config["rollout-split-k"]
+    return f"{sampler}:{trainer}" if sampler != trainer else "bf16:fp32"
+
+
+# ------------------------------------------------------------------------------------------------
+# Statistics
+
+def prompt_sums(tokens, group):
+    """{bin: {prompt: [tokens, sum of |log pi - log mu|, sum of |pi - mu|]}} of
+    [(sequence, log mu, log pi)]."""
+    sums = {name: {} for name in [*mismatch_bins.BINS, "all"]}
+    for sequence, log_mu, log_pi in tokens:
+        gap, log_gap, _ = mismatch_bins.differences(log_mu, log_pi)
+        for name in (mismatch_bins.bin_of(log_mu), "all"):
+            found = sums[name].setdefault(sequence // group, [0, 0.0, 0.0])
+            found[0] += 1
+            found[1] += log_gap
+            found[2] += gap
+    return sums
+
+
+def mean_of(sums, measure):
+    """The mean over tokens, and {prompt: what it adds to the error of the mean}."""
+    place = 1 + MEASURES.index(measure)
+    tokens = sum(s[0] for s in sums.values())
+    mean = math.fsum(s[place] for s in sums.values()) / tokens
+    return mean, {p: (s[place] - mean * s[0]) / tokens for p, s in sums.items()}
+
+
+def interval(value, errors):
+    """Both ends, from what each prompt adds to the error of `value`; None of a single prompt."""
+    n = len(errors)
+    spread = math.sqrt(math.fsum(e * e for e in errors.values()) * n / (n - 1)) if n > 1 else None
+    if spread is None or not math.isfinite(spread):
+        return None, None
+    width = ablate_stats.t_quantile(n - 1) * spread
+    return value - width, value + width
+
+
+def growth(first, last):
+    """Difference of two (mean, errors), and its interval."""
+    difference = last[0] - first[0]
+    errors = {p: last[1].get(p, 0.0) - first[1].get(p, 0.0) for p in {**first[1], **last[1]}}
+    return difference, *interval(difference, errors)
+
+
+def verdict(low, high):
+    return {"higher": "grew", "lower": "shrank"}.get(ablate_stats.verdict(low, high),
+                                                     ablate_stats.NOT_TOLD_APART)
+
+
+# ------------------------------------------------------------------------------------------------
+# The table
+
+def row_of(pair, mu, checkpoint, tokens, values):
+    """`values`: of each measure three numbers and a verdict."""
+    texts = [text for *numbers, found in values
+             for text in (*map(ablate_stats.number_text, numbers), found)]
+    return dict(zip(COLUMNS, [pair, mu, checkpoint, tokens, *texts]))
+
+
+def rows_of(pair, found, group):
+    """Rows of the table, from {checkpoint: tokens}."""
+    sums = {name: prompt_sums(tokens, group) for name, tokens in found.items()}
+    rows = []
+    for mu in [*mismatch_bins.BINS, "all"]:
+        having = {name: s[mu] for name, s in sums.items() if s[mu]}
+        means = {name: [mean_of(s, m) for m in MEASURES] for name, s in having.items()}
+        for name, both in means.items():
+            tokens = sum(s[0] for s in having[name].values())
+            rows.append(row_of(pair, mu, name, str(tokens),
+                               [(mean, *interval(mean, errors), "") for mean, errors in both]))
+        first, *_, last = found
+        if first in means and last in means:
+            grown = [growth(*ends) for ends in zip(means[first], means[last])]
+            rows.append(row_of(pair, mu, "last - first", "",
+                               [(*numbers, verdict(*numbers[1:])) for numbers in grown]))
+    return rows
+
+
+def short(text):
+    return f"{float(text):.3g}" if text else "-"
+
+
+def print_rows(rows, drawn_by):
+    shown = None
+    for row in rows:
+        if row["pair"] != shown:
+            shown = row["pair"]
+            print(f"{shown}: the same tokens at every checkpoint, drawn by {drawn_by}\n"
+                  f"{'mu':14s}{'checkpoint':15s}{'tokens':>7s}  {'|log pi - log mu|, 95 %':48s}"
+                  "|pi - mu|, 95 %")
+        texts = []
+        for measure in MEASURES:
+            mean, low, high, found = (row[f"{measure}_{w}"]
+                                      for w in ("mean", "low", "high", "verdict"))
+            texts.append(f"{short(mean):>9s} ({short(low)} to {short(high)}) {found}")
+        print(f"{row['mu']:14s}{row['checkpoint']:15s}{row['tokens']:>7s}  {texts[0]:48s}"
+              f"{texts[1]}".rstrip())
