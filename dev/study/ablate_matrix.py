@@ -169,3 +169,7 @@ def read(path):
             return parse(f.read(), path)
     except (OSError, UnicodeDecodeError) as error:
         raise MatrixError(f"cannot read {path}: {error}") from None
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/ablate.py.")

@@ -352,3 +352,7 @@ def update(path):
     for name, content in {**expected_files(page), path: text}.items():
         with open(name, "w", encoding="utf-8") as f:
             f.write(content)
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/ablate.py.")

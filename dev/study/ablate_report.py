@@ -191,3 +191,7 @@ def report_html(results):
              "<h2>Details</h2>", folded("Every run", runs_table(results)),
              folded("The matrix", f"<pre>{html.escape(results.matrix.text)}</pre>")]
     return html_page(results.matrix.title, "\n".join(parts))
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/ablate.py.")

@@ -428,3 +428,7 @@ class Results:
 def table_text(rows):
     columns = list(rows[0]) if rows else []
     return csv_text(columns, [[row[c] for c in columns] for row in rows])
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/ablate.py.")

@@ -414,3 +414,7 @@ def draw_scores(results, score):
                                     high if has_interval else None, seeds))
         groups.append((title, scores))
     return score_figure(f"{SCORED[score]}: mean, 95 % interval, seeds", groups)
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/ablate.py.")

@@ -143,3 +143,7 @@ def draw_pairs(title, rows, panels, places, labels, limits=None):
 
     drawn = [(panel, [curve(pair, column) for pair in pairs]) for column, panel in panels]
     return ablate_svg.curve_figure(title, pairs, drawn, len(drawn), limits, labels)
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/mismatch.py.")

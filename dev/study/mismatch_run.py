@@ -165,3 +165,7 @@ def print_rows(rows, drawn_by):
             texts.append(f"{short(mean):>9s} ({short(low)} to {short(high)}) {found}")
         print(f"{row['mu']:14s}{row['checkpoint']:15s}{row['tokens']:>7s}  {texts[0]:48s}"
               f"{texts[1]}".rstrip())
+
+
+if __name__ == "__main__":
+    print(f"{__doc__}\nThis is a module; the program to run is dev/study/mismatch.py.")

@@ -6,6 +6,7 @@
 Runs ./train_gpt2_rl (or what TRAIN_GPT2_RL names). numpy, where it is installed, is a second
 opinion on the bootstrap.
 """
+import ast
 import csv
 import glob
 import json
@@ -518,6 +519,32 @@ class PageTest(unittest.TestCase):
 def without_seconds(path):
     with open(path, encoding="utf-8") as f:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+
+
+class HelpTest(unittest.TestCase):
+    def test_every_file_has_a_help(self):
+        """It begins with the first paragraph of the file's text, whole."""
+        for path in sorted(glob.glob(os.path.join(HERE, "*.py"))):
+            name = os.path.basename(path)
+            if name.startswith("test_"):
+                continue
+            text = ast.get_docstring(ast.parse(ablate_page.read_text(path)), clean=False)
+            done = subprocess.run([sys.executable, path, "--help"], stdin=subprocess.DEVNULL,
+                                  text=True, capture_output=True, check=False)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), name)
+            self.assertIn(text.split("\n\n", maxsplit=1)[0].strip(), done.stdout, name)
+            if "_" in name and name != "check_long.py":
+                self.assertIn("the program to run is dev/study/", done.stdout, name)
+
+    def test_readme_says_once_what_needs_matplotlib(self):
+        readme = ablate_page.read_text(os.path.join(ROOT, "README.md"))
+        found = [os.path.basename(path) for path in glob.glob(os.path.join(HERE, "*.py"))
+                 if re.search(r"^\s*import matplotlib", ablate_page.read_text(path), re.MULTILINE)]
+        before, after = readme.split("matplotlib")
+        self.assertNotIn("## What to try", before)
+        for name in found:
+            self.assertIn(f"dev/study/{name}", before)
+        self.assertEqual(sorted(found), ["mismatch.py", "plot.py"])
 
 
 class JobsTest(unittest.TestCase):
