@@ -8,8 +8,8 @@
     python3 dev/study/ablate.py --update docs/precision.md   write into it what follows from them
 
 The matrix is a text file: see ablate_matrix.py. Each cell and seed is one run on one thread, as
-many at a time as --jobs. Runs that differ in RL only share a warm-up; the warm-ups come first, and a
-run starts when its own is done. Finished runs are kept, interrupted ones continued with the same
+many at a time as --jobs. Runs that differ in RL only share a warm-up; the warm-ups come first, and
+a run starts when its own is done. Finished runs are kept, interrupted ones continued with the same
 bits, failed ones reported and tried again the next time. Ctrl-C and SIGTERM let every run and
 warm-up save, then stop; after `kill -9` too the same command continues. A run whose flags in the
 matrix have changed is refused.
@@ -385,9 +385,9 @@ def report(folder, matrix):
     files.update((name, ablate_stats.table_text(rows)) for name, rows in results.tables().items())
     for name, content in files.items():
         write_whole(os.path.join(folder.path, name), content)
-    diverged = results.diverged()
+    names = ", ".join(results.diverged())
     print(f"{folder.path}/report.html and CSV files: {len(curves)} of {len(matrix.runs())} runs"
-          + (f"; {ablate_report.diverged_text(results)}: {', '.join(diverged)}" if diverged else ""))
+          + (f"; {ablate_report.diverged_text(results)}: {names}" if names else ""))
     return True
 
 

@@ -18,8 +18,8 @@ or count before the column makes one number of them (count needs no column).
     <!-- end -->
 
 A table between the two, a row a level and a column a number; columns=FACTOR makes a column a level
-instead; digits=3 is the default; a number with an interval shows it (Student's t), a difference whose
-interval does not hold 0 stands out, and of any other the table says "not told apart".
+instead; digits=3 is the default; a number with an interval shows it (Student's t), a difference
+whose interval does not hold 0 stands out, and of any other the table says "not told apart".
 
     ![What it shows](precision/stale/reward-by-objective.svg)
 
@@ -50,7 +50,8 @@ NOT_PROSE = re.compile(r"```.*?```|`[^`]*`|<!--.*?-->|\]\([^)]*\)|arXiv[ :]\S+|h
                        re.DOTALL)
 FINDING = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+(?:e[-+]?\d+)?|e[-+]?\d+|(?:\.\d+)? ?%)")
 REDUCE = {"mean": ablate_stats.mean, "min": min, "max": max, "sum": math.fsum, "count": len}
-WHOLE = ("seeds", "collapsed", "diverged", "reached", "higher", "steps", "steps_to", "seed", "tokens")
+WHOLE = ("seeds", "collapsed", "diverged", "reached", "higher", "steps", "steps_to", "seed",
+         "tokens")
 
 
 class PageError(Exception):

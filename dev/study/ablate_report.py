@@ -148,15 +148,17 @@ def over_sections(results):
 
 
 def rules(results):
-    return (f"""<p>The <b>window</b> is a tenth of the steps, at least 3. <b>AUC</b>: mean reward
-over all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: last reward below half
-of the best window's, or the run diverged: its gradients or weights were no longer finite, and its
-last reward and pass@1 stand for the steps that it did not make. <b>Reached</b>: a window's mean came to {results.matrix.threshold:g}; times
-count from the start of RL, on a core each, and depend on the machine. <b>Numerics</b>: before a step's first
-update. <b>Mini-batches</b>: numerics and drift. Intervals are 95 %, Student's t over seeds. Differences are
-paired by seed; where the interval holds 0, the two levels are <b>not told apart</b>. Beside it stands
-the percentile bootstrap ({"computed exactly" if len(results.matrix.seeds) <= ablate_stats.EXACT_SEEDS
-  else f"{ablate_stats.RESAMPLES} resamples"}), which is too narrow with few seeds. Bands reach from the lowest to the highest seed.</p>""")
+    exact = len(results.matrix.seeds) <= ablate_stats.EXACT_SEEDS
+    how = "computed exactly" if exact else f"{ablate_stats.RESAMPLES} resamples"
+    return f"""<p>The <b>window</b> is a tenth of the steps, at least 3. <b>AUC</b>: mean reward over
+all steps. <b>Last reward</b>: mean of the last window. <b>Collapsed</b>: last reward below half of
+the best window's, or the run diverged: its gradients or weights were no longer finite, and its last
+reward and pass@1 stand for the steps that it did not make. <b>Reached</b>: a window's mean came to
+{results.matrix.threshold:g}; times count from the start of RL, on a core each, and depend on the
+machine. <b>Numerics</b>: before a step's first update. <b>Mini-batches</b>: numerics and drift.
+Intervals are 95 %, Student's t over seeds. Differences are paired by seed; where the interval holds
+0, the two levels are <b>not told apart</b>. Next to it stands the percentile bootstrap ({how}), which
+is too narrow with few seeds. Bands reach from the lowest to the highest seed.</p>"""
 
 
 def diverged_text(results):

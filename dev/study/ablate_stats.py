@@ -21,8 +21,8 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
     update_...                in the mini-batches, numerics and drift: mean over updates and steps,
                               but the largest for logp_diff_max and grad_norm, and of masked_mu,
                               the probability of masked tokens, where any is masked
-    ..._t_low, ..._t_high     95 % interval of the mean by Student's t over seeds. That of a score is
-                              cut to 0 .. 1, where scores lie
+    ..._t_low, ..._t_high     95 % interval of the mean by Student's t over seeds. That of a score
+                              is cut to 0 .. 1, where scores lie
     ..._low, ..._high         95 %, percentile bootstrap over seeds: the resampling distribution of
                               the mean, exact up to 7 seeds, else 10000 resamples with a fixed
                               seed. Of five seeds it holds the true mean in about 84 % of cases
@@ -73,7 +73,8 @@ OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "m
 SCORES = ["auc", "final_pass1", "last_reward"]  # these get intervals and differences
 NOT_TOLD_APART = "not told apart"
 RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "diverged",
-                                     "steps_to", "seconds_to", "seconds"] + [name for name, _ in OVER_STEPS])
+                                     "steps_to", "seconds_to", "seconds"]
+               + [name for name, _ in OVER_STEPS])
 
 
 def number_text(x):
@@ -268,13 +269,12 @@ def quantile(weighted, q):
 def t_within(t, freedom):
     """The probability that |T| <= t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
-    cosine, term, total = math.cos(angle), 1.0, 0.0
-    if freedom % 2:
-        term = cosine
+    odd, cosine, total = freedom % 2, math.cos(angle), 0.0
+    term = cosine if odd else 1.0
     for i in range(freedom // 2):
         total += term
-        term *= cosine**2 * ((2 * i + 2) / (2 * i + 3) if freedom % 2 else (2 * i + 1) / (2 * i + 2))
-    if freedom % 2:
+        term *= cosine**2 * (2 * i + 1 + odd) / (2 * i + 2 + odd)
+    if odd:
         return 2 / math.pi * (angle + math.sin(angle) * total)
     return math.sin(angle) * total
 
@@ -354,8 +354,8 @@ class Results:
         for name in SCORES:
             values = self.values(runs, name)
             row[name] = number_text(mean(values) if values else None)
-            t_low, t_high = t_interval(values)
-            row.update(interval_texts(f"{name}_t", t_low and max(t_low, 0), t_high and min(t_high, 1)))
+            t_ends = [end if end is None else min(max(end, 0), 1) for end in t_interval(values)]
+            row.update(interval_texts(f"{name}_t", *t_ends))
             row.update(interval_texts(name, *bootstrap(values)))
         row["base_pass1"] = self.over_runs(runs, "base_pass1", mean)
         for name in ("collapsed", "diverged"):

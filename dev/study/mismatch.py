@@ -19,8 +19,8 @@ pi / mu against mu, a sequence's log-ratio against its length, and how far the r
 off at each layer. At equal formats and weights every difference is exactly 0.
 
 RUN is a run's folder: did the mismatch grow from checkpoint to checkpoint, and for rare tokens? All
-checkpoints get the same tokens, drawn by the oldest or by --tokens. The table has, by mu, counts and
-means with intervals, and whether the newest checkpoint differs from the oldest (mismatch_run.py).
+checkpoints get the same tokens, drawn by the oldest or by --tokens. The table has, by mu, counts
+and means with intervals, and whether the newest checkpoint differs from the oldest (mismatch_run.py).
 Without pairs: the run's own formats, or bf16:fp32 where these are equal. Keep the checkpoints of
 such a run with --checkpoint-keep 0.
 
@@ -62,9 +62,10 @@ def run(args, model):
     """The program's lines."""
     if not os.path.exists(PROGRAM):
         stop("build/dev/study/mismatch is missing; make build/dev/study/mismatch")
-    others = [word for flag, file in (("--sampler", args.sampler), ("--tokens", args.tokens)) if file
-              for word in (flag, file)]
-    command = [PROGRAM, *others, model, args.task, str(args.prompts), str(args.group), *args.pairs]
+    command = [PROGRAM]
+    for flag, file in (("--sampler", args.sampler), ("--tokens", args.tokens)):
+        command += [flag, file] if file else []
+    command += [model, args.task, str(args.prompts), str(args.group), *args.pairs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         stop(done.stderr.strip() or f"build/dev/study/mismatch ended with {done.returncode}")

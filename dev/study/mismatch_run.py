@@ -1,6 +1,6 @@
 """Did the mismatch grow in a run, and for rare tokens? What mismatch.py RUN prints.
 
-Every checkpoint gives log mu and log pi to the same tokens, which one model drew. Rows of the table:
+Every checkpoint gives log mu and log pi to the same tokens, which one model drew. The table's rows:
 
     pair, mu, checkpoint     mu is the bin of the checkpoint's own mu of a token, or all: as a token
                              becomes rarer in training it changes its bin

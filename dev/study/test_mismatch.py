@@ -116,11 +116,13 @@ class RunTest(unittest.TestCase):
                      + 0.001 * i) for i in range(8)]
         rows = mismatch_run.rows_of("a:b", {"step-1": tokens(0.01), "step-2": tokens(0.02),
                                             "step-3": tokens(0.03)}, 2)
-        self.assertEqual([(r["mu"], r["checkpoint"], r["tokens"]) for r in rows if r["mu"] != "all"],
+        found = [(r["mu"], r["checkpoint"], r["tokens"]) for r in rows if r["mu"] != "all"]
+        self.assertEqual(found,
                          [(mu, name, n) for mu in ("0 to 0.01", "0.3 to 0.7") for name, n in
                           (("step-1", "4"), ("step-2", "4"), ("step-3", "4"),
                            ("last - first", ""))])
-        self.assertEqual([r["logp_diff_mean"] for r in rows[:4]], ["0.014", "0.024", "0.034", "0.02"])
+        self.assertEqual([r["logp_diff_mean"] for r in rows[:4]],
+                         ["0.014", "0.024", "0.034", "0.02"])
         self.assertEqual([r["logp_diff_verdict"] for r in rows[:4]], ["", "", "", "grew"])
         self.assertEqual(list(rows[0]), mismatch_run.COLUMNS)
 
@@ -328,8 +330,8 @@ class ProgramTest(unittest.TestCase):
 
     def test_runs_that_do_not_do(self):
         self.run_of("short", "--checkpoint-keep", "1")
-        for args, message in [(("short",), "short keeps 1 checkpoint, and growth takes two or more; "
-                                           "make the run with --checkpoint-keep 0"),
+        for args, message in [(("short",), "short keeps 1 checkpoint, and growth takes two or "
+                                           "more; make the run with --checkpoint-keep 0"),
                               (("short", "--out", "x"), "--out means nothing to a run"),
                               (("short/checkpoints",), "is no run: it has no checkpoints")]:
             done = self.mismatch(*args)
