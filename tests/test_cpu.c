@@ -55,6 +55,9 @@ static void check_load(void) {
     cpu_load l = {.active = 8, .patience = 0.5};
     cpu_load_decide(&l, 8, 0.71, 10);
     CHECK(l.active == 8 && l.patience == 0.5, "%d of 8 threads at 71 %%", l.active);
+    cpu_load_decide(&l, 8, 0.6, 10);
+    CHECK(l.active == 5, "%d of 8 threads, where 4.8 got time", l.active);
+    l = (cpu_load){.active = 8, .patience = 0.5};
     cpu_load_decide(&l, 8, 0.5, 10);
     CHECK(l.active == 4, "%d of 8 threads at a half", l.active);
     cpu_load_decide(&l, 8, 0.1, 10.4);

@@ -420,7 +420,7 @@ static void state_at(slots* t, int* at, int vocabulary) {
                     .max_new = MAX_NEW,
                     .nucleus_words = words,
                     .end_token = vocabulary - 1,
-                    .first = 4000000000u};
+                    .first = t->s.first};
     s.out_logp = (float*)s.out_token + n * MAX_NEW;
     s.out_entropy = s.out_logp + n * MAX_NEW;
     s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);
@@ -430,7 +430,7 @@ static void state_at(slots* t, int* at, int vocabulary) {
 // Slots in some state, one more than rows; slot i serves a sequence of another number.
 static slots slots_new(const sampler_case* c) {
     int n = c->rows + 1;
-    slots t = {.count = n};
+    slots t = {.count = n, .s = {.first = 4000000000u}};
     t.all = vector_new(n * (5 + MAX_NEW * (3 + words_of(c->vocabulary))));
     memset(t.all.data, 0, t.all.cols * sizeof(float));
     state_at(&t, t.all.data, c->vocabulary);

@@ -124,8 +124,8 @@ static void check_formats(void) {
     }
 }
 
-// Weights so small that their scaled values need more than the upper half of an fp32 number, next to
-// some that do not: no bit of them may be lost where packed weights are 16-bit numbers.
+// Weights so small that their scaled values need more than the upper half of an fp32 number, next
+// to some that do not: no bit of them may be lost where packed weights are 16-bit numbers.
 static void check_tiny_weights(void) {
     int mark = array_count, lost = 0;
     formats f = {&FORMAT_FP32, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_FP32, {0}};
@@ -140,6 +140,10 @@ static void check_tiny_weights(void) {
     for (int r = 0; r < 7; r++)
         for (int k = 0; k < 30; k++) row_at(c.in, r)[k] = ldexpf(row_at(c.in, r)[k], 90);
     op_case o = product_case(&c);
+    check_case_on(&o, 0, 1);
+    // The highest bit that 16-bit numbers lack, alone.
+    for (int r = 0; r < 40; r++)
+        for (int k = 0; k < 30; k++) row_at(c.w, r)[k] = (r + k) % 7 ? 0 : 0x1p-134f;
     check_case_on(&o, 0, 1);
     arrays_free(mark, "tiny weights");
 }
