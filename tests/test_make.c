@@ -14,12 +14,15 @@ typedef struct said {
     char text[16384];
 } said;
 
-// What a command of the shell writes. Flags of a make around this test are not passed on.
+// What a command of the shell writes. Flags and variables of a make around this test are not passed
+// on.
 static said shell(const char* format, ...) __attribute__((format(printf, 1, 2)));
 static said shell(const char* format, ...) {
     said r = {0, ""};
     char command[1024];
-    int n = snprintf(command, sizeof command, "unset MAKEFLAGS MFLAGS MAKELEVEL; exec 2>&1; ");
+    int n = snprintf(command, sizeof command,
+                     "unset MAKEFLAGS MFLAGS MAKELEVEL SANITIZE BUILD CC CFLAGS CFLAGS_EXTRA "
+                     "NO_OPENMP NO_CUDA; exec 2>&1; ");
     va_list args;
     va_start(args, format);
     vsnprintf(command + n, sizeof command - (size_t)n, format, args);
