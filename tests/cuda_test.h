@@ -10,7 +10,6 @@
 #ifndef CUDA_TEST_H
 #define CUDA_TEST_H
 
-
 #include "cpu_test.h"
 #include "cuda_device.h"
 
