@@ -416,4 +416,21 @@ static inline void check_slopes(tensor x, tensor gradient, loss_function* loss, 
     }
 }
 
+// The arrays of n slots and as many sequences in one piece of memory, (5 n + n max_new (3 + words))
+// ints.
+static inline slot_state slot_state_at(int* at, int n, int max_new, int words) {
+    slot_state s = {.token = at,
+                    .position = at + n,
+                    .sequence = at + 2 * n,
+                    .left = at + 3 * n,
+                    .length = at + 4 * n,
+                    .out_token = at + 5 * n,
+                    .max_new = max_new,
+                    .nucleus_words = words};
+    s.out_logp = (float*)s.out_token + n * max_new;
+    s.out_entropy = s.out_logp + n * max_new;
+    s.out_nucleus = (uint32_t*)(s.out_entropy + n * max_new);
+    return s;
+}
+
 #endif

@@ -411,19 +411,9 @@ static const char* sampler_text(const sampler_case* c) {
 // Points t->s into the array at `at`.
 static void state_at(slots* t, int* at, int vocabulary) {
     int n = t->count, words = words_of(vocabulary);
-    slot_state s = {.token = at,
-                    .position = at + n,
-                    .sequence = at + 2 * n,
-                    .left = at + 3 * n,
-                    .length = at + 4 * n,
-                    .out_token = at + 5 * n,
-                    .max_new = MAX_NEW,
-                    .nucleus_words = words,
-                    .end_token = vocabulary - 1,
-                    .first = t->s.first};
-    s.out_logp = (float*)s.out_token + n * MAX_NEW;
-    s.out_entropy = s.out_logp + n * MAX_NEW;
-    s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);
+    slot_state s = slot_state_at(at, n, MAX_NEW, words);
+    s.end_token = vocabulary - 1;
+    s.first = t->s.first;
     t->s = s;
 }
 

@@ -309,18 +309,7 @@ typedef struct slots {
 
 // Pointers of a state into one array.
 static slot_state state_at(int* at, int n, int words) {
-    slot_state s = {.token = at,
-                    .position = at + n,
-                    .sequence = at + 2 * n,
-                    .left = at + 3 * n,
-                    .length = at + 4 * n,
-                    .out_token = at + 5 * n,
-                    .max_new = MAX_NEW,
-                    .nucleus_words = words};
-    s.out_logp = (float*)s.out_token + n * MAX_NEW;
-    s.out_entropy = s.out_logp + n * MAX_NEW;
-    s.out_nucleus = (uint32_t*)(s.out_entropy + n * MAX_NEW);
-    return s;
+    return slot_state_at(at, n, MAX_NEW, words);
 }
 
 // Slots in some state, one more than rows; slot i serves a sequence of another number.

@@ -2,6 +2,8 @@
 #ifndef DEV_WORKLOAD_H
 #define DEV_WORKLOAD_H
 
+#include <limits.h>
+
 #include "rl/trainer.h"
 
 // `sequences` prompts of `prompt` tokens, one full response of `response` tokens each; tokens are
@@ -36,7 +38,7 @@ static inline optimizer_config workload_adamw(void) {
 static inline trainer* workload_trainer(backend* b, const model* m, precision p,
                                         const optimizer_config* config, const rollout* d,
                                         recompute_level keep) {
-    trainer_room room = {rollout_most_tokens(d), d->group, d->max_prompt, d->max_new};
+    trainer_room room = trainer_room_for(d, d->group, INT_MAX);
     return trainer_create(b, m, p, config, &room, keep);
 }
 

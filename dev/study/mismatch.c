@@ -19,6 +19,7 @@
 // mismatch.py runs it and draws what it says.
 #include "rl/mismatch.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -87,7 +88,7 @@ static rollout* sample(const setup* s, precision p) {
 static trainer* forward(const setup* s, precision p, const float* parameters, const rollout* d,
                         float* out) {
     optimizer_config none = {.format = &FORMAT_FP32};
-    trainer_room room = {rollout_most_tokens(d), d->group, d->max_prompt, d->max_new};
+    trainer_room room = trainer_room_for(d, d->group, INT_MAX);
     trainer* t = trainer_create(s->b, &s->model, p, &none, &room, RECOMPUTE_NOTHING);
     trainer_load(t, parameters);
     trainer_logprobs(t, t->weights, d, 0, d->sequences, 1, out);

@@ -45,6 +45,11 @@ typedef struct packing {
     const int* prefix;  // (sequences): the sequence that s continues, or -1. NULL: all -1
 } packing;
 
+// The sequence that s continues, or -1; for arrays in host memory.
+static inline int prefix_of(const packing* pack, int s) {
+    return pack->prefix ? pack->prefix[s] : -1;
+}
+
 // Keys and values of many sequences in pages of KV_PAGE positions. A slot is a row of the page
 // table.
 enum { KV_PAGE = 16 };

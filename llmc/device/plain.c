@@ -463,8 +463,6 @@ typedef struct head_rows {
     tensor q, k, v;         // (n, dim), (shared + n, dim) twice: operands
 } head_rows;
 
-static int prefix_of(const packing* pack, int s) { return pack->prefix ? pack->prefix[s] : -1; }
-
 // The row of key j.
 static int key_row(const head_rows* a, int j) {
     return j < a->shared ? a->before + j : a->first + j - a->shared;

@@ -1,7 +1,6 @@
 // Texts become tokens on the way in and come back on the way out; nothing else knows both.
 #include "rollout.h"
 
-#include <limits.h>
 #include <math.h>  // sqrt
 #include <stdlib.h>
 
@@ -83,11 +82,6 @@ void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask) {
         memset(mask, 0, words * sizeof *mask);
         for (size_t i = 0; i < n; i++) mask[set[i] / 32] |= 1u << set[i] % 32;
     }
-}
-
-int rollout_most_tokens(const rollout* d) {
-    int64_t most = (int64_t)d->capacity * (d->max_prompt + d->max_new);
-    return most < INT_MAX ? (int)most : INT_MAX;
 }
 
 int rollout_length(const rollout* d, int sequence) {

@@ -44,8 +44,6 @@ void rollout_add_candidates(rollout* d, int count);
 // and gives it back.
 void rollout_put_nucleus(rollout* d, size_t token, const uint32_t* mask);
 void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask);
-// Tokens of prompts and responses that fit, if each sequence has a prompt of its own.
-int rollout_most_tokens(const rollout* d);
 // Response tokens of a sequence.
 int rollout_length(const rollout* d, int sequence);
 

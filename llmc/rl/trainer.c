@@ -26,6 +26,11 @@ typedef struct trainer_buffers {
     float* asked_logp;  // host (capacity, asked.count)
 } trainer_buffers;
 
+trainer_room trainer_room_for(const rollout* d, int group, int tokens) {
+    int64_t all = (int64_t)d->capacity * (d->max_prompt + d->max_new);
+    return (trainer_room){all < tokens ? (int)all : tokens, group, d->max_prompt, d->max_new};
+}
+
 // Rows, targets and sequences that a micro-batch has room for: those of a group at least.
 static int room_for(const trainer_room* r) {
     int64_t group = r->max_prompt + (int64_t)r->group * r->max_new + 1;

@@ -32,6 +32,10 @@ typedef struct trainer_room {
     int tokens, group, max_prompt, max_new;
 } trainer_room;
 
+// Room for groups of `group` sequences of `d` (max_prompt, max_new, capacity set), in micro-batches
+// of `tokens` tokens, or of all that `d` can hold if that is less.
+trainer_room trainer_room_for(const rollout* d, int group, int tokens);
+
 trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* optimizer,
                         const trainer_room* room, recompute_level recompute);
 void trainer_free(trainer* t);

@@ -236,8 +236,7 @@ static void create_trainer(run* r) {
     const settings* s = r->settings;
     precision train = settings_train_precision(s);
     optimizer_config config = settings_optimizer(s);
-    trainer_room room = {minimum(s->micro_tokens, rollout_most_tokens(r->data)), s->group,
-                         r->task.max_prompt, s->max_new_tokens};
+    trainer_room room = trainer_room_for(r->data, s->group, s->micro_tokens);
     r->trainer =
         trainer_create(r->device, &r->model, train, &config, &room, (recompute_level)s->recompute);
     if (s->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);

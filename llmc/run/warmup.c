@@ -26,9 +26,7 @@ void warmup_create(run* r) {
     const settings* s = r->settings;
     optimizer_config config = warmup_optimizer(s);
     r->warmup_data = rollout_create(s->warmup_batch, r->task.max_prompt, s->max_new_tokens, 0);
-    int most = rollout_most_tokens(r->warmup_data);
-    trainer_room room = {s->micro_tokens < most ? s->micro_tokens : most, 1, r->task.max_prompt,
-                         s->max_new_tokens};
+    trainer_room room = trainer_room_for(r->warmup_data, 1, s->micro_tokens);
     r->warmup = trainer_create(r->device, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
                                &config, &room, (recompute_level)s->recompute);
 }

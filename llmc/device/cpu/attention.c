@@ -275,8 +275,6 @@ typedef struct span {
     int first, n, shared;
 } span;
 
-static int prefix_of(const packing* pack, int s) { return pack->prefix ? pack->prefix[s] : -1; }
-
 static span span_of(const packing* pack, int s) {
     int prefix = prefix_of(pack, s);
     span a = {pack->start[s], pack->start[s + 1] - pack->start[s], 0};
