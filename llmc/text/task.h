@@ -52,13 +52,14 @@ void task_training_prompt(const task* t, uint64_t seed, uint32_t step, uint32_t 
 void task_held_out_prompt(const task* t, uint64_t seed, uint32_t index, char prompt[TASK_TEXT_MAX]);
 
 typedef struct prompt_list {
-    int count, room;
-    char (*text)[TASK_TEXT_MAX];
+    int count, room;              // texts, and texts that fit
+    char (*text)[TASK_TEXT_MAX];  // (room)
 } prompt_list;
 
 // The first `most` held-out prompts that differ, in the order of their numbers; fewer where the
 // task has no more, as far as draws can tell. Free with prompt_list_free.
 prompt_list task_held_out_prompts(const task* t, uint64_t seed, int most);
+// Copies the text to the end of the list, which may move.
 void prompt_list_add(prompt_list* list, const char* text);
 void prompt_list_free(prompt_list* list);
 
