@@ -23,16 +23,19 @@
 // ---------------------------------------------------------------------------------------------
 // The step
 
-// The prompts of this step: drawn from the task, or the next ones of the sanity protocol's list.
+// The prompts of this step: the source's, or the next ones of the sanity protocol's list.
 static void draw_prompts(run* r) {
     const settings* s = r->settings;
     rollout* d = r->data;
     d->prompts = s->prompts;
     d->group = s->group;
-    if (r->sanity.count)
-        rollout_listed_prompts(d, &r->sanity, (int64_t)r->state.step * s->prompts);
-    else
-        rollout_training_prompts(d, &r->task, s->seed, r->state.step);
+    if (r->sanity.count) {
+        rollout_ask(d, &r->tokenizer, &r->sanity, (int64_t)r->state.step * s->prompts);
+    } else {
+        problem_list_clear(&r->asked);
+        source_training(&r->source, s->seed, r->state.step, s->prompts, &r->asked);
+        rollout_ask(d, &r->tokenizer, &r->asked, 0);
+    }
 }
 
 // A group of completions for each prompt, by the sampler with its own copy of the weights, which may
@@ -55,7 +58,7 @@ static void sample(run* r, step_report* found) {
 }
 
 static void verify(run* r, step_report* found) {
-    rollout_verify(r->data, &r->task);
+    rollout_judge(r->data, &r->source);
     found->reward = rollout_summarize(r->data);
     report_rollout(r, found);
 }

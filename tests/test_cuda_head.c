@@ -412,7 +412,7 @@ static const char* sampler_text(const sampler_case* c) {
 static void state_at(slots* t, int* at, int vocabulary) {
     int n = t->count, words = words_of(vocabulary);
     slot_state s = slot_state_at(at, n, MAX_NEW, words);
-    s.end_token = vocabulary - 1;
+    s.ends = (end_set){1, {vocabulary - 1}};
     s.first = t->s.first;
     t->s = s;
 }

@@ -2,7 +2,7 @@
 // values, and whole evaluations with verifiers whose verdict is known.
 #include "run/evaluate.h"
 #include "small_model.h"
-#include "text/tokenizer.h"
+#include "text/alphabet.h"
 
 // ---------------------------------------------------------------------------------------------
 // pass@k
@@ -36,12 +36,14 @@ static void test_pass_at_k(void) {
 // Texts and summaries
 
 static void put_response(rollout* d, int s, const char* text, float reward) {
-    d->start[s + 1] = d->start[s] + tokenizer_encode(text, d->token + d->start[s], d->max_new);
+    d->start[s + 1] = d->start[s] + alphabet_encode(text, d->token + d->start[s], d->max_new);
     d->reward[s] = reward;
 }
 
 static void test_summary(void) {
     rollout* d = rollout_create(8, 12, 10, 0);
+    tokenizer characters = tokenizer_characters();
+    d->tokenizer = &characters;
     d->prompts = 3;
     d->group = 2;
     d->sequences = 6;
@@ -69,37 +71,50 @@ static void test_summary(void) {
     rollout_free(d);
 }
 
+// The text of a sequence's prompt tokens.
+static char* asked_text(const rollout* d, int s) {
+    int p = s / d->group;
+    return tokenizer_text(d->tokenizer, d->prompt + p * d->max_prompt, (size_t)d->prompt_length[p]);
+}
+
 static void test_texts(void) {
     rollout* d = rollout_create(8, 12, 10, 0);
-    task t = task_open("chain");
+    source from = source_open("chain");
+    tokenizer characters = tokenizer_characters();
+    problem_list list = {0};
     char text[TASK_TEXT_MAX];
     d->prompts = 4;
     d->group = 2;
     d->sequences = 8;
-    rollout_training_prompts(d, &t, 7, 3);
+    source_training(&from, 7, 3, 4, &list);
+    rollout_ask(d, &characters, &list, 0);
     for (int s = 0; s < 8; s++) {
-        char* prompt = rollout_prompt_text(d, s);
-        task_training_prompt(&t, 7, 3, (uint32_t)(s / 2), text);
+        char* prompt = asked_text(d, s);
+        task_training_prompt(&from.task, 7, 3, (uint32_t)(s / 2), text);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
         free(prompt);
     }
-    prompt_list list = task_held_out_prompts(&t, 7, 3);
-    rollout_listed_prompts(d, &list, 1);
+    problem_list_free(&list);
+    list = source_held_out(&from, 7, 3);
+    rollout_ask(d, &characters, &list, 1);
     for (int s = 0; s < 8; s++) {
-        char* prompt = rollout_prompt_text(d, s);
-        strcpy(text, list.text[(1 + s / 2) % 3]);
+        char* prompt = asked_text(d, s);
+        strcpy(text, list.item[(1 + s / 2) % 3].prompt);
         CHECK(!strcmp(prompt, text), "sequence %d has the prompt %s, not %s", s, prompt, text);
+        CHECK(!strcmp(rollout_problem(d, s)->prompt, text), "sequence %d is asked something else",
+              s);
         CHECK(task_is_held_out(prompt), "%s is a training prompt", prompt);
-        t.solution(&t, prompt, text);
+        from.task.solution(&from.task, prompt, text);
         put_response(d, s, strchr(text, '\n') - 2, 0);  // the value alone
         if (s == 5) d->start[s + 1]--;                  // without its end
         char* response = rollout_response_text(d, s);
         CHECK((int)strlen(response) == (s == 5 ? 2 : 3), "the response is \"%s\"", response);
+        CHECK(rollout_ended(d, s) == (s != 5), "sequence %d and its end", s);
         free(response);
         free(prompt);
     }
-    prompt_list_free(&list);
-    rollout_verify(d, &t);
+    problem_list_free(&list);
+    rollout_judge(d, &from);
     for (int s = 0; s < 8; s++) CHECK(d->reward[s] == (s != 5), "reward %d: %g", s, d->reward[s]);
     rollout_free(d);
 }
@@ -144,22 +159,25 @@ typedef struct bench {
     backend* b;
     sampler* sampler;
     rollout* d;
-    task t;
-    prompt_list list;
+    source from;
+    tokenizer tokenizer;
+    problem_list list;
 } bench;
 
 enum { MAX_NEW = 12, CAPACITY = 64 };
 
 static bench open_bench(int slots, int capacity) {
-    const model c = model_gpt2(32, tokenizer_size(), 1, 2, 16);
-    bench e = {.b = cpu_open(1, "auto"), .t = task_open("chain")};
+    const model c = model_gpt2(32, alphabet_size(), 1, 2, 16);
+    bench e = {.b = cpu_open(1, "auto"),
+               .from = source_open("chain"),
+               .tokenizer = tokenizer_characters()};
     float* parameters = random_parameters(&c, 3, 0.3);
     size_t bytes = c.parameters * sizeof(float);
     float* weights = to_device(e.b, parameters, bytes);
     e.sampler = sampler_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
-                               slots, e.t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
-    e.d = rollout_create(capacity, e.t.max_prompt, MAX_NEW, 0);
-    e.list = task_held_out_prompts(&e.t, 7, 100);
+                               slots, e.from.max_prompt, MAX_NEW, capacity, 0, e.tokenizer.ends);
+    e.d = rollout_create(capacity, e.from.max_prompt, MAX_NEW, 0);
+    e.list = source_held_out(&e.from, 7, 100);
     sampler_sync(e.sampler, weights);
     e.b->release(e.b, weights, bytes);
     free(parameters);
@@ -167,7 +185,7 @@ static bench open_bench(int slots, int capacity) {
 }
 
 static void close_bench(bench* e) {
-    prompt_list_free(&e->list);
+    problem_list_free(&e->list);
     rollout_free(e->d);
     sampler_free(e->sampler);
     cpu_close(e->b);
@@ -187,20 +205,22 @@ static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
     bench e = open_bench(slots, capacity);
     evaluate_config with = *c;
     with.list = &e.list;
-    e.t.verify = verify;
+    with.tokenizer = &e.tokenizer;
+    e.from.task.verify = verify;
     memset(&seen, 0, sizeof seen);
-    evaluation found = evaluate_run(e.sampler, e.d, &e.t, &with);
+    evaluation found = evaluate_run(e.sampler, e.d, &e.from, &with);
     close_bench(&e);
     return found;
 }
 
 static void test_known_verdicts(void) {
     evaluate_config c = usual_config();
-    task chain = task_open("chain");
-    prompt_list list = task_held_out_prompts(&chain, c.how.seed, c.prompts);
+    source chain = source_open("chain");
+    problem_list list = source_held_out(&chain, c.how.seed, c.prompts);
     double odd = 0;
-    for (int i = 0; i < c.prompts; i++) odd += (list.text[i][0] - '0') % 2 / (double)c.prompts;
-    prompt_list_free(&list);
+    for (int i = 0; i < c.prompts; i++)
+        odd += (list.item[i].prompt[0] - '0') % 2 / (double)c.prompts;
+    problem_list_free(&list);
     evaluation e = evaluated(16, CAPACITY, &c, always);
     CHECK(e.greedy == 1 && e.pass1 == 1 && e.passk == 1, "all are right");
     // Each prompt greedily, and each sample; 100 prompts do not divide by what fits at once.
@@ -228,7 +248,7 @@ static void test_samples(void) {
     sampling how = c.how;
     again.d->prompts = c.prompts;
     again.d->group = c.samples;
-    rollout_listed_prompts(again.d, &again.list, 0);
+    rollout_ask(again.d, &again.tokenizer, &again.list, 0);
     sampler_begin(again.sampler, again.d, &how);
     while (sampler_step(again.sampler)) {
     }
@@ -284,13 +304,14 @@ static int note_length(const task* t, const char* prompt, const char* response) 
 static void test_batches_differ(void) {
     enum { SAMPLES = 6, PROMPTS = 40 };
     bench e = open_bench(SAMPLES, SAMPLES);
-    e.list.count = 1;
-    e.t.verify = note_length;
+    while (e.list.count > 1) free((void*)e.list.item[--e.list.count].prompt);
+    e.from.task.verify = note_length;
     evaluate_config c = usual_config();
     c.prompts = PROMPTS;
     c.list = &e.list;
+    c.tokenizer = &e.tokenizer;
     memset(&seen, 0, sizeof seen);
-    evaluate_run(e.sampler, e.d, &e.t, &c);
+    evaluate_run(e.sampler, e.d, &e.from, &c);
     const int* samples = lengths + PROMPTS;  // the greedy answers come first
     int greedy = 0, repeated = 0;
     for (int p = 1; p < PROMPTS; p++) {

@@ -318,7 +318,7 @@ static slots slots_new(int rows, int vocabulary) {
     slots t = {.count = n, .all = vector_new(n * (5 + MAX_NEW * (3 + words)))};
     memset(t.all.data, 0, t.all.cols * sizeof(float));
     t.s = state_at(t.all.data, n, words);
-    t.s.end_token = vocabulary - 1;
+    t.s.ends = (end_set){2, {vocabulary - 1, vocabulary - 2}};
     t.s.first = 4000000000u;
     t.row_slot = ints_new(rows);
     for (int i = 0; i < n; i++) {
@@ -336,7 +336,7 @@ static slots slots_copy(const slots* from) {
     slots t = *from;
     t.all = matrix_copy(from->all);
     t.s = state_at(t.all.data, t.count, from->s.nucleus_words);
-    t.s.end_token = from->s.end_token;
+    t.s.ends = from->s.ends;
     return t;
 }
 
@@ -522,7 +522,7 @@ static void check_slots(backend* b) {
         int left = before.s.left[i], position = before.s.position[i];
         if (drawn) {
             token = t.s.out_token[sequence * MAX_NEW + length];
-            int end = token == t.s.end_token;
+            int end = end_set_has(&t.s.ends, token);
             left -= !end;
             position = end || left == 0 ? -1 : position + 1;
             ended += end;
@@ -679,7 +679,7 @@ static void check_frequencies(backend* b) {
         int mark = array_count, drawn[TOKENS] = {0}, kept[TOKENS];
         same_rows s = same_rows_new(b, ROWS, TOKENS);
         double p[TOKENS], total = 0, square = 0;
-        s.t.s.end_token = -1;
+        s.t.s.ends.count = 0;
         for (int step = 0; step < MAX_NEW; step++)
             b->sample(b, &s.t.s, s.x, s.t.row_slot, ROWS, s.p, &FORMAT_FP32, &hows[m]);
         for (int i = 1; i <= ROWS; i++)

@@ -14,7 +14,7 @@
 #include "model/safetensors.h"
 #include "refusal.h"
 #include "small_model.h"
-#include "text/tokenizer.h"
+#include "text/alphabet.h"
 
 #define WORDS (const char* [REFUSAL_WORDS])
 
@@ -128,7 +128,7 @@ static void make_models(void) {
     wide.hidden = 3;
     models[WIDE] = model_of(&GPT2_FAMILY, wide);
     shape tasks = llama;  // the tokenizer's vocabulary
-    tasks.vocab = tokenizer_size();
+    tasks.vocab = alphabet_size();
     models[TASKS] = model_of(&LLAMA_FAMILY, tasks);
 }
 

@@ -16,7 +16,8 @@ typedef struct setup {
     model c;
     precision p;
     const format* kv;  // NULL: as the precision stores
-    int slots, prompts, group, max_new, end_token;
+    int slots, prompts, group, max_new;
+    end_set ends;
     int prompt_length[PROMPTS_MAX];
     sampling how;
 } setup;
@@ -50,7 +51,7 @@ static sampler* make_rollout(backend* b, const setup* s, const float* parameters
     int words = filtered(s) ? (s->c.shape.vocab + 31) / 32 : 0;
     sampler* r =
         sampler_create(b, &s->c, s->p, s->kv ? s->kv : s->p.store, s->slots, max_prompt_of(s),
-                       s->max_new, s->prompts * s->group, words, s->end_token);
+                       s->max_new, s->prompts * s->group, words, s->ends);
     size_t bytes = s->c.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
     sampler_sync(r, weights);
@@ -121,7 +122,7 @@ static setup long_setup(const format* dtype) {
                    .prompts = 2,
                    .group = 2,
                    .max_new = 560,
-                   .end_token = -1,
+                   .ends = {0},
                    .prompt_length = {37, 16},
                    .how = plain_sampling()};
 }
@@ -316,7 +317,7 @@ static setup mixed_setup(void) {
                    .prompts = 10,
                    .group = 5,
                    .max_new = 40,
-                   .end_token = 0,
+                   .ends = {1, {0}},
                    .prompt_length = {1, 16, 37, 5, 32, 33, 17, 15, 10, 48},
                    .how = plain_sampling()};
 }
@@ -349,15 +350,15 @@ static void check_same_batch(const rollout* a, const rollout* b, const char* wha
 }
 
 // Every completion ends with the end token or at the limit, and nowhere before.
-static void check_lengths(const rollout* d, int end_token, int* ended) {
+static void check_lengths(const rollout* d, end_set ends, int* ended) {
     for (int s = 0; s < d->sequences; s++) {
         int n = rollout_length(d, s), early = 0;
         const int* token = d->token + d->start[s];
         CHECK(n >= 1 && n <= d->max_new, "sequence %d has %d tokens", s, n);
-        for (int i = 0; i + 1 < n; i++) early += token[i] == end_token;
+        for (int i = 0; i + 1 < n; i++) early += end_set_has(&ends, token[i]);
         CHECK(early == 0, "sequence %d goes on after its end", s);
-        CHECK(token[n - 1] == end_token || n == d->max_new, "sequence %d stops at %d", s, n);
-        *ended += token[n - 1] == end_token;
+        CHECK(end_set_has(&ends, token[n - 1]) || n == d->max_new, "sequence %d stops at %d", s, n);
+        *ended += end_set_has(&ends, token[n - 1]);
     }
 }
 
@@ -373,7 +374,7 @@ static void test_bits(void) {
         float* parameters = random_parameters(&s.c, 1, 0.2);
         rollout* expected = sampled(device[0], &s, parameters, NULL);
         int ended = 0;
-        check_lengths(expected, s.end_token, &ended);
+        check_lengths(expected, s.ends, &ended);
         CHECK(ended > 5 && ended < 45, "%d of 50 completions end by themselves", ended);
         for (int i = 0; i < 3; i++)
             for (int d = 0; d < devices; d++) {
@@ -582,7 +583,7 @@ static void test_shared_pages(void) {
         sampler_stats stats;
         s.prompts = 2;
         s.group = 8;
-        s.end_token = -1;
+        s.ends.count = 0;
         s.max_new = 9;
         memcpy(s.prompt_length, cases[i].length, sizeof cases[i].length);
         rollout* d = spied(b, &s, &stats);
@@ -625,7 +626,7 @@ static void test_pages_suffice(void) {
     s.prompt_length[0] = 5;
     s.group = 5;
     s.max_new = 40;
-    s.end_token = -1;
+    s.ends.count = 0;
     s.slots = 2;
     rollout* d = spied(b, &s, NULL);
     CHECK(spy.conflicts == 0, "%lld places have two owners", (long long)spy.conflicts);
@@ -641,7 +642,7 @@ static void test_pages_suffice(void) {
         s.prompts = 1 + (int)rng_below(&r, 8);
         s.group = 1 + (int)rng_below(&r, 6);
         s.max_new = 1 + (int)rng_below(&r, 40);
-        s.end_token = (int)rng_below(&r, 2) - 1;
+        s.ends = (end_set){(int)rng_below(&r, 2), {0}};
         for (int p = 0; p < s.prompts; p++) s.prompt_length[p] = 1 + (int)rng_below(&r, 40);
         s.slots = 1 + (int)rng_below(&r, 7);
         d = spied(b, &s, NULL);
@@ -722,7 +723,7 @@ static setup one_token_setup(int draws) {
                    .prompts = 1,
                    .group = draws,
                    .max_new = 1,
-                   .end_token = -1,
+                   .ends = {0},
                    .prompt_length = {5},
                    .how = plain_sampling()};
 }

@@ -3,7 +3,7 @@
 #include "refusal.h"
 #include "run/sanity.h"
 #include "small_model.h"
-#include "text/tokenizer.h"
+#include "text/alphabet.h"
 
 enum { MAX_NEW = 8, TRIED = 60 };
 
@@ -48,7 +48,7 @@ static void one_of_ten(const task* t, rng* r, char prompt[TASK_TEXT_MAX]) {
     snprintf(prompt, TASK_TEXT_MAX, "%u+1+1+1+1:", (unsigned)rng_below(r, 10));
 }
 
-static void (*problem)(const task*, rng*, char[TASK_TEXT_MAX]);  // NULL: the task's own
+static void (*drawn_problem)(const task*, rng*, char[TASK_TEXT_MAX]);  // NULL: the task's own
 
 typedef int (*verifier)(const task*, const char*, const char*);
 
@@ -57,20 +57,21 @@ static sanity_config usual_config(void) {
 }
 
 static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
-    const model small = model_gpt2(32, tokenizer_size(), 1, 2, 16);
+    const model small = model_gpt2(32, alphabet_size(), 1, 2, 16);
     backend* b = cpu_open(1, "auto");
-    task t = task_open("chain");
-    t.verify = verify;
-    if (problem) t.problem = problem;
+    source from = source_open("chain");
+    tokenizer characters = tokenizer_characters();
+    from.task.verify = verify;
+    if (drawn_problem) from.task.problem = drawn_problem;
     float* parameters = random_parameters(&small, 3, 0.3);
     size_t bytes = small.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
     sampler* s = sampler_create(b, &small, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
-                                slots, t.max_prompt, MAX_NEW, capacity, 0, tokenizer_end());
-    rollout* d = rollout_create(capacity, t.max_prompt, MAX_NEW, 0);
+                                slots, from.max_prompt, MAX_NEW, capacity, 0, characters.ends);
+    rollout* d = rollout_create(capacity, from.max_prompt, MAX_NEW, 0);
     sampler_sync(s, weights);
     memset(&seen, 0, sizeof seen);
-    sanity_result result = sanity_select(s, d, &t, c);
+    sanity_result result = sanity_select(s, d, &from, &characters, c);
     b->release(b, weights, bytes);
     free(parameters);
     rollout_free(d);
@@ -79,9 +80,9 @@ static sanity_result selected(verifier verify, const sanity_config* c, int slots
     return result;
 }
 
-static int same_list(const prompt_list* a, const prompt_list* b) {
+static int same_list(const problem_list* a, const problem_list* b) {
     int same = a->count == b->count;
-    for (int i = 0; same && i < a->count; i++) same = !strcmp(a->text[i], b->text[i]);
+    for (int i = 0; same && i < a->count; i++) same = !strcmp(a->item[i].prompt, b->item[i].prompt);
     return same;
 }
 
@@ -93,8 +94,8 @@ static void test_shares(void) {
     CHECK(even.tried == TRIED && even.kept.count > 10 && even.kept.count < 50, "%d of %d kept",
           even.kept.count, even.tried);
     for (int i = 0; i < even.kept.count; i++)
-        CHECK((even.kept.text[i][0] - '0') % 2 == 0, "%s was solved 7 of 8 times",
-              even.kept.text[i]);
+        CHECK((even.kept.item[i].prompt[0] - '0') % 2 == 0, "%s was solved 7 of 8 times",
+              even.kept.item[i].prompt);
     CHECK_NEAR(even.solved, (even.kept.count * 2 + (TRIED - even.kept.count) * 7) / 8.0 / TRIED,
                1e-15, "mean share");
     c.low = 0.25, c.high = 0.875;  // both ends are in
@@ -102,13 +103,14 @@ static void test_shares(void) {
     CHECK(all.kept.count == TRIED, "%d kept", all.kept.count);
     for (int i = 0; i < TRIED; i++)
         for (int j = 0; j < i; j++)
-            CHECK(strcmp(all.kept.text[i], all.kept.text[j]), "%s twice", all.kept.text[i]);
+            CHECK(strcmp(all.kept.item[i].prompt, all.kept.item[j].prompt), "%s twice",
+                  all.kept.item[i].prompt);
     c.low = 0.26;
     sanity_result odd = selected(by_prompt, &c, 64, SANITY_SAMPLES_MAX);
     CHECK(odd.kept.count + even.kept.count == TRIED, "every prompt is on one side");
-    free(even.kept.text);
-    free(all.kept.text);
-    free(odd.kept.text);
+    problem_list_free(&even.kept);
+    problem_list_free(&all.kept);
+    problem_list_free(&odd.kept);
 }
 
 static void test_independence(void) {
@@ -120,9 +122,9 @@ static void test_independence(void) {
     other.how.seed = 8;
     sanity_result d = selected(by_response, &other, 64, SANITY_SAMPLES_MAX);
     CHECK(!same_list(&a.kept, &d.kept), "another seed, other prompts");
-    free(a.kept.text);
-    free(b.kept.text);
-    free(d.kept.text);
+    problem_list_free(&a.kept);
+    problem_list_free(&b.kept);
+    problem_list_free(&d.kept);
 }
 
 // Of a small task every training prompt is tried, once, even where as many draws do not find all.
@@ -134,21 +136,22 @@ static void test_small_task(void) {
         snprintf(prompt, sizeof prompt, "%d+1+1+1+1:", i);
         training += !task_is_held_out(prompt);
     }
-    problem = one_of_ten;
+    drawn_problem = one_of_ten;
     sanity_result all = selected(recorded, &c, 64, SANITY_SAMPLES_MAX);
-    problem = NULL;
+    drawn_problem = NULL;
     CHECK(all.tried == training && all.kept.count == training, "%d tried, %d kept, of %d",
           all.tried, all.kept.count, training);
     for (int i = 0; i < all.kept.count; i++)
         for (int j = 0; j < i; j++)
-            CHECK(strcmp(all.kept.text[i], all.kept.text[j]), "%s twice", all.kept.text[i]);
+            CHECK(strcmp(all.kept.item[i].prompt, all.kept.item[j].prompt), "%s twice",
+                  all.kept.item[i].prompt);
     c.prompts = training;
-    problem = one_of_ten;
+    drawn_problem = one_of_ten;
     sanity_result few = selected(recorded, &c, 64, SANITY_SAMPLES_MAX);
-    problem = NULL;
+    drawn_problem = NULL;
     CHECK(few.tried == training, "%d of %d prompts were found", few.tried, training);
-    free(few.kept.text);
-    free(all.kept.text);
+    problem_list_free(&few.kept);
+    problem_list_free(&all.kept);
 }
 
 // The prompts are those of a step that no run reaches. The draws have a stream of their own, and
@@ -169,9 +172,9 @@ static void test_keys(void) {
         random_at(random, c.how.seed, STREAM_SANITY, 0, (uint32_t)i,
                   (uint32_t)strlen(drawn.prompt[i]));
         uint64_t u = (uint64_t)random[0] << 32 | random[1];
-        int token = (int)((unsigned __int128)u * (unsigned)tokenizer_size() >> 64);
+        int token = (int)((unsigned __int128)u * (unsigned)alphabet_size() >> 64);
         char expected[2];
-        tokenizer_decode(&token, 1, expected);
+        alphabet_decode(&token, 1, expected);
         wrong += drawn.first[i] != expected[0];
     }
     CHECK(seen.asked == PROMPTS * SAMPLES && wrong == 0, "%d of %d first tokens are others", wrong,
@@ -185,20 +188,21 @@ static void test_keys(void) {
         training += !strcmp(drawn.prompt[p * SAMPLES], prompt);
     }
     CHECK(training < 2, "%d of %d prompts are those of the first step", training, PROMPTS);
-    free(all.kept.text);
+    problem_list_free(&all.kept);
 }
 
 static void test_list(void) {
-    task t = task_open("chain");
-    char text[3][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:", "2+2+2+2+2:"};
-    prompt_list list = {3, 3, text};
-    rollout* d = rollout_create(5, t.max_prompt, MAX_NEW, 0);
+    problem three[] = {
+        {.prompt = "7+8+1-8-5:"}, {.prompt = "1+1+1+1+1:"}, {.prompt = "2+2+2+2+2:"}};
+    problem_list list = {three, 3, 3};
+    tokenizer characters = tokenizer_characters();
+    rollout* d = rollout_create(5, 10, MAX_NEW, 0);
     d->prompts = 5;
     d->group = 1;
-    rollout_listed_prompts(d, &list, 3000000001);  // 3000000001 = 1 modulo 3
+    rollout_ask(d, &characters, &list, 3000000001);  // 3000000001 = 1 modulo 3
     for (int p = 0; p < 5; p++) {
-        char* prompt = rollout_prompt_text(d, p);
-        CHECK(!strcmp(prompt, text[(p + 1) % 3]), "prompt %d is %s", p, prompt);
+        char* prompt = tokenizer_text(&characters, d->prompt + p * 10, 10);
+        CHECK(!strcmp(prompt, three[(p + 1) % 3].prompt), "prompt %d is %s", p, prompt);
         free(prompt);
     }
     rollout_free(d);
@@ -207,17 +211,17 @@ static void test_list(void) {
 static char path[] = "/tmp/test_sanity.XXXXXX";
 
 static void test_file(void) {
-    task t = task_open("chain");
-    char text[2][TASK_TEXT_MAX] = {"7+8+1-8-5:", "1+1+1+1+1:"};
-    prompt_list list = {2, 2, text};
+    source t = source_open("chain");
+    problem two[] = {{.prompt = "7+8+1-8-5:"}, {.prompt = "1+1+1+1+1:"}};
+    problem_list list = {two, 2, 2};
     uint64_t checksum = sanity_write(&list, path);
-    prompt_list back = sanity_read(&t, path, checksum);
+    problem_list back = sanity_read(&t, path, checksum);
     CHECK(same_list(&list, &back), "what was written is read");
-    free(back.text);
+    problem_list_free(&back);
 }
 
 static void refuse_read(const void* contents) {
-    task t = task_open("chain");
+    source t = source_open("chain");
     FILE* f = fopen(path, "w");
     if (!f || fputs(contents, f) < 0 || fclose(f)) exit(3);
     sanity_read(&t, path, hash_text(contents));
@@ -225,7 +229,7 @@ static void refuse_read(const void* contents) {
 
 // Lines that are prompts, but not all that were written; or a zero byte after them.
 static void refuse_altered(const void* bytes) {
-    task t = task_open("chain");
+    source t = source_open("chain");
     const char contents[] = "7+8+1-8-5:\n\0nothing";
     FILE* f = fopen(path, "w");
     if (!f || !fwrite(contents, *(const size_t*)bytes, 1, f) || fclose(f)) exit(3);
@@ -234,7 +238,7 @@ static void refuse_altered(const void* bytes) {
 
 static void refuse_missing(const void* unused) {
     (void)unused;
-    task t = task_open("chain");
+    source t = source_open("chain");
     sanity_read(&t, "/nowhere/prompts", 0);
 }
 

@@ -6,8 +6,8 @@
 #include <ctype.h>
 
 #include "refusal.h"
+#include "text/alphabet.h"
 #include "text/task.h"
-#include "text/tokenizer.h"
 
 static void check_share(int count, int n, double p, const char* what) {
     CHECK_NEAR(count, n * p, 5 * sqrt(n * p * (1 - p)), what);
@@ -496,13 +496,13 @@ static void test_solutions(void) {
             bad += !s->oracle(prompt, response);
             if (i > 0) bad += t.verify(&t, other, response) != s->oracle(other, response);
             strcpy(other, prompt);
-            int n = tokenizer_encode(prompt, tokens, TASK_TEXT_MAX);
-            int m = tokenizer_encode(response, tokens, TASK_TEXT_MAX);
+            int n = alphabet_encode(prompt, tokens, TASK_TEXT_MAX);
+            int m = alphabet_encode(response, tokens, TASK_TEXT_MAX);
             longest_prompt = n > longest_prompt ? n : longest_prompt;
             longest = m > longest ? m : longest;
             t.example(&t, &r, prompt, response);
             bad += t.verify(&t, prompt, response) != s->oracle(prompt, response);
-            m = tokenizer_encode(response, tokens, TASK_TEXT_MAX);
+            m = alphabet_encode(response, tokens, TASK_TEXT_MAX);
             longest = m > longest ? m : longest;
         }
         CHECK(bad == 0, "%s: %d of 10000 problems, e.g. \"%s\"", s->spec, bad, prompt);
@@ -660,40 +660,6 @@ static void test_held_out_share(void) {
             check_share(both, 1000, 1.0 / 64, "pairs of prompts that are both held out");
         }
     }
-}
-
-// The prompts of an evaluation differ; they are the first ones by number; a task that has fewer
-// gives all that many draws find.
-static void test_held_out_lists(void) {
-    enum { WANTED = 3000, DRAWS = 200000, WIDTH = 32 };
-    static const char* const specs[] = {"chain", "add:digits=2", "chain:operands=2",
-                                        "countdown:numbers=2,largest=2"};
-    static const int all[] = {1, 0, 0, 0};  // whether there are as many as are wanted
-    char(*drawn)[WIDTH] = xalloc(DRAWS, WIDTH, "prompts");
-    for (int k = 0; k < COUNT(specs); k++) {
-        task t = task_open(specs[k]);
-        prompt_list list = task_held_out_prompts(&t, 4, WANTED);
-        text prompt;
-        int distinct = 1, order = 0;
-        for (uint32_t i = 0; i < DRAWS; i++) {
-            task_held_out_prompt(&t, 4, i, prompt);
-            strcpy(drawn[i], prompt);
-            if (order < list.count && !strcmp(list.text[order], prompt)) order++;
-        }
-        qsort(drawn, DRAWS, WIDTH, compare_texts);
-        for (int i = 1; i < DRAWS; i++) distinct += strcmp(drawn[i], drawn[i - 1]) != 0;
-        CHECK(list.count == (all[k] ? WANTED : distinct), "%s: %d prompts, %d by many draws",
-              specs[k], list.count, distinct);
-        CHECK(order == list.count, "%s: prompt %d of the list is out of order", specs[k], order);
-        qsort(list.text, (size_t)list.count, TASK_TEXT_MAX, compare_texts);
-        for (int i = 1; i < list.count; i++)
-            CHECK(strcmp(list.text[i], list.text[i - 1]), "%s: %s twice", specs[k], list.text[i]);
-        prompt_list few = task_held_out_prompts(&t, 4, 1);
-        CHECK(few.count == 1, "%s: %d prompts, not one", specs[k], few.count);
-        prompt_list_free(&few);
-        prompt_list_free(&list);
-    }
-    free(drawn);
 }
 
 static void test_reproducible(void) {
@@ -1092,7 +1058,6 @@ int main(void) {
     test_fuzz();
     test_sets_are_disjoint();
     test_held_out_share();
-    test_held_out_lists();
     test_reproducible();
     test_chain_corpus();
     test_chain_problems();

@@ -542,8 +542,7 @@ static void bench_caches(bench* d) {
                            .out_token = array_new(places * sizeof(int)),
                            .out_logp = array_new(places * sizeof(float)),
                            .out_entropy = array_new(places * sizeof(float)),
-                           .max_new = d->new_max,
-                           .end_token = -1};
+                           .max_new = d->new_max};
 }
 
 static float* floats_new(size_t n, float scale) {

@@ -26,7 +26,7 @@
 #include "model/llmc_file.h"
 #include "rl/sampler.h"
 #include "rl/trainer.h"
-#include "text/tokenizer.h"
+#include "text/source.h"
 
 static const char USAGE[] =
     "usage: mismatch [--sampler OLDER.bin] [--tokens OTHER.bin] MODEL.bin TASK PROMPTS GROUP "
@@ -38,7 +38,8 @@ typedef struct setup {
     backend* b;
     model model;
     float *drawer, *sampler, *trainer;  // parameters; one array where they are the same model's
-    task task;
+    source from;
+    tokenizer tokenizer;
     int prompts, group, max_new;
 } setup;
 
@@ -65,9 +66,9 @@ static precision precision_named(const char* name, size_t length, const char* pa
 static rollout* sample(const setup* s, precision p) {
     sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = SEED, .stream = STREAM_EVALUATE};
     int capacity = s->prompts * s->group;
-    rollout* d = rollout_create(capacity, s->task.max_prompt, s->max_new, 0);
+    rollout* d = rollout_create(capacity, s->from.max_prompt, s->max_new, 0);
     sampler* r = sampler_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
-                                s->task.max_prompt, s->max_new, capacity, 0, tokenizer_end());
+                                s->from.max_prompt, s->max_new, capacity, 0, s->tokenizer.ends);
     size_t bytes = sizeof(float);
     bytes *= s->model.parameters;
     float* parameters = s->b->alloc(s->b, bytes, "parameters");
@@ -76,9 +77,9 @@ static rollout* sample(const setup* s, precision p) {
     s->b->release(s->b, parameters, bytes);
     d->prompts = s->prompts;
     d->group = s->group;
-    prompt_list prompts = task_held_out_prompts(&s->task, SEED, s->prompts);
-    rollout_listed_prompts(d, &prompts, 0);
-    prompt_list_free(&prompts);
+    problem_list prompts = source_held_out(&s->from, SEED, s->prompts);
+    rollout_ask(d, &s->tokenizer, &prompts, 0);
+    problem_list_free(&prompts);
     sampler_run(r, d, &how);
     sampler_free(r);
     return d;
@@ -164,9 +165,9 @@ static float* read_other(const setup* s, const char* file, const char* other) {
 static void read_models(setup* s, const char* file, const char* sampler_file,
                         const char* tokens_file) {
     s->model = llmc_file_read(file, &s->trainer);
-    if (s->model.shape.vocab < tokenizer_size())
+    if (s->model.shape.vocab < tokenizer_size(&s->tokenizer))
         fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
-              file, s->model.shape.vocab, tokenizer_size());
+              file, s->model.shape.vocab, tokenizer_size(&s->tokenizer));
     s->sampler = sampler_file ? read_other(s, file, sampler_file) : s->trainer;
     s->drawer = tokens_file ? read_other(s, file, tokens_file) : s->sampler;
 }
@@ -191,14 +192,16 @@ int main(int argc, char** argv) {
         fprintf(stderr, "%s\n", USAGE);
         return 1;
     }
-    setup s = {.b = cpu_open(0, "auto"), .task = task_open(argv[2])};
+    setup s = {.b = cpu_open(0, "auto"),
+               .from = source_open(argv[2]),
+               .tokenizer = tokenizer_characters()};
     read_models(&s, argv[1], sampler_file, tokens_file);
     s.prompts = number(argv[3], "PROMPTS");
     s.group = number(argv[4], "GROUP");
-    s.max_new = s.task.max_response + 2;
-    if (s.task.max_prompt + s.max_new > s.model.shape.context)
+    s.max_new = s.from.max_response + 2;
+    if (s.from.max_prompt + s.max_new > s.model.shape.context)
         fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
-              s.task.max_prompt, s.max_new, s.model.shape.context);
+              s.from.max_prompt, s.max_new, s.model.shape.context);
     for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
     free_models(&s);
     cpu_close(s.b);

@@ -5,6 +5,7 @@
 #define LLMC_BACKEND_H
 
 #include "../base/common.h"
+#include "../base/end_set.h"
 #include "../base/numerics.h"
 
 LLMC_BEGIN
@@ -95,7 +96,7 @@ typedef struct slot_state {
     float* out_entropy;     // (sequences, max_new)
     uint32_t* out_nucleus;  // (sequences, max_new, nucleus_words), or NULL
     int max_new, nucleus_words;
-    int end_token;
+    end_set ends;
     uint32_t first;   // what sequence 0 is called where draws are keyed by sequences
     candidates best;  // rows: (sequences, max_new); of the distribution that was drawn from
 } slot_state;

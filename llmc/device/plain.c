@@ -836,7 +836,7 @@ static void advance(const slot_state* s, int slot, int token, float logp, float 
         memcpy(s->out_nucleus + at * s->nucleus_words, nucleus, s->nucleus_words * sizeof *nucleus);
     s->token[slot] = token;
     s->position[slot]++;
-    if (token == s->end_token || --s->left[slot] == 0) s->position[slot] = -1;
+    if (end_set_has(&s->ends, token) || --s->left[slot] == 0) s->position[slot] = -1;
 }
 
 // Draws the next token of a slot from its logits.

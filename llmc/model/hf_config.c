@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "../base/json.h"
-#include "../text/tokenizer.h"
+#include "../text/alphabet.h"
 
 enum { CONFIG_MOST = 1 << 20 };  // bytes
 
@@ -397,8 +397,8 @@ char* hf_config_text(const model* m, const format* how) {
     // generate() stops at its end token. Others are not known here. Without the keys a Llama would
     // get 1 and 2.
     fprintf(f, "  \"bos_token_id\": null,\n  \"eos_token_id\": ");
-    if (s->vocab == tokenizer_size())
-        fprintf(f, "%d,\n", tokenizer_end());
+    if (s->vocab == alphabet_size())
+        fprintf(f, "%d,\n", alphabet_end());
     else
         fprintf(f, "null,\n");
     fprintf(f, "  \"dtype\": \"%s\",\n  \"torch_dtype\": \"%s\",\n", type, type);

@@ -4,8 +4,6 @@
 #include <math.h>  // sqrt
 #include <stdlib.h>
 
-#include "../text/tokenizer.h"
-
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words) {
     rollout* d = xalloc(1, sizeof *d, "a rollout");
     size_t n = (size_t)capacity, tokens = n * max_new;
@@ -38,6 +36,7 @@ void rollout_add_candidates(rollout* d, int count) {
 }
 
 void rollout_free(rollout* d) {
+    problem_list_free(&d->asked);
     free(d->prompt);
     free(d->prompt_length);
     free(d->start);
@@ -88,45 +87,43 @@ int rollout_length(const rollout* d, int sequence) {
     return (int)(d->start[sequence + 1] - d->start[sequence]);
 }
 
-static void put_prompt(rollout* d, int p, const char* text) {
-    d->prompt_length[p] =
-        tokenizer_encode(text, d->prompt + (size_t)p * d->max_prompt, d->max_prompt);
-}
-
-void rollout_training_prompts(rollout* d, const task* t, uint64_t seed, int step) {
-    char text[TASK_TEXT_MAX];
+void rollout_ask(rollout* d, const tokenizer* t, const problem_list* list, int64_t first) {
+    token_list prompt = {0};
+    d->tokenizer = t;
+    problem_list_clear(&d->asked);
     for (int p = 0; p < d->prompts; p++) {
-        task_training_prompt(t, seed, (uint32_t)step, (uint32_t)p, text);
-        put_prompt(d, p, text);
+        const problem* asked = &list->item[(first + p) % list->count];
+        problem_add(&d->asked, asked);
+        prompt.count = 0;
+        tokenizer_prompt(t, asked->prompt, &prompt);
+        if (prompt.count > (size_t)d->max_prompt)
+            fatal("a prompt of %zu tokens exceeds the rollout's %d", prompt.count, d->max_prompt);
+        memcpy(d->prompt + (size_t)p * d->max_prompt, prompt.id, prompt.count * sizeof(int));
+        d->prompt_length[p] = (int)prompt.count;
     }
+    token_list_free(&prompt);
 }
 
-void rollout_listed_prompts(rollout* d, const prompt_list* list, int64_t first) {
-    for (int p = 0; p < d->prompts; p++) put_prompt(d, p, list->text[(first + p) % list->count]);
-}
-
-static char* text_of(const int* tokens, int n) {
-    char* text = xalloc((size_t)n + 1, 1, "text");
-    tokenizer_decode(tokens, n, text);
-    return text;
-}
-
-char* rollout_prompt_text(const rollout* d, int sequence) {
-    int p = sequence / d->group;
-    return text_of(d->prompt + (size_t)p * d->max_prompt, d->prompt_length[p]);
+const problem* rollout_problem(const rollout* d, int sequence) {
+    return &d->asked.item[sequence / d->group];
 }
 
 char* rollout_response_text(const rollout* d, int sequence) {
-    return text_of(d->token + d->start[sequence], rollout_length(d, sequence));
+    return tokenizer_text(d->tokenizer, d->token + d->start[sequence],
+                          (size_t)rollout_length(d, sequence));
 }
 
-void rollout_verify(rollout* d, const task* t) {
-    for (int s = 0; s < d->sequences; s++) {
-        char *prompt = rollout_prompt_text(d, s), *response = rollout_response_text(d, s);
-        d->reward[s] = (float)t->verify(t, prompt, response);
-        free(prompt);
-        free(response);
-    }
+int rollout_ended(const rollout* d, int sequence) {
+    return end_set_has(&d->tokenizer->ends, d->token[d->start[sequence + 1] - 1]);
+}
+
+void rollout_judge(rollout* d, const source* s) {
+    answered* a = xalloc((size_t)d->sequences, sizeof *a, "responses");
+    for (int i = 0; i < d->sequences; i++)
+        a[i] = (answered){rollout_problem(d, i), rollout_response_text(d, i), rollout_ended(d, i)};
+    source_judge(s, a, d->sequences, d->reward);
+    for (int i = 0; i < d->sequences; i++) free((void*)a[i].response);
+    free(a);
 }
 
 rollout_summary rollout_summarize(const rollout* d) {
@@ -135,7 +132,7 @@ rollout_summary rollout_summarize(const rollout* d) {
     double n = d->sequences, squares = 0;
     for (int s = 0; s < d->sequences; s++) {
         r.reward += d->reward[s] / n;
-        r.truncated += (d->token[d->start[s + 1] - 1] != tokenizer_end()) / n;
+        r.truncated += !rollout_ended(d, s) / n;
     }
     for (size_t t = 0; t < tokens; t++) r.entropy += d->entropy[t];
     for (int s = 0; s < d->sequences; s++)

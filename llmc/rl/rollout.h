@@ -4,25 +4,28 @@
 #define LLMC_ROLLOUT_H
 
 #include "../base/common.h"
-#include "../text/task.h"
+#include "../text/source.h"
+#include "../text/tokenizer.h"
 
 LLMC_BEGIN
 
 // Sequence s is number s % group of prompt s / group. The arrays over tokens hold the response
 // tokens of all sequences one after another; sequence s has numbers start[s] .. start[s + 1] - 1.
 typedef struct rollout {
-    int capacity;             // sequences that fit
-    int prompts, group;       // set by the user: prompts * group sequences
-    int sequences;            // = prompts * group
-    uint32_t first;           // what the draws of sequence 0 are keyed by; the others' follow
-    int max_prompt, max_new;  // tokens of the longest prompt and response that fit
-    int* prompt;              // (prompts, max_prompt) tokens
-    int* prompt_length;       // (prompts)
-    size_t* start;            // (sequences + 1) first token; start[0] = 0
-    int* token;               // (tokens) what was sampled, end tokens included
-    float* log_mu;            // (tokens) what the sampler gave the token
-    float* entropy;           // (tokens) of the sampler's distribution, nats
-    float* log_pi;            // (tokens) what the trainer gives it now
+    int capacity;                // sequences that fit
+    int prompts, group;          // set by the user: prompts * group sequences
+    int sequences;               // = prompts * group
+    uint32_t first;              // what the draws of sequence 0 are keyed by; the others' follow
+    const tokenizer* tokenizer;  // of the texts
+    problem_list asked;          // (prompts)
+    int max_prompt, max_new;     // tokens of the longest prompt and response that fit
+    int* prompt;                 // (prompts, max_prompt) tokens
+    int* prompt_length;          // (prompts)
+    size_t* start;               // (sequences + 1) first token; start[0] = 0
+    int* token;                  // (tokens) what was sampled, end tokens included
+    float* log_mu;               // (tokens) what the sampler gave the token
+    float* entropy;              // (tokens) of the sampler's distribution, nats
+    float* log_pi;               // (tokens) what the trainer gives it now
     float* anchor;          // (tokens) what the ratio is taken against: log_mu or an earlier log_pi
     float* log_ref;         // (tokens) what the reference model gives it
     int nucleus_words;      // of a kept set (of top-k, top-p) as a bit mask; 0: there are none
@@ -47,17 +50,17 @@ void rollout_get_nucleus(const rollout* d, size_t token, uint32_t* mask);
 // Response tokens of a sequence.
 int rollout_length(const rollout* d, int sequence);
 
-// Fills the prompts of `d` (prompts, group set) with training prompts of a step, or with those of a
-// list, from number `first` on; it begins again at its end.
-void rollout_training_prompts(rollout* d, const task* t, uint64_t seed, int step);
-void rollout_listed_prompts(rollout* d, const prompt_list* list, int64_t first);
+// Fills the prompts of `d` (prompts, group set) with those of a list, from number `first` on; it
+// begins again at its end.
+void rollout_ask(rollout* d, const tokenizer* t, const problem_list* list, int64_t first);
 
-// The text of a sequence, up to and including its end token; free with free().
-char* rollout_prompt_text(const rollout* d, int sequence);
+// What a sequence answers, and the text of its response with its end token; free with free().
+const problem* rollout_problem(const rollout* d, int sequence);
 char* rollout_response_text(const rollout* d, int sequence);
-// reward[s] = 1 for a right answer, else 0. A response cut off by the length limit is graded as it
-// stands.
-void rollout_verify(rollout* d, const task* t);
+// Whether a sequence ended by itself, not at the limit of its length.
+int rollout_ended(const rollout* d, int sequence);
+// Fills in the rewards.
+void rollout_judge(rollout* d, const source* s);
 
 typedef struct rollout_summary {
     double reward, reward_std;  // mean and population deviation over the sequences

@@ -21,7 +21,7 @@ struct sampler {
     kv_cache kv;
     size_t kv_bytes;
     int slot_count, max_prompt, max_new, capacity, rows;  // rows: of one pass
-    int end_token, nucleus_words;
+    int nucleus_words;
 
     // device
     slot_state slot;
@@ -51,7 +51,7 @@ static int pages_for(int positions) { return (positions + KV_PAGE - 1) / KV_PAGE
 
 sampler* sampler_create(backend* b, const model* m, precision p, const format* kv, int slots,
                         int max_prompt, int max_new, int capacity, int nucleus_words,
-                        int end_token) {
+                        end_set ends) {
     sampler* r = xalloc(1, sizeof *r, "the sampler");
     if (slots > capacity) slots = capacity;
     r->b = b;
@@ -59,7 +59,6 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->max_prompt = max_prompt;
     r->max_new = max_new;
     r->capacity = capacity;
-    r->end_token = end_token;
     r->nucleus_words = nucleus_words;
     r->rows = slots > max_prompt ? slots : max_prompt;
     if (r->rows < 256) r->rows = 256;  // wide enough for products at prefill
@@ -107,7 +106,7 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
         r->slot.out_nucleus = b->alloc(b, r->nucleus_bytes, "kept sets (lower --prompts)");
     r->slot.max_new = max_new;
     r->slot.nucleus_words = nucleus_words;
-    r->slot.end_token = end_token;
+    r->slot.ends = ends;
 
     r->token = xalloc(4 * (size_t)slots, sizeof(int), "slots");
     r->position = r->token + slots;

@@ -21,8 +21,7 @@ typedef struct sampler sampler;
 // kv: format of cached keys and values. slots: sequences at a time. Sequences of at most max_prompt
 // + max_new tokens, at most `capacity` of them in one run.
 sampler* sampler_create(backend* b, const model* m, precision p, const format* kv, int slots,
-                        int max_prompt, int max_new, int capacity, int nucleus_words,
-                        int end_token);
+                        int max_prompt, int max_new, int capacity, int nucleus_words, end_set ends);
 void sampler_free(sampler* r);
 // From now on the `count` most probable tokens at each place are recorded. Every rollout with
 // candidates that is passed later must have been given the same count by rollout_add_candidates.

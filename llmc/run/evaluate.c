@@ -9,13 +9,13 @@ double evaluate_pass_at_k(int n, int right, int k) {
 }
 
 // 0: it was stopped, and nothing is graded.
-static int sample_and_grade(sampler* r, rollout* d, const task* t, const sampling* how,
+static int sample_and_judge(sampler* r, rollout* d, const source* from, const sampling* how,
                             int (*stop)(void)) {
     sampler_begin(r, d, how);
     while (sampler_step(r) > 0)
         if (stop && stop()) return 0;
     sampler_end(r);
-    rollout_verify(d, t);
+    rollout_judge(d, from);
     return 1;
 }
 
@@ -26,16 +26,16 @@ typedef struct sums {
     int stopped;
 } sums;
 
-static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* c, int group,
+static sums solve(sampler* r, rollout* d, const source* from, const evaluate_config* c, int group,
                   sampling how) {
     sums sum = {0};
     int at_once = d->capacity / group;
     d->group = group;
     for (int first = 0; first < c->prompts; first += at_once) {
         d->prompts = c->prompts - first < at_once ? c->prompts - first : at_once;
-        rollout_listed_prompts(d, c->list, first);
+        rollout_ask(d, c->tokenizer, c->list, first);
         d->first = (uint32_t)first * (uint32_t)group;
-        if (!sample_and_grade(r, d, t, &how, c->stop)) return (sums){.stopped = 1};
+        if (!sample_and_judge(r, d, from, &how, c->stop)) return (sums){.stopped = 1};
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
             for (int i = 0; i < group; i++) right += d->reward[p * group + i] > 0;
@@ -47,10 +47,10 @@ static sums solve(sampler* r, rollout* d, const task* t, const evaluate_config* 
     return sum;
 }
 
-evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_config* c) {
+evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evaluate_config* c) {
     sampling greedy = {.inverse_temperature = 1, .greedy = 1, .top_p = 1};
-    sums best = solve(r, d, t, c, 1, greedy);
-    sums drawn = best.stopped ? best : solve(r, d, t, c, c->samples, c->how);
+    sums best = solve(r, d, from, c, 1, greedy);
+    sums drawn = best.stopped ? best : solve(r, d, from, c, c->samples, c->how);
     if (drawn.stopped) return (evaluation){.stopped = 1};
     double samples = (double)c->prompts * c->samples;
     return (evaluation){.greedy = best.right / c->prompts,
@@ -64,13 +64,14 @@ evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_co
 
 evaluation evaluate_policy(run* r) {
     const settings* s = r->settings;
-    const prompt_list* list = r->sanity.count ? &r->sanity : &r->held_out;
+    const problem_list* list = r->sanity.count ? &r->sanity : &r->held_out;
     int prompts = list->count < s->eval_prompts ? list->count : s->eval_prompts;
     sampling how = settings_eval_sampling(s, (uint32_t)r->state.step);
-    evaluate_config c = {prompts, s->eval_samples, s->eval_k, how, list, run_interrupted};
+    evaluate_config c = {prompts, s->eval_samples, s->eval_k,      how,
+                         list,    &r->tokenizer,   run_interrupted};
     double start = clock_seconds();
     sampler_sync(r->sampler, r->trainer->parameters);
-    evaluation e = evaluate_run(r->sampler, r->eval_data, &r->task, &c);
+    evaluation e = evaluate_run(r->sampler, r->eval_data, &r->source, &c);
     if (e.stopped) return e;
     r->state.evaluated = r->state.step;
     r->evaluating.seconds += clock_seconds() - start;
@@ -87,7 +88,7 @@ void evaluate_examples(run* r) {
     d->prompts = 3;
     d->group = 1;
     d->first = 0;
-    rollout_listed_prompts(d, &r->held_out, 0);
+    rollout_ask(d, &r->tokenizer, &r->held_out, 0);
     sampler_run(r->sampler, d, &how);
-    rollout_verify(d, &r->task);
+    rollout_judge(d, &r->source);
 }

@@ -19,9 +19,10 @@ typedef struct evaluation {
 
 typedef struct evaluate_config {
     int prompts, samples, k;
-    sampling how;             // of the samples
-    const prompt_list* list;  // the prompts; it begins again at its end
-    int (*stop)(void);        // asked between decode steps, 1 ends the evaluation; NULL: never
+    sampling how;              // of the samples
+    const problem_list* list;  // it begins again at its end
+    const tokenizer* tokenizer;
+    int (*stop)(void);  // asked between decode steps, 1 ends the evaluation; NULL: never
 } evaluate_config;
 
 // 1 - C(n - right, k) / C(n, k): Chen et al., arXiv 2107.03374. k <= n.
@@ -29,7 +30,7 @@ double evaluate_pass_at_k(int n, int right, int k);
 
 // Uses `d` (its content is lost) as many times as the prompts need; how many fit changes nothing: a
 // draw is keyed by seed, step, prompt * samples + sample, and position.
-evaluation evaluate_run(sampler* r, rollout* d, const task* t, const evaluate_config* c);
+evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evaluate_config* c);
 
 // The newest weights of a run, as its settings ask for it. A signal stops it; then the step is not
 // evaluated yet.

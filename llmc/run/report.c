@@ -133,7 +133,7 @@ void report_plan(const run* r) {
     const settings* s = r->settings;
     report_device(r);
     log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d",
-              s->task, r->task.max_prompt, r->task.max_response);
+              s->task, r->source.max_prompt, r->source.max_response);
     report_model(r);
     report_objective(r);
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
@@ -241,11 +241,10 @@ void report_examples(const run* r, const char* when) {
     const rollout* d = r->eval_data;
     log_print(r->log, "three completions %s:", when);
     for (int i = 0; i < d->sequences; i++) {
-        char *prompt = rollout_prompt_text(d, i), *response = rollout_response_text(d, i);
-        size_t n = strcspn(response, "\n");
-        log_print(r->log, "  %s %s%.*s%s", d->reward[i] > 0 ? "right" : "wrong", prompt, (int)n,
-                  response, response[n] ? "" : " (cut off)");
-        free(prompt);
+        char* response = rollout_response_text(d, i);
+        log_print(r->log, "  %s %s%.*s%s", d->reward[i] > 0 ? "right" : "wrong",
+                  rollout_problem(d, i)->prompt, (int)strcspn(response, "\n"), response,
+                  rollout_ended(d, i) ? "" : " (cut off)");
         free(response);
     }
 }
@@ -284,12 +283,11 @@ void report_numerics(const run* r, const mismatch* m) {
 void report_samples(const run* r) {
     const rollout* d = r->data;
     for (int i = 0; i < d->sequences && *r->settings->out; i++) {
-        char *prompt = rollout_prompt_text(d, i), *response = rollout_response_text(d, i);
+        char* response = rollout_response_text(d, i);
         size_t at = d->start[i];
         sample_tokens t = {rollout_length(d, i), d->token + at, d->log_mu + at, d->log_pi + at};
-        log_sample(r->log, r->state.step, i, prompt, response, d->reward[i], d->advantage[i],
-                   r->settings->log_tokens ? &t : NULL);
-        free(prompt);
+        log_sample(r->log, r->state.step, i, rollout_problem(d, i)->prompt, response, d->reward[i],
+                   d->advantage[i], r->settings->log_tokens ? &t : NULL);
         free(response);
     }
 }

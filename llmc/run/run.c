@@ -36,7 +36,6 @@
 #include <unistd.h>
 
 #include "../model/model_file.h"
-#include "../text/tokenizer.h"
 #include "directory.h"
 #include "sanity.h"
 #include "warmup.h"
@@ -140,8 +139,9 @@ run* run_open(int argc, char** argv) {
     run* r = xalloc(1, sizeof *r, "the run");
     r->settings = settings_read(argc, argv);
     catch_signals();
-    r->task = task_open(r->settings->task);
-    settings_resolve(&r->task, &r->model, &r->objective);
+    r->source = source_open(r->settings->task);
+    r->tokenizer = tokenizer_characters();
+    settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective);
     r->parameters = r->model.parameters;
     warmup_check_cache(r->settings);
     if (*r->settings->out) directory_open(r->settings->out);
@@ -215,8 +215,8 @@ static void create_sampler(run* r) {
     const settings* s = r->settings;
     r->sampler =
         sampler_create(r->device, &r->model, settings_rollout_precision(s), settings_kv_format(s),
-                       s->slots, r->task.max_prompt, s->max_new_tokens, r->eval_data->capacity,
-                       r->data->nucleus_words, tokenizer_end());
+                       s->slots, r->source.max_prompt, s->max_new_tokens, r->eval_data->capacity,
+                       r->data->nucleus_words, r->tokenizer.ends);
     if (!s->top_candidates) return;
     int count = minimum(s->top_candidates, r->model.shape.vocab);
     sampler_record_candidates(r->sampler, count);
@@ -245,11 +245,11 @@ static void create_trainer(run* r) {
 
 static void create_rollouts(run* r) {
     const settings* s = r->settings;
-    int prompt = r->task.max_prompt, sequences = s->prompts * s->group;
+    int prompt = r->source.max_prompt, sequences = s->prompts * s->group;
     int evaluated = maximum(maximum(sequences, 512), s->eval_samples);
     int kept = settings_filters(s) && s->trainer_support == SUPPORT_KEPT;
     int nucleus_words = kept ? (r->model.shape.vocab + 31) / 32 : 0;
-    r->held_out = task_held_out_prompts(&r->task, s->seed, maximum(s->eval_prompts, 3));
+    r->held_out = source_held_out(&r->source, s->seed, maximum(s->eval_prompts, 3));
     if (r->held_out.count < s->eval_prompts)
         log_print(r->log, "the task has %d held-out prompts, not %d: evaluations ask each of them",
                   r->held_out.count, s->eval_prompts);

@@ -27,7 +27,8 @@ typedef struct run {
     const struct settings* settings;
     backend* device;
     const char* why_cpu;  // why --device auto came to the CPU, or NULL
-    struct task task;
+    struct source source;
+    struct tokenizer tokenizer;
     struct model model;
     struct objective objective;
     size_t parameters;   // their number
@@ -39,8 +40,9 @@ typedef struct run {
     model_weights* reference;  // NULL without --kl-coef
     rollout* data;             // the rollout of a step
     rollout *eval_data, *warmup_data;
-    prompt_list held_out;  // prompts of evaluation, all different
-    prompt_list sanity;    // the prompts of --sanity-samples; none: the task's
+    problem_list held_out;  // of evaluation, all different
+    problem_list sanity;    // those that --sanity-samples kept; none: the source's
+    problem_list asked;     // of a step; scratch
     run_log* log;
     run_state state;
     run_state saved;  // of the newest checkpoint

@@ -5,53 +5,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../text/tokenizer.h"
-
-static const uint32_t SANITY_STEP = UINT32_MAX;  // training prompts of a step that no run reaches
-
-static int list_has(const prompt_list* list, const char* text) {
-    for (int i = 0; i < list->count; i++)
-        if (!strcmp(list->text[i], text)) return 1;
-    return 0;
-}
-
-// The first `count` training prompts that differ. A small task has fewer: it stops after having
-// drawn four times as many.
-static prompt_list pool_of(const task* t, uint64_t seed, int count) {
-    prompt_list list = {0};
-    char text[TASK_TEXT_MAX];
-    for (int i = 0; i < 4 * count && list.count < count; i++) {
-        task_training_prompt(t, seed, SANITY_STEP, (uint32_t)i, text);
-        if (!list_has(&list, text)) prompt_list_add(&list, text);
-    }
-    return list;
-}
-
 static int within(int right, const sanity_config* c) {
     double slack = 1e-9;  // a share such as 0.3 has no exact double
     return right >= c->low * c->samples - slack && right <= c->high * c->samples + slack;
 }
 
-sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c) {
-    prompt_list all = pool_of(t, c->how.seed, c->prompts);
+sanity_result sanity_select(sampler* r, rollout* d, const source* from, const tokenizer* t,
+                            const sanity_config* c) {
+    problem_list all = source_pool(from, c->how.seed, c->prompts);
     sanity_result result = {.tried = all.count};
     int at_once = SANITY_SAMPLES_MAX / c->samples;
     int64_t all_right = 0;
     d->group = c->samples;
     for (int first = 0; first < all.count; first += at_once) {
         d->prompts = all.count - first < at_once ? all.count - first : at_once;
-        rollout_listed_prompts(d, &all, first);
+        rollout_ask(d, t, &all, first);
         d->first = (uint32_t)(first * c->samples);
         sampler_run(r, d, &c->how);
-        rollout_verify(d, t);
+        rollout_judge(d, from);
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
             for (int i = 0; i < d->group; i++) right += d->reward[p * d->group + i] > 0;
             all_right += right;
-            if (within(right, c)) prompt_list_add(&result.kept, all.text[first + p]);
+            if (within(right, c)) problem_add(&result.kept, &all.item[first + p]);
         }
     }
-    prompt_list_free(&all);
+    problem_list_free(&all);
     result.solved = (double)all_right / ((double)result.tried * c->samples);
     if (result.kept.count == 0)
         fatal(
@@ -61,13 +40,13 @@ sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_
     return result;
 }
 
-uint64_t sanity_write(const prompt_list* kept, const char* path) {
-    char *aside = xprintf("%s.tmp", path),
-         *text = xalloc((size_t)kept->count + 1, TASK_TEXT_MAX, path);
-    size_t bytes = 0;
-    for (int i = 0; i < kept->count; i++)
-        bytes += (size_t)sprintf(text + bytes, "%s\n", kept->text[i]);
-    FILE* f = file_open(aside, "w");
+uint64_t sanity_write(const problem_list* kept, const char* path) {
+    char *aside = xprintf("%s.tmp", path), *text;
+    size_t bytes;
+    FILE *lines = open_memstream(&text, &bytes), *f = file_open(aside, "w");
+    if (!lines) fatal("no memory for %s", path);
+    for (int i = 0; i < kept->count; i++) fprintf(lines, "%s\n", source_line(&kept->item[i]));
+    if (fclose(lines)) fatal("no memory for %s", path);
     file_write(f, text, bytes, aside);
     file_close_sync(f, aside);
     file_rename(aside, path);
@@ -77,20 +56,21 @@ uint64_t sanity_write(const prompt_list* kept, const char* path) {
     return checksum;
 }
 
-prompt_list sanity_read(const task* t, const char* path, uint64_t checksum) {
+problem_list sanity_read(const source* from, const char* path, uint64_t checksum) {
     int64_t bytes = file_size(path);
     if (bytes < 0) fatal("%s is missing; the run's prompts cannot be known without it", path);
     char* text = xalloc((size_t)bytes + 1, 1, path);
     FILE* f = file_open(path, "r");
     file_read(f, text, (size_t)bytes, path);
     file_close(f, path);
-    prompt_list kept = {0};
+    problem_list kept = {0};
     int altered = strlen(text) != (size_t)bytes || hash_text(text) != checksum;
     for (char* line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
-        if (strlen(line) > (size_t)t->max_prompt || !t->is_prompt(t, line))
+        problem found;
+        if (!source_recall(from, line, &found))
             fatal("%s:%d: \"%s\" is no prompt of the task %s; the file was altered", path,
-                  kept.count + 1, shown(line, strlen(line)), t->name);
-        prompt_list_add(&kept, line);
+                  kept.count + 1, shown(line, strlen(line)), from->task.name);
+        problem_add(&kept, &found);
     }
     if (altered) fatal("%s was altered since the run wrote it; put the file back", path);
     if (kept.count == 0) fatal("%s holds no prompts; it was altered", path);
@@ -108,10 +88,10 @@ static sanity_result choose_in_fp32(run* r) {
     float* parameters = b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
     sampler* in_fp32 = sampler_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
                                       &FORMAT_FP32, s->slots, d->max_prompt, d->max_new,
-                                      d->capacity, d->nucleus_words, tokenizer_end());
+                                      d->capacity, d->nucleus_words, r->tokenizer.ends);
     b->upload(b, parameters, r->base, bytes);
     sampler_sync(in_fp32, parameters);
-    sanity_result chosen = sanity_select(in_fp32, d, &r->task, &c);
+    sanity_result chosen = sanity_select(in_fp32, d, &r->source, &r->tokenizer, &c);
     sampler_free(in_fp32);
     b->release(b, parameters, bytes);
     return chosen;
@@ -137,6 +117,6 @@ void sanity_choose(run* r) {
 
 void sanity_restore(run* r) {
     char* path = run_path(r, "prompts");
-    r->sanity = sanity_read(&r->task, path, r->state.prompts_checksum);
+    r->sanity = sanity_read(&r->source, path, r->state.prompts_checksum);
     free(path);
 }

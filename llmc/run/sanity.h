@@ -18,18 +18,19 @@ typedef struct sanity_config {
 enum { SANITY_SAMPLES_MAX = 512, SANITY_PROMPTS_MAX = 16384 };
 
 typedef struct sanity_result {
-    prompt_list kept;
-    int tried;      // fewer than asked for where the task has not as many prompts
+    problem_list kept;
+    int tried;      // fewer than asked for where the source has not as many
     double solved;  // mean share of right completions over the prompts that were tried
 } sanity_result;
 
 // The choice depends on the sampler's weights and formats and on `c` alone. Uses `d` (its content
 // is lost; it holds at least SANITY_SAMPLES_MAX sequences). Fatal if no prompt is kept.
-sanity_result sanity_select(sampler* r, rollout* d, const task* t, const sanity_config* c);
+sanity_result sanity_select(sampler* r, rollout* d, const source* from, const tokenizer* t,
+                            const sanity_config* c);
 // The kept prompts as a file, one per line, for a run that is resumed. `path` is whole or
 // untouched. Returns its checksum, which the file must still have when it is read.
-uint64_t sanity_write(const prompt_list* kept, const char* path);
-prompt_list sanity_read(const task* t, const char* path, uint64_t checksum);
+uint64_t sanity_write(const problem_list* kept, const char* path);
+problem_list sanity_read(const source* from, const char* path, uint64_t checksum);
 
 // The prompts of a run, before its first RL step: the model before RL chooses them in fp32, so that
 // runs of every precision share them. Logs the choice and keeps it in the run's directory.

@@ -303,7 +303,7 @@ static void refuse_for_family(const char* flag, int asked) {
 }
 
 // A model from scratch.
-static model resolve_shape(void) {
+static model resolve_shape(const tokenizer* t) {
     const family* f = FAMILIES[given.family];
     int C = given.channels, swiglu = family_has(f, SWIGLU);
     if (!family_has(f, ROPE)) {
@@ -317,7 +317,7 @@ static model resolve_shape(void) {
     if (isnan(given.rope_theta) && f->rope_theta > 0) given.rope_theta = f->rope_theta;
     if (isnan(given.norm_eps)) given.norm_eps = f->norm_eps;
     shape s = {.context = given.context,
-               .vocab = tokenizer_size(),
+               .vocab = tokenizer_size(t),
                .layers = given.depth,
                .channels = C,
                .heads = given.heads,
@@ -347,7 +347,7 @@ static void take_real(const char* flag, double* value, float of_file) {
     *value = of_file;
 }
 
-static void take_shape(const model* m) {
+static void take_shape(const model* m, const tokenizer* t) {
     const shape* s = &m->shape;
     for (int i = 0; FAMILIES[i]; i++)
         if (FAMILIES[i] == m->family && i != given.family) {
@@ -369,11 +369,11 @@ static void take_shape(const model* m) {
         take_real("rope-theta", &given.rope_theta, s->rope_theta);
     else
         refuse_for_family("rope-theta", !isnan(given.rope_theta));
-    if (s->vocab < tokenizer_size())
+    if (s->vocab < tokenizer_size(t))
         fatal(
             "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
             "model",
-            settings_start(&given), s->vocab, tokenizer_size());
+            settings_start(&given), s->vocab, tokenizer_size(t));
 }
 
 // Moments of a warm-up are of another objective and another optimizer.
@@ -390,15 +390,15 @@ static model model_of_run(const char* directory) {
 
 const char* settings_start(const settings* s) { return *s->init ? s->init : s->from; }
 
-static model resolve_model(void) {
+static model resolve_model(const tokenizer* t) {
     if (*given.init && *given.from)
         fatal("--init and --from both say what the run starts with; leave one out");
-    if (!*settings_start(&given)) return resolve_shape();
+    if (!*settings_start(&given)) return resolve_shape(t);
     model loaded;  // a resumed run has a model of its own and needs the other no more
     run_state state;
     if (!given.resume || !checkpoint_find(given.out, &state, &loaded))
         loaded = *given.init ? model_file_config(given.init) : model_of_run(given.from);
-    take_shape(&loaded);
+    take_shape(&loaded, t);
     return loaded;
 }
 
@@ -433,7 +433,7 @@ static objective resolve_objective(void) {
     return o;
 }
 
-static void check_sizes(const task* t) {
+static void check_sizes(const source* from) {
     const settings* s = &given;
     long long sequences = (long long)s->prompts * s->group;
     if (s->group < 2)
@@ -449,18 +449,18 @@ static void check_sizes(const task* t) {
     if (s->eval_k > s->eval_samples)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", s->eval_k,
               s->eval_samples);
-    if (s->max_new_tokens > s->context - t->max_prompt) {
+    if (s->max_new_tokens > s->context - from->max_prompt) {
         if (*settings_start(s))
             fatal(
                 "prompts of %d tokens and --max-new-tokens %d do not fit the context of %s, %d; "
                 "lower --max-new-tokens",
-                t->max_prompt, s->max_new_tokens, settings_start(s), s->context);
+                from->max_prompt, s->max_new_tokens, settings_start(s), s->context);
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
-              t->max_prompt, s->max_new_tokens, s->context);
+              from->max_prompt, s->max_new_tokens, s->context);
     }
-    if (s->warmup_steps && !*settings_start(s) && t->max_response > s->max_new_tokens)
+    if (s->warmup_steps && !*settings_start(s) && from->max_response > s->max_new_tokens)
         fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
-              t->max_response, s->max_new_tokens);
+              from->max_response, s->max_new_tokens);
 }
 
 // Of all products of the model.
@@ -562,9 +562,9 @@ static void check_meaning(const model* m) {
             s->rollout_split_k, inputs, inputs);
 }
 
-void settings_resolve(const task* t, model* m, objective* o) {
-    *m = resolve_model();
-    check_sizes(t);
+void settings_resolve(const source* from, const tokenizer* t, model* m, objective* o) {
+    *m = resolve_model(t);
+    check_sizes(from);
     check_meaning(m);
     *o = resolve_objective();
 }

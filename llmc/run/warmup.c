@@ -7,7 +7,6 @@
 
 #include "../base/checked.h"
 #include "../model/model_file.h"
-#include "../text/tokenizer.h"
 
 enum { WARMUP_LR_STEPS = 50 };
 
@@ -25,7 +24,7 @@ static optimizer_config warmup_optimizer(const settings* s) {
 void warmup_create(run* r) {
     const settings* s = r->settings;
     optimizer_config config = warmup_optimizer(s);
-    r->warmup_data = rollout_create(s->warmup_batch, r->task.max_prompt, s->max_new_tokens, 0);
+    r->warmup_data = rollout_create(s->warmup_batch, r->source.max_prompt, s->max_new_tokens, 0);
     trainer_room room = trainer_room_for(r->warmup_data, 1, s->micro_tokens);
     r->warmup = trainer_create(r->device, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
                                &config, &room, (recompute_level)s->recompute);
@@ -38,17 +37,29 @@ void warmup_free(run* r) {
     r->warmup_data = NULL;
 }
 
-static void draw_examples(rollout* d, const task* t, const settings* s, int step) {
-    char prompt[TASK_TEXT_MAX], response[TASK_TEXT_MAX];
+static void put_response(rollout* d, int i, const token_list* response) {
+    if (response->count > (size_t)d->max_new)
+        fatal("a response to imitate has %zu tokens, more than --max-new-tokens %d; raise it",
+              response->count, d->max_new);
+    memcpy(d->token + d->start[i], response->id, response->count * sizeof(int));
+    d->start[i + 1] = d->start[i] + response->count;
+}
+
+static void draw_examples(run* r) {
+    const settings* s = r->settings;
+    rollout* d = r->warmup_data;
+    token_list response = {0};
     d->prompts = d->sequences = s->warmup_batch;
     d->group = 1;
+    problem_list_clear(&r->asked);
+    source_examples(&r->source, s->seed, r->state.warmup_step, d->prompts, &r->asked);
+    rollout_ask(d, &r->tokenizer, &r->asked, 0);
     for (int i = 0; i < d->sequences; i++) {
-        task_warmup_example(t, s->seed, (uint32_t)step, (uint32_t)i, prompt, response);
-        d->prompt_length[i] =
-            tokenizer_encode(prompt, d->prompt + i * d->max_prompt, d->max_prompt);
-        d->start[i + 1] =
-            d->start[i] + tokenizer_encode(response, d->token + d->start[i], d->max_new);
+        response.count = 0;
+        tokenizer_response(&r->tokenizer, r->asked.item[i].response, &response);
+        put_response(d, i, &response);
     }
+    token_list_free(&response);
 }
 
 warmup_result warmup_step(run* r) {
@@ -58,7 +69,7 @@ warmup_result warmup_step(run* r) {
     double start = clock_seconds();
     int step = r->state.warmup_step;
     double lr = schedule_lr(SCHEDULE_COSINE, s->warmup_lr, step, WARMUP_LR_STEPS, s->warmup_steps);
-    draw_examples(d, &r->task, s, step);
+    draw_examples(r);
     warmup_result w = {.lr = lr};
     w.update = trainer_update(r->warmup, d, 0, d->sequences, &sft, AGGREGATE_TOKEN_MEAN, 1, lr);
     w.seconds = clock_seconds() - start;

@@ -131,61 +131,6 @@ void task_held_out_prompt(const task* t, uint64_t seed, uint32_t index,
     draw(t, &r, 1, prompt);
 }
 
-void prompt_list_add(prompt_list* list, const char* text) {
-    if (list->count == list->room) {
-        int room = list->room ? 2 * list->room : 64;
-        char(*wider)[TASK_TEXT_MAX] = xalloc((size_t)room, TASK_TEXT_MAX, "prompts");
-        if (list->count) memcpy(wider, list->text, (size_t)list->count * TASK_TEXT_MAX);
-        free(list->text);
-        list->text = wider;
-        list->room = room;
-    }
-    snprintf(list->text[list->count++], TASK_TEXT_MAX, "%s", text);
-}
-
-void prompt_list_free(prompt_list* list) {
-    free(list->text);
-    *list = (prompt_list){0};
-}
-
-// The place of a text in a table of numbers of a list's texts, -1 where it is empty: its own or,
-// if it is not there, the one that it would take.
-static int* find_text(int* table, int places, const prompt_list* list, const char* text) {
-    int* at = &table[hash_text(text) % (uint64_t)places];
-    while (*at >= 0 && strcmp(list->text[*at], text))
-        if (++at == table + places) at = table;
-    return at;
-}
-
-static void fill_table(int* table, int places, const prompt_list* list) {
-    for (int i = 0; i < places; i++) table[i] = -1;
-    for (int i = 0; i < list->count; i++) *find_text(table, places, list, list->text[i]) = i;
-}
-
-prompt_list task_held_out_prompts(const task* t, uint64_t seed, int most) {
-    prompt_list list = {0};
-    int places = 256, *table = xalloc((size_t)places, sizeof *table, "held-out prompts");
-    fill_table(table, places, &list);
-    // If one prompt of n + 1 equally likely ones were missing, 20 n draws would miss it with e^-20.
-    for (uint32_t i = 0, last = 0; list.count < most; i++) {
-        char text[TASK_TEXT_MAX];
-        if (i - last > 1000 + 20 * (uint32_t)list.count) break;
-        task_held_out_prompt(t, seed, i, text);
-        int* at = find_text(table, places, &list, text);
-        if (*at >= 0) continue;
-        *at = list.count;
-        prompt_list_add(&list, text);
-        last = i;
-        if (2 * list.count < places) continue;
-        free(table);
-        places *= 2;
-        table = xalloc((size_t)places, sizeof *table, "held-out prompts");
-        fill_table(table, places, &list);
-    }
-    free(table);
-    return list;
-}
-
 void task_warmup_example(const task* t, uint64_t seed, uint32_t step, uint32_t index,
                          char prompt[TASK_TEXT_MAX], char response[TASK_TEXT_MAX]) {
     rng r = rng_at(seed, STREAM_WARMUP, step, index);

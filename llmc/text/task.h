@@ -51,18 +51,6 @@ void task_training_prompt(const task* t, uint64_t seed, uint32_t step, uint32_t 
                           char prompt[TASK_TEXT_MAX]);
 void task_held_out_prompt(const task* t, uint64_t seed, uint32_t index, char prompt[TASK_TEXT_MAX]);
 
-typedef struct prompt_list {
-    int count, room;              // texts, and texts that fit
-    char (*text)[TASK_TEXT_MAX];  // (room)
-} prompt_list;
-
-// The first `most` held-out prompts that differ, in the order of their numbers; fewer where the
-// task has no more, as far as draws can tell. Free with prompt_list_free.
-prompt_list task_held_out_prompts(const task* t, uint64_t seed, int most);
-// Copies the text to the end of the list, which may move.
-void prompt_list_add(prompt_list* list, const char* text);
-void prompt_list_free(prompt_list* list);
-
 // The warm-up example number `index` of warm-up step `step`: a training prompt and a response.
 void task_warmup_example(const task* t, uint64_t seed, uint32_t step, uint32_t index,
                          char prompt[TASK_TEXT_MAX], char response[TASK_TEXT_MAX]);

@@ -1,35 +1,38 @@
-// A token is a character's place in the alphabet. The order is part of every model file that has
-// been trained with it: append, never reorder.
 #include "tokenizer.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-// The tasks use all but the last four, which are there for tasks to come.
-static const char ALPHABET[] = "\n0123456789+-=:*/(),;<> ";
-enum { SIZE = sizeof ALPHABET - 1 };
-_Static_assert(SIZE == 24, "models have a row of the embedding for each of 24 tokens");
+#include "alphabet.h"
 
-int tokenizer_size(void) { return SIZE; }
+tokenizer tokenizer_characters(void) { return (tokenizer){.ends = {1, {alphabet_end()}}}; }
 
-int tokenizer_end(void) { return 0; }
-
-int tokenizer_encode(const char* text, int* tokens, int capacity) {
-    int n = 0;
-    for (const char* p = text; *p; p++) {
-        const char* place = strchr(ALPHABET, *p);
-        if (!place)
-            fatal("byte 0x%02x at place %d of a text has no token; the alphabet is newline and %s",
-                  (unsigned char)*p, n, ALPHABET + 1);
-        if (n == capacity) fatal("a text is longer than the %d tokens there is room for", capacity);
-        tokens[n++] = (int)(place - ALPHABET);
-    }
-    return n;
+int tokenizer_size(const tokenizer* t) {
+    (void)t;
+    return alphabet_size();
 }
 
-void tokenizer_decode(const int* tokens, int n, char* text) {
-    for (int i = 0; i < n; i++) {
-        int token = tokens[i];
-        text[i] = token >= 0 && token < SIZE ? ALPHABET[token] : '?';
-    }
-    text[n] = 0;
+static void add_characters(const char* text, token_list* to) {
+    int most = (int)strlen(text), *token = xalloc((size_t)most + 1, sizeof *token, "tokens");
+    int n = alphabet_encode(text, token, most);
+    for (int i = 0; i < n; i++) token_list_add(to, token[i]);
+    free(token);
+}
+
+void tokenizer_prompt(const tokenizer* t, const char* prompt, token_list* to) {
+    (void)t;
+    add_characters(prompt, to);
+}
+
+void tokenizer_response(const tokenizer* t, const char* response, token_list* to) {
+    add_characters(response, to);
+    if (!to->count || !end_set_has(&t->ends, to->id[to->count - 1]))
+        token_list_add(to, t->ends.id[0]);
+}
+
+char* tokenizer_text(const tokenizer* t, const int* token, size_t n) {
+    (void)t;
+    char* text = xalloc(n + 1, 1, "text");
+    alphabet_decode(token, (int)n, text);
+    return text;
 }

@@ -209,7 +209,7 @@ static __device__ inline void advance(const slot_state& s, int slot, int64_t at,
     s.length[s.sequence[slot]]++;
     s.token[slot] = token;
     s.position[slot]++;
-    if (token == s.end_token || --s.left[slot] == 0) s.position[slot] = -1;
+    if (end_set_has(&s.ends, token) || --s.left[slot] == 0) s.position[slot] = -1;
 }
 
 // nucleus_sets: memory for the rows' sets, or NULL where neither top-k nor top-p asks for one.

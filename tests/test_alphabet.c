@@ -1,16 +1,16 @@
-// The tokenizer: a frozen alphabet, round trips, and what is refused.
+// The alphabet: frozen, round trips, and what is refused.
 
 #include "refusal.h"
-#include "text/tokenizer.h"
+#include "text/alphabet.h"
 
 #define ALPHABET "\n0123456789+-=:*/(),;<> "
 
 // Trained models depend on every token's number.
 static void test_alphabet_is_frozen(void) {
     int tokens[32];
-    CHECK(tokenizer_size() == 24, "%d", tokenizer_size());
-    CHECK(tokenizer_end() == 0, "%d", tokenizer_end());
-    int n = tokenizer_encode(ALPHABET, tokens, 32);
+    CHECK(alphabet_size() == 24, "%d", alphabet_size());
+    CHECK(alphabet_end() == 0, "%d", alphabet_end());
+    int n = alphabet_encode(ALPHABET, tokens, 32);
     CHECK(n == 24, "%d", n);
     for (int i = 0; i < n; i++) CHECK(tokens[i] == i, "character %d has token %d", i, tokens[i]);
 }
@@ -21,10 +21,10 @@ static void test_round_trip(void) {
     int tokens[64];
     char back[65];
     for (int i = 0; i < 6; i++) {
-        int n = tokenizer_encode(texts[i], tokens, (int)strlen(texts[i]));
+        int n = alphabet_encode(texts[i], tokens, (int)strlen(texts[i]));
         CHECK(n == (int)strlen(texts[i]), "%d tokens for \"%s\"", n, texts[i]);
         memset(back, 'x', sizeof back);
-        tokenizer_decode(tokens, n, back);
+        alphabet_decode(tokens, n, back);
         CHECK(!strcmp(back, texts[i]), "\"%s\" came back as \"%s\"", texts[i], back);
         CHECK(back[n + 1] == 'x', "decoding wrote past %d characters and a 0", n);
     }
@@ -33,9 +33,9 @@ static void test_round_trip(void) {
 static void test_tokens_outside_the_alphabet(void) {
     int tokens[] = {1, 24, -1, 50256, -2147483647 - 1, 2147483647, 0};
     char text[8];
-    tokenizer_decode(tokens, 7, text);
+    alphabet_decode(tokens, 7, text);
     CHECK(!strcmp(text, "0?????\n"), "\"%s\"", text);
-    tokenizer_decode(tokens, 0, text);
+    alphabet_decode(tokens, 0, text);
     CHECK(!strcmp(text, ""), "\"%s\"", text);
 }
 
@@ -47,7 +47,7 @@ typedef struct request {
 static void encode(const void* argument) {
     const request* q = argument;
     int tokens[8];
-    tokenizer_encode(q->text, tokens, q->capacity);
+    alphabet_encode(q->text, tokens, q->capacity);
 }
 
 static void check_refused(const char* text, int capacity, const char* word) {
@@ -72,8 +72,8 @@ static void test_every_byte(void) {
         if (strchr(ALPHABET, c)) {
             char text[2] = {(char)c, 0}, back[2];
             int token;
-            inside += tokenizer_encode(text, &token, 1);
-            tokenizer_decode(&token, 1, back);
+            inside += alphabet_encode(text, &token, 1);
+            alphabet_decode(&token, 1, back);
             CHECK(back[0] == (char)c, "byte 0x%02x came back as 0x%02x", (unsigned)c,
                   (unsigned char)back[0]);
         } else if (c % 16 == 1) {  // a sixteenth of them: each costs a process
