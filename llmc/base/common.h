@@ -29,6 +29,7 @@ int is_terminal(int fd);
 
 // Memory: 64-byte aligned, zero-filled; `what` names the purpose in the error. Free with free().
 void* xalloc(size_t count, size_t size, const char* what);
+void* xalloc_raw(size_t count, size_t size, const char* what);  // not zero-filled
 // printf into a fresh string; free with free().
 char* xprintf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // The shortest decimal text, 15 to 17 digits, that reads back to the same double; whole numbers up

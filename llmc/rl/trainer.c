@@ -299,8 +299,10 @@ void trainer_rehearse(trainer* t) {
     memset(u->host_row, 0, u->capacity * sizeof(float));
     t->b->upload(t->b, u->coef, u->host_row, u->capacity * sizeof(float));
     packed_batch g = pack_end(t, &k);
-    model_forward(t->weights, t->acts, &g, 1, u->logp, NULL);
-    model_backward(t->weights, t->acts, &g, 1, u->coef, t->optimizer->gradients);
+    model_weights first_layer = *t->weights;  // the others need the same scratch memory
+    first_layer.model.shape.layers = 1;
+    model_forward(&first_layer, t->acts, &g, 1, u->logp, NULL);
+    model_backward(&first_layer, t->acts, &g, 1, u->coef, t->optimizer->gradients);
     t->b->sync(t->b);
 }
 

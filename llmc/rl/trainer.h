@@ -44,8 +44,8 @@ void trainer_free(trainer* t);
 void trainer_load(trainer* t, const float* parameters);
 void trainer_save(const trainer* t, float* parameters);
 
-// One forward and backward pass over the largest possible micro-batch with zero coefficients, so
-// that all device memory is allocated before training. It changes no gradient.
+// One forward and backward pass of one layer over the largest possible micro-batch with zero
+// coefficients, so that all device memory is allocated before training. It changes no gradient.
 void trainer_rehearse(trainer* t);
 
 // log-probability of every response token of sequences first .. first+count-1 of `d` under weights

@@ -170,6 +170,12 @@ static void check_finite(const run* r) {
             r->state.step ? r->state.step : r->state.warmup_step);
 }
 
+// Host memory for all parameters, from when it is first needed.
+static float* room_for_parameters(run* r, float** place) {
+    if (!*place) *place = xalloc(r->parameters, sizeof(float), "parameters");
+    return *place;
+}
+
 static void save(run* r) {
     const settings* s = r->settings;
     if (!*s->out || r->state.phase == PHASE_FRESH || is_saved(r)) return;
@@ -179,7 +185,7 @@ static void save(run* r) {
     int copies = r->state.step > 0 ? r->stale->copies : 0;  // before RL nothing is older
     float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
     float *v = m + n, *older = v + n;
-    trainer_save(t, r->host);
+    trainer_save(t, room_for_parameters(r, &r->host));
     check_finite(r);
     r->device->download(r->device, m, o->m, n * sizeof(float));
     r->device->download(r->device, v, o->v, n * sizeof(float));
@@ -267,6 +273,11 @@ static void load_reference(run* r) {
     b->release(b, parameters, bytes);
 }
 
+static void drop_base(run* r) {
+    free(r->base);
+    r->base = NULL;
+}
+
 // --from: the weights, the moments and the optimizer's counts of another run's newest checkpoint.
 static void begin_from(run* r) {
     const char* from = r->settings->from;
@@ -274,7 +285,8 @@ static void begin_from(run* r) {
     optimizer* o = r->trainer->optimizer;
     run_state there;
     float *m = xalloc(2 * n, sizeof(float), "a checkpoint"), *v = m + n;
-    if (!checkpoint_load(from, &there, &r->model, r->base, m, v, NULL, 0))
+    float* base = room_for_parameters(r, &r->base);
+    if (!checkpoint_load(from, &there, &r->model, base, m, v, NULL, 0))
         fatal("--from %s: its checkpoints are gone; start anew", from);
     r->device->upload(r->device, o->m, m, n * sizeof(float));
     r->device->upload(r->device, o->v, v, n * sizeof(float));
@@ -285,21 +297,16 @@ static void begin_from(run* r) {
     free(m);
 }
 
-static void begin_init(run* r) {
-    free(r->base);
-    model_file_read(r->settings->init, &r->base);
-}
-
 // A run without a checkpoint.
 static void begin_fresh(run* r) {
     const settings* s = r->settings;
     const char* start = settings_start(s);
     if (*s->init)
-        begin_init(r);
+        model_file_read(s->init, &r->base);
     else if (*s->from)
         begin_from(r);
     else
-        model_init(&r->model, r->base, s->seed);
+        model_init(&r->model, room_for_parameters(r, &r->base), s->seed);
     const char* weight = model_not_finite(&r->model, r->base);
     if (weight)
         fatal("%s: the weight %s holds values that are not finite; give another model", start,
@@ -332,8 +339,9 @@ static void continue_rl(run* r, const float* m, const float* v, const float* old
     if (r->reference) {
         char *name = run_path(r, "base"), *path = model_file_path(name, &r->model);
         model_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
-                           r->state.base_checksum, r->base);
+                           r->state.base_checksum, room_for_parameters(r, &r->base));
         load_reference(r);
+        drop_base(r);
         free(path);
         free(name);
     }
@@ -348,7 +356,8 @@ static void continue_from_checkpoint(run* r) {
     int copies = r->stale->copies;
     float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
     float *v = m + n, *older = v + n;
-    checkpoint_load(r->settings->out, &r->state, &r->model, r->host, m, v, older, copies);
+    float* host = room_for_parameters(r, &r->host);
+    checkpoint_load(r->settings->out, &r->state, &r->model, host, m, v, older, copies);
     if (r->state.phase == PHASE_WARMUP)
         continue_warmup(r, m, v);
     else
@@ -364,8 +373,6 @@ void run_create(run* r) {
     create_sampler(r);
     create_trainer(r);
     share_weights(r);
-    r->host = xalloc(r->parameters, sizeof(float), "parameters");
-    r->base = xalloc(r->parameters, sizeof(float), "parameters");
     if (r->state.phase == PHASE_FRESH)
         begin_fresh(r);
     else
@@ -385,7 +392,7 @@ void run_create(run* r) {
 // The end of a run says so if its last updates came to nothing, however few they are.
 static void check_diverged(run* r) {
     int skipped = r->trainer->optimizer->state.skipped_in_row;
-    trainer_save(r->trainer, r->host);
+    trainer_save(r->trainer, room_for_parameters(r, &r->host));
     check_finite(r);
     if (skipped && !r->trainer->optimizer->config.loss_scaling)
         fatal(
@@ -405,7 +412,7 @@ static void keep_base(run* r) {
 
 void run_start_rl(run* r) {
     int trained = r->state.phase == PHASE_WARMUP;
-    if (trained) trainer_save(r->warmup, r->base);
+    if (trained) trainer_save(r->warmup, room_for_parameters(r, &r->base));
     if (trained) warmup_free(r);
     r->state.phase = PHASE_RL;
     trainer_load(r->trainer, r->base);
@@ -414,6 +421,7 @@ void run_start_rl(run* r) {
     save(r);
     if (trained) warmup_to_cache(r);  // later: a run killed in between has its warm-up in the log
     load_reference(r);
+    drop_base(r);
     stale_begin(r->stale, r->trainer->parameters);
 }
 

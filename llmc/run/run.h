@@ -32,7 +32,7 @@ typedef struct run {
     struct model model;
     struct objective objective;
     size_t parameters;   // their number
-    float *host, *base;  // in host memory: scratch, and the model before RL
+    float *host, *base;  // all parameters in host memory, or NULL: scratch; the model before RL
     sampler* sampler;
     struct trainer* trainer;
     struct trainer* warmup;    // the warm-up's own, in that phase only
