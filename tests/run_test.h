@@ -278,14 +278,14 @@ static inline int count_lines(const run_lines* log, const char* phase) {
     return n;
 }
 
-// Equal but for what depends on the clock, and on slots if `slots` may differ.
+// Equal but for what depends on the clock, and on slots and pages if `slots` may differ.
 static inline int same_line(const line* a, const line* b, int slots) {
     if (a->fields != b->fields || strcmp(a->phase, b->phase)) return 0;
     for (int i = 0; i < a->fields; i++) {
         const char* key = a->key[i];
         if (strcmp(key, b->key[i])) return 0;
         if (!strcmp(key, "time") || !strcmp(key, "tokens_per_s")) continue;
-        if (slots && !strcmp(key, "occupancy")) continue;
+        if (slots && (!strcmp(key, "occupancy") || !strcmp(key, "prefill_tokens"))) continue;
         if (memcmp(&a->value[i], &b->value[i], sizeof(double))) return 0;
     }
     return 1;

@@ -107,7 +107,7 @@ static void run_step(trainer* t, const state* from, rollout* d, const objective*
 static sampler* make_sampler(backend* b, const format* dtype, int slots) {
     precision p = precision_of(dtype, &FORMAT_FP32);
     return sampler_create(b, &MODEL, p, p.store, slots, MAX_PROMPT, MAX_NEW, PROMPTS * GROUP, 0,
-                          (end_set){1, {0}});
+                          (end_set){1, {0}}, 0);
 }
 
 static rollout* make_prompts(int step) {

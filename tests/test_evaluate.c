@@ -175,7 +175,7 @@ static bench open_bench(int slots, int capacity) {
     size_t bytes = c.parameters * sizeof(float);
     float* weights = to_device(e.b, parameters, bytes);
     e.sampler = sampler_create(e.b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
-                               slots, e.from.max_prompt, MAX_NEW, capacity, 0, e.tokenizer.ends);
+                               slots, e.from.max_prompt, MAX_NEW, capacity, 0, e.tokenizer.ends, 0);
     e.d = rollout_create(capacity, e.from.max_prompt, MAX_NEW, 0);
     e.list = source_held_out(&e.from, 7, 100);
     sampler_sync(e.sampler, weights);

@@ -544,7 +544,8 @@ static void test_loss_scale(void) {
 static void check_same_bits(const char* flags, const char* name) {
     static const char* const free_flags[] = {
         "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",
-        "--slots 256", "--isa c",          "--isa avx2",          "--isa avx512"};
+        "--slots 256", "--isa c",          "--isa avx2",          "--isa avx512",
+        "--kv-memory 0.1"};
     good_run(name, flags);
     for (size_t i = 0; i < sizeof free_flags / sizeof *free_flags; i++) {
         const char* isa = strstr(free_flags[i], "avx");
@@ -557,7 +558,7 @@ static void check_same_bits(const char* flags, const char* name) {
         // The base gives one thread and 16 slots.
         snprintf(both, sizeof both, "%s %s", flags, free_flags[i]);
         good_run("other", both);
-        check_same_run("other", name, both, strstr(free_flags[i], "slots") != NULL);
+        check_same_run("other", name, both, strstr(free_flags[i], "slots") || strstr(free_flags[i], "kv-memory"));
         remove_tree(at_home("other"));
     }
 }
@@ -895,6 +896,8 @@ static void test_refusals(void) {
         {"--slots 0", "--slots"},
         {"--sync-every 0", "--sync-every"},
         {"--lag -1", "--lag"},
+        {"--kv-memory -1", "--kv-memory"},
+        {"--kv-memory 0.001", "--kv-memory: the longest sequence needs"},
         {"--sync-every 2 --lag 1", "--sync-every 2 and --lag 1"},
         {"--objective ppo", "--objective"},
         {"--delta 0", "--delta"},
@@ -1306,6 +1309,7 @@ static const struct {
     {"", "--top-p 0.999999999", SAME},  // as a float it is 1, and switches the filter off
     {"--aggregate seq-mean-token-sum-norm", "--max-new-tokens 13", MODEL},
     {"", "--slots 3", LOG},
+    {"", "--kv-memory 0.1", LOG},
     {"", "--sync-every 2", MODEL},
     {"", "--lag 1", MODEL},
     {"", "--lag 2", MODEL},

@@ -18,6 +18,7 @@ typedef struct setup {
     const format* kv;  // NULL: as the precision stores
     int slots, prompts, group, max_new;
     end_set ends;
+    size_t kv_memory;
     int prompt_length[PROMPTS_MAX];
     sampling how;
 } setup;
@@ -51,7 +52,7 @@ static sampler* make_rollout(backend* b, const setup* s, const float* parameters
     int words = filtered(s) ? (s->c.shape.vocab + 31) / 32 : 0;
     sampler* r =
         sampler_create(b, &s->c, s->p, s->kv ? s->kv : s->p.store, s->slots, max_prompt_of(s),
-                       s->max_new, s->prompts * s->group, words, s->ends);
+                       s->max_new, s->prompts * s->group, words, s->ends, s->kv_memory);
     size_t bytes = s->c.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
     sampler_sync(r, weights);
@@ -615,6 +616,57 @@ static void test_pages_return(void) {
     cpu_close(b);
 }
 
+// Bytes of so many pages of the cache.
+static size_t pages_bytes(backend* b, const setup* s, int pages) {
+    kv_cache kv = {.layers = s->c.shape.layers, .pages = pages, .heads = model_heads(&s->c)};
+    kv.format = kv.operand = s->p.store;
+    return b->kv_bytes(&kv);
+}
+
+// Where the pool is small, sequences wait, and go on with the same bits. The smallest one has a
+// page more than the longest sequence; one page less is refused.
+static void test_small_pool(void) {
+    backend* b = cpu_open(1, "auto");
+    setup s = mixed_setup();
+    rng r = rng_at(43, STREAM_PROMPT, 0, 0);
+    int64_t releases = 0;
+    for (int i = 0; i < (quick ? 12 : 60); i++) {
+        s.prompts = 1 + (int)rng_below(&r, 8);
+        s.group = 1 + (int)rng_below(&r, 6);
+        s.max_new = 1 + (int)rng_below(&r, 60);
+        s.how.top_k = i % 3 ? 0 : 5;  // kept sets too
+        s.ends = (end_set){(int)rng_below(&r, 2), {0}};
+        for (int p = 0; p < s.prompts; p++) s.prompt_length[p] = 1 + (int)rng_below(&r, 40);
+        s.slots = 1 + (int)rng_below(&r, 9);
+        s.kv_memory = 0;
+        rollout* expected = spied(b, &s, NULL);
+        int fewest = (max_prompt_of(&s) + s.max_new + KV_PAGE - 1) / KV_PAGE + 1;
+        s.kv_memory = pages_bytes(b, &s, fewest + (int)rng_below(&r, 3));
+        sampler_stats stats;
+        rollout* d = spied(b, &s, &stats);
+        check_same_batch(d, expected, "a small pool");
+        CHECK(spy.conflicts == 0, "shape %d: %lld places have two owners", i,
+              (long long)spy.conflicts);
+        CHECK(spy.pages <= fewest + 2, "%d pages, %d asked for", spy.pages, fewest + 2);
+        CHECK(stats.occupancy >= 0 && stats.occupancy <= 1, "occupancy %g", stats.occupancy);
+        releases += stats.releases;
+        rollout_free(d);
+        rollout_free(expected);
+    }
+    CHECK(releases > (quick ? 10 : 100), "only %lld sequences waited", (long long)releases);
+    cpu_close(b);
+}
+
+static void open_tiny_pool(const void* unused) {
+    (void)unused;
+    backend* b = cpu_open(1, "auto");
+    setup s = mixed_setup();
+    int fewest = (max_prompt_of(&s) + s.max_new + KV_PAGE - 1) / KV_PAGE + 1;
+    s.kv_memory = pages_bytes(b, &s, fewest) - 1;
+    float* parameters = random_parameters(&s.c, 1, 0.2);
+    make_rollout(b, &s, parameters);
+}
+
 // The cache is as large as it must be: two slots of three pages, and a prompt of one partly filled
 // page that must outlive its copies, since its group goes on. Where one page fewer is there, two
 // owners share one.
@@ -657,14 +709,16 @@ static void test_pages_suffice(void) {
     cpu_close(b);
 }
 
-// Prompts are prefilled as many at a time as fill the 256 rows of a pass, to the last row.
+// Each pass of a prefill but the last has 256 rows. A prompt that several passes share has the bits
+// that the trainer gives it in one.
 static void test_prefill_rows(void) {
     static const struct {
         int prompts, length[3], prefills, rows;
     } cases[] = {{2, {128, 128}, 1, 256},
-                 {2, {129, 128}, 2, 129},
+                 {2, {129, 128}, 2, 256},
                  {3, {128, 128, 1}, 2, 256},
-                 {3, {1, 255, 256}, 2, 256}};
+                 {3, {1, 255, 256}, 2, 256},
+                 {2, {256, 290}, 3, 256}};
     backend* b = cpu_open(1, "auto");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         setup s = mixed_setup();
@@ -676,6 +730,10 @@ static void test_prefill_rows(void) {
         rollout* d = spied(b, &s, NULL);
         CHECK(spy.prefills == cases[i].prefills && spy.rows_max == cases[i].rows,
               "case %d: %d prefills of at most %d rows", (int)i, spy.prefills, spy.rows_max);
+        float* parameters = random_parameters(&s.c, 1, 0.2);
+        judge(b, &s, parameters, d);
+        CHECK(differing(d) == 0, "case %d: %d tokens differ", (int)i, differing(d));
+        free(parameters);
         rollout_free(d);
     }
     cpu_close(b);
@@ -949,6 +1007,9 @@ int main(int argc, char** argv) {
     test_shared_pages();
     test_pages_return();
     test_pages_suffice();
+    test_small_pool();
+    check_refusal(open_tiny_pool, NULL, "too small a pool",
+                  (const char* [REFUSAL_WORDS]){"--kv-memory", "MB"});
     test_small_batch();
     test_prefill_rows();
     test_frequencies();

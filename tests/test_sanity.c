@@ -67,7 +67,7 @@ static sanity_result selected(verifier verify, const sanity_config* c, int slots
     size_t bytes = small.parameters * sizeof(float);
     float* weights = to_device(b, parameters, bytes);
     sampler* s = sampler_create(b, &small, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
-                                slots, from.max_prompt, MAX_NEW, capacity, 0, characters.ends);
+                                slots, from.max_prompt, MAX_NEW, capacity, 0, characters.ends, 0);
     rollout* d = rollout_create(capacity, from.max_prompt, MAX_NEW, 0);
     sampler_sync(s, weights);
     memset(&seen, 0, sizeof seen);

@@ -580,7 +580,7 @@ static sampling_work sampling_create(backend* b, const model* m, float* paramete
     sampling_work w = {.d = workload_batch(m->shape.vocab, sequences, PROMPT, NEW)};
     size_t bytes = m->parameters * sizeof(float);
     w.r = sampler_create(b, m, fp32(), &FORMAT_FP32, sequences, PROMPT, NEW, sequences, 0,
-                         (end_set){0});
+                         (end_set){0}, 0);
     float* on_device = b->alloc(b, bytes, "parameters");
     b->upload(b, on_device, parameters, bytes);
     sampler_sync(w.r, on_device);
@@ -649,8 +649,8 @@ static void decoding(void) {
     double C = gpt.shape.channels, weights = 12 * gpt.shape.layers * C * C + gpt.shape.vocab * C;
     float* parameters = b->alloc(b, bytes, "parameters");
     model_init(&gpt, parameters, 1);
-    sampler* r =
-        sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0, (end_set){0});
+    sampler* r = sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0,
+                                (end_set){0}, 0);
     sampler_sync(r, parameters);
     b->release(b, parameters, bytes);
     printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights\n", gpt2_name(),
@@ -739,7 +739,7 @@ static void memory(void) {
     training_run(&w);
     size_t scratch = b->allocated - before - trainer_only, at = b->allocated;
     sampler* r =
-        sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, (end_set){0});
+        sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, PROMPT, NEW, 32, 0, (end_set){0}, 0);
     sampler_share(r, w.t->weights);
     size_t sampler_bytes = b->allocated - at;
     size_t gradients = w.t->optimizer->bytes - 2 * each, lookup = gpt.count[0] * sizeof(float);

@@ -80,7 +80,7 @@ static void decode(trainer* t, precision p, int count) {
     sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE};
     rollout* d = workload_batch(vocab, count, prompt, new_tokens);
     sampler* r = sampler_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count,
-                                0, (end_set){0});
+                                0, (end_set){0}, 0);
     sampler_sync(r, t->parameters);
     sampler_run(r, d, &how);
     sampler_free(r);

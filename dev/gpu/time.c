@@ -776,7 +776,7 @@ static void sampling_line(const model* c, const float* parameters, int sequences
     int prompt = pick(32, 5), new_tokens = pick(128, 6);
     sampling_run s = {.d = workload_batch(c->shape.vocab, sequences, prompt, new_tokens)};
     s.r = sampler_create(device(), c, precision_of(&FORMAT_BF16, &FORMAT_FP32), &FORMAT_BF16,
-                         sequences, prompt, new_tokens, sequences, 0, -1);
+                         sequences, prompt, new_tokens, sequences, 0, (end_set){0}, 0);
     sampler_sync(s.r, parameters);
     double seconds = measure(sampling_work, &s), tokens = (double)sequences * new_tokens;
     char* name = xprintf("%d sequences%s", sequences, suffix());

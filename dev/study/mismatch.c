@@ -68,7 +68,7 @@ static rollout* sample(const setup* s, precision p) {
     int capacity = s->prompts * s->group;
     rollout* d = rollout_create(capacity, s->from.max_prompt, s->max_new, 0);
     sampler* r = sampler_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
-                                s->from.max_prompt, s->max_new, capacity, 0, s->tokenizer.ends);
+                                s->from.max_prompt, s->max_new, capacity, 0, s->tokenizer.ends, 0);
     size_t bytes = sizeof(float);
     bytes *= s->model.parameters;
     float* parameters = s->b->alloc(s->b, bytes, "parameters");

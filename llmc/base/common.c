@@ -34,25 +34,29 @@ void fatal(const char* format, ...) {
     exit(1);
 }
 
-// Large blocks begin where a large page can, and ask for such pages: fewer are looked up.
-void* xalloc_raw(size_t count, size_t size, const char* what) {
-    const size_t page = (size_t)1 << 21;
-    if (size && count > (SIZE_MAX - page) / size)
-        fatal("%s: %zu elements of %zu bytes do not fit in memory", what, count, size);
-    size_t bytes = count * size, align = bytes < page ? 64 : page;
-    void* p = aligned_alloc(align, bytes ? (bytes + align - 1) / align * align : align);
-    if (!p)
-        fatal("%s: no memory for %.1f MB%s", what, bytes / 1e6,
-              strchr(what, '(') ? "" : "; lower the model size, --slots or --micro-tokens");
-#ifdef MADV_HUGEPAGE
-    if (align == page) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    return p;
+static void refuse_memory(size_t bytes, const char* what) __attribute__((noreturn));
+static void refuse_memory(size_t bytes, const char* what) {
+    fatal("%s: no memory for %.1f MB%s", what, bytes / 1e6,
+          strchr(what, '(') ? "" : "; lower the model size, --slots or --micro-tokens");
 }
 
 void* xalloc(size_t count, size_t size, const char* what) {
-    void* p = xalloc_raw(count, size, what);
-    return memset(p, 0, (count * size + 63) / 64 * 64);
+    if (size && count > (SIZE_MAX - 63) / size)
+        fatal("%s: %zu elements of %zu bytes do not fit in memory", what, count, size);
+    size_t bytes = (count * size + 63) / 64 * 64;
+    void* p = aligned_alloc(64, bytes ? bytes : 64);
+    if (!p) refuse_memory(bytes, what);
+    memset(p, 0, bytes);
+    return p;
+}
+
+void* xmap(size_t bytes, const char* what) {
+    void* p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) refuse_memory(bytes, what);
+#ifdef MADV_HUGEPAGE
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
 }
 
 char* xprintf(const char* format, ...) {

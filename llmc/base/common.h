@@ -29,7 +29,8 @@ int is_terminal(int fd);
 
 // Memory: 64-byte aligned, zero-filled; `what` names the purpose in the error. Free with free().
 void* xalloc(size_t count, size_t size, const char* what);
-void* xalloc_raw(size_t count, size_t size, const char* what);  // not zero-filled
+// The same in pages of its own, which take memory once they are used. Free with munmap().
+void* xmap(size_t bytes, const char* what);
 // printf into a fresh string; free with free().
 char* xprintf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // The shortest decimal text, 15 to 17 digits, that reads back to the same double; whole numbers up

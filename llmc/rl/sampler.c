@@ -5,13 +5,26 @@
 //
 // Pages: a prompt is prefilled once. Its full pages are shared by the sequences of its group, its
 // last, partly filled page is copied for each of them, and the model's output at its last token is
-// kept: from it each sequence draws its first token. Every sequence gets all the pages it can need
-// at its start, so that no step needs the host.
+// kept: from it each sequence draws its first token. At each look a sequence gets the pages that it
+// needs until the next one. Where the pool has no more, the youngest sequence gives its pages back
+// and waits. Later its prompt and its response so far are prefilled, and it goes on with the same
+// bits: a row's bits depend neither on its batch nor on where its keys lie.
 #include "sampler.h"
 
 #include <stdlib.h>
 
 enum { STEPS_BETWEEN_LOOKS = 4 };
+
+// Where the model's output at a row goes, (C).
+typedef struct row_end {
+    int row;
+    char* output;
+} row_end;
+
+// A sequence that gave its pages back: its response so far has `length` tokens.
+typedef struct waiting {
+    int sequence, length;
+} waiting;
 
 struct sampler {
     backend* b;
@@ -28,20 +41,26 @@ struct sampler {
     int* identity;                                   // (rows) 0, 1, 2, ...
     int *row_token, *row_slot, *row_position;        // (rows) of a prefill
     char* prompt_output;                             // (capacity, C) at each prompt's last token
-    char* first_rows;                                // (slots, C) of these, for new sequences
+    char* first_rows;                                // (slots, C) from which sequences start
     int* page_table;                                 // (slots + capacity, pages_per_slot)
     size_t row_bytes;                                // C elements
     size_t ints, floats, nucleus_bytes, table_ints;  // sizes of the arrays above
 
     // host
     int *token, *position, *sequence, *left;  // (slots) mirrors
+    int* held;                                // (slots) pages in each slot's row of the table
     int* list;                                // (3 * rows) to upload
-    int* table;                               // mirror of page_table
-    int *free_page, free_pages;               // stack
-    int* references;                          // (pages)
-    int busy;                                 // slots in use: 0 .. busy-1
-    int next;                                 // next sequence to start
-    int prefilled;                            // prompts 0 .. prefilled-1 have been
+    int listed;                               // rows in it
+    row_end* end;                             // (rows) the last rows of sequences in the list
+    int ends;
+    int* table;                  // mirror of page_table
+    int *free_page, free_pages;  // stack
+    int* references;             // (pages)
+    int busy;                    // slots in use: 0 .. busy-1
+    int next;                    // next sequence to start
+    int prefilled;               // prompts 0 .. prefilled-1 have been
+    waiting* wait;               // (slots) that gave their pages back, a stack
+    int waits;
     rollout* d;
     sampling how;
     sampler_stats stats;
@@ -49,9 +68,25 @@ struct sampler {
 
 static int pages_for(int positions) { return (positions + KV_PAGE - 1) / KV_PAGE; }
 
+// A prompt before its first sequence takes no more pages than a slot that is kept free for that
+// sequence; afterwards its full pages are those of its sequences. Only the partly filled page of
+// the one prompt whose group is under way comes on top. So one slot's pages and one more are the
+// fewest, and those of all slots and one more the most that can be used.
+static int pool_pages(backend* b, const kv_cache* kv, int slots, size_t memory) {
+    kv_cache one = *kv;
+    one.pages = 1;
+    size_t bytes = b->kv_bytes(&one), fewest = (size_t)kv->pages_per_slot + 1;
+    size_t most = (size_t)slots * kv->pages_per_slot + 1, pages = memory / bytes;
+    if (!memory) return (int)most;
+    if (pages < fewest)
+        fatal("--kv-memory: the longest sequence needs %.3g MB; give at least that",
+              (double)(fewest * bytes) / 1e6);
+    return (int)(pages < most ? pages : most);
+}
+
 sampler* sampler_create(backend* b, const model* m, precision p, const format* kv, int slots,
-                        int max_prompt, int max_new, int capacity, int nucleus_words,
-                        end_set ends) {
+                        int max_prompt, int max_new, int capacity, int nucleus_words, end_set ends,
+                        size_t kv_memory) {
     sampler* r = xalloc(1, sizeof *r, "the sampler");
     if (slots > capacity) slots = capacity;
     r->b = b;
@@ -60,8 +95,7 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->max_new = max_new;
     r->capacity = capacity;
     r->nucleus_words = nucleus_words;
-    r->rows = slots > max_prompt ? slots : max_prompt;
-    if (r->rows < 256) r->rows = 256;  // wide enough for products at prefill
+    r->rows = slots > 256 ? slots : 256;  // wide enough for products at prefill
     r->weights = model_weights_create(b, m, p);
     r->acts = model_acts_create(b, m, p.store, r->rows, FORWARD_ONLY);
 
@@ -69,12 +103,9 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     k->layers = m->shape.layers;
     k->heads = model_heads(m);
     k->pages_per_slot = pages_for(max_prompt + max_new);
-    // A prompt before its first sequence takes no more pages than a slot that is kept free for that
-    // sequence; afterwards its full pages are those of its sequences. Only the partly filled page
-    // of the one prompt whose group is under way comes on top.
-    k->pages = slots * k->pages_per_slot + 1;
     k->format = kv;
     k->operand = p.attention;
+    k->pages = pool_pages(b, k, slots, kv_memory);
     r->kv_bytes = b->kv_bytes(k);
     k->data = b->alloc(b, r->kv_bytes, "the KV cache (lower --slots)");
     r->table_ints = (size_t)(slots + capacity) * k->pages_per_slot;
@@ -108,10 +139,13 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->slot.nucleus_words = nucleus_words;
     r->slot.ends = ends;
 
-    r->token = xalloc(4 * (size_t)slots, sizeof(int), "slots");
+    r->token = xalloc(5 * (size_t)slots, sizeof(int), "slots");
     r->position = r->token + slots;
     r->sequence = r->token + 2 * slots;
     r->left = r->token + 3 * slots;
+    r->held = r->token + 4 * slots;
+    r->wait = xalloc(slots, sizeof *r->wait, "slots");
+    r->end = xalloc((size_t)r->rows, sizeof *r->end, "rows");
     r->list = xalloc(3 * (size_t)r->rows, sizeof(int), "rows");
     r->table = xalloc(r->table_ints, sizeof(int), "the page table");
     r->free_page = xalloc(k->pages, sizeof(int), "pages");
@@ -144,6 +178,8 @@ void sampler_free(sampler* r) {
         b->release(b, r->slot.best.logp, best * sizeof(float));
     }
     free(r->token);
+    free(r->wait);
+    free(r->end);
     free(r->list);
     free(r->table);
     free(r->free_page);
@@ -181,24 +217,61 @@ static void page_drop(sampler* r, int page) {
     if (--r->references[page] == 0) r->free_page[r->free_pages++] = page;
 }
 
-static int* slot_pages(sampler* r, int slot) {
+static int* slot_pages(const sampler* r, int slot) {
     return r->table + (size_t)slot * r->kv.pages_per_slot;
 }
-static int* prompt_pages(sampler* r, int prompt) { return slot_pages(r, r->slot_count + prompt); }
+static int* prompt_pages(const sampler* r, int prompt) {
+    return slot_pages(r, r->slot_count + prompt);
+}
+static int prompt_length(const sampler* r, int sequence) {
+    return r->d->prompt_length[sequence / r->d->group];
+}
 
-static void sequence_pages(sampler* r, int slot, int prompt) {
-    int length = r->d->prompt_length[prompt], full = length / KV_PAGE;
-    int *pages = slot_pages(r, slot), *shared = prompt_pages(r, prompt);
+// Pages that a sequence can need, and those that it needs until the next look, if its next input
+// token has this position.
+static int most_pages(const sampler* r, int sequence) {
+    return pages_for(prompt_length(r, sequence) + r->max_new);
+}
+static int pages_until_look(const sampler* r, int sequence, int position) {
+    int pages = pages_for(position + STEPS_BETWEEN_LOOKS), most = most_pages(r, sequence);
+    return pages < most ? pages : most;
+}
+
+static void take_pages(sampler* r, int slot, int count) {
+    while (r->held[slot] < count) slot_pages(r, slot)[r->held[slot]++] = page_take(r);
+}
+
+// The pages of a sequence that begins: the prompt's full ones, and its own.
+static void first_pages(sampler* r, int slot, int sequence) {
+    int length = prompt_length(r, sequence), full = length / KV_PAGE;
+    int *pages = slot_pages(r, slot), *shared = prompt_pages(r, sequence / r->d->group);
     for (int i = 0; i < full; i++) {
         pages[i] = shared[i];
         r->references[shared[i]]++;
     }
-    for (int i = full; i < pages_for(length + r->max_new); i++) pages[i] = page_take(r);
+    r->held[slot] = full;
+    take_pages(r, slot, pages_until_look(r, sequence, length));
     if (length % KV_PAGE) r->b->kv_copy_page(r->b, &r->kv, pages[full], shared[full]);
 }
 
-static void drop_all(sampler* r, const int* pages, int positions) {
-    for (int i = 0; i < pages_for(positions); i++) page_drop(r, pages[i]);
+static void drop_pages(sampler* r, const int* pages, int count) {
+    for (int i = 0; i < count; i++) page_drop(r, pages[i]);
+}
+
+// The prompt whose group has not started whole gives its pages back; it is prefilled again later.
+static void drop_open_prompt(sampler* r) {
+    int prompt = r->prefilled - 1;
+    if (prompt < 0 || r->next >= r->prefilled * r->d->group)
+        fatal("the sampler's pages are too few for one sequence; raise --kv-memory");
+    drop_pages(r, prompt_pages(r, prompt), pages_for(r->d->prompt_length[prompt]));
+    r->prefilled = prompt;
+}
+
+// Slots that will ask for more pages.
+static int growing_slots(const sampler* r) {
+    int n = 0;
+    for (int i = 0; i < r->busy; i++) n += r->held[i] < most_pages(r, r->sequence[i]);
+    return n;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -209,86 +282,205 @@ static void upload_slots(sampler* r) {
     r->b->upload(r->b, r->page_table, r->table, r->table_ints * sizeof(int));
 }
 
+static void move_slot(sampler* r, int to, int from) {
+    r->token[to] = r->token[from];
+    r->position[to] = r->position[from];
+    r->sequence[to] = r->sequence[from];
+    r->left[to] = r->left[from];
+    r->held[to] = r->held[from];
+    memmove(slot_pages(r, to), slot_pages(r, from), r->held[from] * sizeof(int));
+}
+
 static void retire_finished(sampler* r) {
     r->b->download(r->b, r->token, r->slot.token, 4 * (size_t)r->slot_count * sizeof(int));
-    int kept = 0, width = r->kv.pages_per_slot;
-    for (int i = 0; i < r->busy; i++) {
-        if (r->position[i] < 0) {
-            int prompt = r->sequence[i] / r->d->group;
-            drop_all(r, slot_pages(r, i), r->d->prompt_length[prompt] + r->max_new);
-            continue;
-        }
-        r->token[kept] = r->token[i];
-        r->position[kept] = r->position[i];
-        r->sequence[kept] = r->sequence[i];
-        r->left[kept] = r->left[i];
-        memmove(slot_pages(r, kept), slot_pages(r, i), width * sizeof(int));
-        kept++;
-    }
+    int kept = 0;
+    for (int i = 0; i < r->busy; i++)
+        if (r->position[i] < 0)
+            drop_pages(r, slot_pages(r, i), r->held[i]);
+        else
+            move_slot(r, kept++, i);
     r->busy = kept;
 }
 
-// Prompts prefilled .. last-1 through the model, as many at a time as there are rows.
-static void prefill(sampler* r, int last) {
-    backend* b = r->b;
-    while (r->prefilled < last) {
-        int rows = 0, first = r->prefilled;
-        int *token = r->list, *slot = token + r->rows, *position = slot + r->rows;
-        while (r->prefilled < last && rows + r->d->prompt_length[r->prefilled] <= r->rows) {
-            int p = r->prefilled++, length = r->d->prompt_length[p];
-            for (int i = 0; i < pages_for(length); i++) prompt_pages(r, p)[i] = page_take(r);
-            for (int i = 0; i < length; i++, rows++) {
-                token[rows] = r->d->prompt[(size_t)p * r->d->max_prompt + i];
-                slot[rows] = r->slot_count + p;
-                position[rows] = i;
-            }
-        }
-        b->upload(b, r->page_table, r->table, r->table_ints * sizeof(int));
-        b->upload(b, r->row_token, token, 3 * (size_t)r->rows * sizeof(int));
-        tensor x = model_forward_cached(r->weights, r->acts, &r->kv, rows, r->row_token,
-                                        r->row_slot, r->row_position);
-        for (int p = first, row = -1; p < r->prefilled; p++) {
-            row += r->d->prompt_length[p];
-            b->copy(b, r->prompt_output + p * r->row_bytes, (char*)x.data + row * r->row_bytes,
-                    r->row_bytes);
-        }
-        r->stats.prefill_tokens += rows;
+// The sequence that began last gives its pages back and waits. Where it is the only one, the open
+// prompt's pages are what stands in its way.
+static void release_youngest(sampler* r) {
+    int youngest = 0;
+    if (r->busy == 1) {
+        drop_open_prompt(r);
+        return;
+    }
+    for (int i = 1; i < r->busy; i++)
+        if (r->sequence[i] > r->sequence[youngest]) youngest = i;
+    int s = r->sequence[youngest];
+    r->wait[r->waits++] = (waiting){s, r->position[youngest] - prompt_length(r, s) + 1};
+    drop_pages(r, slot_pages(r, youngest), r->held[youngest]);
+    for (int i = youngest; i < r->busy - 1; i++) move_slot(r, i, i + 1);
+    r->busy--;
+    r->stats.releases++;
+}
+
+// The slot of the oldest sequence that lacks pages until the next look; -1: none does.
+static int oldest_lacking(const sampler* r) {
+    int oldest = -1;
+    for (int i = 0; i < r->busy; i++)
+        if (r->held[i] < pages_until_look(r, r->sequence[i], r->position[i]) &&
+            (oldest < 0 || r->sequence[i] < r->sequence[oldest]))
+            oldest = i;
+    return oldest;
+}
+
+static void extend_sequences(sampler* r) {
+    for (int slot; (slot = oldest_lacking(r)) >= 0;) {
+        int pages = pages_until_look(r, r->sequence[slot], r->position[slot]);
+        if (pages - r->held[slot] <= r->free_pages)
+            take_pages(r, slot, pages);
+        else
+            release_youngest(r);
     }
 }
+
+// ---------------------------------------------------------------------------------------------
+// Prefill, as many rows at a time as there is room for
+
+static void run_rows(sampler* r) {
+    backend* b = r->b;
+    if (!r->listed) return;
+    b->upload(b, r->page_table, r->table, r->table_ints * sizeof(int));
+    b->upload(b, r->row_token, r->list, 3 * (size_t)r->rows * sizeof(int));
+    tensor x = model_forward_cached(r->weights, r->acts, &r->kv, r->listed, r->row_token,
+                                    r->row_slot, r->row_position);
+    for (int i = 0; i < r->ends; i++)
+        b->copy(b, r->end[i].output, (char*)x.data + r->end[i].row * r->row_bytes, r->row_bytes);
+    r->stats.prefill_tokens += r->listed;
+    r->listed = r->ends = 0;
+}
+
+// n tokens from position `first` on, whose pages are those of a row of the table; the output of the
+// last one goes to `output`, unless it is NULL.
+static void put_rows(sampler* r, const int* token, int n, int first, int table_row, char* output) {
+    for (int i = 0; i < n; i++) {
+        if (r->listed == r->rows) run_rows(r);
+        r->list[r->listed] = token[i];
+        r->list[r->rows + r->listed] = table_row;
+        r->list[2 * r->rows + r->listed++] = first + i;
+    }
+    if (output) r->end[r->ends++] = (row_end){r->listed - 1, output};
+}
+
+static const int* prompt_tokens(const sampler* r, int prompt) {
+    return r->d->prompt + (size_t)prompt * r->d->max_prompt;
+}
+
+// Prompts prefilled .. last-1.
+static void prefill_prompts(sampler* r, int last) {
+    for (; r->prefilled < last; r->prefilled++) {
+        int p = r->prefilled, length = r->d->prompt_length[p];
+        for (int i = 0; i < pages_for(length); i++) prompt_pages(r, p)[i] = page_take(r);
+        put_rows(r, prompt_tokens(r, p), length, 0, r->slot_count + p,
+                 r->prompt_output + p * r->row_bytes);
+    }
+    run_rows(r);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sequences start
 
 static void draw_tokens(sampler* r, tensor x, const int* row_slot, int n) {
     r->b->sample(r->b, &r->slot, x, row_slot, n, r->weights->head, r->weights->precision.logits,
                  &r->how);
 }
 
-// The next sequences into the free slots, their first tokens from the prompts' outputs.
-static void start_sequences(sampler* r) {
-    backend* b = r->b;
-    rollout* d = r->d;
-    int started = d->sequences - r->next, C = r->weights->model.shape.channels;
-    if (started > r->slot_count - r->busy) started = r->slot_count - r->busy;
-    if (started == 0) {
-        upload_slots(r);
-        return;
+static void occupy(sampler* r, int slot, int sequence, int length) {
+    r->sequence[slot] = sequence;
+    r->position[slot] = prompt_length(r, sequence) + length - 1;
+    r->left[slot] = r->max_new - length;
+}
+
+// Whether `pages` may be taken for a sequence, which then asks for more if it grows: where others
+// are under way, they must find the next pages that they need.
+static int may_start(const sampler* r, int pages, int grows) {
+    return r->busy == 0 || r->free_pages - pages >= growing_slots(r) + grows;
+}
+
+// Waiting sequences into free slots, the oldest first: prompt and response are prefilled, and the
+// outputs are the first ones of first_rows. Returns how many.
+static int resume_sequences(sampler* r) {
+    int started = 0, *response = xalloc((size_t)r->max_new, sizeof *response, "a response");
+    for (; r->waits && r->busy < r->slot_count; started++) {
+        int oldest = 0;
+        for (int i = 1; i < r->waits; i++)
+            if (r->wait[i].sequence < r->wait[oldest].sequence) oldest = i;
+        waiting w = r->wait[oldest];
+        int length = prompt_length(r, w.sequence), position = length + w.length;
+        int pages = pages_until_look(r, w.sequence, position), slot = r->busy;
+        if (!may_start(r, pages, pages < most_pages(r, w.sequence))) break;
+        if (pages > r->free_pages) drop_open_prompt(r);
+        r->wait[oldest] = r->wait[--r->waits];
+        r->busy++;
+        r->held[slot] = 0;
+        take_pages(r, slot, pages);
+        occupy(r, slot, w.sequence, w.length);
+        r->b->download(r->b, response, r->slot.out_token + (size_t)w.sequence * r->max_new,
+                       w.length * sizeof(int));
+        put_rows(r, prompt_tokens(r, w.sequence / r->d->group), length, 0, slot, NULL);
+        put_rows(r, response, w.length, length, slot, r->first_rows + started * r->row_bytes);
     }
-    prefill(r, (r->next + started - 1) / d->group + 1);
+    free(response);
+    run_rows(r);
+    return started;
+}
+
+// How many of the next sequences find pages: first all their prompts take theirs, then each
+// sequence its own, and the last one of a group gives the prompt's partly filled page back.
+static int startable(const sampler* r) {
+    int places = r->slot_count - r->busy, growing = growing_slots(r), prefilled = r->prefilled;
+    int shared = 0, own = 0, most_own = 0, n = 0;
+    for (; n < places && r->next + n < r->d->sequences; n++) {
+        int s = r->next + n, prompt = s / r->d->group, length = prompt_length(r, s);
+        int pages = pages_until_look(r, s, length);
+        if (prompt >= prefilled) shared += pages_for(length);
+        own += pages - length / KV_PAGE;
+        if (own > most_own) most_own = own;
+        if ((s + 1) % r->d->group == 0) own -= length % KV_PAGE > 0;
+        growing += pages < most_pages(r, s);
+        int others = r->busy + n > 0;
+        if (others && (r->free_pages - shared < most_own || r->free_pages - shared - own < growing))
+            break;
+        if (prompt >= prefilled) prefilled = prompt + 1;
+    }
+    return n;
+}
+
+// The next sequences into free slots; their outputs follow the first `before` ones of first_rows.
+static int begin_sequences(sampler* r, int before) {
+    rollout* d = r->d;
+    backend* b = r->b;
+    int started = r->waits ? 0 : startable(r), C = r->weights->model.shape.channels;
+    if (!started) return 0;
+    prefill_prompts(r, (r->next + started - 1) / d->group + 1);
     for (int i = 0; i < started; i++) {
         int s = r->next++, slot = r->busy++, prompt = s / d->group;
-        sequence_pages(r, slot, prompt);
-        r->sequence[slot] = s;
-        r->position[slot] = d->prompt_length[prompt] - 1;
-        r->left[slot] = r->max_new;
+        first_pages(r, slot, s);
+        occupy(r, slot, s, 0);
         r->list[i] = prompt;
-        r->list[r->rows + i] = slot;
         if (r->next % d->group == 0)  // the prompt's last sequence: it needs its pages no longer
-            drop_all(r, prompt_pages(r, prompt), d->prompt_length[prompt]);
+            drop_pages(r, prompt_pages(r, prompt), pages_for(d->prompt_length[prompt]));
     }
-    upload_slots(r);
-    b->upload(b, r->row_token, r->list, 2 * (size_t)r->rows * sizeof(int));
+    b->upload(b, r->row_token, r->list, (size_t)r->rows * sizeof(int));
     tensor outputs = {r->prompt_output, d->prompts, C, C, r->weights->precision.store};
-    tensor x = {r->first_rows, started, C, C, r->weights->precision.store};
+    tensor x = {r->first_rows + before * r->row_bytes, started, C, C, r->weights->precision.store};
     b->gather_rows(b, x, outputs, r->row_token);
-    draw_tokens(r, x, r->row_slot, started);
+    return started;
+}
+
+static void start_sequences(sampler* r) {
+    int first = r->busy, C = r->weights->model.shape.channels;
+    int resumed = resume_sequences(r), started = resumed + begin_sequences(r, resumed);
+    upload_slots(r);
+    if (!started) return;
+    tensor x = {r->first_rows, started, C, C, r->weights->precision.store};
+    draw_tokens(r, x, r->identity + first, started);
 }
 
 void sampler_begin(sampler* r, rollout* d, const sampling* how) {
@@ -299,7 +491,7 @@ void sampler_begin(sampler* r, rollout* d, const sampling* how) {
     r->d = d;
     r->slot.first = d->first;
     r->how = *how;
-    r->busy = r->next = r->prefilled = 0;
+    r->busy = r->next = r->prefilled = r->waits = 0;
     r->free_pages = r->kv.pages;
     for (int i = 0; i < r->kv.pages; i++) r->free_page[i] = r->kv.pages - 1 - i;
     memset(&r->stats, 0, sizeof r->stats);
@@ -315,8 +507,9 @@ int sampler_step(sampler* r) {
         r->stats.decode_steps++;
     }
     retire_finished(r);
+    extend_sequences(r);
     start_sequences(r);
-    return r->busy + r->d->sequences - r->next;
+    return r->busy + r->waits + r->d->sequences - r->next;
 }
 
 // Where each sequence starts, from their lengths on the device.
@@ -365,8 +558,8 @@ sampler_stats sampler_end(sampler* r) {
     }
     int slots = d->sequences < r->slot_count ? d->sequences : r->slot_count;
     r->stats.tokens = (int64_t)d->start[d->sequences];
-    // A sequence's first token comes from its prompt's prefill, each other one from a decode step.
-    int64_t decoded = r->stats.tokens - d->sequences;
+    // The first token of a sequence, and of one that waited, comes from a prefill.
+    int64_t decoded = r->stats.tokens - d->sequences - r->stats.releases;
     r->stats.occupancy =
         r->stats.decode_steps ? (double)decoded / ((double)r->stats.decode_steps * slots) : 1;
     return r->stats;

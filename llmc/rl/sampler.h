@@ -13,15 +13,18 @@ typedef struct sampler_stats {
     int64_t tokens;          // response tokens
     int64_t prefill_tokens;  // prompt tokens run through the model
     int64_t decode_steps;    // passes over the slots
+    int64_t releases;        // sequences that had to give their pages back and wait
     double occupancy;        // mean share of busy slots over the decode steps
 } sampler_stats;
 
 typedef struct sampler sampler;
 
 // kv: format of cached keys and values. slots: sequences at a time. Sequences of at most max_prompt
-// + max_new tokens, at most `capacity` of them in one run.
+// + max_new tokens, at most `capacity` of them in one run. kv_memory: most bytes of the cache; 0:
+// as many as the longest sequences in all slots take. Fewer let sequences wait, and change no bit.
 sampler* sampler_create(backend* b, const model* m, precision p, const format* kv, int slots,
-                        int max_prompt, int max_new, int capacity, int nucleus_words, end_set ends);
+                        int max_prompt, int max_new, int capacity, int nucleus_words, end_set ends,
+                        size_t kv_memory);
 void sampler_free(sampler* r);
 // From now on the `count` most probable tokens at each place are recorded. Every rollout with
 // candidates that is passed later must have been given the same count by rollout_add_candidates.

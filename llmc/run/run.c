@@ -222,7 +222,7 @@ static void create_sampler(run* r) {
     r->sampler =
         sampler_create(r->device, &r->model, settings_rollout_precision(s), settings_kv_format(s),
                        s->slots, r->source.max_prompt, s->max_new_tokens, r->eval_data->capacity,
-                       r->data->nucleus_words, r->tokenizer.ends);
+                       r->data->nucleus_words, r->tokenizer.ends, settings_kv_memory(s));
     if (!s->top_candidates) return;
     int count = minimum(s->top_candidates, r->model.shape.vocab);
     sampler_record_candidates(r->sampler, count);

@@ -86,9 +86,10 @@ static sanity_result choose_in_fp32(run* r) {
                        settings_sampling(s, STREAM_SANITY, 0)};
     size_t bytes = r->parameters * sizeof(float);
     float* parameters = b->alloc(b, bytes, "the model before RL (--sanity-samples 0)");
-    sampler* in_fp32 = sampler_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
-                                      &FORMAT_FP32, s->slots, d->max_prompt, d->max_new,
-                                      d->capacity, d->nucleus_words, r->tokenizer.ends);
+    sampler* in_fp32 =
+        sampler_create(b, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32), &FORMAT_FP32,
+                       s->slots, d->max_prompt, d->max_new, d->capacity, d->nucleus_words,
+                       r->tokenizer.ends, settings_kv_memory(s));
     b->upload(b, parameters, r->base, bytes);
     sampler_sync(in_fp32, parameters);
     sanity_result chosen = sanity_select(in_fp32, d, &r->source, &r->tokenizer, &c);

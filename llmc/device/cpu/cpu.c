@@ -3,6 +3,7 @@
 #include "cpu.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -14,24 +15,21 @@ typedef struct cpu {
     char name[64];
 } cpu;
 
-// The kernel gives a page when it is written first: large blocks are cleared by all threads.
+// Large blocks come from the kernel, which clears a page when it is first used: what is never used
+// takes no memory.
+enum { LARGE = 1 << 23 };
+
 static void* cpu_alloc(backend* b, size_t bytes, const char* what) {
-    enum { PART = 1 << 22 };
     b->allocated += bytes;
-    if (bytes < 2 * PART) return xalloc(bytes, 1, what);
-    char* p = xalloc_raw(bytes, 1, what);
-    int64_t parts = (int64_t)((bytes + PART - 1) / PART);
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(cpu_threads(b))
-#endif
-    for (int64_t i = 0; i < parts; i++)
-        memset(p + i * PART, 0, i < parts - 1 ? PART : bytes - (size_t)i * PART);
-    return p;
+    return bytes < LARGE ? xalloc(bytes, 1, what) : xmap(bytes, what);
 }
 
 static void cpu_release(backend* b, void* p, size_t bytes) {
     b->allocated -= bytes;
-    free(p);
+    if (bytes < LARGE)
+        free(p);
+    else
+        munmap(p, bytes);
 }
 
 // Every format is simulated in fp32.
