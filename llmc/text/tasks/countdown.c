@@ -1,13 +1,8 @@
 // countdown: reach a target with given numbers. The prompt "3,5,7:26=" asks for an expression over
 // + - * / ( ) that uses each of 3, 5 and 7 exactly once and has the value 26: "7*3+5\n".
 //
-// Right is an expression, then '\n', and nothing else. It is parsed by recursive descent
-//     sum := product (('+' | '-') product)*
-//     product := atom (('*' | '/') atom)*
-//     atom := number | '(' sum ')'
-// and evaluated in exact rationals. Numbers are written without leading zeros; there are no signs,
-// spaces or decimals. A division by zero, a value beyond 64 bits and more than DEPTH_MAX nested
-// parentheses are wrong.
+// Right is an expression by the grammar of expression.h, without blanks, then '\n', and nothing
+// else.
 //
 // Problems are made from a random expression, so they have a solution. Problems and solutions keep
 // to the rules of the game show: every intermediate value is a positive integer. The verifier does
@@ -15,31 +10,13 @@
 //
 // Bad habit of the warm-up answers: many are a random expression over the numbers, whatever its
 // value.
+#include "../expression.h"
 #include "tasks.h"
 
 enum { NUMBERS, LARGEST, TARGET, GUESSED };
-#define NUMBERS_MAX 6
-#define NUMBER_DIGITS_MAX 9
-#define DEPTH_MAX 32
+#define NUMBERS_MAX PUZZLE_NUMBERS
 
-typedef struct puzzle {
-    int64_t number[NUMBERS_MAX];
-    int count;
-    int64_t target;
-} puzzle;
-
-// Reads a prompt; 0 if the text is none.
-static int read_puzzle(const char* p, puzzle* q) {
-    q->count = 0;
-    do {
-        if (q->count == NUMBERS_MAX) return 0;
-        p = task_number(p, NUMBER_DIGITS_MAX, &q->number[q->count++]);
-        if (!p) return 0;
-    } while (*p++ == ',');
-    if (q->count < 2 || p[-1] != ':') return 0;
-    p = task_number(p, NUMBER_DIGITS_MAX, &q->target);
-    return p && p[0] == '=' && !p[1];
-}
+static int read_puzzle(const char* prompt, puzzle* q) { return puzzle_read(prompt, "=", q); }
 
 // ---------------------------------------------------------------------------------------------
 // Making expressions: a forest whose trees are joined two at a time until one is left.
@@ -134,94 +111,6 @@ static void forest_write(const forest* f, char* out) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Judging expressions.
-
-typedef struct rational {
-    int64_t num, den;  // den > 0, in lowest terms
-} rational;
-
-// a op b; 0 if it divides by zero or does not fit.
-static int rational_apply(char op, rational a, rational b, rational* result) {
-    int64_t x, y, num, den;
-    int overflow;
-    if (op == '+' || op == '-') {
-        overflow = __builtin_mul_overflow(a.num, b.den, &x);
-        overflow |= __builtin_mul_overflow(b.num, a.den, &y);
-        overflow |=
-            op == '+' ? __builtin_add_overflow(x, y, &num) : __builtin_sub_overflow(x, y, &num);
-        overflow |= __builtin_mul_overflow(a.den, b.den, &den);
-    } else {
-        if (op == '/') b = (rational){b.den, b.num};
-        overflow = __builtin_mul_overflow(a.num, b.num, &num);
-        overflow |= __builtin_mul_overflow(a.den, b.den, &den);
-    }
-    // INT64_MIN has no absolute value: it counts as overflow.
-    if (overflow || den == 0 || den == INT64_MIN || num == INT64_MIN) return 0;
-    int64_t gcd = den, rest = num;
-    while (rest) {
-        int64_t next = gcd % rest;
-        gcd = rest;
-        rest = next;
-    }
-    if ((gcd < 0) != (den < 0)) gcd = -gcd;  // den / gcd comes out positive
-    *result = (rational){num / gcd, den / gcd};
-    return 1;
-}
-
-typedef struct parser {
-    const char* p;  // what is left to read
-    const puzzle* q;
-    unsigned used;  // bit i: number i has been used
-    int depth;      // open parentheses
-} parser;
-
-// Each reads its rule of the grammar and gives its value; 0 if the text breaks it.
-static int parse_sum(parser* s, rational* value);
-
-static int parse_number(parser* s, rational* value) {
-    int64_t number;
-    s->p = task_number(s->p, NUMBER_DIGITS_MAX, &number);
-    if (!s->p) return 0;
-    for (int i = 0; i < s->q->count; i++) {
-        if (s->q->number[i] != number || (s->used >> i & 1)) continue;
-        s->used |= 1u << i;
-        *value = (rational){number, 1};
-        return 1;
-    }
-    return 0;
-}
-
-static int parse_atom(parser* s, rational* value) {
-    if (*s->p != '(') return parse_number(s, value);
-    if (++s->depth > DEPTH_MAX) return 0;
-    s->p++;
-    if (!parse_sum(s, value) || *s->p != ')') return 0;
-    s->p++;
-    s->depth--;
-    return 1;
-}
-
-static int parse_product(parser* s, rational* value) {
-    if (!parse_atom(s, value)) return 0;
-    while (*s->p == '*' || *s->p == '/') {
-        char op = *s->p++;
-        rational right;
-        if (!parse_atom(s, &right) || !rational_apply(op, *value, right, value)) return 0;
-    }
-    return 1;
-}
-
-static int parse_sum(parser* s, rational* value) {
-    if (!parse_product(s, value)) return 0;
-    while (*s->p == '+' || *s->p == '-') {
-        char op = *s->p++;
-        rational right;
-        if (!parse_product(s, &right) || !rational_apply(op, *value, right, value)) return 0;
-    }
-    return 1;
-}
-
-// ---------------------------------------------------------------------------------------------
 // The task.
 
 static void countdown_problem(const task* t, rng* r, char prompt[TASK_TEXT_MAX]) {
@@ -274,11 +163,7 @@ static int countdown_is_prompt(const task* t, const char* prompt) {
 static int countdown_verify(const task* t, const char* prompt, const char* response) {
     (void)t;
     puzzle q;
-    rational value;
-    if (!read_puzzle(prompt, &q)) return 0;
-    parser s = {.p = response, .q = &q};
-    return parse_sum(&s, &value) && !strcmp(s.p, "\n") && s.used == (1u << q.count) - 1 &&
-           value.num == q.target && value.den == 1;
+    return read_puzzle(prompt, &q) && puzzle_solved(&q, response, 0, "\n");
 }
 
 static int decimal_digits(int value) { return snprintf(NULL, 0, "%d", value); }

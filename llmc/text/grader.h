@@ -1,0 +1,53 @@
+// grader: what a response is worth. A reward is a weighted sum of graders:
+//
+//     SPEC := TERM {'+' TERM}      TERM := [WEIGHT '*'] NAME [':' OPTION {',' OPTION}]
+//     number:last,ended            number:last,ended+0.2*cmd 0.9*boxed+0.1*exact:tag=think
+//
+// A grader gives 1 or 0, and `cmd`, a program of the user's own (command.h), any number. None of
+// them evaluates what a model wrote; any bytes are allowed in a response.
+//
+// | name       | gives 1 if                                                        | answer |
+// |------------|-------------------------------------------------------------------|---------------|
+// | exact      | the response is the answer; spaces and line ends around both do    | any text | |
+// | not count                                                          |               | | number
+// | the number after the last "####" has the answer's value (GSM8K)    | 18, 1,234.5,  | | | | or
+// text "#### 18" | | boxed      | the last \boxed{...} is the answer after MATH's normalisation |
+// LaTeX, or text | |            | | with a \boxed | | expression | it is an expression with the
+// value and the numbers of the answer   | 3,5,7:26      |
+//
+// Options: `ended` (0 unless the model drew an end token; every grader takes it), `tag=NAME` (only
+// what stands inside the last <NAME>...</NAME> is judged; 0 if nothing does; not for cmd), `last`
+// (number: the last number of the response where it has no "####").
+#ifndef LLMC_GRADER_H
+#define LLMC_GRADER_H
+
+#include "command.h"
+
+LLMC_BEGIN
+
+typedef struct reward reward;
+
+// Opens a reward; `spec` may be NULL where there is a command, and means "cmd" then. `command` is
+// NULL without --reward-cmd. Fatal, in one sentence: a malformed spec (with its right form), a name
+// or an option that does not exist (with the nearest one), one grader twice, "cmd" without a
+// command or a command without "cmd", and a command that does not start.
+reward* reward_open(const char* spec, const command_config* command);
+void reward_free(reward* r);
+
+int reward_terms(const reward* r);
+// Term k as it was written, without its weight: "number:last,ended".
+const char* reward_term_name(const reward* r, int k);
+// Why a problem cannot be graded: a sentence part ("its answer \"x\" is no number, which the grader
+// number needs"), to be freed; NULL if it can.
+char* reward_refusal(const reward* r, const problem* p);
+
+// Grades n responses. total, (n): the weighted sums. terms, (n, reward_terms) or NULL: what each
+// grader gives, without its weight. A response for which the command gives nothing has the term 0,
+// or if skip_missing is set, the term NaN and the total NaN.
+reward_counts reward_grade(reward* r, const graded* items, int n, double* total, double* terms);
+
+// The graders and their options, a line each, for --help.
+void reward_list(FILE* to);
+
+LLMC_END
+#endif
