@@ -103,6 +103,7 @@ static void advantages(run* r) {
     }
     objective_advantages((advantage_kind)r->settings->advantage, penalised, d->prompts, d->group,
                          d->advantage);
+    rollout_leave_out(d);
     report_samples(r);
 }
 

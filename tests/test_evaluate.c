@@ -79,7 +79,7 @@ static char* asked_text(const rollout* d, int s) {
 
 static void test_texts(void) {
     rollout* d = rollout_create(8, 12, 10, 0);
-    source from = source_open("chain");
+    source from = source_of_task("chain");
     tokenizer characters = tokenizer_characters();
     problem_list list = {0};
     char text[TASK_TEXT_MAX];
@@ -169,7 +169,7 @@ enum { MAX_NEW = 12, CAPACITY = 64 };
 static bench open_bench(int slots, int capacity) {
     const model c = model_gpt2(32, alphabet_size(), 1, 2, 16);
     bench e = {.b = cpu_open(1, "auto"),
-               .from = source_open("chain"),
+               .from = source_of_task("chain"),
                .tokenizer = tokenizer_characters()};
     float* parameters = random_parameters(&c, 3, 0.3);
     size_t bytes = c.parameters * sizeof(float);
@@ -215,7 +215,7 @@ static evaluation evaluated(int slots, int capacity, const evaluate_config* c,
 
 static void test_known_verdicts(void) {
     evaluate_config c = usual_config();
-    source chain = source_open("chain");
+    source chain = source_of_task("chain");
     problem_list list = source_held_out(&chain, c.how.seed, c.prompts);
     double odd = 0;
     for (int i = 0; i < c.prompts; i++)

@@ -59,7 +59,7 @@ static sanity_config usual_config(void) {
 static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
     const model small = model_gpt2(32, alphabet_size(), 1, 2, 16);
     backend* b = cpu_open(1, "auto");
-    source from = source_open("chain");
+    source from = source_of_task("chain");
     tokenizer characters = tokenizer_characters();
     from.task.verify = verify;
     if (drawn_problem) from.task.problem = drawn_problem;
@@ -211,7 +211,7 @@ static void test_list(void) {
 static char path[] = "/tmp/test_sanity.XXXXXX";
 
 static void test_file(void) {
-    source t = source_open("chain");
+    source t = source_of_task("chain");
     problem two[] = {{.prompt = "7+8+1-8-5:"}, {.prompt = "1+1+1+1+1:"}};
     problem_list list = {two, 2, 2};
     uint64_t checksum = sanity_write(&list, path);
@@ -221,7 +221,7 @@ static void test_file(void) {
 }
 
 static void refuse_read(const void* contents) {
-    source t = source_open("chain");
+    source t = source_of_task("chain");
     FILE* f = fopen(path, "w");
     if (!f || fputs(contents, f) < 0 || fclose(f)) exit(3);
     sanity_read(&t, path, hash_text(contents));
@@ -229,7 +229,7 @@ static void refuse_read(const void* contents) {
 
 // Lines that are prompts, but not all that were written; or a zero byte after them.
 static void refuse_altered(const void* bytes) {
-    source t = source_open("chain");
+    source t = source_of_task("chain");
     const char contents[] = "7+8+1-8-5:\n\0nothing";
     FILE* f = fopen(path, "w");
     if (!f || !fwrite(contents, *(const size_t*)bytes, 1, f) || fclose(f)) exit(3);
@@ -238,7 +238,7 @@ static void refuse_altered(const void* bytes) {
 
 static void refuse_missing(const void* unused) {
     (void)unused;
-    source t = source_open("chain");
+    source t = source_of_task("chain");
     sanity_read(&t, "/nowhere/prompts", 0);
 }
 

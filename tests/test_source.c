@@ -20,7 +20,7 @@ static void test_held_out_lists(void) {
     static const int all[] = {1, 0, 0, 0};  // whether there are as many as are wanted
     char(*drawn)[WIDTH] = xalloc(DRAWS, WIDTH, "prompts");
     for (int k = 0; k < 4; k++) {
-        source t = source_open(specs[k]);
+        source t = source_of_task(specs[k]);
         problem_list list = source_held_out(&t, 4, WANTED);
         char prompt[TASK_TEXT_MAX];
         int distinct = 1, order = 0;

@@ -193,7 +193,7 @@ int main(int argc, char** argv) {
         return 1;
     }
     setup s = {.b = cpu_open(0, "auto"),
-               .from = source_open(argv[2]),
+               .from = source_of_task(argv[2]),
                .tokenizer = tokenizer_characters()};
     read_models(&s, argv[1], sampler_file, tokens_file);
     s.prompts = number(argv[3], "PROMPTS");

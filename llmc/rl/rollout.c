@@ -1,7 +1,7 @@
 // Texts become tokens on the way in and come back on the way out; nothing else knows both.
 #include "rollout.h"
 
-#include <math.h>  // sqrt
+#include <math.h>
 #include <stdlib.h>
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words) {
@@ -21,8 +21,9 @@ rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_w
     d->anchor = d->log_pi + tokens;
     d->log_ref = d->anchor + tokens;
     if (nucleus_words) d->nucleus_start = xalloc(tokens + 1, sizeof *d->nucleus_start, "kept sets");
-    d->reward = xalloc(2 * n, sizeof(float), "rewards");
+    d->reward = xalloc(3 * n, sizeof(float), "rewards");
     d->advantage = d->reward + n;
+    d->right = d->advantage + n;
     return d;
 }
 
@@ -118,32 +119,42 @@ int rollout_ended(const rollout* d, int sequence) {
 }
 
 void rollout_judge(rollout* d, const source* s) {
-    answered* a = xalloc((size_t)d->sequences, sizeof *a, "responses");
+    graded* a = xalloc((size_t)d->sequences, sizeof *a, "responses");
     for (int i = 0; i < d->sequences; i++)
-        a[i] = (answered){rollout_problem(d, i), rollout_response_text(d, i), rollout_ended(d, i)};
-    source_judge(s, a, d->sequences, d->reward);
+        a[i] = (graded){rollout_problem(d, i), rollout_response_text(d, i), rollout_ended(d, i)};
+    d->judged = source_judge(s, a, d->sequences, d->reward, d->right);
     for (int i = 0; i < d->sequences; i++) free((void*)a[i].response);
     free(a);
+}
+
+void rollout_leave_out(rollout* d) {
+    for (int s = 0; s < d->sequences; s++) {
+        const float* group = d->reward + s / d->group * d->group;
+        for (int i = 0; i < d->group; i++)
+            if (isnan(group[i])) d->advantage[s] = 0;
+    }
 }
 
 rollout_summary rollout_summarize(const rollout* d) {
     rollout_summary r = {0};
     size_t tokens = d->start[d->sequences];
-    double n = d->sequences, squares = 0;
+    double n = d->sequences, judged = 0, squares = 0;
+    for (int s = 0; s < d->sequences; s++) judged += !isnan(d->reward[s]);
     for (int s = 0; s < d->sequences; s++) {
-        r.reward += d->reward[s] / n;
+        if (!isnan(d->reward[s])) r.reward += d->reward[s] / judged;
         r.truncated += !rollout_ended(d, s) / n;
     }
+    if (judged == 0) r.reward = NAN;
     for (size_t t = 0; t < tokens; t++) r.entropy += d->entropy[t];
     for (int s = 0; s < d->sequences; s++)
-        squares += (d->reward[s] - r.reward) * (d->reward[s] - r.reward);
+        if (!isnan(d->reward[s])) squares += (d->reward[s] - r.reward) * (d->reward[s] - r.reward);
     for (int p = 0; p < d->prompts; p++) {
         int equal = 1;
         for (int i = 1; i < d->group; i++)
             equal &= d->reward[p * d->group + i] == d->reward[p * d->group];
         r.zero_std_groups += (double)equal / d->prompts;
     }
-    r.reward_std = sqrt(squares / n);
+    r.reward_std = sqrt(squares / judged);
     r.response_length = (double)tokens / n;
     r.entropy /= (double)tokens;
     return r;

@@ -36,7 +36,9 @@ typedef struct rollout {
     int* candidate;         // (tokens, candidates) the sampler's best, -1: no more
     float* candidate_mu;    // as log_mu, log_pi and anchor, of these; the same shape
     float *candidate_pi, *candidate_anchor;
-    float *reward, *advantage;  // (sequences)
+    float *reward, *advantage;  // (sequences); the reward is NaN where a program gave none
+    float* right;               // (sequences) 1 or 0
+    judgement judged;           // of all sequences
 } rollout;
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words);
@@ -59,11 +61,14 @@ const problem* rollout_problem(const rollout* d, int sequence);
 char* rollout_response_text(const rollout* d, int sequence);
 // Whether a sequence ended by itself, not at the limit of its length.
 int rollout_ended(const rollout* d, int sequence);
-// Fills in the rewards.
+// Fills in reward, right and judged.
 void rollout_judge(rollout* d, const source* s);
 
+// Advantages of 0 for groups in which a response has no reward: they are not trained on.
+void rollout_leave_out(rollout* d);
+
 typedef struct rollout_summary {
-    double reward, reward_std;  // mean and population deviation over the sequences
+    double reward, reward_std;  // mean and population deviation over the sequences that have one
     double response_length;
     double truncated;        // share of sequences without their end token
     double zero_std_groups;  // share of groups whose rewards are all equal

@@ -38,7 +38,7 @@ static sums solve(sampler* r, rollout* d, const source* from, const evaluate_con
         if (!sample_and_judge(r, d, from, &how, c->stop)) return (sums){.stopped = 1};
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
-            for (int i = 0; i < group; i++) right += d->reward[p * group + i] > 0;
+            for (int i = 0; i < group; i++) right += d->right[p * group + i] > 0;
             sum.right += right;
             sum.passk += evaluate_pass_at_k(group, right, c->k);
         }

@@ -242,7 +242,7 @@ void report_examples(const run* r, const char* when) {
     log_print(r->log, "three completions %s:", when);
     for (int i = 0; i < d->sequences; i++) {
         char* response = rollout_response_text(d, i);
-        log_print(r->log, "  %s %s%.*s%s", d->reward[i] > 0 ? "right" : "wrong",
+        log_print(r->log, "  %s %s%.*s%s", d->right[i] > 0 ? "right" : "wrong",
                   rollout_problem(d, i)->prompt, (int)strcspn(response, "\n"), response,
                   rollout_ended(d, i) ? "" : " (cut off)");
         free(response);

@@ -139,7 +139,7 @@ run* run_open(int argc, char** argv) {
     run* r = xalloc(1, sizeof *r, "the run");
     r->settings = settings_read(argc, argv);
     catch_signals();
-    r->source = source_open(r->settings->task);
+    r->source = settings_source();
     r->tokenizer = tokenizer_characters();
     settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective);
     r->parameters = r->model.parameters;
@@ -312,7 +312,7 @@ static void begin_fresh(run* r) {
         fatal("%s: the weight %s holds values that are not finite; give another model", start,
               weight);
     trainer_load(r->trainer, r->base);
-    if (*start || !s->warmup_steps || warmup_from_cache(r)) return;
+    if (!s->warmup_steps || warmup_from_cache(r)) return;
     r->state.phase = PHASE_WARMUP;
     warmup_create(r);
     trainer_load(r->warmup, r->base);

@@ -25,7 +25,7 @@ sanity_result sanity_select(sampler* r, rollout* d, const source* from, const to
         rollout_judge(d, from);
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
-            for (int i = 0; i < d->group; i++) right += d->reward[p * d->group + i] > 0;
+            for (int i = 0; i < d->group; i++) right += d->right[p * d->group + i] > 0;
             all_right += right;
             if (within(right, c)) problem_add(&result.kept, &all.item[first + p]);
         }
@@ -45,7 +45,11 @@ uint64_t sanity_write(const problem_list* kept, const char* path) {
     size_t bytes;
     FILE *lines = open_memstream(&text, &bytes), *f = file_open(aside, "w");
     if (!lines) fatal("no memory for %s", path);
-    for (int i = 0; i < kept->count; i++) fprintf(lines, "%s\n", source_line(&kept->item[i]));
+    for (int i = 0; i < kept->count; i++) {
+        char* line = source_line(&kept->item[i]);
+        fprintf(lines, "%s\n", line);
+        free(line);
+    }
     if (fclose(lines)) fatal("no memory for %s", path);
     file_write(f, text, bytes, aside);
     file_close_sync(f, aside);
@@ -68,8 +72,8 @@ problem_list sanity_read(const source* from, const char* path, uint64_t checksum
     for (char* line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
         problem found;
         if (!source_recall(from, line, &found))
-            fatal("%s:%d: \"%s\" is no prompt of the task %s; the file was altered", path,
-                  kept.count + 1, shown(line, strlen(line)), from->task.name);
+            fatal("%s:%d: \"%s\" is no prompt of %s; the file was altered", path, kept.count + 1,
+                  shown(line, strlen(line)), from->data ? from->data : from->task.name);
         problem_add(&kept, &found);
     }
     if (altered) fatal("%s was altered since the run wrote it; put the file back", path);

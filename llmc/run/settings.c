@@ -15,6 +15,7 @@
 
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", "plain", NULL};
 static const char* const PRODUCTS_NAMES[] = {"auto", "cublaslt", "handwritten", NULL};
+static const char* const REWARD_MISSING[] = {"zero", "skip", NULL};
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 #define DTYPE_LIST "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", FORMAT_BY_BITS, NULL
 static const char *const DTYPES[] = {DTYPE_LIST}, *const DTYPES_OR_SAME[] = {"same", DTYPE_LIST};
@@ -182,6 +183,8 @@ static void help_if_wanted(int argc, char** argv) {
     options_help(OPTIONS, ABOUT);
     printf("\nTasks, for --task NAME or NAME:option=value,...\n");
     task_list(stdout);
+    printf("\nGraders, for --reward:\n");
+    reward_list(stdout);
     file_close(stdout, "standard output");
     exit(0);
 }
@@ -435,6 +438,56 @@ static objective resolve_objective(void) {
     return o;
 }
 
+static void refuse_unread(int differs, const char* flags, const char* why) {
+    if (differs)
+        fatal("%s mean%s nothing %s; leave %s out", flags, strchr(flags, ' ') ? "" : "s", why,
+              strchr(flags, ' ') ? "them" : "it");
+}
+
+// Flags about data and rewards that nothing would read.
+static void check_data(void) {
+    const settings* s = &given;
+    int data = *s->data != 0;
+    const struct {
+        const char* flag;
+        int differs;
+    } of_data[] = {{"--data-held-out", *s->data_held_out},
+                   {"--data-keys", *s->data_keys},
+                   {"--data-skip-long", s->data_skip_long},
+                   {"--reward", *s->reward},
+                   {"--reward-cmd", *s->reward_cmd}};
+    for (size_t i = 0; i < sizeof of_data / sizeof *of_data; i++)
+        refuse_unread(!data && of_data[i].differs, of_data[i].flag,
+                      "without --data: a task has its own problems and verifier");
+    refuse_unread(data && options_find(OPTIONS, "task")->given && strcmp(s->task, DEFAULTS.task),
+                  "--task", "with --data");
+    if (data && !*s->reward && !*s->reward_cmd)
+        fatal(
+            "--data needs --reward or --reward-cmd, which say what a right answer is; for example "
+            "--reward exact");
+    int cmd = *s->reward_cmd != 0;
+    refuse_unread(!cmd && s->reward_workers != DEFAULTS.reward_workers, "--reward-workers",
+                  "without --reward-cmd");
+    refuse_unread(!cmd && s->reward_timeout != DEFAULTS.reward_timeout, "--reward-timeout",
+                  "without --reward-cmd");
+    refuse_unread(!cmd && s->reward_missing, "--reward-missing", "without --reward-cmd");
+}
+
+// The files are read before the model is known.
+source settings_source(void) {
+    static command_config program;
+    program = (command_config){given.reward_cmd, given.reward_workers, given.reward_timeout,
+                               given.reward_missing};
+    source_config c = {.task = given.task,
+                       .data = given.data,
+                       .held_out = given.data_held_out,
+                       .keys = given.data_keys,
+                       .reward = given.reward,
+                       .command = *given.reward_cmd ? &program : NULL};
+    check_data();
+    return source_open(&c);
+}
+
 static void check_sizes(const source* from) {
     const settings* s = &given;
     long long sequences = (long long)s->prompts * s->group;
@@ -460,9 +513,21 @@ static void check_sizes(const source* from) {
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               from->max_prompt, s->max_new_tokens, s->context);
     }
-    if (s->warmup_steps && !*settings_start(s) && from->max_response > s->max_new_tokens)
-        fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
+    if (s->warmup_steps && from->max_response > s->max_new_tokens)
+        fatal("%s have %d tokens, more than --max-new-tokens %d; raise it",
+              from->data ? "the longest responses to imitate" : "the task's worked answers",
               from->max_response, s->max_new_tokens);
+}
+
+// A model that is given has no warm-up, unless the user asks for one on responses of their own.
+static void resolve_warmup(const source* from) {
+    int asked = options_find(OPTIONS, "warmup-steps")->given && from->data && from->has_responses;
+    if (*given.from || (*given.init && !asked)) given.warmup_steps = 0;
+    if (given.warmup_steps && !from->has_responses)
+        fatal(
+            "--data %s has problems without a \"response\" to imitate in a warm-up; give "
+            "--warmup-steps 0",
+            from->data);
 }
 
 // Of all products of the model.
@@ -476,16 +541,9 @@ static int smallest_inputs(const model* m) {
     return least;
 }
 
-static void refuse_unread(int differs, const char* flags, const char* why) {
-    if (differs)
-        fatal("%s mean%s nothing %s; leave %s out", flags, strchr(flags, ' ') ? "" : "s", why,
-              strchr(flags, ' ') ? "them" : "it");
-}
-
 int settings_warmup_unread(const settings* s) {
-    return (s->warmup_steps == 0 || *settings_start(s)) &&
-           (s->warmup_lr != DEFAULTS.warmup_lr || s->warmup_batch != DEFAULTS.warmup_batch ||
-            *s->warmup_cache);
+    return s->warmup_steps == 0 && (s->warmup_lr != DEFAULTS.warmup_lr ||
+                                    s->warmup_batch != DEFAULTS.warmup_batch || *s->warmup_cache);
 }
 
 int settings_checkpoints_unread(const settings* s) {
@@ -564,8 +622,10 @@ static void check_meaning(const model* m) {
             s->rollout_split_k, inputs, inputs);
 }
 
-void settings_resolve(const source* from, const tokenizer* t, model* m, objective* o) {
+void settings_resolve(source* from, const tokenizer* t, model* m, objective* o) {
     *m = resolve_model(t);
+    source_fit(from, t, given.context - given.max_new_tokens, given.data_skip_long);
+    resolve_warmup(from);
     check_sizes(from);
     check_meaning(m);
     *o = resolve_objective();

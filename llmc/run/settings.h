@@ -34,9 +34,11 @@ extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
 // and exits where that is asked. Refuses (fatal, one sentence) what options.h refuses, a used
 // --out, and a flag that a resumed run must keep.
 const settings* settings_read(int argc, char** argv);
+// Opens the task, or the data and its graders. Fatal for what source.h refuses.
+source settings_source(void);
 // Fills in what the problems, the model file and the objective decide, and refuses what does not go
 // together: the model's shape comes from --init if that is given.
-void settings_resolve(const source* from, const tokenizer* t, model* m, objective* o);
+void settings_resolve(source* from, const tokenizer* t, model* m, objective* o);
 // Opens the device and notes which it is, since another one would give other bits. `why_cpu`: why
 // --device auto came to the CPU, or NULL.
 backend* settings_open_device(const struct model* m, const char** why_cpu);
