@@ -6,12 +6,14 @@
 //                                                             characters
 //     build/dev/text/tokenize --decode FOLDER < TOKENS        a line of text, in the same spelling,
 //                                                             for each line of token numbers
+//     build/dev/text/tokenize --chat FOLDER [SYSTEM] < PROMPT the conversation that it begins
 //     build/dev/text/tokenize --speed FOLDER < TEXT           tokens and megabytes per second
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/common.h"
 #include "text/bpe.h"
+#include "text/chat.h"
 
 static char* read_all(size_t* bytes) {
     char *text, part[1 << 16];
@@ -102,13 +104,31 @@ static void encode_all(bpe* t, int speed) {
     free(text);
 }
 
+static void print_chat(const char* folder, const char* system) {
+    size_t bytes;
+    char *prompt = read_all(&bytes), *text = chat_render(chat_match(folder), system, prompt);
+    fputs(text, stdout);
+    free(text);
+    free(prompt);
+}
+
+static int is_way(const char* how, int argc) {
+    if (argc == 4) return !strcmp(how, "--chat");
+    return argc == 3 && (!strcmp(how, "--lines") || !strcmp(how, "--decode") ||
+                         !strcmp(how, "--speed") || !strcmp(how, "--chat"));
+}
+
 int main(int argc, char** argv) {
-    const char* how = argc == 3 ? argv[1] : "";
-    if (argc < 2 || argc > 3 ||
-        (argc == 3 && strcmp(how, "--lines") && strcmp(how, "--decode") &&
-         strcmp(how, "--speed"))) {
-        fprintf(stderr, "usage: tokenize [--lines | --decode | --speed] FOLDER < TEXT\n");
+    const char* how = argc > 2 ? argv[1] : "";
+    if (argc != 2 && !is_way(how, argc)) {
+        fprintf(stderr,
+                "usage: tokenize [--lines | --decode | --speed] FOLDER < TEXT, or\n"
+                "       tokenize --chat FOLDER [SYSTEM] < PROMPT\n");
         return 1;
+    }
+    if (!strcmp(how, "--chat")) {
+        print_chat(argv[2], argc == 4 ? argv[3] : NULL);
+        return 0;
     }
     bpe* t = bpe_open(argv[argc - 1]);
     if (!strcmp(how, "--lines"))
