@@ -74,7 +74,8 @@ static void test_summary(void) {
 // The text of a sequence's prompt tokens.
 static char* asked_text(const rollout* d, int s) {
     int p = s / d->group;
-    return tokenizer_text(d->tokenizer, d->prompt + p * d->max_prompt, (size_t)d->prompt_length[p]);
+    return tokenizer_text(d->tokenizer, d->prompt + p * d->max_prompt, (size_t)d->prompt_length[p],
+                          1);
 }
 
 static void test_texts(void) {

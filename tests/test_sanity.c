@@ -201,7 +201,7 @@ static void test_list(void) {
     d->group = 1;
     rollout_ask(d, &characters, &list, 3000000001);  // 3000000001 = 1 modulo 3
     for (int p = 0; p < 5; p++) {
-        char* prompt = tokenizer_text(&characters, d->prompt + p * 10, 10);
+        char* prompt = tokenizer_text(&characters, d->prompt + p * 10, 10, 1);
         CHECK(!strcmp(prompt, three[(p + 1) % 3].prompt), "prompt %d is %s", p, prompt);
         free(prompt);
     }

@@ -111,7 +111,7 @@ const problem* rollout_problem(const rollout* d, int sequence) {
 
 char* rollout_response_text(const rollout* d, int sequence) {
     return tokenizer_text(d->tokenizer, d->token + d->start[sequence],
-                          (size_t)rollout_length(d, sequence));
+                          (size_t)rollout_length(d, sequence), 1);
 }
 
 int rollout_ended(const rollout* d, int sequence) {
@@ -121,7 +121,10 @@ int rollout_ended(const rollout* d, int sequence) {
 void rollout_judge(rollout* d, const source* s) {
     graded* a = xalloc((size_t)d->sequences, sizeof *a, "responses");
     for (int i = 0; i < d->sequences; i++)
-        a[i] = (graded){rollout_problem(d, i), rollout_response_text(d, i), rollout_ended(d, i)};
+        a[i] = (graded){
+            rollout_problem(d, i),
+            tokenizer_text(d->tokenizer, d->token + d->start[i], (size_t)rollout_length(d, i), 0),
+            rollout_ended(d, i)};
     d->judged = source_judge(s, a, d->sequences, d->reward, d->right);
     for (int i = 0; i < d->sequences; i++) free((void*)a[i].response);
     free(a);

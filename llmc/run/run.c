@@ -139,8 +139,8 @@ run* run_open(int argc, char** argv) {
     run* r = xalloc(1, sizeof *r, "the run");
     r->settings = settings_read(argc, argv);
     catch_signals();
+    r->tokenizer = settings_tokenizer();
     r->source = settings_source();
-    r->tokenizer = tokenizer_characters();
     settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective);
     r->parameters = r->model.parameters;
     warmup_check_cache(r->settings);

@@ -444,6 +444,19 @@ static void refuse_unread(int differs, const char* flags, const char* why) {
               strchr(flags, ' ') ? "them" : "it");
 }
 
+// A model's folder often holds its tokenizer.
+tokenizer settings_tokenizer(void) {
+    const char* folder = *given.tokenizer                          ? given.tokenizer
+                         : *given.init && bpe_is_there(given.init) ? given.init
+                                                                   : "";
+    if (*folder)
+        return tokenizer_open(folder, (chat_kind)given.chat, *given.system ? given.system : NULL);
+    refuse_unread(given.chat != CHAT_AUTO && given.chat != CHAT_NONE, "--chat",
+                  "without a --tokenizer");
+    refuse_unread(*given.system, "--system", "without a --tokenizer");
+    return tokenizer_characters();
+}
+
 // Flags about data and rewards that nothing would read.
 static void check_data(void) {
     const settings* s = &given;

@@ -34,6 +34,8 @@ extern const char *const WEIGHT_SCALE_NAMES[], *const ACTIVATION_SCALE_NAMES[];
 // and exits where that is asked. Refuses (fatal, one sentence) what options.h refuses, a used
 // --out, and a flag that a resumed run must keep.
 const settings* settings_read(int argc, char** argv);
+// Opens the tokenizer. Fatal for what tokenizer.h refuses, and for flags that nothing would read.
+tokenizer settings_tokenizer(void);
 // Opens the task, or the data and its graders. Fatal for what source.h refuses.
 source settings_source(void);
 // Fills in what the problems, the model file and the objective decide, and refuses what does not go

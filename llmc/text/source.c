@@ -85,10 +85,8 @@ static source open_data(const source_config* c) {
 
 source source_of_task(const char* spec) {
     task t = task_open(spec);
-    return (source){.task = t,
-                    .max_prompt = t.max_prompt,
-                    .max_response = t.max_response,
-                    .has_responses = 1};
+    return (source){
+        .task = t, .max_prompt = t.max_prompt, .max_response = t.max_response, .has_responses = 1};
 }
 
 source source_open(const source_config* c) {
@@ -131,8 +129,21 @@ static void fit(source* s, problem_list* list, const tokenizer* t, int most, int
     *list = kept;
 }
 
+// A character is one token at most, and what surrounds a prompt comes on top. Where a prompt meets
+// it tokens may merge, which makes them fewer.
+static void fit_task(source* s, const tokenizer* t) {
+    token_list around = {0};
+    if (!t->bpe) return;
+    tokenizer_prompt(t, "", &around);
+    s->max_prompt = s->task.max_prompt + (int)around.count;
+    token_list_free(&around);
+}
+
 void source_fit(source* s, const tokenizer* t, int most, int skip_long) {
-    if (!s->data) return;
+    if (!s->data) {
+        fit_task(s, t);
+        return;
+    }
     fit(s, &s->training, t, most, skip_long);
     fit(s, &s->held_out, t, most, skip_long);
     s->order = xalloc((size_t)s->training.count, sizeof *s->order, "the order of the problems");
@@ -277,9 +288,15 @@ int source_recall(const source* s, const char* line, problem* found) {
 // ------------------------------------------------------------------------------------------------
 // Judging
 
+// A task's response ends with '\n', whatever the end token is.
 static void judge_by_task(const source* s, const graded* a, int n, float* score, float* right) {
-    for (int i = 0; i < n; i++)
-        score[i] = right[i] = (float)s->task.verify(&s->task, a[i].problem->prompt, a[i].response);
+    for (int i = 0; i < n; i++) {
+        size_t bytes = strlen(a[i].response);
+        int lacks_end = a[i].ended && (!bytes || a[i].response[bytes - 1] != '\n');
+        char* text = xprintf("%s%s", a[i].response, lacks_end ? "\n" : "");
+        score[i] = right[i] = (float)s->task.verify(&s->task, a[i].problem->prompt, text);
+        free(text);
+    }
 }
 
 judgement source_judge(const source* s, const graded* a, int n, float* score, float* right) {

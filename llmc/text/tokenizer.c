@@ -7,32 +7,57 @@
 
 tokenizer tokenizer_characters(void) { return (tokenizer){.ends = {1, {alphabet_end()}}}; }
 
-int tokenizer_size(const tokenizer* t) {
-    (void)t;
-    return alphabet_size();
+tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system) {
+    tokenizer t = {.bpe = bpe_open(folder), .chat = chat, .system = system};
+    if (chat == CHAT_AUTO) t.chat = chat_match(folder);
+    if (system && t.chat == CHAT_NONE)
+        fatal("--system means nothing without a chat format, and %s has no template; give --chat",
+              folder);
+    t.ends = chat_ends(folder, t.bpe, t.chat);
+    t.checksum = bpe_checksum(t.bpe) * 31 + (uint64_t)t.chat * 7 + (system ? hash_text(system) : 1);
+    for (int i = 0; i < t.ends.count; i++) t.checksum = t.checksum * 31 + (uint64_t)t.ends.id[i];
+    return t;
 }
 
-static void add_characters(const char* text, token_list* to) {
-    int most = (int)strlen(text), *token = xalloc((size_t)most + 1, sizeof *token, "tokens");
-    int n = alphabet_encode(text, token, most);
+int tokenizer_size(const tokenizer* t) { return t->bpe ? bpe_size(t->bpe) : alphabet_size(); }
+
+static void add_characters(const char* text, size_t bytes, token_list* to) {
+    char* part = xprintf("%.*s", (int)bytes, text);
+    int *token = xalloc(bytes + 1, sizeof *token, "tokens"),
+        n = alphabet_encode(part, token, (int)bytes);
     for (int i = 0; i < n; i++) token_list_add(to, token[i]);
     free(token);
+    free(part);
 }
 
+static void add_text(const tokenizer* t, const char* text, size_t bytes, token_list* to) {
+    if (t->bpe)
+        bpe_encode(t->bpe, text, bytes, to);
+    else
+        add_characters(text, bytes, to);
+}
+
+// Without a chat format a text begins as the tokenizer's file asks for; with one, as the format
+// does.
 void tokenizer_prompt(const tokenizer* t, const char* prompt, token_list* to) {
-    (void)t;
-    add_characters(prompt, to);
+    char* text = chat_render(t->chat, t->system, prompt);
+    if (t->bpe && t->chat == CHAT_NONE && bpe_begin(t->bpe) >= 0)
+        token_list_add(to, bpe_begin(t->bpe));
+    add_text(t, text, strlen(text), to);
+    free(text);
 }
 
 void tokenizer_response(const tokenizer* t, const char* response, token_list* to) {
-    add_characters(response, to);
-    if (!to->count || !end_set_has(&t->ends, to->id[to->count - 1]))
-        token_list_add(to, t->ends.id[0]);
+    size_t bytes = strlen(response);
+    add_text(t, response, bytes - (bytes && response[bytes - 1] == '\n'), to);
+    token_list_add(to, t->ends.id[0]);
 }
 
-char* tokenizer_text(const tokenizer* t, const int* token, size_t n) {
-    (void)t;
-    char* text = xalloc(n + 1, 1, "text");
-    alphabet_decode(token, (int)n, text);
+char* tokenizer_text(const tokenizer* t, const int* token, size_t n, int specials) {
+    size_t bytes = n;
+    char* text = t->bpe ? bpe_decode(t->bpe, token, n, specials, &bytes) : xalloc(n + 1, 1, "text");
+    if (!t->bpe) alphabet_decode(token, (int)n, text);
+    for (size_t i = 0; i < bytes; i++)
+        if (!text[i]) text[i] = '?';
     return text;
 }
