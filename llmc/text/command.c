@@ -72,7 +72,6 @@ static void worker_start(worker* w, const char* line) {
     pid_t parent = getpid();
     pipe_open(in);
     pipe_open(out);
-    fflush(NULL);
     pid_t pid = fork();
     if (pid < 0)
         fatal("--reward-cmd: no process can be made: %s; use fewer --reward-workers",
@@ -300,6 +299,7 @@ static void worker_refresh(worker* w, const char* line, reward_counts* counts) {
 // After a batch: counts what is missing, and stops a worker that cannot go on.
 static void worker_judge(worker* w, double* score, int workers, reward_counts* counts) {
     int missing = w->asked - w->answered;
+    counts->extra += w->extra;
     if (w->extra) {
         for (int k = 0; k < w->asked; k++) {
             double* s = &score[w->first + k * workers];

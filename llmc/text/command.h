@@ -8,10 +8,10 @@
 // - if its worker ended before writing it (crashed),
 // - if it was not written within the time of the batch (timed_out), or
 // - if its line is not one finite decimal number (malformed).
-// A worker that wrote more lines than it was given has lost count: all its lines of the batch are
-// malformed if that shows in time, else (extra) it shows at the next batch. Such a worker and one
-// that crashed or timed out are killed with their process group, and started anew at the next
-// batch.
+// A worker that wrote more lines than it was given (extra) has lost count: all its lines of the
+// batch are malformed if that shows in time; else it shows at the next batch, too late. Such a
+// worker and one that crashed or timed out are killed with their process group, and started anew at
+// the next batch.
 //
 // Nothing here waits longer than the time of a batch, whatever the program does. Workers get no
 // signals from the terminal, die with this program (on Linux), have the same standard error, and
@@ -30,7 +30,7 @@ typedef struct graded {
     int ended;  // whether the model drew an end token
 } graded;
 
-// Responses without a number, by why; and lines too many.
+// Responses without a number, by why; and how often a worker wrote too many lines.
 typedef struct reward_counts {
     int64_t crashed, timed_out, malformed, extra;
 } reward_counts;
