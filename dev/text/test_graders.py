@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compares the graders with other programs' on thousands of generated and hand-made responses:
 verl's scorers (gsm8k, math_reward), lm-eval's rules for GSM8K and MATH, math-verify, and Python's
-own arithmetic. Where the rules differ on purpose, the difference is named in a list, and each of its
-cases must differ as it says.
+own arithmetic. Where the rules differ on purpose, the difference is named in a list, and each of
+its cases must differ as it says.
 
     python3 dev/text/test_graders.py [TEST...]      (needs build/dev/text/grade and math-verify)
 
@@ -67,7 +67,8 @@ def value(text):
 
 class Gsm8k(unittest.TestCase):
     """`number` and `number:last` beside verl's gsm8k and lm-eval's two filters."""
-    WORDS = ["so", "He has 3 apples.", "\n", "it is", "$", "=", "7 - 2 = 5", "x2", "(4)", "8-3", "."]
+    WORDS = ["so", "He has 3 apples.", "\n", "it is", "$", "=", "7 - 2 = 5", "x2", "(4)", "8-3",
+             "."]
 
     def responses(self, seed, count, marked):
         r = random.Random(seed)
@@ -167,8 +168,8 @@ class Gsm8k(unittest.TestCase):
 
 class Math(unittest.TestCase):
     """`boxed` beside Hendrycks' rule as verl and lm-eval have it, and math-verify."""
-    PIECES = ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "{", "}", "1", "2", "34", "0.5", ".5", "5.0",
-              "x", "y", "=", " ", "/", "-", "+", "^{\\circ}", "^\\circ", "\\%", "\\$", "\\left(",
+    PIECES = ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "{", "}", "1", "2", "34", "0.5", ".5",
+              "5.0", "x", "y", "=", " ", "/", "-", "+", "^{\\circ}", "^\\circ", "\\%", "\\$", "\\left(",
               "\\right)", "\\text{ cm}", "\\text{ft}", "\\\\", "\\!", ",", ".", "\n", "\\pi", "é",
               "0", "\\cdot"]
     NUMBER = r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?|-?\.\d+"
@@ -252,8 +253,8 @@ class Math(unittest.TestCase):
         """What is right here is right for math-verify; it accepts more."""
         from math_verify import parse, verify
         pairs = [(f"${{}}$ \\boxed{{{given}}}", right) for given, right in [
-            ("\\frac{1}{2}", "\\frac12"), ("\\dfrac{1}{2}", "\\frac{1}{2}"), ("0.5", "\\frac{1}{2}"),
-            ("1/2", "\\frac{1}{2}"), ("\\sqrt3", "\\sqrt{3}"), ("18.0", "18"), ("1,234", "1234"),
+            ("\\frac{1}{2}", "\\frac12"), ("\\dfrac{1}{2}", "\\frac{1}{2}"),
+            ("0.5", "\\frac{1}{2}"), ("1/2", "\\frac{1}{2}"), ("\\sqrt3", "\\sqrt{3}"), ("18.0", "18"), ("1,234", "1234"),
             ("x=5", "5"), ("(1,2)", "(1, 2)"), ("50\\%", "50"), ("018", "18"), ("3", "4"),
             ("\\frac{1}{3}", "\\frac{1}{2}"), ("(1,2)", "(2,1)"), ("\\sqrt{2}", "\\sqrt{3}"),
             ("2x", "3x"), ("7.0", "7"), ("\\tfrac34", "3/4"), ("-1/2", "\\frac{-1}{2}")]]
