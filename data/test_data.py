@@ -209,7 +209,8 @@ class Scripts(unittest.TestCase):
         ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt",
                                             return_dict=True)
         said = model.generate(**ids, max_new_tokens=12, do_sample=False)[0]
-        self.assertEqual(tokenizer.decode(said[ids["input_ids"].shape[1]:]), "The capital of France is Paris.<|im_end|>")
+        self.assertEqual(tokenizer.decode(said[ids["input_ids"].shape[1]:]),
+                         "The capital of France is Paris.<|im_end|>")
 
 
 if __name__ == "__main__":

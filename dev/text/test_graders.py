@@ -169,7 +169,8 @@ class Gsm8k(unittest.TestCase):
 class Math(unittest.TestCase):
     """`boxed` beside Hendrycks' rule as verl and lm-eval have it, and math-verify."""
     PIECES = ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "{", "}", "1", "2", "34", "0.5", ".5",
-              "5.0", "x", "y", "=", " ", "/", "-", "+", "^{\\circ}", "^\\circ", "\\%", "\\$", "\\left(",
+              "5.0", "x", "y", "=", " ", "/", "-", "+", "^{\\circ}", "^\\circ", "\\%", "\\$",
+              "\\left(",
               "\\right)", "\\text{ cm}", "\\text{ft}", "\\\\", "\\!", ",", ".", "\n", "\\pi", "é",
               "0", "\\cdot"]
     NUMBER = r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?|-?\.\d+"
@@ -254,7 +255,8 @@ class Math(unittest.TestCase):
         from math_verify import parse, verify
         pairs = [(f"${{}}$ \\boxed{{{given}}}", right) for given, right in [
             ("\\frac{1}{2}", "\\frac12"), ("\\dfrac{1}{2}", "\\frac{1}{2}"),
-            ("0.5", "\\frac{1}{2}"), ("1/2", "\\frac{1}{2}"), ("\\sqrt3", "\\sqrt{3}"), ("18.0", "18"), ("1,234", "1234"),
+            ("0.5", "\\frac{1}{2}"), ("1/2", "\\frac{1}{2}"), ("\\sqrt3", "\\sqrt{3}"),
+            ("18.0", "18"), ("1,234", "1234"),
             ("x=5", "5"), ("(1,2)", "(1, 2)"), ("50\\%", "50"), ("018", "18"), ("3", "4"),
             ("\\frac{1}{3}", "\\frac{1}{2}"), ("(1,2)", "(2,1)"), ("\\sqrt{2}", "\\sqrt{3}"),
             ("2x", "3x"), ("7.0", "7"), ("\\tfrac34", "3/4"), ("-1/2", "\\frac{-1}{2}")]]

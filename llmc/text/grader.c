@@ -288,9 +288,12 @@ char* reward_refusal(const reward* r, const problem* p) {
         const grader_kind* kind = r->term[i].kind;
         if (!kind) continue;
         if (!p->answer) return xprintf("it has no answer, which the grader %s needs", kind->name);
-        if (!kind->fits(p->answer))
-            return xprintf("its answer \"%s\" is not what the grader %s needs: %s",
-                           shown(p->answer, strlen(p->answer)), kind->name, kind->needs);
+        if (kind->fits(p->answer)) continue;
+        char* given = shown(p->answer, strlen(p->answer));
+        char* refusal = xprintf("its answer \"%s\" is not what the grader %s needs: %s", given,
+                                kind->name, kind->needs);
+        free(given);
+        return refusal;
     }
     return NULL;
 }
