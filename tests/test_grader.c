@@ -98,6 +98,7 @@ static const row NUMBER[] = {
     {"#### 1/3", "0.333333333333333333333333333", 0},
     {"#### 0.75", "1.5/2", 1},
     {"#### 1/0.25", "4", 1},
+    {"#### 0.99/0.33", "891/297", 1},
     {"#### 18/0", "18", 0},
     {"#### 0/0", "0", 0},
     {"#### 0/5", "0", 1},
@@ -317,16 +318,18 @@ static void test_command(void) {
     static const char program[] =
         "while read -r l; do case $l in *bad*) echo x;; *die*) exit 1;; *) echo 0.5;; esac; done";
     problem p = {.prompt = "p", .answer = "good"};
-    graded items[] = {{&p, "good", 1}, {&p, "bad", 1}, {&p, "good", 0}, {&p, "die", 1}};
-    double total[4], terms[4][2];
+    graded items[] = {
+        {&p, "good", 1}, {&p, "bad", 1}, {&p, "good", 0}, {&p, "die", 1}, {&p, "die", 0}};
+    double total[5], terms[5][2];
     for (int skip = 0; skip < 2; skip++) {
         command_config config = {program, 1, 20, skip};
         reward* r = reward_open("exact+0.2*cmd:ended", &config);
         double none = skip ? NAN : 0;
-        reward_counts c = reward_grade(r, items, 4, total, &terms[0][0]);
-        CHECK(c.malformed == 1 && c.crashed == 1 && !c.timed_out && !c.extra, "the counts");
-        double expected[4][2] = {{1, 0.5}, {0, none}, {1, 0}, {0, none}};
-        for (int i = 0; i < 4; i++) {
+        reward_counts c = reward_grade(r, items, 5, total, &terms[0][0]);
+        CHECK(c.malformed == 1 && c.crashed == 2 && !c.timed_out && !c.extra, "the counts");
+        // What has not ended is worth 0, whatever the command does.
+        double expected[5][2] = {{1, 0.5}, {0, none}, {1, 0}, {0, none}, {0, 0}};
+        for (int i = 0; i < 5; i++) {
             double sum = expected[i][0] + 0.2 * expected[i][1];
             CHECK(isnan(sum) ? isnan(total[i]) : total[i] == sum, "%d: %g", i, total[i]);
             CHECK(terms[i][0] == expected[i][0], "%d: exact %g", i, terms[i][0]);
@@ -435,7 +438,8 @@ static void test_normal(void) {
                                           {"\\sqrt 3", "\\sqrt{}3"},
                                           {"a=b", "b"},
                                           {"=b", "b"},
-                                          {"abc=b", "abc=b"}};
+                                          {"abc=b", "abc=b"},
+                                          {"a=b=c", "a=b=c"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char* s = boxed_normal(rows[i][0]);
         const char* e = rows[i][1];

@@ -341,7 +341,7 @@ reward_counts reward_grade(reward* r, const graded* items, int n, double* total,
         for (int k = 0; k < r->terms; k++) {
             const term* t = &r->term[k];
             double value = t->kind ? judge(t, &items[i]) : from_command[i];
-            if (!t->kind && t->ended && !items[i].ended && !isnan(value)) value = 0;
+            if (!t->kind && t->ended && !items[i].ended) value = 0;
             total[i] += t->weight * value;
             if (terms) terms[(size_t)i * (size_t)r->terms + (size_t)k] = value;
         }
