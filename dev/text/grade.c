@@ -24,7 +24,8 @@ static double grade_line(reward* r, const char* text, size_t length, long number
 
 static void help(void) {
     printf(
-        "grade SPEC reads JSON lines {\"prompt\", \"response\", \"answer\"} from standard input and\n"
+        "grade SPEC reads JSON lines {\"prompt\", \"response\", \"answer\"} from standard input "
+        "and\n"
         "prints one reward a line. SPEC is a sum of graders, such as number:last+0.1*exact:\n");
     reward_list(stdout);
 }
