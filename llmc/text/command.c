@@ -1,6 +1,9 @@
 // The life of a worker:
-//     stopped --worker_start--> running --all its lines are read--> running
-//     running --it ends, is late, or miscounts: worker_stop--> stopped
+//
+//     stopped -- worker_start --> running -- worker_ask, serve, worker_judge --> running
+//        ^                           |
+//        +------- worker_stop -------+   it ended, was late, or wrote too many lines
+//
 // A batch is one loop around poll(): it writes what a worker's pipe has room for and reads what is
 // there, of all workers in turn, so that a full pipe on one side never blocks the other.
 #include "command.h"
@@ -19,21 +22,21 @@
 #include <sys/prctl.h>
 #endif
 
-enum { LINE_MAX_BYTES = 512, POLL_MS = 50 };
+enum { LINE_ROOM = 512, POLL_MS = 50 };
 
 typedef enum { RUNNING, CRASHED, TIMED_OUT } worker_state;
 
 typedef struct worker {
-    pid_t pid;                  // 0: stopped
-    int in, out;                // our ends of its standard input and output
-    int first;                  // it answers items first, first + workers, ... of the batch
-    int asked, answered;        // lines of this batch
-    char* text;                 // the lines to write, allocated
-    size_t bytes, sent;         // of them
-    char line[LINE_MAX_BYTES];  // what is read of the next line; `held` bytes, of `length`
-    size_t length;
-    int extra;  // whether it wrote more lines than it was asked for
-    int state;
+    pid_t pid;             // 0: stopped
+    int in, out;           // our ends of its standard input and output
+    int first;             // it answers items first, first + workers, ... of the batch
+    int asked, answered;   // lines of this batch, and numbers read for them
+    char* text;            // the lines to write, allocated
+    size_t bytes, sent;    // of them
+    char line[LINE_ROOM];  // the first bytes of the line that is being read
+    size_t length;         // of them; LINE_ROOM: it is too long for a number
+    int extra;             // whether it wrote more lines than it was given
+    worker_state state;
 } worker;
 
 struct command {
@@ -97,7 +100,7 @@ static void close_once(int* fd) {
 static int worker_stop(worker* w) {
     int status = 0;
     if (!w->pid) return 0;
-    kill(-w->pid, SIGKILL);
+    if (kill(-w->pid, SIGKILL)) kill(w->pid, SIGKILL);
     while (waitpid(w->pid, &status, 0) < 0 && errno == EINTR)
         ;
     close_once(&w->in);
@@ -127,32 +130,36 @@ static void refuse_start(const command* c, int status) {
         line, WIFEXITED(status) ? "status" : "signal", WIFEXITED(status) ? code : WTERMSIG(status));
 }
 
-// Watches the workers for COMMAND_START_SECONDS.
+static void refuse_greeting(const command* c) __attribute__((noreturn));
+static void refuse_greeting(const command* c) {
+    fatal(
+        "--reward-cmd '%s' wrote before it was given a line; it must write nothing but one number "
+        "for each line that it reads",
+        shown(c->line, strlen(c->line)));
+}
+
+// Whether the worker's output can be read: it wrote, or it closed it.
+static int worker_readable(const worker* w) {
+    return poll(&(struct pollfd){w->out, POLLIN, 0}, 1, 0) == 1;
+}
+
+// Watches the workers for COMMAND_START_SECONDS and refuses a program that ends or writes.
 static void watch_start(command* c) {
     double end = clock_seconds() + COMMAND_START_SECONDS;
-    do {
+    for (; clock_seconds() < end; sleep_ms(5)) {
         for (int i = 0; i < c->config.workers; i++) {
             worker* w = &c->worker[i];
-            int ended = worker_ended(w);
-            if (!ended && poll(&(struct pollfd){w->out, POLLIN, 0}, 1, 0) == 1) {
-                sleep_ms(20);  // it closed its output, or wrote; it may be ending
-                ended = worker_ended(w);
-            }
-            char c1;
-            if (!ended && read(w->out, &c1, 1) != 1) continue;
-            int status = 0;
-            for (int k = 0; k < c->config.workers; k++) {
-                int s = worker_stop(&c->worker[k]);
-                if (k == i) status = s;
-            }
+            char byte;
+            if (!worker_ended(w) && !worker_readable(w)) continue;
+            sleep_ms(20);  // its output closes a little before it ends
+            int ended = worker_ended(w), wrote = !ended && read(w->out, &byte, 1) == 1;
+            if (!ended && !wrote) continue;
+            int status = worker_stop(w);
+            for (int k = 0; k < c->config.workers; k++) worker_stop(&c->worker[k]);
             if (ended) refuse_start(c, status);
-            fatal(
-                "--reward-cmd '%s' wrote before it was given a line; it must write nothing but "
-                "one number for each line that it reads",
-                shown(c->line, strlen(c->line)));
+            refuse_greeting(c);
         }
-        sleep_ms(5);
-    } while (clock_seconds() < end);
+    }
 }
 
 command* command_open(const command_config* config) {
@@ -256,7 +263,7 @@ static double line_number(const char* line) {
 }
 
 static void worker_line(worker* w, double* score, int workers, reward_counts* counts) {
-    int whole = w->length < LINE_MAX_BYTES;
+    int whole = w->length < LINE_ROOM;
     if (whole) w->line[w->length] = 0;
     int zero = whole && strlen(w->line) != w->length;
     double number = whole && !zero ? line_number(w->line) : NAN;
@@ -277,7 +284,7 @@ static void worker_read(worker* w, double* score, int workers, reward_counts* co
     for (ssize_t i = 0; i < n; i++) {
         if (bytes[i] == '\n')
             worker_line(w, score, workers, counts);
-        else if (w->length < LINE_MAX_BYTES)
+        else if (w->length < LINE_ROOM)
             w->line[w->length++] = bytes[i];
     }
     if (w->answered == w->asked && w->length) w->extra = 1;
