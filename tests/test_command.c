@@ -363,6 +363,24 @@ static void test_stderr(void) {
     CHECK(!strcmp(r.text, "heard\n"), "standard error is \"%s\"", r.text);
 }
 
+// A program without standard input and output has pipes above them all the same.
+static void test_closed(void) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        close(STDIN_FILENO);
+        close(STDOUT_FILENO);
+        set_items("x");
+        command* c = open_with("while read -r l; do echo 1; done", 2, 20);
+        command_grade(c, items, 4, score);
+        command_free(c);
+        _exit(score[0] == 1 && score[3] == 1 ? 0 : 3);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(status == 0, "without standard input and output: %x", status);
+}
+
 // Workers end with a parent that is killed, even one that does not read.
 static void test_orphans(void) {
 #ifdef __linux__
@@ -422,6 +440,7 @@ int main(void) {
     test_full_pipes();
     test_refusals();
     test_stderr();
+    test_closed();
     test_orphans();
     test_any();
     return test_report();

@@ -65,9 +65,17 @@ static void child_run(const char* line, int in, int out, pid_t parent) {
     _exit(127);
 }
 
+// Both ends are above 2, also where this program was started without standard input or output.
 static void pipe_open(int ends[2]) {
-    if (pipe2(ends, O_CLOEXEC))
+    int low[2], failed = pipe2(low, O_CLOEXEC);
+    for (int i = 0; i < 2 && !failed; i++) {
+        ends[i] = fcntl(low[i], F_DUPFD_CLOEXEC, 3);
+        failed = ends[i] < 0;
+    }
+    if (failed)
         fatal("--reward-cmd: no pipe can be made: %s; use fewer --reward-workers", strerror(errno));
+    close(low[0]);
+    close(low[1]);
 }
 
 static void worker_start(worker* w, const char* line) {

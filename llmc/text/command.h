@@ -45,7 +45,9 @@ typedef struct command_config {
 typedef struct command command;
 
 // Starts the workers. Fatal if one of them ends within COMMAND_START_SECONDS, as it does if the
-// program does not exist, or writes before it is asked. Ignores SIGPIPE from here on.
+// program does not exist, or writes before it is asked. Ignores SIGPIPE from here on. On Linux the
+// workers die with the thread that started them, so call this and command_grade from one that lives
+// as long as they are needed.
 #define COMMAND_START_SECONDS 0.25
 command* command_open(const command_config* config);
 // Writes the numbers of n responses to score, (n); NaN where there is none.
