@@ -321,12 +321,13 @@ static void test_processes(void) {
     grade(c, 1);
     check_score("PYTHONUNBUFFERED", 0, 1);
     command_free(c);
-    // SIGPIPE is ignored here and not there: "yes" ends when "head" does.
-    c = open_with("while read -r l; do yes 2>/dev/null | head -n 1 >/dev/null; echo 1; done", 1,
-                  20);
+    // SIGPIPE is ignored here and not there: a loop that writes ends when its reader does.
+    c = open_with(
+        "while read -r l; do while :; do echo y; done 2>/dev/null | head -n 1 >/dev/null; echo 1; "
+        "done",
+        1, 5);
     grade(c, 1);
     check_score("a pipe in the program", 0, 1);
-    CHECK(seconds < 10, "it took %g s", seconds);
     command_free(c);
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "a process is left behind");
     CHECK(descriptors() == before, "%d descriptors, and %d before", descriptors(), before);

@@ -1,19 +1,19 @@
 // grader: what a response is worth. A reward is a weighted sum of graders:
 //
-//     SPEC := TERM {'+' TERM}      TERM := [WEIGHT '*'] NAME [':' OPTION {',' OPTION}]
-//     number:last,ended            number:last,ended+0.2*cmd 0.9*boxed+0.1*exact:tag=think
+//     SPEC := TERM {'+' TERM}
+//     TERM := [WEIGHT '*'] NAME [':' OPTION {',' OPTION}]
 //
-// A grader gives 1 or 0, and `cmd`, a program of the user's own (command.h), any number. None of
-// them evaluates what a model wrote; any bytes are allowed in a response.
+// such as number:last,ended or 0.9*boxed+0.1*exact:tag=answer or number:last+0.2*cmd. A grader
+// gives 1 or 0, and `cmd`, a program of the user's own (command.h), any number. No grader evaluates
+// what a model wrote; any bytes are allowed in a response.
 //
-// | name       | gives 1 if                                                        | answer |
-// |------------|-------------------------------------------------------------------|---------------|
-// | exact      | the response is the answer; spaces and line ends around both do    | any text | |
-// | not count                                                          |               | | number
-// | the number after the last "####" has the answer's value (GSM8K)    | 18, 1,234.5,  | | | | or
-// text "#### 18" | | boxed      | the last \boxed{...} is the answer after MATH's normalisation |
-// LaTeX, or text | |            | | with a \boxed | | expression | it is an expression with the
-// value and the numbers of the answer   | 3,5,7:26      |
+//     exact       The response is the answer; spaces and line ends around both do not count.
+//     number      The number after the last "####" of the response has the value of the answer: 18,
+//                 1,234.5, or a text that ends with "#### 18" (GSM8K's rule, made exact: number.h).
+//     boxed       The last \boxed{...} is the answer by MATH's rule (boxed.h). The answer is LaTeX
+//                 or a text with a \boxed{...}.
+//     expression  It is an expression with the value and the numbers of the answer, which is a
+//                 puzzle such as 3,5,7:26 (expression.h). Blanks between the parts are allowed.
 //
 // Options: `ended` (0 unless the model drew an end token; every grader takes it), `tag=NAME` (only
 // what stands inside the last <NAME>...</NAME> is judged; 0 if nothing does; not for cmd), `last`
