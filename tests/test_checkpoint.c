@@ -73,7 +73,7 @@ int remove(const char* path) {
 
 enum {
     MODEL_BYTES = 1024 + 4 * 1020,
-    STATE_HEADER = 144,
+    STATE_HEADER = 152,
     STATE_BYTES = STATE_HEADER + 8 * 528
 };  // of the tiny model below
 
@@ -439,6 +439,7 @@ static run_state state_of(int32_t warmup_step, int32_t step, int64_t k) {
         .sample_bytes = k + 8,
         .base_checksum = (uint64_t)k + 9,
         .prompts_checksum = (uint64_t)k + 10,
+        .texts_checksum = (uint64_t)k + 11,
     };
 }
 
@@ -522,7 +523,7 @@ static void test_state_layout(void) {
 
     CHECK(read_bytes(in_run("step-000012/state.bin")) == STATE_BYTES, "the size of state.bin");
     CHECK(!memcmp(bytes, "rl-state", 8), "magic");
-    const int words[] = {2, ARITHMETIC_VERSION, 3,        5,  2,  2,
+    const int words[] = {3, ARITHMETIC_VERSION, 3,        5,  2,  2,
                          4, (int)tiny_hash(),   PHASE_RL, 11, 12, 11};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         CHECK((int)integer_at(8 + 4 * i, 4) == words[i], "%d at %zu", (int)integer_at(8 + 4 * i, 4),
@@ -533,9 +534,10 @@ static void test_state_layout(void) {
                                 {96, 1008},
                                 {104, 1009},
                                 {112, 1010},
-                                {120, model_checksum},
-                                {128, (int64_t)fnv(bytes, STATE_HEADER, STATE_BYTES)},
-                                {136, (int64_t)fnv(bytes, 0, 136)}};
+                                {120, 1011},
+                                {128, model_checksum},
+                                {136, (int64_t)fnv(bytes, STATE_HEADER, STATE_BYTES)},
+                                {144, (int64_t)fnv(bytes, 0, 144)}};
     for (size_t i = 0; i < sizeof longs / sizeof *longs; i++)
         CHECK(integer_at((size_t)longs[i][0], 8) == longs[i][1], "at %d", (int)longs[i][0]);
     memcpy(&d, bytes + 72, 8);
@@ -678,7 +680,7 @@ static void test_damage(void) {
         for (int j = 0; j < 40; j++)
             damage_byte(files[i], n, rng_below(&r, (uint32_t)n), 1 << rng_below(&r, 8), "");
         damage_byte(files[i], n, n - 1, 0x80, "is damaged");
-        static const size_t cuts[] = {0, 7, 8, 12, 143, 144, 145, 1023, 1024, 2048, 4351, 5103};
+        static const size_t cuts[] = {0, 7, 8, 12, 151, 152, 153, 1023, 1024, 2048, 4351, 5103};
         for (int j = 0; j < 12 && cuts[j] < n; j++) {
             write_bytes(in_run(files[i]), bytes, cuts[j]);
             check_damage(files[i], "cut short", "");
@@ -750,8 +752,8 @@ static void test_ranges(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         memcpy(bytes, whole, n);
         memcpy(bytes + cases[i].offset, &cases[i].value, (size_t)cases[i].size);
-        uint64_t checksum = fnv(bytes, 0, 136);
-        memcpy(bytes + 136, &checksum, 8);
+        uint64_t checksum = fnv(bytes, 0, 144);
+        memcpy(bytes + 144, &checksum, 8);
         write_bytes(in_run(file), bytes, n);
         check_damage(file, "out of range", cases[i].words);
     }
@@ -869,22 +871,22 @@ static void test_other_model(void) {
                       WORDS{in_run("step-000001/state.bin"), words[i], "; give the flags"});
     }
     size_t n = read_bytes(in_run("step-000001/state.bin"));
-    bytes[8] = 3;
-    uint64_t checksum = fnv(bytes, 0, 136);
-    memcpy(bytes + 136, &checksum, 8);
+    bytes[8] = 4;
+    uint64_t checksum = fnv(bytes, 0, 144);
+    memcpy(bytes + 144, &checksum, 8);
     write_bytes(in_run("step-000001/state.bin"), bytes, n);
-    check_refusal(load_child, NULL, "a later version", WORDS{"has version 3", "reads version 2"});
+    check_refusal(load_child, NULL, "a later version", WORDS{"has version 4", "reads version 3"});
     // A model.bin in bf16 that passes as the right one, its values having no checksum.
     static unsigned char state[STATE_BYTES];
     float p[COUNT] = {0};
     memcpy(state, bytes, n);
-    state[8] = 2;
+    state[8] = 3;
     llmc_file_write(in_run("step-000001/model.bin"), &TINY, p, &FORMAT_BF16);
     read_bytes(in_run("step-000001/model.bin"));
     checksum = fnv(bytes, 0, 1024);
-    memcpy(state + 120, &checksum, 8);
-    checksum = fnv(state, 0, 136);
-    memcpy(state + 136, &checksum, 8);
+    memcpy(state + 128, &checksum, 8);
+    checksum = fnv(state, 0, 144);
+    memcpy(state + 144, &checksum, 8);
     write_bytes(in_run("step-000001/state.bin"), state, n);
     check_refusal(load_child, NULL, "bf16", WORDS{in_run("step-000001/model.bin"), "is damaged"});
     check_other_hidden();
@@ -1163,8 +1165,8 @@ static void test_mutations(void) {
         memcpy(bytes, whole, sizeof whole);
         size_t n = mutate(&r, sizeof whole, STATE_HEADER);
         int altered = n != sizeof whole || memcmp(bytes, whole, n);
-        uint64_t checksum = fnv(bytes, 0, 136);
-        if (i % 2) memcpy(bytes + 136, &checksum, 8);  // so that later checks are reached
+        uint64_t checksum = fnv(bytes, 0, 144);
+        if (i % 2) memcpy(bytes + 144, &checksum, 8);  // so that later checks are reached
         write_bytes(path, bytes, n);
         int loaded = check_mutation(load_child, path, i);
         CHECK(!loaded || !altered || i % 2, "mutation %d of the state is noticed", i);

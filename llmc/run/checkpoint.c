@@ -6,7 +6,7 @@
 //
 //   offset  size  meaning
 //   0       8     magic "rl-state"
-//   8       4     version: 2
+//   8       4     version: 3
 //   12      4     ARITHMETIC_VERSION of the program that wrote it
 //   16      20    T, V, L, heads, C; 4 each
 //   36      4     hash of the model's family and all of its shape (model_text)
@@ -23,10 +23,11 @@
 //   96      8     bytes of samples.jsonl
 //   104     8     checksum of base.bin; 0: none
 //   112     8     checksum of prompts; 0: none
-//   120     8     checksum of model.bin
-//   128     8     checksum of m and v
-//   136     8     checksum of bytes 0 to 135
-//   144     4 n   m, AdamW's first moments, fp32
+//   120     8     checksum of the problems' texts and the tokenizer; 0: a task's characters
+//   128     8     checksum of model.bin
+//   136     8     checksum of m and v
+//   144     8     checksum of bytes 0 to 143
+//   152     4 n   m, AdamW's first moments, fp32
 //   then    4 n   v, second moments; the end of the file
 //
 // No time stands in it: equal runs write equal files. How long a run took is in its log.
@@ -62,7 +63,7 @@
 #include "../base/checked.h"
 #include "../model/model_file.h"
 
-enum { STATE_VERSION = 2, STALE_VERSION = 1 };
+enum { STATE_VERSION = 3, STALE_VERSION = 1 };
 static const char STATE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 't', 'e'};
 static const char STALE_MAGIC[8] = {'r', 'l', '-', 's', 't', 'a', 'l', 'e'};
 
@@ -100,7 +101,7 @@ typedef struct stale_header {
 } stale_header;
 
 _Static_assert(sizeof(stale_header) == 64, "the table above");
-_Static_assert(sizeof(saved_shape) == 20 && sizeof(run_state) == 80 && sizeof(state_header) == 144,
+_Static_assert(sizeof(saved_shape) == 20 && sizeof(run_state) == 88 && sizeof(state_header) == 152,
                "the table above: no gaps; other fields make another STATE_VERSION");
 
 // ------------------------------------------------------------------------------------------------

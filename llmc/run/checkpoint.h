@@ -24,6 +24,7 @@ typedef struct run_state {
     int64_t sample_bytes;       // of samples.jsonl
     uint64_t base_checksum;     // of base.bin or base/, the model before RL; 0: there is none
     uint64_t prompts_checksum;  // of prompts, the sanity protocol's; 0: there are none
+    uint64_t texts_checksum;    // of the data's texts and the tokenizer; 0: a task's characters
 } run_state;
 
 // Writes DIRECTORY/checkpoints/NAME/ with model.bin or model/ (model_file.h), state.bin and, unless

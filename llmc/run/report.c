@@ -129,11 +129,31 @@ static void report_precision(const run* r) {
     if (dependence) log_print(r->log, "            %s", dependence);
 }
 
+static void report_problems(const run* r) {
+    const settings* s = r->settings;
+    const source* from = &r->source;
+    if (!from->data) {
+        log_print(r->log, "task        %s: prompts up to %d %s, worked answers up to %d", s->task,
+                  from->max_prompt, r->tokenizer.bpe ? "tokens" : "characters", from->max_response);
+    } else {
+        log_print(r->log,
+                  "data        %s: %d problems for training, %d held out, prompts up to %d tokens",
+                  from->data, from->training.count, from->held_out.count, from->max_prompt);
+        if (from->skipped)
+            log_print(r->log, "            %d problems with longer prompts are left out",
+                      from->skipped);
+        log_print(r->log, "reward      %s", *s->reward ? s->reward : "cmd");
+    }
+    if (!r->tokenizer.bpe) return;
+    log_print(r->log, "tokenizer   %s: %d tokens, chat format %s",
+              *s->tokenizer ? s->tokenizer : s->init, tokenizer_size(&r->tokenizer),
+              CHAT_NAMES[r->tokenizer.chat]);
+}
+
 void report_plan(const run* r) {
     const settings* s = r->settings;
     report_device(r);
-    log_print(r->log, "task        %s: prompts up to %d characters, worked answers up to %d",
-              s->task, r->source.max_prompt, r->source.max_response);
+    report_problems(r);
     report_model(r);
     report_objective(r);
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
@@ -242,8 +262,9 @@ void report_examples(const run* r, const char* when) {
     log_print(r->log, "three completions %s:", when);
     for (int i = 0; i < d->sequences; i++) {
         char* response = rollout_response_text(d, i);
-        log_print(r->log, "  %s %s%.*s%s", d->right[i] > 0 ? "right" : "wrong",
-                  rollout_problem(d, i)->prompt, (int)strcspn(response, "\n"), response,
+        const char *prompt = rollout_problem(d, i)->prompt, *gap = r->tokenizer.bpe ? " | " : "";
+        log_print(r->log, "  %s %.*s%s%.*s%s", d->right[i] > 0 ? "right" : "wrong",
+                  (int)strcspn(prompt, "\n"), prompt, gap, (int)strcspn(response, "\n"), response,
                   rollout_ended(d, i) ? "" : " (cut off)");
         free(response);
     }
@@ -252,10 +273,26 @@ void report_examples(const run* r, const char* when) {
 // ------------------------------------------------------------------------------------------------
 // The step
 
+// Graders of a reward, by their names, and what a reward program did not judge.
+static void log_judgement(const run* r) {
+    const judgement* j = &r->data->judged;
+    for (int k = 0; k < j->terms; k++) {
+        char* key = xprintf("reward/%s", source_term_name(&r->source, k));
+        log_number(r->log, key, j->term[k]);
+        free(key);
+    }
+    if (!*r->settings->reward_cmd) return;
+    log_number(r->log, "reward_crashed", (double)j->lost.crashed);
+    log_number(r->log, "reward_timed_out", (double)j->lost.timed_out);
+    log_number(r->log, "reward_malformed", (double)j->lost.malformed);
+    log_number(r->log, "reward_extra", (double)j->lost.extra);
+}
+
 void report_rollout(const run* r, const step_report* s) {
     log_begin(r->log, "rollout", r->state.step);
     log_number(r->log, "reward", s->reward.reward);
     log_number(r->log, "reward_std", s->reward.reward_std);
+    log_judgement(r);
     log_number(r->log, "response_length", s->reward.response_length);
     log_number(r->log, "truncated", s->reward.truncated);
     log_number(r->log, "zero_std_groups", s->reward.zero_std_groups);

@@ -121,13 +121,28 @@ static void check_steps(const run* r) {
             s->out, r->state.warmup_step, r->state.step, s->warmup_steps, s->steps);
 }
 
+static uint64_t texts_checksum(const run* r) {
+    return r->source.checksum * 31 + r->tokenizer.checksum;
+}
+
+// Files that a run reads again when it is resumed.
+static void check_texts(const run* r) {
+    if (r->state.texts_checksum != texts_checksum(r))
+        fatal(
+            "the problems or the tokenizer are not those that the run in %s began with; put the "
+            "files back",
+            r->settings->out);
+}
+
 static void find_phase(run* r) {
     const settings* s = r->settings;
     double elapsed = 0;
     r->state.evaluated = -1;
+    r->state.texts_checksum = texts_checksum(r);
     if (s->resume) {
         checkpoint_find(s->out, &r->state, NULL);
         check_steps(r);
+        check_texts(r);
         elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
     }
     r->saved = r->state;

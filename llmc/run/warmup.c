@@ -110,11 +110,11 @@ static char* warmup_key(const run* r) {
     const char* device = s->device == DEVICE_CUDA ? r->device->name : "";
     char* of_model = model_text(&r->model);
     char* key = xprintf(
-        "arithmetic %d%s, model %s, task %s, seed %llu, steps %d %d, batch %d, "
+        "arithmetic %d%s, model %s, task %s, texts %llx, seed %llu, steps %d %d, batch %d, "
         "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
-        ARITHMETIC_VERSION, device, of_model, s->task, (unsigned long long)s->seed, s->warmup_steps,
-        WARMUP_LR_STEPS, s->warmup_batch, s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay,
-        o.clip);
+        ARITHMETIC_VERSION, device, of_model, s->task, (unsigned long long)r->state.texts_checksum,
+        (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch,
+        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip);
     free(of_model);
     return key;
 }
