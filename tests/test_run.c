@@ -1443,7 +1443,11 @@ static void test_effects(void) {
 static void test_help(void) {
     static const char* const others[] = {"threads", "isa",          "out",  "resume",
                                          "init",    "warmup-cache", "reg",  "reg-coef",
-                                         "config",  "help",         "from", "version"};
+                                         "config",  "help",         "from", "version",
+                                         // of test_texts.c
+                                         "tokenizer", "chat", "system", "data", "data-held-out",
+                                         "data-keys", "data-skip-long", "reward", "reward-cmd",
+                                         "reward-workers", "reward-timeout", "reward-missing"};
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);

@@ -5,7 +5,7 @@
 //   warmup    loss, lr, grad_norm, tokens_per_s
 //   sanity    once, with --sanity-samples: prompts (tried), kept, solved (mean share of right
 //             completions, over all that were tried)
-//   rollout   reward, reward_std, of --data the mean of each grader (reward/NAME), of --reward-cmd
+//   rollout   reward, reward_std, of --data the mean of each grader (reward_NAME), of --reward-cmd
 //             responses without a reward (reward_crashed, reward_timed_out, reward_malformed) and
 //             lines too many (reward_extra), response_length (mean, tokens), truncated (fraction of
 //             completions), zero_std_groups (fraction of groups), entropy (nats a token), tokens,

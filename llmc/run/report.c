@@ -143,6 +143,7 @@ static void report_problems(const run* r) {
             log_print(r->log, "            %d problems with longer prompts are left out",
                       from->skipped);
         log_print(r->log, "reward      %s", *s->reward ? s->reward : "cmd");
+        if (settings_task_unread(s)) log_print(r->log, "task        none: --data takes its place");
     }
     if (!r->tokenizer.bpe) return;
     log_print(r->log, "tokenizer   %s: %d tokens, chat format %s",
@@ -277,7 +278,8 @@ void report_examples(const run* r, const char* when) {
 static void log_judgement(const run* r) {
     const judgement* j = &r->data->judged;
     for (int k = 0; k < j->terms; k++) {
-        char* key = xprintf("reward/%s", source_term_name(&r->source, k));
+        const char* name = source_term_name(&r->source, k);
+        char* key = xprintf("reward_%.*s", (int)strcspn(name, ":"), name);  // without its options
         log_number(r->log, key, j->term[k]);
         free(key);
     }

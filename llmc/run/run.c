@@ -272,7 +272,7 @@ static void create_rollouts(run* r) {
     int nucleus_words = kept ? (r->model.shape.vocab + 31) / 32 : 0;
     r->held_out = source_held_out(&r->source, s->seed, maximum(s->eval_prompts, 3));
     if (r->held_out.count < s->eval_prompts)
-        log_print(r->log, "the task has %d held-out prompts, not %d: evaluations ask each of them",
+        log_print(r->log, "there are %d held-out prompts, not %d: evaluations ask each of them",
                   r->held_out.count, s->eval_prompts);
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
     r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, 0);

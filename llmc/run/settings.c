@@ -472,8 +472,6 @@ static void check_data(void) {
     for (size_t i = 0; i < sizeof of_data / sizeof *of_data; i++)
         refuse_unread(!data && of_data[i].differs, of_data[i].flag,
                       "without --data: a task has its own problems and verifier");
-    refuse_unread(data && options_find(OPTIONS, "task")->given && strcmp(s->task, DEFAULTS.task),
-                  "--task", "with --data");
     if (data && !*s->reward && !*s->reward_cmd)
         fatal(
             "--data needs --reward or --reward-cmd, which say what a right answer is; for example "
@@ -558,6 +556,8 @@ int settings_warmup_unread(const settings* s) {
     return s->warmup_steps == 0 && (s->warmup_lr != DEFAULTS.warmup_lr ||
                                     s->warmup_batch != DEFAULTS.warmup_batch || *s->warmup_cache);
 }
+
+int settings_task_unread(const settings* s) { return *s->data && strcmp(s->task, DEFAULTS.task); }
 
 int settings_checkpoints_unread(const settings* s) {
     return !*s->out && (s->checkpoint_every != DEFAULTS.checkpoint_every ||

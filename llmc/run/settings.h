@@ -64,6 +64,8 @@ float settings_inverse_temperature(const settings* s);  // 1 / --temperature
 const char* settings_start(const settings* s);
 // Whether flags about checkpoints are given, and there is no --out where they would be kept.
 int settings_checkpoints_unread(const settings* s);
+// Whether a task is given, and problems from a file take its place.
+int settings_task_unread(const settings* s);
 // Whether flags about the warm-up are given, and there is none.
 int settings_warmup_unread(const settings* s);
 // Why the result depends on --slots or --micro-tokens (only some fp8 settings); NULL if it does

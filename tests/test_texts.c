@@ -1,0 +1,352 @@
+// Whole runs on problems from files: through characters, and through a byte-level BPE and a chat
+// format; with graders and with a reward program; stopped and resumed.
+#include <math.h>
+#include <sys/stat.h>
+
+#include "run_test.h"
+
+// ------------------------------------------------------------------------------------------------
+// Files
+
+enum { SUMS = 81 };
+
+// {"q": "7+8:", "a": 15, "r": "15"}, for all sums of 1 to 9.
+static void write_sums(const char* name, const char* question, const char* answer) {
+    FILE* f = file_open(at_home("%s", name), "w");
+    for (int i = 0; i < SUMS; i++)
+        fprintf(f, "{\"%s\": \"%d+%d:\", \"%s\": %d, \"response\": \"%d\"}\n", question, 1 + i / 9,
+                1 + i % 9, answer, 2 + i / 9 + i % 9, 2 + i / 9 + i % 9);
+    file_close(f, name);
+}
+
+static void write_text(const char* name, const char* text) {
+    write_whole(at_home("%s", name), text, strlen(text));
+}
+
+// GPT-2's spelling of a byte, as JSON.
+static void put_byte(FILE* f, int byte) {
+    static int other = 0x100;
+    if (byte == 0) other = 0x100;
+    int printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
+    fprintf(f, "\\u%04x", printable ? byte : other++);
+}
+
+// A tokenizer of the 256 bytes, "1" followed by a digit, and three special tokens; a ChatML
+// template.
+static void write_tokenizer(const char* folder) {
+    mkdir(at_home("%s", folder), 0777);
+    FILE* f = file_open(at_home("%s/tokenizer.json", folder), "w");
+    fprintf(f, "{\"added_tokens\": [");
+    static const char* const added[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>"};
+    for (int i = 0; i < 3; i++)
+        fprintf(f, "%s{\"id\": %d, \"content\": \"%s\", \"special\": true}", i ? ", " : "", 266 + i,
+                added[i]);
+    fprintf(f,
+            "], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
+            "\"add_prefix_space\": false}, \"post_processor\": null, \"model\": {\"type\": "
+            "\"BPE\", \"vocab\": {");
+    for (int byte = 0; byte < 256; byte++) {
+        fprintf(f, "\"");
+        put_byte(f, byte);
+        fprintf(f, "\": %d, ", byte);
+    }
+    for (int i = 0; i < 10; i++) fprintf(f, "%s\"1%d\": %d", i ? ", " : "", i, 256 + i);
+    fprintf(f, "}, \"merges\": [");
+    for (int i = 0; i < 10; i++) fprintf(f, "%s\"1 %d\"", i ? ", " : "", i);
+    fprintf(f, "]}}\n");
+    file_close(f, "tokenizer.json");
+    f = file_open(at_home("%s/tokenizer_config.json", folder), "w");
+    fprintf(f,
+            "{\"eos_token\": \"<|endoftext|>\", \"chat_template\": \"{%% for message in messages "
+            "%%}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+            "'\\n'}}{%% endfor %%}{%% if add_generation_prompt %%}{{ "
+            "'<|im_start|>assistant\\n' }}{%% endif %%}\"}\n");
+    file_close(f, "tokenizer_config.json");
+}
+
+// ------------------------------------------------------------------------------------------------
+// samples.jsonl
+
+typedef struct sample {
+    int step, index, a, b, ended, number;  // of "a+b:" and of the completion; number -1: none
+    double reward, advantage;
+} sample;
+
+// All samples of a run; `end` ends a completion.
+static int read_samples(const char* out, const char* end, sample* s, int most) {
+    size_t bytes;
+    char* text = read_whole(at_home("%s/samples.jsonl", out), &bytes);
+    int n = 0;
+    for (char* at = strtok(text, "\n"); at && n < most; at = strtok(NULL, "\n"), n++) {
+        char* completion = strstr(at, "\"completion\":\"");
+        int found = sscanf(at, "{\"step\":%d,\"index\":%d,\"prompt\":\"%d+%d:\"", &s[n].step,
+                           &s[n].index, &s[n].a, &s[n].b);
+        CHECK(found == 4 && completion, "%s: %.100s", out, at);
+        completion += strlen("\"completion\":\"");
+        char* tail = strstr(completion, "\",\"reward\":");
+        s[n].reward = strtod(tail + strlen("\",\"reward\":"), NULL);
+        s[n].advantage = strtod(strstr(tail, "\"advantage\":") + strlen("\"advantage\":"), NULL);
+        *tail = 0;
+        s[n].ended = strlen(completion) >= strlen(end) && !strcmp(tail - strlen(end), end);
+        // The number, if the completion is one and nothing else.
+        char* rest;
+        s[n].number = (int)strtol(completion, &rest, 10);
+        int whole =
+            *completion >= '0' && *completion <= '9' && !strcmp(rest, s[n].ended ? end : "");
+        if (!whole) s[n].number = -1;
+    }
+    free(text);
+    return n;
+}
+
+// Ended numbers have the reward of `exact:ended`. Returns how many samples are right.
+static int check_rewards(const char* out, const char* end) {
+    static sample s[4096];
+    int n = read_samples(out, end, s, 4096), right = 0, wrong = 0;
+    for (int i = 0; i < n; i++) {
+        int expected = s[i].ended && s[i].number == s[i].a + s[i].b;
+        right += expected;
+        wrong += s[i].reward != expected;
+    }
+    CHECK(n > 100 && wrong == 0, "%s: %d of %d rewards are others", out, wrong, n);
+    return right;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Runs
+
+// `text` with the folder of this test in the place of each HOME; valid for the next 4 calls.
+static const char* at(const char* text) {
+    static char full[4][1024];
+    static int next;
+    char *to = full[next++ % 4], *start = to;
+    for (*to = 0; *text; *to = 0)
+        if (!strncmp(text, "HOME", 4)) {
+            to += sprintf(to, "%s", home);
+            text += 4;
+        } else {
+            *to++ = *text++;
+        }
+    return start;
+}
+
+static double of_rollout(const char* out, int step, const char* key) {
+    run_lines log = read_log(out);
+    double value = value_of(nth(&log, "rollout", step), key);
+    free(log.line);
+    return value;
+}
+
+// Each problem comes once in a pass; those of the held-out eighth never come.
+static void test_order(void) {
+    static sample s[512];
+    int asked[10][10] = {{0}}, problems = 0, often = 0;
+    good_run("order", at("--data HOME/sums --reward exact --warmup-steps 0 --steps 20 --group 2 "
+                         "--eval-every 0"));
+    int n = read_samples("order", "\\n", s, 512);
+    CHECK(n == 20 * 16, "%d samples", n);
+    for (int i = 0; i < n; i += 2) asked[s[i].a][s[i].b]++;
+    for (int i = 0; i < SUMS; i++) {
+        int times = asked[1 + i / 9][1 + i % 9];
+        problems += times > 0;
+        often += times > 3;  // 160 prompts are two passes and a bit
+    }
+    CHECK(problems > 60 && problems < SUMS, "%d problems are for training", problems);
+    int least = problems ? 160 / problems : 0;
+    for (int i = 0; i < SUMS; i++) {
+        int times = asked[1 + i / 9][1 + i % 9];
+        often += times > 0 && (times < least || times > least + 1);
+    }
+    CHECK(often == 0, "%d problems do not come once a pass", often);
+    CHECK(memcmp(&s[0], &s[2 * problems], sizeof s[0]), "the second pass has another order");
+}
+
+static void test_characters(void) {
+    good_run("plain", at("--data HOME/sums --reward exact:ended --warmup-steps 400"));
+    int right = check_rewards("plain", "\\n");
+    CHECK(right > 50, "%d samples are right", right);
+    CHECK_SAME(of_rollout("plain", 0, "reward_exact"), of_rollout("plain", 0, "reward"), "mean");
+    good_run("keys", at("--data HOME/other --data-keys prompt=q,answer=a --data-held-out HOME/few "
+                        "--reward exact:ended --warmup-steps 400"));
+    check_rewards("keys", "\\n");
+    CHECK(!same_model("plain", "keys"), "with a file of its own nothing else is held out");
+    good_run("terms",
+             at("--data HOME/sums --reward number:last+0.5*exact:ended --warmup-steps 400"));
+    CHECK_NEAR(
+        of_rollout("terms", 0, "reward_number") + 0.5 * of_rollout("terms", 0, "reward_exact"),
+        of_rollout("terms", 0, "reward"), 1e-6, "two graders");
+    CHECK(of_rollout("terms", 0, "reward_number") > 0.2, "some are right");
+}
+
+static const char BPE[] =
+    "--family llama --tokenizer HOME/tok --data HOME/sums --reward exact:ended --context 96 "
+    "--warmup-steps 400";
+
+// log pi is log mu, the bits do not depend on slots, pages or micro-batches, and a run that goes on
+// has the same ones.
+static void test_bpe(void) {
+    good_run("bpe", at(BPE));
+    int right = check_rewards("bpe", "<|im_end|>");
+    CHECK(right > 20, "%d samples are right", right);
+    run_lines log = read_log("bpe");
+    for (int i = 0; i < 3; i++)
+        CHECK(value_of(nth(&log, "numerics", i), "logp_diff_max") == 0, "step %d", i);
+    free(log.line);
+    char* flags = xprintf("%s --slots 3 --micro-tokens 1 --kv-memory 0.2", at(BPE));
+    good_run("same", flags);
+    check_same_run("same", "bpe", "slots, pages and micro-batches", 1);
+    free(flags);
+    flags = xprintf("%s --chat none", at(BPE));
+    good_run("none", flags);
+    CHECK(!same_model("none", "bpe"), "--chat none");
+    free(flags);
+    flags = xprintf("%s --system Add.", at(BPE));
+    good_run("system", flags);
+    CHECK(!same_model("system", "bpe"), "--system");
+    free(flags);
+    remove_tree(at_home("bpe/checkpoints/step-000003"));
+    remove(at_home("bpe/config.tmp"));
+    ended e = run("--resume --out %s", at_home("bpe"));
+    CHECK(exit_code(&e) == 0, "resumed: %x %s", e.status, e.err);
+    check_same_run("same", "bpe", "resumed", 1);
+    good_run("sane",
+             at("--data HOME/sums --reward exact:ended --warmup-steps 300 --sanity-samples 8"));
+    remove_tree(at_home("sane/checkpoints/step-000003"));
+    e = run("--resume --out %s", at_home("sane"));
+    CHECK(exit_code(&e) == 0, "resumed with kept prompts: %x %s", e.status, e.err);
+    // A model's folder that is given is asked for its shape, another one for the tokenizer.
+    flags = xprintf("--init %s %s", checkpoint_file("same", "model"),
+                    at("--context 96 --tokenizer HOME/tok --data HOME/sums --reward exact:ended"));
+    good_run("given", flags);
+    CHECK(check_rewards("given", "<|im_end|>") > 20, "what it learned is there");
+    CHECK(count_checkpoints("given", &right) > 0, "it keeps checkpoints");
+    free(flags);
+}
+
+// A reward program: what it says, what becomes of what it does not say.
+static void test_command(void) {
+    char* flags =
+        xprintf("--data %s --warmup-steps 100 --reward-timeout 5 --reward-cmd ", at_home("sums"));
+    char* with = xprintf("%s%s", flags, at_home("cmd_length"));
+    good_run("length", with);
+    static sample s[512];
+    int n = read_samples("length", "\\n", s, 512), wrong = 0;
+    for (int i = 0; i < n; i++)
+        wrong += s[i].number >= 0 && s[i].ended && s[i].reward != (s[i].number > 9 ? 2 : 1);
+    CHECK(n == 192 && wrong == 0, "%d of %d rewards are others", wrong, n);
+    good_run("again",
+             (free(with), with = xprintf("%s%s --reward-workers 3", flags, at_home("cmd_length"))));
+    check_same_run("again", "length", "three workers", 0);
+    good_run("zero", (free(with), with = xprintf("%s%s", flags, at_home("cmd_some"))));
+    n = read_samples("zero", "\\n", s, 512);
+    int lost = 0, unequal = 0;
+    for (int i = wrong = 0; i < n; i++) {
+        lost += s[i].a <= 3 && s[i].step == 0;
+        wrong += s[i].a <= 3 ? s[i].reward != 0 : s[i].reward < 1;
+    }
+    CHECK(lost > 0 && wrong == 0, "%d of %d rewards are others", wrong, n);
+    CHECK(of_rollout("zero", 0, "reward_malformed") == lost, "%d lines are no numbers", lost);
+    good_run("skip", (free(with),
+                      with = xprintf("%s%s --reward-missing skip", flags, at_home("cmd_some"))));
+    n = read_samples("skip", "\\n", s, 512);
+    for (int i = wrong = 0; i < n; i++) {
+        wrong += s[i].a <= 3 && s[i].advantage != 0;
+        unequal += s[i].advantage != 0;
+    }
+    CHECK(n == 192 && wrong == 0 && unequal > 0, "a group that lacks a reward has no advantage");
+    CHECK(of_rollout("skip", 0, "reward") >= 1, "the mean is over the rewards that there are");
+    CHECK(!same_model("skip", "zero"), "a reward of 0 is another thing");
+    free(with);
+    free(flags);
+}
+
+static void test_refusals(void) {
+    static const struct {
+        const char *flags, *words;
+    } cases[] = {
+        {"--data HOME/none --reward exact", "HOME/none"},
+        {"--data HOME/sums", "--data needs --reward or --reward-cmd"},
+        {"--reward exact", "--reward means nothing without --data"},
+        {"--data-keys answer=x", "--data-keys means nothing without --data"},
+        {"--data HOME/sums --reward exakt", "exakt"},
+        {"--data HOME/sums --reward exact --data-keys answers=x", "\"answers\" is none of"},
+        {"--data HOME/sums --reward exact --data-keys answer=x", "HOME/sums:1"},
+        {"--data HOME/bad --reward exact", "HOME/bad:2"},
+        {"--data HOME/bare --reward exact", "--warmup-steps 0"},
+        {"--data HOME/one --reward exact", "--data-held-out"},
+        {"--data HOME/sums --reward expression", "HOME/sums:1: the problem cannot be graded"},
+        {"--data HOME/sums --reward exact --max-new-tokens 29",
+         "the prompt of line 1 has 4 tokens"},
+        {"--data HOME/long --reward exact --warmup-steps 0", "the prompt of line 2 has 24 tokens"},
+        {"--data HOME/sums --reward cmd", "cmd"},
+        {"--data HOME/sums --reward exact --reward-workers 2", "--reward-workers means nothing"},
+        {"--data HOME/sums --reward exact --reward-timeout 2", "--reward-timeout means nothing"},
+        {"--data HOME/sums --reward exact --reward-missing skip", "--reward-missing means nothing"},
+        {"--chat qwen2", "--chat means nothing without a --tokenizer"},
+        {"--system x", "--system means nothing without a --tokenizer"},
+        {"--tokenizer HOME/tok --chat none --system x", "--system means nothing without a chat"},
+        {"--tokenizer HOME/tok --chat llama3", "<|eot_id|>"},
+        {"--tokenizer HOME", "holds neither tokenizer.json nor vocab.json"},
+        {"--tokenizer HOME/odd", "a chat template that is not known"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ended e = run("%s", at(cases[i].flags));
+        check_refused(&e, cases[i].flags, at(cases[i].words));
+    }
+    ended e = run("%s", at("--data HOME/sums --reward-cmd HOME/nothing"));
+    CHECK(exit_code(&e) == 1 && strstr(e.err, "cannot be started"), "no program: %s", e.err);
+    good_run("fit",
+             at("--data HOME/long --reward exact --warmup-steps 0 --data-skip-long --steps 1"));
+    write_text("changed", "");
+    write_sums("changed", "prompt", "answer");
+    good_run("before", at("--data HOME/changed --reward exact --warmup-steps 0"));
+    FILE* f = file_open(at_home("changed"), "a");
+    fprintf(f, "{\"prompt\": \"1+1+1:\", \"answer\": 3, \"response\": \"3\"}\n");
+    file_close(f, "changed");
+    e = run("--resume --out %s", at_home("before"));
+    check_refused(&e, "other problems", "the problems or the tokenizer are not those");
+}
+
+static void write_script(const char* name, const char* text) {
+    write_text(name, text);
+    chmod(at_home("%s", name), 0777);
+}
+
+static void write_files(void) {
+    write_sums("sums", "prompt", "answer");
+    write_sums("other", "q", "a");
+    write_text("few", "{\"q\": \"1+1:\", \"a\": 2}\n{\"q\": \"1+2:\", \"a\": 3}\n");
+    write_text("bad", "{\"prompt\": \"1+1:\", \"answer\": 2}\n{\"prompt\": 1+1}\n");
+    write_text("one", "{\"prompt\": \"1+1:\", \"answer\": 2, \"response\": \"2\"}\n");
+    FILE *bare = file_open(at_home("bare"), "w"), *more = file_open(at_home("long"), "w");
+    for (int i = 0; i < 200; i++) {
+        fprintf(bare, "{\"question\": \"%d+1:\", \"answer\": %d}\n", i, i + 1);
+        fprintf(more, "{\"question\": \"%d+%s1:\", \"answer\": %d}\n", i,
+                i % 2 ? "00000000000000000000" : "", i + 1);
+    }
+    file_close(bare, "bare");
+    file_close(more, "long");
+    write_tokenizer("tok");
+    write_tokenizer("odd");
+    write_text("odd/tokenizer_config.json", "{\"chat_template\": \"{{ messages }}\"}");
+    // The length of a completion of digits, and 1 for seven of eight.
+    write_script("cmd_length",
+                 "#!/bin/sh\nsed -u 's/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;"
+                 "s/^xx$/2/;s/^x$/1/;s/^$/0/;s/^xxx*$/3/'\n");
+    // The same, and no number where the prompt begins with 1, 2 or 3.
+    write_script("cmd_some",
+                 "#!/bin/sh\nsed -u '/\"prompt\": *\"[1-3]/s/.*/what/;"
+                 "s/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;s/^x*$/&1/;s/^xx*1$/2/'\n");
+}
+
+int main(void) {
+    if (!begin_runs()) return 1;
+    write_files();
+    test_order();
+    test_characters();
+    test_bpe();
+    test_command();
+    test_refusals();
+    end_runs();
+    return test_report();
+}
