@@ -69,6 +69,7 @@ static void write_tokenizer(const char* folder) {
 
 typedef struct sample {
     int step, index, a, b, ended, number;  // of "a+b:" and of the completion; number -1: none
+    char first;                            // character of the completion
     double reward, advantage;
 } sample;
 
@@ -90,6 +91,7 @@ static int read_samples(const char* out, const char* end, sample* s, int most) {
         s[n].ended = strlen(completion) >= strlen(end) && !strcmp(tail - strlen(end), end);
         // The number, if the completion is one and nothing else.
         char* rest;
+        s[n].first = *completion;
         s[n].number = (int)strtol(completion, &rest, 10);
         int whole =
             *completion >= '0' && *completion <= '9' && !strcmp(rest, s[n].ended ? end : "");
@@ -231,8 +233,7 @@ static void test_command(void) {
     good_run("length", with);
     static sample s[512];
     int n = read_samples("length", "\\n", s, 512), wrong = 0;
-    for (int i = 0; i < n; i++)
-        wrong += s[i].number >= 0 && s[i].ended && s[i].reward != (s[i].number > 9 ? 2 : 1);
+    for (int i = 0; i < n; i++) wrong += s[i].number > 9 && s[i].number < 100 && s[i].reward != 2;
     CHECK(n == 192 && wrong == 0, "%d of %d rewards are others", wrong, n);
     good_run("again",
              (free(with), with = xprintf("%s%s --reward-workers 3", flags, at_home("cmd_length"))));
@@ -241,8 +242,8 @@ static void test_command(void) {
     n = read_samples("zero", "\\n", s, 512);
     int lost = 0, unequal = 0;
     for (int i = wrong = 0; i < n; i++) {
-        lost += s[i].a <= 3 && s[i].step == 0;
-        wrong += s[i].a <= 3 ? s[i].reward != 0 : s[i].reward < 1;
+        lost += s[i].first == '1' && s[i].step == 0;
+        wrong += (s[i].first == '1') != (s[i].reward == 0);
     }
     CHECK(lost > 0 && wrong == 0, "%d of %d rewards are others", wrong, n);
     CHECK(of_rollout("zero", 0, "reward_malformed") == lost, "%d lines are no numbers", lost);
@@ -250,7 +251,9 @@ static void test_command(void) {
                       with = xprintf("%s%s --reward-missing skip", flags, at_home("cmd_some"))));
     n = read_samples("skip", "\\n", s, 512);
     for (int i = wrong = 0; i < n; i++) {
-        wrong += s[i].a <= 3 && s[i].advantage != 0;
+        int lacks = 0;
+        for (int k = 0; k < 8; k++) lacks |= s[i / 8 * 8 + k].first == '1';
+        wrong += lacks && s[i].advantage != 0;
         unequal += s[i].advantage != 0;
     }
     CHECK(n == 192 && wrong == 0 && unequal > 0, "a group that lacks a reward has no advantage");
@@ -333,10 +336,10 @@ static void write_files(void) {
     write_script("cmd_length",
                  "#!/bin/sh\nsed -u 's/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;"
                  "s/^xx$/2/;s/^x$/1/;s/^$/0/;s/^xxx*$/3/'\n");
-    // The same, and no number where the prompt begins with 1, 2 or 3.
+    // The same, and no number where the response begins with 1.
     write_script("cmd_some",
-                 "#!/bin/sh\nsed -u '/\"prompt\": *\"[1-3]/s/.*/what/;"
-                 "s/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;s/^x*$/&1/;s/^xx*1$/2/'\n");
+                 "#!/bin/sh\nsed -u '/\"response\": *\"1/s/.*/what/;"
+                 "s/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;s/^$/1/;s/^x$/2/;s/^xx*$/3/'\n");
 }
 
 int main(void) {
