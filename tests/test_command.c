@@ -430,6 +430,7 @@ static void test_any(void) {
 }
 
 int main(void) {
+    unsetenv("PYTHONUNBUFFERED");
     alarm(300);  // a hang is a failure
     test_processes();
     test_numbers();

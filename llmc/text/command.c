@@ -322,8 +322,8 @@ static void worker_judge(worker* w, double* score, int workers, reward_counts* c
             *s = NAN;
         }
     }
-    if (missing && w->state == CRASHED) counts->crashed += missing;
-    if (missing && w->state == TIMED_OUT) counts->timed_out += missing;
+    if (w->state == CRASHED) counts->crashed += missing;
+    if (w->state == TIMED_OUT) counts->timed_out += missing;
     if (w->extra || w->state != RUNNING) worker_stop(w);
 }
 
