@@ -221,7 +221,15 @@ static void test_bpe(void) {
                     at("--context 96 --tokenizer HOME/tok --data HOME/sums --reward exact:ended"));
     good_run("given", flags);
     CHECK(check_rewards("given", "<|im_end|>") > 20, "what it learned is there");
-    CHECK(count_checkpoints("given", &right) > 0, "it keeps checkpoints");
+    // A checkpoint's folder has the tokenizer.
+    CHECK(
+        same_file(checkpoint_file("given", "model/tokenizer.json"), at_home("tok/tokenizer.json")),
+        "the tokenizer is in the model's folder");
+    char* alone = xprintf("--init %s %s", checkpoint_file("same", "model"),
+                          at("--context 96 --data HOME/sums --reward exact:ended"));
+    good_run("alone", alone);
+    check_same_run("alone", "given", "the folder's own tokenizer", 0);
+    free(alone);
     free(flags);
 }
 
@@ -337,9 +345,10 @@ static void write_files(void) {
                  "#!/bin/sh\nsed -u 's/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;"
                  "s/^xx$/2/;s/^x$/1/;s/^$/0/;s/^xxx*$/3/'\n");
     // The same, and no number where the response begins with 1.
-    write_script("cmd_some",
-                 "#!/bin/sh\nsed -u '/\"response\": *\"1/s/.*/what/;"
-                 "s/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;s/^$/1/;s/^x$/2/;s/^xx*$/3/'\n");
+    write_script(
+        "cmd_some",
+        "#!/bin/sh\nsed -u '/\"response\": *\"1/s/.*/what/;"
+        "s/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;s/^$/1/;s/^x$/2/;s/^xx*$/3/'\n");
 }
 
 int main(void) {

@@ -179,6 +179,19 @@ void file_rename(const char* from, const char* to) {
         fatal("cannot rename %s to %s: %s; remove what is in its way", from, to, strerror(errno));
 }
 
+void file_copy(const char* from, const char* to) {
+    int64_t bytes = file_size(from);
+    char *aside = xprintf("%s.tmp", to), *data = xalloc((size_t)(bytes > 0 ? bytes : 0), 1, from);
+    FILE *in = file_open(from, "r"), *out = file_open(aside, "w");
+    if (bytes > 0) file_read(in, data, (size_t)bytes, from);
+    file_close(in, from);
+    if (bytes > 0) file_write(out, data, (size_t)bytes, aside);
+    file_close_sync(out, aside);
+    file_rename(aside, to);
+    free(data);
+    free(aside);
+}
+
 void dir_create(const char* path) {
     if (!*path) fatal("a directory needs a name, and it is empty");
     char* part = xprintf("%s", path);

@@ -59,8 +59,10 @@ void file_close(FILE* f, const char* path);          // any failed write since f
 void file_close_sync(FILE* f, const char* path);     // also waits until the disk has it
 int64_t file_size(const char* path);                 // bytes; -1 if there is no such file
 void file_rename(const char* from, const char* to);  // replaces `to`
-void dir_create(const char* path);                   // with parents; an existing directory is fine
-void dir_sync(const char* path);                     // makes a rename inside it durable
+void file_copy(const char* from,
+               const char* to);     // on the disk when it returns; `to` is whole or not there
+void dir_create(const char* path);  // with parents; an existing directory is fine
+void dir_sync(const char* path);    // makes a rename inside it durable
 
 double clock_seconds(void);  // monotonic
 

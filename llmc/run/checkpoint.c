@@ -59,6 +59,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "../base/checked.h"
 #include "../model/model_file.h"
@@ -389,6 +390,22 @@ static void entries_retain(const char* parent, entry kept, int keep) {
 
 // ------------------------------------------------------------------------------------------------
 
+// With a tokenizer beside the weights, a folder is all that other programs need.
+static void put_tokenizer(const char* directory, const char* model_folder) {
+    char* from = xprintf("%s/tokenizer", directory);
+    struct stat s;
+    DIR* d = stat(model_folder, &s) == 0 && S_ISDIR(s.st_mode) ? opendir(from) : NULL;
+    for (struct dirent* e; d && (e = readdir(d));) {
+        char *file = xprintf("%s/%s", from, e->d_name),
+             *to = xprintf("%s/%s", model_folder, e->d_name);
+        if (stat(file, &s) == 0 && S_ISREG(s.st_mode) && link(file, to)) file_copy(file, to);
+        free(file);
+        free(to);
+    }
+    if (d) closedir(d);
+    free(from);
+}
+
 void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
                      int copy_count, int keep) {
@@ -411,6 +428,7 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
     memcpy(h.magic, STATE_MAGIC, sizeof h.magic);
     char *name = xprintf("%s/model", aside), *weights = model_file_path(name, c);
     h.model_checksum = model_file_write(weights, c, parameters, &FORMAT_FP32);
+    put_tokenizer(directory, weights);
     free(weights);
     free(name);
     write_state_file(aside, &h, c->parameters, m, v);

@@ -32,6 +32,7 @@ typedef struct run_state {
 // use. NAME is "step-NNNNNN" of s->step, or "warmup-NNNNNN" of s->warmup_step before the first RL
 // step is done. It is on the disk when this returns. An earlier checkpoint of this name is
 // replaced; then the oldest beyond `keep` (0 = all are kept) are removed, never the new one.
+// Where the model is a folder, the files of DIRECTORY/tokenizer/ are linked or copied into it.
 // parameters, m, v: host arrays of c->parameters floats. A failed write ends the program with a
 // sentence. For a full disk's sake the program must ignore SIGXFSZ, and no other process may save
 // to the same directory.

@@ -396,8 +396,10 @@ void run_create(run* r) {
     if (r->warmup) trainer_rehearse(r->warmup);
     sampler_sync(r->sampler, r->trainer->parameters);
     if (interrupted) stop(r);
-    char* config = run_path(r, "config");
+    char *config = run_path(r, "config"), *files = run_path(r, "tokenizer");
+    if (files) tokenizer_keep(&r->tokenizer, files);
     if (config) settings_write(config);
+    free(files);
     free(config);
 }
 

@@ -8,7 +8,7 @@
 tokenizer tokenizer_characters(void) { return (tokenizer){.ends = {1, {alphabet_end()}}}; }
 
 tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system) {
-    tokenizer t = {.bpe = bpe_open(folder), .chat = chat, .system = system};
+    tokenizer t = {.bpe = bpe_open(folder), .folder = folder, .chat = chat, .system = system};
     if (chat == CHAT_AUTO) t.chat = chat_match(folder);
     if (system && t.chat == CHAT_NONE)
         fatal("--system means nothing without a chat format, and %s has no template; give --chat",
@@ -17,6 +17,44 @@ tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system)
     t.checksum = bpe_checksum(t.bpe) * 31 + (uint64_t)t.chat * 7 + (system ? hash_text(system) : 1);
     for (int i = 0; i < t.ends.count; i++) t.checksum = t.checksum * 31 + (uint64_t)t.ends.id[i];
     return t;
+}
+
+static void write_ends(const tokenizer* t, const char* path) {
+    char *text = xprintf("{\n  \"eos_token_id\": ["), *aside = xprintf("%s.tmp", path);
+    for (int i = 0; i < t->ends.count; i++) {
+        char* longer = xprintf("%s%s%d", text, i ? ", " : "", t->ends.id[i]);
+        free(text);
+        text = longer;
+    }
+    FILE* f = file_open(aside, "w");
+    fprintf(f, "%s]\n}\n", text);
+    file_close_sync(f, aside);
+    file_rename(aside, path);
+    free(text);
+    free(aside);
+}
+
+void tokenizer_keep(const tokenizer* t, const char* folder) {
+    static const char* const names[] = {"tokenizer.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "chat_template.jinja",
+                                        "generation_config.json"};
+    enum { COUNT = sizeof names / sizeof *names };
+    if (!t->bpe) return;
+    dir_create(folder);
+    for (int i = 0; i < COUNT; i++) {
+        char *from = xprintf("%s/%s", t->folder, names[i]),
+             *to = xprintf("%s/%s", folder, names[i]);
+        if (file_size(to) < 0 && file_size(from) >= 0) file_copy(from, to);
+        if (i == COUNT - 1 && file_size(to) < 0) write_ends(t, to);
+        free(from);
+        free(to);
+    }
+    dir_sync(folder);
 }
 
 int tokenizer_size(const tokenizer* t) { return t->bpe ? bpe_size(t->bpe) : alphabet_size(); }

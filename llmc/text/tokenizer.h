@@ -9,7 +9,8 @@
 LLMC_BEGIN
 
 typedef struct tokenizer {
-    struct bpe* bpe;  // NULL: characters
+    struct bpe* bpe;     // NULL: characters
+    const char* folder;  // its files; must outlive it
     chat_kind chat;
     const char* system;  // text of the system's turn; NULL: the chat format's own
     end_set ends;        // they end a response; the first is put behind one that is imitated
@@ -17,9 +18,13 @@ typedef struct tokenizer {
 } tokenizer;
 
 tokenizer tokenizer_characters(void);
-// The folder's tokenizer. chat: CHAT_AUTO takes the folder's template. system must outlive it.
+// The folder's tokenizer. chat: CHAT_AUTO takes the folder's template. Both texts must outlive it.
 // Fatal for what bpe.h and chat.h refuse.
 tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system);
+
+// Copies the tokenizer's files into a folder, which is made if need be, with the end tokens in
+// generation_config.json; files that are there stay.
+void tokenizer_keep(const tokenizer* t, const char* folder);
 
 int tokenizer_size(const tokenizer* t);  // tokens it knows; a model may have more
 // Appends the tokens of a prompt, up to where the response begins. Fatal where a text has no tokens
