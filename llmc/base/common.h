@@ -37,7 +37,7 @@ char* xprintf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // to 2^53 have no exponent. Infinities and NaN as printf spells them.
 void number_text(double x, char text[32]);
 
-// For refusals. `given` is what the user wrote: its first `length` characters.
+// For the console. `given`: its first `length` bytes, which end no sooner.
 // A copy fit for a one-line message: control characters and what is no UTF-8 become ?, long text is
 // cut.
 char* shown(const char* given, size_t length);

@@ -262,11 +262,15 @@ void report_examples(const run* r, const char* when) {
     const rollout* d = r->eval_data;
     log_print(r->log, "three completions %s:", when);
     for (int i = 0; i < d->sequences; i++) {
-        char* response = rollout_response_text(d, i);
-        const char *prompt = rollout_problem(d, i)->prompt, *gap = r->tokenizer.bpe ? " | " : "";
-        log_print(r->log, "  %s %.*s%s%.*s%s", d->right[i] > 0 ? "right" : "wrong",
-                  (int)strcspn(prompt, "\n"), prompt, gap, (int)strcspn(response, "\n"), response,
-                  rollout_ended(d, i) ? "" : " (cut off)");
+        // A model may write anything, also what a terminal takes for a command.
+        char* whole = rollout_response_text(d, i);
+        const char* asked = rollout_problem(d, i)->prompt;
+        size_t length = r->tokenizer.bpe ? strlen(whole) : strcspn(whole, "\n");
+        char *prompt = shown(asked, strlen(asked)), *response = shown(whole, length);
+        log_print(r->log, "  %s %s%s%s%s", d->right[i] > 0 ? "right" : "wrong", prompt,
+                  r->tokenizer.bpe ? " | " : "", response, rollout_ended(d, i) ? "" : " (cut off)");
+        free(whole);
+        free(prompt);
         free(response);
     }
 }
