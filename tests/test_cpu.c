@@ -113,6 +113,25 @@ static void check_memory(backend* b) {
     CHECK(b->allocated == before, "%zu bytes, %zu before", b->allocated, before);
 }
 
+// Blocks that are as large as those of a real model come from elsewhere, and go back there.
+static void check_large_memory(void) {
+    static const size_t sizes[] = {(1 << 23) - 1, 1 << 23, (1 << 24) + 12345};
+    backend* b = cpu_open(1, "auto");
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = sizes[i];
+        unsigned char* p = b->alloc(b, bytes, "a test");
+        int zero = 1;
+        for (size_t k = 0; k < bytes; k += 61) zero &= p[k] == 0;
+        CHECK(zero && p[bytes - 1] == 0, "%zu fresh bytes are zero", bytes);
+        CHECK((uintptr_t)p % 64 == 0, "%zu bytes begin at %p", bytes, (void*)p);
+        memset(p, 1, bytes);
+        b->release(b, p, bytes);
+        memset(cpu_scratch(b, i, bytes), 1, bytes);
+        memset(cpu_scratch(b, i, 2 * bytes), 1, 2 * bytes);  // it grows
+    }
+    cpu_close(b);
+}
+
 int main(int argc, char** argv) {
     if (argc > 1) return printf("%d\n", cpu_default_threads()) < 0;
     check_default_threads(argv[0]);
@@ -123,6 +142,7 @@ int main(int argc, char** argv) {
     check_names();
     check_memory(devices[0]);
     check_memory(plain_device);
+    check_large_memory();
     devices_close();
     return test_report();
 }

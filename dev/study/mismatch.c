@@ -1,4 +1,4 @@
-// mismatch: the numerics of a model file without training. For each pair SAMPLER:TRAINER of formats
+// mismatch: the numerics of a model without training. For each pair SAMPLER:TRAINER of formats
 // the sampler completes the task's held-out prompts and the trainer gives each token its own
 // log-probability. The weights are the same, or the sampler's are those of --sampler: older ones,
 // as in training on stale data. With --tokens the completions are those of a third model, in the
@@ -15,6 +15,10 @@
 //
 //     build/dev/study/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
 //     build/dev/study/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
+//     build/dev/study/mismatch --max-new-tokens 200 FOLDER problems.jsonl 8 1 bf16:fp32
+//
+// A model is a file or a folder; a folder's tokenizer and chat format are used. TASK may be a file
+// of problems, whose name ends with .jsonl: the first ones are asked.
 //
 // mismatch.py runs it and draws what it says.
 #include "rl/mismatch.h"
@@ -23,14 +27,14 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "model/llmc_file.h"
+#include "model/model_file.h"
 #include "rl/sampler.h"
 #include "rl/trainer.h"
 #include "text/source.h"
 
 static const char USAGE[] =
-    "usage: mismatch [--sampler OLDER.bin] [--tokens OTHER.bin] MODEL.bin TASK PROMPTS GROUP "
-    "SAMPLER:TRAINER ...";
+    "usage: mismatch [--sampler OLDER] [--tokens OTHER] [--max-new-tokens N] MODEL TASK PROMPTS "
+    "GROUP SAMPLER:TRAINER ...";
 static const double DELTA = 0.15;  // of the metric `outside`
 enum { SEED = 1 };
 
@@ -38,9 +42,9 @@ typedef struct setup {
     backend* b;
     model model;
     float *drawer, *sampler, *trainer;  // parameters; one array where they are the same model's
-    source from;
     tokenizer tokenizer;
-    int prompts, group, max_new;
+    problem_list asked;
+    int prompts, group, max_prompt, max_new;
 } setup;
 
 static int number(const char* text, const char* what) {
@@ -66,9 +70,9 @@ static precision precision_named(const char* name, size_t length, const char* pa
 static rollout* sample(const setup* s, precision p) {
     sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = SEED, .stream = STREAM_EVALUATE};
     int capacity = s->prompts * s->group;
-    rollout* d = rollout_create(capacity, s->from.max_prompt, s->max_new, 0);
+    rollout* d = rollout_create(capacity, s->max_prompt, s->max_new, 0);
     sampler* r = sampler_create(s->b, &s->model, p, p.store, capacity < 256 ? capacity : 256,
-                                s->from.max_prompt, s->max_new, capacity, 0, s->tokenizer.ends, 0);
+                                s->max_prompt, s->max_new, capacity, 0, s->tokenizer.ends, 0);
     size_t bytes = sizeof(float);
     bytes *= s->model.parameters;
     float* parameters = s->b->alloc(s->b, bytes, "parameters");
@@ -77,9 +81,7 @@ static rollout* sample(const setup* s, precision p) {
     s->b->release(s->b, parameters, bytes);
     d->prompts = s->prompts;
     d->group = s->group;
-    problem_list prompts = source_held_out(&s->from, SEED, s->prompts);
-    rollout_ask(d, &s->tokenizer, &prompts, 0);
-    problem_list_free(&prompts);
+    rollout_ask(d, &s->tokenizer, &s->asked, 0);
     sampler_run(r, d, &how);
     sampler_free(r);
     return d;
@@ -156,7 +158,7 @@ static void run_pair(const setup* s, const char* pair) {
 // Another model of the same shape.
 static float* read_other(const setup* s, const char* file, const char* other) {
     float* parameters;
-    model c = llmc_file_read(other, &parameters);
+    model c = model_file_read(other, &parameters);
     if (!model_equal(&c, &s->model))
         fatal("%s and %s differ in shape; they have to be one model at two times", other, file);
     return parameters;
@@ -164,10 +166,10 @@ static float* read_other(const setup* s, const char* file, const char* other) {
 
 static void read_models(setup* s, const char* file, const char* sampler_file,
                         const char* tokens_file) {
-    s->model = llmc_file_read(file, &s->trainer);
+    s->model = model_file_read(file, &s->trainer);
     if (s->model.shape.vocab < tokenizer_size(&s->tokenizer))
-        fatal("%s has a vocabulary of %d, less than the tasks' %d characters; give another model",
-              file, s->model.shape.vocab, tokenizer_size(&s->tokenizer));
+        fatal("%s has a vocabulary of %d, less than the tokenizer's %d; give another model", file,
+              s->model.shape.vocab, tokenizer_size(&s->tokenizer));
     s->sampler = sampler_file ? read_other(s, file, sampler_file) : s->trainer;
     s->drawer = tokens_file ? read_other(s, file, tokens_file) : s->sampler;
 }
@@ -178,13 +180,40 @@ static void free_models(setup* s) {
     free(s->trainer);
 }
 
+static int is_file_of_problems(const char* name) {
+    size_t n = strlen(name), m = strlen(".jsonl");
+    return n > m && !strcmp(name + n - m, ".jsonl");
+}
+
+// The first problems of a file, or a task's held-out ones, and how long prompts and answers may be.
+static void ask(setup* s, const char* name) {
+    token_list tokens = {0};
+    if (is_file_of_problems(name)) {
+        s->asked = data_read(name, NULL);
+        if (!s->max_new) fatal("with %s give --max-new-tokens", name);
+    } else {
+        source from = source_of_task(name);
+        s->asked = source_held_out(&from, SEED, s->prompts);
+        if (!s->max_new) s->max_new = from.max_response + 2;
+    }
+    for (int i = 0; i < s->prompts; i++) {
+        tokens.count = 0;
+        tokenizer_prompt(&s->tokenizer, s->asked.item[i % s->asked.count].prompt, &tokens);
+        if ((int)tokens.count > s->max_prompt) s->max_prompt = (int)tokens.count;
+    }
+    token_list_free(&tokens);
+}
+
 int main(int argc, char** argv) {
     const char *sampler_file = NULL, *tokens_file = NULL;
+    int max_new = 0;
     for (; argc > 2 && argv[1][0] == '-'; argc -= 2, argv += 2) {
         if (!strcmp(argv[1], "--sampler"))
             sampler_file = argv[2];
         else if (!strcmp(argv[1], "--tokens"))
             tokens_file = argv[2];
+        else if (!strcmp(argv[1], "--max-new-tokens"))
+            max_new = number(argv[2], argv[1]);
         else
             fatal("there is no %s; %s", argv[1], USAGE);
     }
@@ -192,17 +221,18 @@ int main(int argc, char** argv) {
         fprintf(stderr, "%s\n", USAGE);
         return 1;
     }
-    setup s = {.b = cpu_open(0, "auto"),
-               .from = source_of_task(argv[2]),
-               .tokenizer = tokenizer_characters()};
+    setup s = {.b = cpu_open(0, "auto"), .max_new = max_new};
+    s.tokenizer =
+        bpe_is_there(argv[1]) ? tokenizer_open(argv[1], CHAT_AUTO, NULL) : tokenizer_characters();
     read_models(&s, argv[1], sampler_file, tokens_file);
     s.prompts = number(argv[3], "PROMPTS");
     s.group = number(argv[4], "GROUP");
-    s.max_new = s.from.max_response + 2;
-    if (s.from.max_prompt + s.max_new > s.model.shape.context)
+    ask(&s, argv[2]);
+    if (s.max_prompt + s.max_new > s.model.shape.context)
         fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
-              s.from.max_prompt, s.max_new, s.model.shape.context);
+              s.max_prompt, s.max_new, s.model.shape.context);
     for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
+    problem_list_free(&s.asked);
     free_models(&s);
     cpu_close(s.b);
     return 0;

@@ -8,7 +8,9 @@ sampler in one format draws and a trainer in another format weighs, with the sam
                                   [--sampler OLDER.bin] [--out DIR]
     python3 dev/study/mismatch.py RUN [SAMPLER:TRAINER ...] [--csv growth.csv]
 
-MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps. Without pairs:
+MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps; or a model's
+folder, whose tokenizer and chat format are used. --task may be a file of problems (NAME.jsonl), with
+--max-new-tokens. Without pairs:
 fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
 written FORMAT or FORMAT/N: its products sum in N parts. With --sampler the sampler's weights are
 those of an earlier model, so that the differences are drift and numerics together.
@@ -63,8 +65,9 @@ def run(args, model):
     if not os.path.exists(PROGRAM):
         stop("build/dev/study/mismatch is missing; make build/dev/study/mismatch")
     command = [PROGRAM]
-    for flag, file in (("--sampler", args.sampler), ("--tokens", args.tokens)):
-        command += [flag, file] if file else []
+    for flag, given in (("--sampler", args.sampler), ("--tokens", args.tokens),
+                        ("--max-new-tokens", args.max_new_tokens)):
+        command += [flag, str(given)] if given else []
     command += [model, args.task, str(args.prompts), str(args.group), *args.pairs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -109,7 +112,8 @@ def command_text(args):
     """The command, and what tells whether a reader's models are the same."""
     lines = ["python3 dev/study/mismatch.py " + shlex.join(sys.argv[1:])]
     for path in filter(None, (args.model, args.sampler, args.tokens)):
-        with open(path, "rb") as file:
+        weights = os.path.join(path, "model.safetensors")
+        with open(weights if os.path.isdir(path) else path, "rb") as file:
             lines.append(f"# {path}: sha256 {hashlib.sha256(file.read()).hexdigest()}")
     return "\n".join(lines) + "\n"
 
@@ -202,18 +206,19 @@ def run_table(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", help="a model file, or a run's folder")
+    parser.add_argument("model", help="a model file, a model's folder, or a run's")
     parser.add_argument("pairs", nargs="*", help="formats, as SAMPLER:TRAINER")
     parser.add_argument("--task", help="whose held-out prompts are answered (chain, or the run's)")
     parser.add_argument("--prompts", type=int, default=128, help="how many (128)")
     parser.add_argument("--group", type=int, default=8, help="completions of each prompt (8)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest completion (the task's)")
     parser.add_argument("-o", "--output", help="draws a PNG, SVG or PDF; needs matplotlib")
     parser.add_argument("--csv", help="keeps the program's lines, or the table of a run")
     parser.add_argument("--sampler", metavar="OLDER.bin", help="the sampler's weights")
     parser.add_argument("--tokens", metavar="OTHER.bin", help="the model that draws the tokens")
     parser.add_argument("--out", metavar="DIR", help="keeps tables and figures for a page")
     args = parser.parse_intermixed_args()
-    if os.path.isdir(args.model):
+    if os.path.isdir(args.model) and not os.path.exists(os.path.join(args.model, "config.json")):
         run_table(args)
         return
     args.task, args.pairs = args.task or "chain", args.pairs or PAIRS

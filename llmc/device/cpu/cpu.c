@@ -207,6 +207,7 @@ backend* cpu_open(int threads, const char* isa) {
 }
 
 void cpu_close(backend* b) {
-    for (int i = 0; i < SCRATCHES; i++) free(((cpu_context*)b->context)->scratch[i].data);
+    const struct cpu_buffer* s = ((cpu_context*)b->context)->scratch;
+    for (int i = 0; i < SCRATCHES; i++) cpu_release(b, s[i].data, s[i].bytes);
     free(b);
 }
