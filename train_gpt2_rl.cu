@@ -15,6 +15,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "llmc/run/answer.h"
 #include "llmc/run/evaluate.h"
 #include "llmc/run/report.h"
 #include "llmc/run/run.h"
@@ -175,6 +176,10 @@ static void finish(run* r) {
 
 int main(int argc, char** argv) {
     run* r = run_open(argc, argv);
+    if (*r->settings->prompt) {
+        answer_prompt(r);
+        return 0;
+    }
     report_plan(r);
     run_create(r);
     report_memory(r);

@@ -543,9 +543,8 @@ static void test_loss_scale(void) {
 
 static void check_same_bits(const char* flags, const char* name) {
     static const char* const free_flags[] = {
-        "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",
-        "--slots 256", "--isa c",          "--isa avx2",          "--isa avx512",
-        "--kv-memory 0.1"};
+        "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",      "--slots 256",
+        "--isa c",     "--isa avx2",       "--isa avx512",        "--kv-memory 0.1"};
     good_run(name, flags);
     for (size_t i = 0; i < sizeof free_flags / sizeof *free_flags; i++) {
         const char* isa = strstr(free_flags[i], "avx");
@@ -558,7 +557,8 @@ static void check_same_bits(const char* flags, const char* name) {
         // The base gives one thread and 16 slots.
         snprintf(both, sizeof both, "%s %s", flags, free_flags[i]);
         good_run("other", both);
-        check_same_run("other", name, both, strstr(free_flags[i], "slots") || strstr(free_flags[i], "kv-memory"));
+        check_same_run("other", name, both,
+                       strstr(free_flags[i], "slots") || strstr(free_flags[i], "kv-memory"));
         remove_tree(at_home("other"));
     }
 }
@@ -1441,13 +1441,12 @@ static void test_effects(void) {
 // Every flag that --help lists is put to the test above, but for a few that have a test of their
 // own; and every value that the run's config holds is accepted on the command line.
 static void test_help(void) {
-    static const char* const others[] = {"threads", "isa",          "out",  "resume",
-                                         "init",    "warmup-cache", "reg",  "reg-coef",
-                                         "config",  "help",         "from", "version",
-                                         // of test_texts.c
-                                         "tokenizer", "chat", "system", "data", "data-held-out",
-                                         "data-keys", "data-skip-long", "reward", "reward-cmd",
-                                         "reward-workers", "reward-timeout", "reward-missing"};
+    static const char* const others[] = {
+        "threads", "isa", "out", "resume", "init", "warmup-cache", "reg", "reg-coef", "config",
+        "help", "from", "version",
+        // of test_texts.c
+        "tokenizer", "chat", "system", "data", "data-held-out", "data-keys", "data-skip-long",
+        "reward", "reward-cmd", "reward-workers", "reward-timeout", "reward-missing", "prompt"};
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);

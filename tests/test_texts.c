@@ -180,6 +180,32 @@ static void test_characters(void) {
     CHECK(of_rollout("terms", 0, "reward_number") > 0.2, "some are right");
 }
 
+// --prompt prints; its draws are those of the seed.
+static void test_prompt(const char* model) {
+    static const char* const refused[][2] = {
+        {"--prompt 1+2: --device cpu", "--init"},
+        {"--prompt 1+2: --out x --init ", "leave --out out"},
+        {"--prompt 1+2: --max-new-tokens 95 --init ", "tokens"}};
+    char* words[3] = {0};
+    for (int i = 0; i < 3; i++) {
+        ended e = run("--init %s --prompt 4+3: --context 96 --eval-samples 3 --seed %d", model,
+                      1 + i / 2);
+        size_t bytes;
+        words[i] = read_whole(at_home("stdout"), &bytes);
+        CHECK(exit_code(&e) == 0 && !*e.err, "--prompt: %x %s", e.status, e.err);
+        CHECK(!strncmp(words[i], "most probable: ", 15), "it prints \"%s\"", words[i]);
+        int drawn = 0;
+        for (char* p = words[i]; (p = strstr(p, "\ndrawn: ")); p++) drawn++;
+        CHECK(drawn == 3, "%d are drawn: \"%s\"", drawn, words[i]);
+    }
+    CHECK(!strcmp(words[0], words[1]), "the same seed: \"%s\", \"%s\"", words[0], words[1]);
+    for (int i = 0; i < 3; i++) {
+        ended e = run("--context 96 %s%s", refused[i][0], i ? model : "");
+        check_refused(&e, refused[i][0], refused[i][1]);
+        free(words[i]);
+    }
+}
+
 static const char BPE[] =
     "--family llama --tokenizer HOME/tok --data HOME/sums --reward exact:ended --context 96 "
     "--warmup-steps 400";
@@ -231,6 +257,7 @@ static void test_bpe(void) {
     check_same_run("alone", "given", "the folder's own tokenizer", 0);
     free(alone);
     free(flags);
+    test_prompt(checkpoint_file("given", "model"));
 }
 
 // A reward program: what it says, what becomes of what it does not say.
