@@ -39,11 +39,12 @@ static void write_tokenizer(const char* folder) {
     fprintf(f, "{\"added_tokens\": [");
     static const char* const added[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>"};
     for (int i = 0; i < 3; i++)
-        fprintf(f, "%s{\"id\": %d, \"content\": \"%s\", \"special\": true}", i ? ", " : "", 266 + i,
-                added[i]);
+        fprintf(f, "%s{\"id\": %d, \"content\": \"%s\", \"special\": true, \"normalized\": false}",
+                i ? ", " : "", 266 + i, added[i]);
     fprintf(f,
             "], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
-            "\"add_prefix_space\": false}, \"post_processor\": null, \"model\": {\"type\": "
+            "\"add_prefix_space\": false}, \"post_processor\": null, \"decoder\": {\"type\": "
+            "\"ByteLevel\"}, \"model\": {\"type\": "
             "\"BPE\", \"vocab\": {");
     for (int byte = 0; byte < 256; byte++) {
         fprintf(f, "\"");
@@ -324,8 +325,8 @@ static void test_refusals(void) {
         {"--system x", "--system means nothing without a --tokenizer"},
         {"--tokenizer HOME/tok --chat none --system x", "--system means nothing without a chat"},
         {"--tokenizer HOME/tok --chat llama3", "<|eot_id|>"},
-        {"--tokenizer HOME", "holds neither tokenizer.json nor vocab.json"},
-        {"--tokenizer HOME/odd", "a chat template that is not known"},
+        {"--tokenizer HOME", "has no tokenizer.json, and no vocab.json"},
+        {"--tokenizer HOME/odd", "is not known; choose a format with --chat"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ended e = run("%s", at(cases[i].flags));

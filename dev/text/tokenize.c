@@ -1,145 +1,147 @@
-// Tokens of a text, and back, by the tokenizer of a Hugging Face folder:
+// tokenize: shows what a folder's tokenizer does.
 //
-//     build/dev/text/tokenize FOLDER < TEXT                   the text's tokens, on one line
-//     build/dev/text/tokenize --lines FOLDER < LINES          a line of tokens for each line, whose
-//                                                             \n, \r, \0 and \\ stand for these
-//                                                             characters
-//     build/dev/text/tokenize --decode FOLDER < TOKENS        a line of text, in the same spelling,
-//                                                             for each line of token numbers
-//     build/dev/text/tokenize --chat FOLDER [SYSTEM] < PROMPT the conversation that it begins
-//     build/dev/text/tokenize --speed FOLDER < TEXT           tokens and megabytes per second
+//   tokenize encode FOLDER [TEXT]   the tokens of TEXT, or of each line of standard input
+//   tokenize decode FOLDER [ID...]  the text of ids, or of each line of ids
+//   tokenize show FOLDER [TEXT]     a line for each token: its id and its text
+//   tokenize time FOLDER FILE       how fast the folder is read and the file is encoded
+//   tokenize records FOLDER         for test_bpe.py: answers binary records of standard input
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/common.h"
 #include "text/bpe.h"
-#include "text/chat.h"
 
-static char* read_all(size_t* bytes) {
-    char *text, part[1 << 16];
-    FILE* to = open_memstream(&text, bytes);
-    if (!to) fatal("no memory for a text");
-    for (size_t n; (n = fread(part, 1, sizeof part, stdin)) > 0;) fwrite(part, 1, n, to);
-    if (fclose(to)) fatal("no memory for a text");
-    return text;
-}
+// Processor time: another program that runs does not change it much.
+static double cpu_seconds(void) { return (double)clock() / CLOCKS_PER_SEC; }
 
-// The characters that a line spells, in place; returns their bytes.
-static size_t unspell(char* line) {
-    char* to = line;
-    line[strcspn(line, "\n")] = 0;
-    for (const char* p = line; *p; p++) {
-        if (*p == '\\' && p[1]) {
-            p++;
-            *to++ = *p == 'n' ? '\n' : *p == 'r' ? '\r' : *p == '0' ? 0 : *p;
-        } else {
-            *to++ = *p;
-        }
-    }
-    return (size_t)(to - line);
-}
-
-static void print_spelled(const char* text, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++) {
-        const char* spelled = text[i] == '\n'   ? "\\n"
-                              : text[i] == '\r' ? "\\r"
-                              : text[i] == '\\' ? "\\\\"
-                              : text[i] == 0    ? "\\0"
-                                                : NULL;
-        if (spelled)
-            fputs(spelled, stdout);
-        else
-            putchar(text[i]);
-    }
-    putchar('\n');
-}
-
-static void print_tokens(const token_list* t) {
+static void print_ids(const token_list* t) {
     for (size_t i = 0; i < t->count; i++) printf(i ? " %d" : "%d", t->id[i]);
     putchar('\n');
 }
 
-static void encode_lines(bpe* t) {
-    char* line = NULL;
-    size_t room = 0;
-    token_list tokens = {0};
-    while (getline(&line, &room, stdin) >= 0) {
-        size_t bytes = unspell(line);
-        tokens.count = 0;
-        bpe_encode(t, line, bytes, &tokens);
-        print_tokens(&tokens);
+static void encode(const bpe* b, const char* text, size_t bytes) {
+    token_list t = {0};
+    bpe_encode(b, text, bytes, &t);
+    print_ids(&t);
+    token_list_free(&t);
+}
+
+static void show(const bpe* b, const char* text, size_t bytes) {
+    token_list t = {0};
+    bpe_encode(b, text, bytes, &t);
+    for (size_t i = 0; i < t.count; i++) {
+        size_t n;
+        char* piece = bpe_decode(b, &t.id[i], 1, 1, &n);
+        printf("%7d  \"", t.id[i]);
+        for (size_t k = 0; k < n; k++) {
+            unsigned char c = (unsigned char)piece[k];
+            printf(c < ' ' || c == 127 ? "\\x%02x" : "%c", c);
+        }
+        puts("\"");
+        free(piece);
     }
-    token_list_free(&tokens);
-    free(line);
+    token_list_free(&t);
 }
 
-static void decode_lines(const bpe* t) {
-    char* line = NULL;
-    size_t room = 0, bytes;
-    token_list tokens = {0};
-    while (getline(&line, &room, stdin) >= 0) {
-        tokens.count = 0;
-        for (char* p = strtok(line, " \n"); p; p = strtok(NULL, " \n"))
-            token_list_add(&tokens, atoi(p));
-        char* text = bpe_decode(t, tokens.id, tokens.count, 1, &bytes);
-        print_spelled(text, bytes);
-        free(text);
+// A line of ids.
+static void decode(const bpe* b, const char* text, size_t bytes) {
+    token_list t = {0};
+    char* end;
+    (void)bytes;
+    for (const char* s = text;; s = end) {
+        long id = strtol(s, &end, 10);
+        if (end == s) break;
+        token_list_add(&t, id < 0 || id > INT32_MAX ? -1 : (int)id);
     }
-    token_list_free(&tokens);
-    free(line);
+    char* decoded = bpe_decode(b, t.id, t.count, 1, &bytes);
+    fwrite(decoded, 1, bytes, stdout);
+    putchar('\n');
+    free(decoded);
+    token_list_free(&t);
 }
 
-static void encode_all(bpe* t, int speed) {
-    size_t bytes;
-    token_list tokens = {0};
-    char* text = read_all(&bytes);
-    double start = clock_seconds();
-    bpe_encode(t, text, bytes, &tokens);
-    double seconds = clock_seconds() - start;
-    if (speed)
-        printf("%zu tokens, %.1f MB/s\n", tokens.count, (double)bytes / seconds / 1e6);
-    else
-        print_tokens(&tokens);
-    token_list_free(&tokens);
+// A record is 'e' or 'd', a count of 4 bytes, then that many bytes or ids of 4 bytes; so are the
+// answers, with ids for bytes and bytes for ids ('d': special tokens are left out, 'D': they stay).
+static void records(const bpe* b) {
+    int kind;
+    while ((kind = getchar()) != EOF) {
+        uint32_t n;
+        file_read(stdin, &n, sizeof n, "standard input");
+        size_t size = kind == 'e' ? 1 : sizeof(int), bytes;
+        void* given = xalloc(n, size, "a record");
+        file_read(stdin, given, n * size, "standard input");
+        if (kind == 'e') {
+            token_list t = {0};
+            bpe_encode(b, given, n, &t);
+            n = (uint32_t)t.count;
+            fwrite(&n, sizeof n, 1, stdout);
+            fwrite(t.id, sizeof *t.id, n, stdout);
+            token_list_free(&t);
+        } else {
+            char* text = bpe_decode(b, given, n, kind == 'D', &bytes);
+            n = (uint32_t)bytes;
+            fwrite(&n, sizeof n, 1, stdout);
+            fwrite(text, 1, n, stdout);
+            free(text);
+        }
+        free(given);
+        fflush(stdout);
+    }
+}
+
+static void time_file(const bpe* b, double opened, const char* path) {
+    int64_t bytes = file_size(path);
+    if (bytes < 0) fatal("%s cannot be read", path);
+    char* text = xalloc((size_t)bytes, 1, "a text");
+    FILE* f = file_open(path, "rb");
+    file_read(f, text, (size_t)bytes, path);
+    file_close(f, path);
+    printf("opened in %.3f s of one core, %d tokens\n", opened, bpe_size(b));
+    for (int i = 0; i < 3; i++) {
+        token_list t = {0};
+        double start = cpu_seconds();
+        bpe_encode(b, text, (size_t)bytes, &t);
+        double seconds = cpu_seconds() - start;
+        printf("%lld bytes, %zu tokens, %.3f s of one core, %.1f MB/s\n", (long long)bytes, t.count,
+               seconds, (double)bytes / seconds / 1e6);
+        token_list_free(&t);
+    }
     free(text);
-}
-
-static void print_chat(const char* folder, const char* system) {
-    size_t bytes;
-    char *prompt = read_all(&bytes), *text = chat_render(chat_match(folder), system, prompt);
-    fputs(text, stdout);
-    free(text);
-    free(prompt);
-}
-
-static int is_way(const char* how, int argc) {
-    if (argc == 4) return !strcmp(how, "--chat");
-    return argc == 3 && (!strcmp(how, "--lines") || !strcmp(how, "--decode") ||
-                         !strcmp(how, "--speed") || !strcmp(how, "--chat"));
 }
 
 int main(int argc, char** argv) {
-    const char* how = argc > 2 ? argv[1] : "";
-    if (argc != 2 && !is_way(how, argc)) {
-        fprintf(stderr,
-                "usage: tokenize [--lines | --decode | --speed] FOLDER < TEXT, or\n"
-                "       tokenize --chat FOLDER [SYSTEM] < PROMPT\n");
-        return 1;
+    static const char usage[] =
+        "usage: tokenize encode|decode|show FOLDER [TEXT or IDS], tokenize time FOLDER FILE; see "
+        "dev/README.md";
+    if (argc < 3) fatal("%s", usage);
+    const char* what = argv[1];
+    double start = cpu_seconds();
+    bpe* b = bpe_open(argv[2]);
+    double opened = cpu_seconds() - start;
+    void (*one)(const bpe*, const char*, size_t) = !strcmp(what, "encode")   ? encode
+                                                   : !strcmp(what, "show")   ? show
+                                                   : !strcmp(what, "decode") ? decode
+                                                                             : NULL;
+    if (!strcmp(what, "records")) {
+        records(b);
+    } else if (!strcmp(what, "time") && argc == 4) {
+        time_file(b, opened, argv[3]);
+    } else if (one && argc > 3) {
+        for (int i = 3; i < argc; i++) one(b, argv[i], strlen(argv[i]));
+    } else if (one) {
+        char* line = NULL;
+        size_t room = 0;
+        for (ssize_t n; (n = getline(&line, &room, stdin)) >= 0;) {
+            if (n && line[n - 1] == '\n') line[--n] = 0;
+            one(b, line, (size_t)n);
+        }
+        free(line);
+    } else {
+        fatal("%s", usage);
     }
-    if (!strcmp(how, "--chat")) {
-        print_chat(argv[2], argc == 4 ? argv[3] : NULL);
-        return 0;
-    }
-    bpe* t = bpe_open(argv[argc - 1]);
-    if (!strcmp(how, "--lines"))
-        encode_lines(t);
-    else if (!strcmp(how, "--decode"))
-        decode_lines(t);
-    else
-        encode_all(t, !strcmp(how, "--speed"));
-    if (bpe_dropped(t))
-        fprintf(stderr, "%lld bytes were left out: the vocabulary has no token for them\n",
-                (long long)bpe_dropped(t));
-    bpe_free(t);
+    if (bpe_dropped(b))
+        fprintf(stderr, "%lld bytes have no token and were dropped\n", (long long)bpe_dropped(b));
+    bpe_free(b);
     return 0;
 }

@@ -1,9 +1,7 @@
-// bpe: byte-level byte-pair encoding (Sennrich et al., arXiv 1508.07909; on bytes: GPT-2), from a
-// Hugging Face folder: tokenizer.json, or GPT-2's vocab.json and merges.txt.
-//
-// A text is cut at the added tokens that stand in it, composed (NFC) if the file asks for that, cut
-// into words (split.h); then, in each word, the pair of neighbours that was learned first is
-// merged, until none is left.
+// bpe: the tokenizer of a Hugging Face folder, byte-level BPE as GPT-2, Llama 3, Qwen and SmolLM2
+// have it. A text is cut at special tokens, then into pieces (split.h); the bytes of a piece are
+// its first symbols; the two neighbours that stand first in the list of merges become one symbol,
+// until no neighbours stand in the list. Tokens are equal to those of the tokenizers package.
 #ifndef LLMC_BPE_H
 #define LLMC_BPE_H
 
@@ -13,26 +11,32 @@ LLMC_BEGIN
 
 typedef struct bpe bpe;
 
-// Fatal, in one sentence that names it, for what is not byte-level BPE, for a step or a pattern
-// that is not here, and for files that contradict themselves.
+// Reads folder/tokenizer.json or, where there is none, GPT-2's folder/vocab.json and merges.txt.
+// Whatever is broken or is not supported ends the program with one sentence that names it.
 bpe* bpe_open(const char* folder);
-// Whether the folder has a tokenizer's files.
+void bpe_free(bpe* b);
+
+int bpe_size(const bpe* b);  // the largest id + 1
+
+// Appends the tokens of any bytes. Added tokens (<|im_end|>) in the text are recognised. Encoding
+// remembers words: one bpe serves one thread at a time.
+void bpe_encode(const bpe* b, const char* text, size_t bytes, token_list* to);
+
+// The bytes of n tokens, which may be broken UTF-8, and an ending 0; free with free(). Special
+// tokens are left out unless `specials`. As in Hugging Face, an id that no token has gives nothing.
+char* bpe_decode(const bpe* b, const int* ids, size_t n, int specials, size_t* bytes);
+
+int bpe_find(const bpe* b, const char* text);  // the id of an added token by its text, or -1
+// The token that the tokenizer puts in front of a text (Llama 3's <|begin_of_text|>), or -1.
+// bpe_encode does not add it.
+int bpe_begin(const bpe* b);
+// Bytes that were dropped so far because the vocabulary has no token for them. SmolLM2 lacks 21;
+// Hugging Face drops them in silence.
+int64_t bpe_dropped(const bpe* b);
+// Whether a folder has a tokenizer's files.
 int bpe_is_there(const char* folder);
-void bpe_free(bpe* t);
-
-int bpe_size(const bpe* t);  // the largest token + 1
-// Appends the tokens of a text. Added tokens that stand in it are taken as such, as Hugging Face
-// does. Any bytes are allowed; one that no token stands for is left out, and counted.
-void bpe_encode(bpe* t, const char* text, size_t bytes, token_list* to);
-// The bytes of n tokens, which need not be UTF-8, and a 0; free with free(). Special tokens are
-// shown or left out. Tokens that are none give nothing.
-char* bpe_decode(const bpe* t, const int* token, size_t n, int specials, size_t* bytes);
-
-int bpe_find(const bpe* t, const char* text);  // the added token of this text; -1: none
-int bpe_begin(const bpe* t);                   // what the file puts in front of a text; -1: nothing
-int64_t bpe_dropped(const bpe* t);             // bytes that were left out
-// Sum of everything that a token depends on.
-uint64_t bpe_checksum(const bpe* t);
+// A sum over everything that the tokens of a text depend on.
+uint64_t bpe_checksum(const bpe* b);
 
 LLMC_END
 #endif

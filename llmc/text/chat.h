@@ -1,6 +1,6 @@
-// chat: how a problem becomes a conversation that a model was trained to continue: a system text,
-// the user's turn, and the head of the answer. Files hold a template, a program in Jinja; here the
-// known ones are written down, and others are refused.
+// chat: how a conversation becomes one text. Models bring a template, a program in the language
+// Jinja; here the templates of five model families are known by their texts, and what they print
+// for [a system text and] one question is written by hand.
 #ifndef LLMC_CHAT_H
 #define LLMC_CHAT_H
 
@@ -9,27 +9,27 @@
 
 LLMC_BEGIN
 
-typedef enum {
-    CHAT_NONE,  // the prompt as it is
-    CHAT_CHATML,
-    CHAT_SMOLLM2,
-    CHAT_QWEN2,
-    CHAT_QWEN2_5,
-    CHAT_QWEN3,
-    CHAT_LLAMA3,
-    CHAT_AUTO  // the folder's own
-} chat_kind;
-extern const char* const CHAT_NAMES[];
+// CHAT_AUTO stands for the kind that chat_match finds; no function here takes it.
+typedef enum { CHAT_NONE, CHATML, QWEN2, QWEN3, SMOLLM2, LLAMA3, CHAT_AUTO } chat_kind;
 
-// What transformers' apply_chat_template gives for a system and a user message, the head of the
-// answer included; free with free(). system: NULL gives the template's own, which may be none.
+extern const char* const CHAT_NAMES[];  // by chat_kind, as --chat spells them; NULL at the end
+
+// The text that the template prints in front of a response: transformers'
+// apply_chat_template(..., add_generation_prompt=True, tokenize=False). Free it with free().
+// A `system` of NULL gives what the template puts there itself: a text of its own (qwen2, smollm2)
+// or nothing. llama3's text begins with <|begin_of_text|>, so bpe_begin() is not to be added to it.
+// CHAT_NONE is the prompt as it is; a system text with it is fatal.
 char* chat_render(chat_kind kind, const char* system, const char* prompt);
-// The kind of the folder's template (tokenizer_config.json or chat_template.jinja); CHAT_NONE if it
-// has none. Fatal if it is not known.
+
+// The kind whose template the folder holds, in chat_template.jinja or as "chat_template" of
+// tokenizer_config.json; CHAT_NONE if it holds none. A template that is not known is fatal.
 chat_kind chat_match(const char* folder);
-// The tokens that end a response: that of a turn's end, then those that generation_config.json,
-// config.json and tokenizer_config.json name as eos. Fatal if there are none, or too many.
-end_set chat_ends(const char* folder, const bpe* t, chat_kind kind);
+
+// The tokens that end a response, each once: the template's end of a turn, then "eos_token_id" of
+// generation_config.json or, where that has none, of config.json, then "eos_token" of
+// tokenizer_config.json. It is fatal if there are none or more than ENDS_MOST, and if `b` does not
+// have one of them.
+void chat_ends(const char* folder, const bpe* b, chat_kind kind, end_set* ends);
 
 LLMC_END
 #endif

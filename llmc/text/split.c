@@ -2,103 +2,110 @@
 
 #include "unicode.h"
 
-#define REST " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define LATER(numbers)                                                    \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" numbers \
+    "| ?[^\\s\\p{L}\\p"                                                   \
+    "{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
-const char* const SPLIT_PATTERNS[] = {
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
-    CONTRACTIONS "\\p{N}{1,3}|" REST, CONTRACTIONS "\\p{N}|" REST, NULL};
+const char* const SPLIT_PATTERNS[] = {GPT2, GPT2, LATER("\\p{N}{1,3}"), LATER("\\p{N}")};
 
-typedef struct view {
-    const char* text;
-    size_t bytes;
-} view;
-
-// The kind of the character at `at`, and in *next where the one after it begins; -1 at the end.
-static int kind_at(const view* v, size_t at, size_t* next) {
-    size_t length;
-    if (at >= v->bytes) return -1;
-    uint32_t point = unicode_at(v->text + at, v->bytes - at, &length);
-    *next = at + length;
-    return unicode_kind(point) & (UNICODE_LETTER | UNICODE_NUMBER | UNICODE_SPACE);
+// The class of the character at s, where s < end.
+static unicode_class class_at(const char* s, const char* end, int* length) {
+    unsigned char c = (unsigned char)*s;
+    *length = 1;
+    if (c < 0x80) {
+        if ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') return UNICODE_LETTER;
+        if (c >= '0' && c <= '9') return UNICODE_NUMBER;
+        return c == ' ' || (c >= '\t' && c <= '\r') ? UNICODE_SPACE : UNICODE_OTHER;
+    }
+    return unicode_class_of(unicode_at(s, end, length));
 }
 
-// Where a run of characters of this kind ends that begins at `at`; at most `most` of them.
-static size_t run_end(const view* v, size_t at, int kind, int most) {
-    for (size_t next; most-- > 0 && kind_at(v, at, &next) == kind;) at = next;
-    return at;
+// Behind at most `most` characters of a class.
+static const char* skip(const char* s, const char* end, unicode_class k, size_t most) {
+    int length;
+    while (s < end && most-- && class_at(s, end, &length) == k) s += length;
+    return s;
 }
-
-enum { ANY_NUMBER = 0x7fffffff };
 
 static int is_newline(char c) { return c == '\r' || c == '\n'; }
 
-static int folded(const view* v, size_t at, int fold) {
-    unsigned char c = at < v->bytes ? (unsigned char)v->text[at] : 0;
-    return fold && c >= 'A' && c <= 'Z' ? c + 32 : c;
+// Bytes of an English contraction ('s, 't, 're, 've, 'm, 'll, 'd) at s, or 0. With any_case the
+// letters may be capitals, and the long s is an s.
+static size_t contraction(const char* s, const char* end, int any_case) {
+    char first = end - s > 1 ? s[1] : 0, second = end - s > 2 ? s[2] : 0;
+    if (*s != '\'') return 0;
+    if (any_case && first == '\xc5' && second == '\xbf') return 3;
+    if (any_case && first >= 'A' && first <= 'Z') first = (char)(first | 0x20);
+    if (any_case && second >= 'A' && second <= 'Z') second = (char)(second | 0x20);
+    if (first == 's' || first == 't' || first == 'm' || first == 'd') return 2;
+    if (((first == 'r' || first == 'v') && second == 'e') || (first == 'l' && second == 'l'))
+        return 3;
+    return 0;
 }
 
-// Bytes of a contraction at the head: 's, 't, 'm, 'd, 're, 've, 'll. Without regard to case the
-// long s (U+017F) is an s too.
-static size_t contraction(const view* v, int fold) {
-    if (v->text[0] != '\'') return 0;
-    int a = folded(v, 1, fold), b = folded(v, 2, fold);
-    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-    if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return 3;
-    return fold && a == 0xc5 && b == 0xbf ? 3 : 0;
+// \s+(?!\S)|\s+ at s: the last space of several stays for the word that follows.
+static const char* spaces(const char* s, const char* end) {
+    const char *p = s, *last = s;
+    for (int length; p < end && class_at(p, end, &length) == UNICODE_SPACE; p += length) last = p;
+    return p == end || last == s ? p : last;
 }
 
-// \s+(?!\S)|\s+: a run of spaces leaves its last one to the word behind it.
-static size_t spaces(const view* v) {
-    size_t end = 0, last = 0;
-    for (size_t next; kind_at(v, end, &next) == UNICODE_SPACE; end = next) last = end;
-    return end < v->bytes && last > 0 ? last : end;
+static const char* next_gpt2(const char* s, const char* end) {
+    size_t n = contraction(s, end, 0);
+    if (n) return s + n;
+    int length;
+    const char* word = s + (*s == ' ' && s + 1 < end);
+    unicode_class k = class_at(word, end, &length);
+    return k == UNICODE_SPACE ? spaces(s, end) : skip(word, end, k, SIZE_MAX);
 }
 
-static size_t gpt2_word(const view* v) {
-    size_t n = contraction(v, 0), first = v->text[0] == ' ', next;
-    if (n) return n;
-    int kind = kind_at(v, first, &next);
-    if (kind >= 0 && kind != UNICODE_SPACE) return run_end(v, first, kind, ANY_NUMBER);
-    return spaces(v);
-}
-
-// \s*[\r\n]+: a run of spaces up to its last line end; 0 if it has none.
-static size_t line_ends(const view* v) {
-    size_t end = 0;
-    for (size_t at = 0, next; kind_at(v, at, &next) == UNICODE_SPACE; at = next)
-        if (is_newline(v->text[at])) end = next;
-    return end;
-}
-
-static size_t llama3_word(const view* v, int numbers) {
-    size_t n = contraction(v, 1), second, next;
-    if (n) return n;
-    int kind = kind_at(v, 0, &second);
-    int leads = kind != UNICODE_LETTER && kind != UNICODE_NUMBER && !is_newline(v->text[0]);
-    if (kind == UNICODE_LETTER || (leads && kind_at(v, second, &next) == UNICODE_LETTER))
-        return run_end(v, leads ? second : 0, UNICODE_LETTER, ANY_NUMBER);
-    if (kind == UNICODE_NUMBER) return run_end(v, 0, UNICODE_NUMBER, numbers);
-    size_t first = v->text[0] == ' ';
-    if (kind_at(v, first, &next) == 0) {
-        size_t end = run_end(v, first, 0, ANY_NUMBER);
-        while (end < v->bytes && is_newline(v->text[end])) end++;
-        return end;
+// Llama 3's and Qwen's, which differ in the digits that a number has at most.
+static const char* next_later(const char* s, const char* end, size_t digits) {
+    size_t n = contraction(s, end, 1);
+    if (n) return s + n;
+    int length, length_after;
+    unicode_class k = class_at(s, end, &length);
+    if (k == UNICODE_NUMBER) return skip(s, end, k, digits);
+    const char* word = k == UNICODE_LETTER || is_newline(*s) ? s : s + length;
+    if (word < end && class_at(word, end, &length_after) == UNICODE_LETTER)
+        return skip(word, end, UNICODE_LETTER, SIZE_MAX);
+    word = s + (*s == ' ' && s + 1 < end);
+    if (class_at(word, end, &length) == UNICODE_OTHER) {
+        const char* p = skip(word, end, UNICODE_OTHER, SIZE_MAX);
+        while (p < end && is_newline(*p)) p++;
+        return p;
     }
-    n = line_ends(v);
-    return n ? n : spaces(v);
+    const char* newline = NULL;  // behind the last one among the spaces
+    for (const char* p = s; p < end && class_at(p, end, &length) == UNICODE_SPACE; p += length)
+        if (is_newline(*p)) newline = p + 1;
+    return newline ? newline : spaces(s, end);
 }
 
-size_t split_word(split_pattern p, const char* text, size_t bytes) {
-    view v = {text, bytes};
-    if (p == SPLIT_GPT2) return gpt2_word(&v);
-    return llama3_word(&v, p == SPLIT_LLAMA3 ? 3 : 1);
+split split_begin(split_kind kind, const char* text, size_t bytes) {
+    const char* end = text + bytes;
+    return (split){kind, text, kind == SPLIT_SMOLLM2 ? text : end, end};
 }
 
-size_t split_digits(const char* text, size_t bytes) {
-    size_t at = 0, length;
-    while (at < bytes &&
-           !(unicode_kind(unicode_at(text + at, bytes - at, &length)) & UNICODE_DIGIT))
-        at += length;
-    return at ? at : length;
+// The Digits step: moves `stop` behind the digit at `at`, or in front of the next digit.
+static void cut_digit(split* s) {
+    int length;
+    for (s->stop = s->at; s->stop < s->end; s->stop += length) {
+        if (!unicode_is_digit(unicode_at(s->stop, s->end, &length))) continue;
+        if (s->stop == s->at) s->stop += length;
+        return;
+    }
+}
+
+const char* split_next(split* s, size_t* bytes) {
+    const char* from = s->at;
+    if (from == s->end) return NULL;
+    if (from == s->stop) cut_digit(s);
+    if (s->kind == SPLIT_LLAMA3 || s->kind == SPLIT_QWEN)
+        s->at = next_later(from, s->stop, s->kind == SPLIT_LLAMA3 ? 3 : 1);
+    else
+        s->at = next_gpt2(from, s->stop);
+    *bytes = (size_t)(s->at - from);
+    return from;
 }

@@ -13,7 +13,7 @@ tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system)
     if (system && t.chat == CHAT_NONE)
         fatal("--system means nothing without a chat format, and %s has no template; give --chat",
               folder);
-    t.ends = chat_ends(folder, t.bpe, t.chat);
+    chat_ends(folder, t.bpe, t.chat, &t.ends);
     t.checksum = bpe_checksum(t.bpe) * 31 + (uint64_t)t.chat * 7 + (system ? hash_text(system) : 1);
     for (int i = 0; i < t.ends.count; i++) t.checksum = t.checksum * 31 + (uint64_t)t.ends.id[i];
     return t;

@@ -1,5 +1,5 @@
-// unicode: what tokenizers ask of characters: kinds, and the composed form NFC. The tables are made
-// from Hugging Face's tokenizers (dev/text/unicode.py), whose patterns know Unicode 16.
+// unicode: what tokenizers ask about characters, from tables that a script makes from the
+// tokenizers package (dev/text/unicode_tables.py), since tokens must be equal to that package's.
 #ifndef LLMC_UNICODE_H
 #define LLMC_UNICODE_H
 
@@ -7,21 +7,22 @@
 
 LLMC_BEGIN
 
-// Kinds of a character: \p{L}, \p{N} and \s of the patterns; and what the Digits step takes for a
-// digit. A character has at most one of the first three.
-enum { UNICODE_LETTER = 1, UNICODE_NUMBER = 2, UNICODE_SPACE = 4, UNICODE_DIGIT = 8 };
+typedef enum { UNICODE_OTHER, UNICODE_LETTER, UNICODE_NUMBER, UNICODE_SPACE } unicode_class;
 
-int unicode_kind(uint32_t point);
-
-// The character at the head of `bytes` bytes (at least 1) of text, and its length in *length. A
-// byte that begins no character stands for itself: it is one of no kind, numbered from
-// UNICODE_BROKEN.
+// A byte that is no part of UTF-8 is a character of its own: UNICODE_BROKEN plus the byte.
 enum { UNICODE_BROKEN = 0x110000 };
-uint32_t unicode_at(const char* text, size_t bytes, size_t* length);
 
-// The composed form (NFC) of a text, to be freed; its bytes in *length. Broken bytes stay as they
-// are.
-char* unicode_nfc(const char* text, size_t bytes, size_t* length);
+// The character at s < end and its length in bytes, at least 1.
+uint32_t unicode_at(const char* s, const char* end, int* length);
+// Writes a character, a broken byte too, as 1 to 4 bytes; returns how many.
+int unicode_put(char* to, uint32_t c);
+
+unicode_class unicode_class_of(uint32_t c);  // as \p{L}, \p{N} and \s of a regular expression
+int unicode_is_digit(uint32_t c);            // whether the Digits step cuts it out
+
+// The text in normalization form C; `bytes` is its length before and after. Free it with free().
+// NULL stands for a text that does not change, which is found out quickly.
+char* unicode_nfc(const char* text, size_t* bytes);
 
 LLMC_END
 #endif
