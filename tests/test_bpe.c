@@ -299,6 +299,13 @@ static const char BASE[] =
     "\"abab\": 7},\n"
     "\"merges\": [\"b c\", [\"a\", \"b\"], \"a bc\", \"ab ab\"]}}";
 
+// BASE with the first `from` as `to`.
+static char* changed(const char* from, const char* to) {
+    const char* at = strstr(BASE, from);
+    if (!at) printf("BASE has no %s\n", from), exit(1);
+    return xprintf("%.*s%s%s", (int)(at - BASE), BASE, to, at + strlen(from));
+}
+
 static void check_text(const bpe* b, const int* ids, size_t n, int specials, const char* expected) {
     size_t bytes;
     char* text = bpe_decode(b, ids, n, specials, &bytes);
@@ -330,6 +337,19 @@ static void test_tokens(void) {
     b = open_fixture("qwen");
     CHECK(bpe_begin(b) == -1, "Qwen's begin is %d", bpe_begin(b));
     bpe_free(b);
+}
+
+// An added token of normalized texts: both spellings give it, and what it decodes to is normalized
+// before its characters are taken as bytes. So the tokenizers package has it.
+static void test_normalized_token(void) {
+    char* text = changed("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}");
+    memcpy(strstr(text, "<t>"), "e\xcc\x81", 3);
+    bpe* b = open_text(text);
+    check_ids(b, "ae\xcc\x81", 4, "0 9");
+    check_ids(b, "a\xc3\xa9", 3, "0 9");
+    check_text(b, (int[]){9}, 1, 1, "\xe9");
+    bpe_free(b);
+    free(text);
 }
 
 static void open_child(const void* unused) {
@@ -368,13 +388,6 @@ static void test_gpt2_files(void) {
 
 // ------------------------------------------------------------------------------------------------
 // Refusals
-
-// BASE with the first `from` as `to`.
-static char* changed(const char* from, const char* to) {
-    const char* at = strstr(BASE, from);
-    if (!at) printf("BASE has no %s\n", from), exit(1);
-    return xprintf("%.*s%s%s", (int)(at - BASE), BASE, to, at + strlen(from));
-}
 
 #define BYTES "{\"type\": \"ByteLevel\", \"add_prefix_space\": false}"
 #define SEQUENCE(steps) "{\"type\": \"Sequence\", \"pretokenizers\": [" steps "]}"
@@ -533,6 +546,7 @@ int main(void) {
     test_remembered();
     test_long_words();
     test_tokens();
+    test_normalized_token();
     test_gpt2_files();
     test_refusals();
     fuzz_counts c = fuzz("bpe", fuzz_cases(4000), fuzz_case, "tokenizer.json");

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <sys/stat.h>
 
+#include "cpu_test.h"
 #include "run_test.h"
 
 static int quick;
