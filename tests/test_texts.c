@@ -3,8 +3,8 @@
 #include <math.h>
 #include <sys/stat.h>
 
-#include "cpu_test.h"
 #include "run_test.h"
+#include "small_model.h"
 
 static int quick;
 
