@@ -25,7 +25,7 @@
 
 static const char *model_path = "", *batch_path = "", *gradients_path = "", *weights_path = "";
 static const char* reference_path = "";
-static int kind = OBJECTIVE_GRPO, kl = KL_K2, updates = 1;
+static int kind = OBJECTIVE_GRPO, kl = KL_K2, epochs = 1;
 static int advantage = ADVANTAGE_MEAN, aggregate = AGGREGATE_TOKEN_MEAN;
 static double clip_low = NAN, clip_high = NAN, ratio_cap = NAN, kl_coef, temperature = 1, lr = 3e-4;
 static optimizer_config adamw = {
@@ -42,7 +42,7 @@ static option flags[] = {
     TEXT("gradients", &gradients_path, "folder for the gradients of the last update"),
     TEXT("weights", &weights_path, "folder for the weights after it"),
     TEXT("reference", &reference_path, "model of the KL term"),
-    FLAG("updates", OPTION_INT, &updates, .min = 1, .max = INT_MAX, .help = "on the same batch"),
+    FLAG("epochs", OPTION_INT, &epochs, .min = 1, .max = INT_MAX, .help = "updates on the batch"),
     FLAG("temperature", OPTION_DOUBLE, &temperature, .min = 1e-3, .max = 1e3, .help = "of logits"),
     CHOICE("objective", &kind, OBJECTIVE_NAMES, "how advantage and ratio become a gradient"),
     REAL("clip-low", &clip_low, 1, "ratios below 1 - this are clipped"),
@@ -132,7 +132,7 @@ static void update(trainer* t, rollout* d, const objective* o) {
     if (kl_coef > 0) refer(t, d);
     trainer_logprobs(t, t->weights, d, 0, d->sequences, inverse, d->anchor);
     objective_advantages((advantage_kind)advantage, d->reward, d->prompts, d->group, d->advantage);
-    for (int i = 0; i < updates; i++) {
+    for (int i = 0; i < epochs; i++) {
         trainer_update_result r =
             trainer_update(t, d, 0, d->sequences, o, (aggregate_kind)aggregate, inverse, lr);
         printf("loss %.9g, gradient %.9g, clipped %.9g\n", r.loss, r.grad_norm, r.masked);
