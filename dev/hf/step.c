@@ -79,7 +79,7 @@ static objective chosen_objective(void) {
 static int read_int(FILE* f, int least, int most, const char* what) {
     int n;
     if (fscanf(f, "%d", &n) != 1 || n < least || n > most)
-        fatal("%s: near byte %ld should stand %s, from %d to %d", batch_path, ftell(f), what, least,
+        fatal("%s, near byte %ld: expected %s, from %d to %d", batch_path, ftell(f), what, least,
               most);
     return n;
 }
