@@ -2,7 +2,7 @@
 // paper would print it:
 //
 //   sample      y ~ mu( . | x)           a group of completions for each prompt x; log mu is kept
-//   verify      R(x, y)                  1 for a right answer, 0 for a wrong one
+//   verify      R(x, y)                  what a response is worth, 1 or 0 for a task
 //   measure     log pi(y | x)            by the trainer: how far is it from the sampler?
 //   anchor      r = pi / anchor          what the ratio is taken against
 //   advantages  A = R - mean of R        over the group of the prompt

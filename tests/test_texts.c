@@ -186,14 +186,14 @@ static void test_characters(void) {
 }
 
 // --prompt prints; its draws are those of the seed.
-static void test_prompt(const char* model) {
+static void test_prompt(const char* folder) {
     static const char* const refused[][2] = {
         {"--prompt 1+2: --device cpu", "--init"},
         {"--prompt 1+2: --out x --init ", "leave --out out"},
         {"--prompt 1+2: --max-new-tokens 95 --init ", "tokens"}};
     char* words[3] = {0};
     for (int i = 0; i < 3; i++) {
-        ended e = run("--init %s --prompt 4+3: --context 96 --eval-samples 3 --seed %d", model,
+        ended e = run("--init %s --prompt 4+3: --context 96 --eval-samples 3 --seed %d", folder,
                       1 + i / 2);
         size_t bytes;
         words[i] = read_whole(at_home("stdout"), &bytes);
@@ -205,7 +205,7 @@ static void test_prompt(const char* model) {
     }
     CHECK(!strcmp(words[0], words[1]), "the same seed: \"%s\", \"%s\"", words[0], words[1]);
     for (int i = 0; i < 3; i++) {
-        ended e = run("--context 96 %s%s", refused[i][0], i ? model : "");
+        ended e = run("--context 96 %s%s", refused[i][0], i ? folder : "");
         check_refused(&e, refused[i][0], refused[i][1]);
         free(words[i]);
     }

@@ -59,7 +59,7 @@ struct sampler {
     int busy;                    // slots in use: 0 .. busy-1
     int next;                    // next sequence to start
     int prefilled;               // prompts 0 .. prefilled-1 have been
-    waiting* wait;               // (slots) that gave their pages back, a stack
+    waiting* wait;               // (slots) sequences that gave their pages back, in any order
     int waits;
     rollout* d;
     sampling how;

@@ -109,6 +109,9 @@ static void fit(source* s, problem_list* list, const tokenizer* t, int most, int
         const problem* p = &list->item[i];
         tokens.count = 0;
         tokenizer_prompt(t, p->prompt, &tokens);
+        if (!tokens.count)
+            fatal("%s: the prompt of line %d has no tokens: the tokenizer lacks its bytes; mend it",
+                  s->data, p->line);
         if (tokens.count > (size_t)most && !skip_long) refuse_long(s, p, tokens.count, most);
         s->skipped += tokens.count > (size_t)most;
         if (tokens.count > (size_t)most) continue;

@@ -20,17 +20,13 @@ tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system)
 }
 
 static void write_ends(const tokenizer* t, const char* path) {
-    char *text = xprintf("{\n  \"eos_token_id\": ["), *aside = xprintf("%s.tmp", path);
-    for (int i = 0; i < t->ends.count; i++) {
-        char* longer = xprintf("%s%s%d", text, i ? ", " : "", t->ends.id[i]);
-        free(text);
-        text = longer;
-    }
+    char* aside = xprintf("%s.tmp", path);
     FILE* f = file_open(aside, "w");
-    fprintf(f, "%s]\n}\n", text);
+    fprintf(f, "{\n  \"eos_token_id\": [");
+    for (int i = 0; i < t->ends.count; i++) fprintf(f, "%s%d", i ? ", " : "", t->ends.id[i]);
+    fprintf(f, "]\n}\n");
     file_close_sync(f, aside);
     file_rename(aside, path);
-    free(text);
     free(aside);
 }
 
