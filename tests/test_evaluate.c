@@ -35,9 +35,9 @@ static void test_pass_at_k(void) {
 // ---------------------------------------------------------------------------------------------
 // Texts and summaries
 
-static void put_response(rollout* d, int s, const char* text, float reward) {
+static void put_response(rollout* d, int s, const char* text, float value) {
     d->start[s + 1] = d->start[s] + alphabet_encode(text, d->token + d->start[s], d->max_new);
-    d->reward[s] = reward;
+    d->reward[s] = value;
 }
 
 static void test_summary(void) {
