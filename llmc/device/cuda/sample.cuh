@@ -200,6 +200,15 @@ static __device__ inline void find_best(const candidates& c, int64_t at, const l
     }
 }
 
+// end_set_has without a loop: a kernel's parameters are read at fixed places.
+template <int I = 0>
+static __device__ inline bool is_end(const end_set& ends, int token) {
+    if constexpr (I == ENDS_MOST)
+        return false;
+    else
+        return (I < ends.count && ends.id[I] == token) || is_end<I + 1>(ends, token);
+}
+
 // Appends a token to its slot's sequence and moves the slot on.
 static __device__ inline void advance(const slot_state& s, int slot, int64_t at, int token,
                                       float logp, float entropy) {
@@ -209,7 +218,7 @@ static __device__ inline void advance(const slot_state& s, int slot, int64_t at,
     s.length[s.sequence[slot]]++;
     s.token[slot] = token;
     s.position[slot]++;
-    if (end_set_has(&s.ends, token) || --s.left[slot] == 0) s.position[slot] = -1;
+    if (is_end(s.ends, token) || --s.left[slot] == 0) s.position[slot] = -1;
 }
 
 // nucleus_sets: memory for the rows' sets, or NULL where neither top-k nor top-p asks for one.
