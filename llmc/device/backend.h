@@ -96,9 +96,9 @@ typedef struct slot_state {
     float* out_entropy;     // (sequences, max_new)
     uint32_t* out_nucleus;  // (sequences, max_new, nucleus_words), or NULL
     int max_new, nucleus_words;
-    end_set ends;
     uint32_t first;   // what sequence 0 is called where draws are keyed by sequences
     candidates best;  // rows: (sequences, max_new); of the distribution that was drawn from
+    end_set ends;
 } slot_state;
 
 typedef struct adamw_step {

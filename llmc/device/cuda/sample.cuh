@@ -200,31 +200,56 @@ static __device__ inline void find_best(const candidates& c, int64_t at, const l
     }
 }
 
-// end_set_has without a loop: a kernel's parameters are read at fixed places.
-template <int I = 0>
-static __device__ inline bool is_end(const end_set& ends, int token) {
-    if constexpr (I == ENDS_MOST)
-        return false;
-    else
-        return (I < ends.count && ends.id[I] == token) || is_end<I + 1>(ends, token);
+// slot_state but for its end tokens: a kernel reads small parameters at fixed places.
+struct slot_arrays {
+    int *token, *position, *sequence, *left, *length, *out_token;
+    float *out_logp, *out_entropy;
+    uint32_t* out_nucleus;
+    int max_new, nucleus_words;
+    uint32_t first;
+    candidates best;
+};
+
+static slot_arrays slot_arrays_of(const slot_state& s) {
+    return {s.token,         s.position, s.sequence,    s.left,        s.length,
+            s.out_token,     s.out_logp, s.out_entropy, s.out_nucleus, s.max_new,
+            s.nucleus_words, s.first,    s.best};
+}
+
+// end_set_has; -1 stands for no token.
+struct end_words {
+    int4 first, others;
+};
+static_assert(ENDS_MOST == 8, "the ids of end_words");
+
+static end_words end_words_of(const end_set& ends) {
+    int id[ENDS_MOST];
+    for (int i = 0; i < ENDS_MOST; i++) id[i] = i < ends.count ? ends.id[i] : -1;
+    return {{id[0], id[1], id[2], id[3]}, {id[4], id[5], id[6], id[7]}};
+}
+
+static __device__ inline bool is_end(const int4& e, int token) {
+    return token == e.x || token == e.y || token == e.z || token == e.w;
 }
 
 // Appends a token to its slot's sequence and moves the slot on.
-static __device__ inline void advance(const slot_state& s, int slot, int64_t at, int token,
-                                      float logp, float entropy) {
+static __device__ __forceinline__ void advance(const slot_arrays& s, const end_words& ends,
+                                               int slot, int64_t at, int token, float logp,
+                                               float entropy) {
     s.out_token[at] = token;
     s.out_logp[at] = logp;
     s.out_entropy[at] = entropy;
     s.length[s.sequence[slot]]++;
     s.token[slot] = token;
     s.position[slot]++;
-    if (is_end(s.ends, token) || --s.left[slot] == 0) s.position[slot] = -1;
+    if (is_end(ends.first, token) || is_end(ends.others, token) || --s.left[slot] == 0)
+        s.position[slot] = -1;
 }
 
 // nucleus_sets: memory for the rows' sets, or NULL where neither top-k nor top-p asks for one.
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
-    sample_rows(const slot_state s, const int* row_slot, const logits_block b,
-                uint32_t* nucleus_sets, const sampling how) {
+    sample_rows(const slot_arrays s, const int* row_slot, const logits_block b,
+                uint32_t* nucleus_sets, const sampling how, const end_words ends) {
     int slot = row_slot[blockIdx.x], position = s.position[slot], sequence = s.sequence[slot];
     if (position < 0) return;
     int64_t at = (int64_t)sequence * s.max_new + s.length[sequence];
@@ -249,7 +274,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
         token = draw(r, d.max, (uint64_t)random[0] << 32 | random[1]);
     }
     if (threadIdx.x == 0)
-        advance(s, slot, at, token, log_probability(d, logit(r, r.l[token])), d.entropy);
+        advance(s, ends, slot, at, token, log_probability(d, logit(r, r.l[token])), d.entropy);
 }
 
 static void cuda_sample(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
@@ -266,8 +291,8 @@ static void cuda_sample(backend* b, const slot_state* s, tensor x, const int* ro
     for (int first = 0; first < n; first += most) {
         int rows = n - first < most ? n - first : most;
         logits_product(b, l, (const char*)x.data + first * x.stride * each, x.stride, rows, w);
-        LAUNCH(sample_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), *s, row_slot + first,
-               l, nucleus_sets, *how);
+        LAUNCH(sample_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), slot_arrays_of(*s),
+               row_slot + first, l, nucleus_sets, *how, end_words_of(s->ends));
     }
 }
 
