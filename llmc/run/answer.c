@@ -38,8 +38,6 @@ void answer_prompt(run* r) {
     token_list tokens = {0};
     problem asked = {.prompt = s->prompt};
     problem_list list = {&asked, 1, 1};
-    if (!*s->init) fatal("--prompt needs a model; name it with --init");
-    if (*s->out) fatal("--prompt keeps nothing; leave --out out");
     tokenizer_prompt(&r->tokenizer, s->prompt, &tokens);
     if (!tokens.count) fatal("--prompt has no tokens; give a text");
     if (tokens.count > (size_t)(s->context - s->max_new_tokens))

@@ -567,6 +567,8 @@ int settings_checkpoints_unread(const settings* s) {
 // Flags of a part of the run that there is not.
 static void check_parts(void) {
     const settings *s = &given, *d = &DEFAULTS;
+    if (*s->prompt && !*s->init) fatal("--prompt needs a model; name it with --init");
+    if (*s->prompt && *s->out) fatal("--prompt keeps nothing; leave --out out");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->advantage != d->advantage, "--advantage",
                   "to --objective sft");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
