@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "base/numerics.h"
+#include "folder.h"
 #include "fuzz.h"
 #include "refusal.h"
 #include "text/bpe.h"
@@ -12,20 +13,6 @@
 #include "text/unicode.h"
 
 #define WORDS (const char* [REFUSAL_WORDS])
-
-static char folder[] = "/tmp/test_bpe.XXXXXX";
-
-// NULL: no such file.
-static void write_text(const char* name, const char* text) {
-    char* path = xprintf("%s/%s", folder, name);
-    unlink(path);
-    if (text) {
-        FILE* f = file_open(path, "wb");
-        file_write(f, text, strlen(text), path);
-        file_close(f, path);
-    }
-    free(path);
-}
 
 static char* read_text(const char* path) {
     size_t bytes = (size_t)file_size(path);
@@ -536,7 +523,7 @@ static void fuzz_case(long number) {
 }
 
 int main(void) {
-    if (!mkdtemp(folder)) return 1;
+    folder_make(__FILE__);
     for (int k = 0; k < 4; k++) test_fixture(NAMES[k]);
     test_split();
     test_characters();
@@ -553,6 +540,6 @@ int main(void) {
     CHECK(c.accepted > c.at / 50, "%ld texts are read, %ld refused", c.accepted, c.refused);
     printf("%ld random files: %ld read, %ld refused\n", c.at, c.accepted, c.refused);
     write_text("tokenizer.json", NULL);
-    CHECK(!rmdir(folder), "%s is not empty", folder);
+    folder_remove();
     return test_report();
 }

@@ -3,23 +3,11 @@
 #include <sys/stat.h>
 
 #include "base/json.h"
+#include "folder.h"
 #include "refusal.h"
 #include "text/chat.h"
 
 #define WORDS (const char* [REFUSAL_WORDS])
-
-static char folder[] = "/tmp/test_chat.XXXXXX";
-
-static void write_text(const char* name, const char* text) {
-    char* path = xprintf("%s/%s", folder, name);
-    unlink(path);
-    if (text) {
-        FILE* f = file_open(path, "wb");
-        file_write(f, text, strlen(text), path);
-        file_close(f, path);
-    }
-    free(path);
-}
 
 static void clear(void) {
     static const char* const names[] = {"tokenizer_config.json", "chat_template.jinja",
@@ -194,11 +182,11 @@ static void test_ends(void) {
 }
 
 int main(void) {
-    if (!mkdtemp(folder)) return 1;
+    folder_make(__FILE__);
     test_renders();
     check_refusal(system_child, NULL, "a system text without a format", WORDS{"--chat"});
     test_matches();
     test_ends();
-    CHECK(!rmdir(folder), "%s is not empty", folder);
+    folder_remove();
     return test_report();
 }

@@ -12,11 +12,11 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "folder.h"
 #include "model/llmc_file.h"
 #include "refusal.h"
 #include "run/checkpoint.h"
 
-static char folder[] = "/tmp/test_checkpoint.XXXXXX";
 static char model_path[64], run[64];  // files below it
 static pid_t test_process;
 
@@ -1185,7 +1185,7 @@ int __lsan_is_turned_off(void) { return getpid() != test_process; }
 int main(void) {
     test_process = getpid();
     TINY = model_gpt2(3, 5, 2, 2, 4);
-    if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
+    folder_make(__FILE__);
     snprintf(model_path, sizeof model_path, "%s/model", folder);
     snprintf(run, sizeof run, "%s/run", folder);
     test_layout();
@@ -1212,6 +1212,6 @@ int main(void) {
     test_sync_order();
     test_kill_any_time();
     test_mutations();
-    CHECK(rmdir(folder) == 0, "%s is empty at the end: %s", folder, names_in(folder));
+    folder_remove();
     return test_report();
 }

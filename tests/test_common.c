@@ -7,9 +7,9 @@
 #include <sys/stat.h>
 
 #include "base/common.h"
+#include "folder.h"
 #include "refusal.h"
 
-static char folder[] = "/tmp/test_common.XXXXXX";
 static char path[64];
 
 #define WORDS (const char* [REFUSAL_WORDS])
@@ -212,12 +212,16 @@ static void test_shown(void) {
                  {"\xce\xbc", 1, "?"},
                  {"a\xff\xc0\x80\xed\xa0\x80z", 8, "a??????z"},
                  {"\xf0\x9f\x98\x80\xf4\x90\x80\x80", 8, "\xf0\x9f\x98\x80????"},
+                 {"a\xc2\x9b\xc2\xa0", 5, "a??\xc2\xa0"},
                  {"", 0, ""}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char* text = shown(cases[i].given, cases[i].length);
         CHECK(!strcmp(text, cases[i].expected), "case %d is shown as %s", (int)i, text);
         free(text);
     }
+    char lines[] = "a\n\tb\x1b[2Jc\xff";
+    text_mask(lines, "\n\t");
+    CHECK(!strcmp(lines, "a\n\tb?[2Jc?"), "several lines are shown as %s", lines);
     for (size_t length = 79; length <= 81; length++) {
         char* text = shown(digits, length);
         size_t kept = length > 80 ? 80 : length;
@@ -234,7 +238,7 @@ static void test_shown(void) {
 }
 
 int main(void) {
-    if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
+    folder_make(__FILE__);
     snprintf(path, sizeof path, "%s/file", folder);
     test_fatal();
     test_memory();
@@ -243,6 +247,6 @@ int main(void) {
     test_folders();
     test_clock();
     test_shown();
-    CHECK(rmdir(folder) == 0, "%s is empty at the end", folder);
+    folder_remove();
     return test_report();
 }

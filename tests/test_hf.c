@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/checked.h"
+#include "folder.h"
 #include "fuzz.h"
 #include "model/hf.h"
 #include "model/safetensors.h"
@@ -18,7 +19,6 @@
 
 #define WORDS (const char* [REFUSAL_WORDS])
 
-static char folder[] = "/tmp/test_hf.XXXXXX";
 static char here[40], config_path[60], weights_path[60], index_path[80];  // `here` is below it
 static int fail_rename = -1;
 
@@ -831,7 +831,7 @@ static void test_fuzz(long count) {
 }
 
 int main(int argc, char** argv) {
-    if (!mkdtemp(folder)) return 1;
+    folder_make(__FILE__);
     snprintf(here, sizeof here, "%s/model", folder);
     snprintf(config_path, sizeof config_path, "%s/config.json", here);
     snprintf(weights_path, sizeof weights_path, "%s/model.safetensors", here);
@@ -853,6 +853,6 @@ int main(int argc, char** argv) {
     test_fuzz(fuzz_cases(longer ? 1000000 : quick ? 2000 : 20000));
     clear();
     rmdir(here);
-    rmdir(folder);
+    folder_remove();
     return test_report();
 }

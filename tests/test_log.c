@@ -6,10 +6,10 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 
+#include "folder.h"
 #include "refusal.h"
 #include "run/log.h"
 
-static char folder[] = "/tmp/test_log.XXXXXX";
 static char log_file[64], sample_file[64];
 
 // ------------------------------------------------------------------------------------------------
@@ -480,7 +480,7 @@ static void test_progress_forms(void) {
 }
 
 int main(void) {
-    if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
+    folder_make(__FILE__);
     snprintf(log_file, sizeof log_file, "%s/log.jsonl", folder);
     snprintf(sample_file, sizeof sample_file, "%s/samples.jsonl", folder);
     test_lines();
@@ -493,6 +493,6 @@ int main(void) {
     test_pipe();
     test_terminal();
     test_progress_forms();
-    CHECK(rmdir(folder) == 0, "%s is empty at the end", folder);
+    folder_remove();
     return test_report();
 }

@@ -6,9 +6,9 @@
 #include <sys/resource.h>
 
 #include "base/options.h"
+#include "folder.h"
 #include "refusal.h"
 
-static char folder[] = "/tmp/test_options.XXXXXX";
 static char config_path[64], saved_path[64];
 
 static const char* const COLOURS[] = {"red", "green", "blue-green", NULL};
@@ -44,7 +44,7 @@ static void set_defaults(void) {
     colour = 0, fast = 0, resume = 0, out = "runs/a", init = "", dtype = "same";
 }
 
-static void write_text(const char* path, const char* text, size_t bytes) {
+static void write_bytes(const char* path, const char* text, size_t bytes) {
     FILE* f = file_open(path, "w");
     file_write(f, text, bytes, path);
     file_close(f, path);
@@ -233,16 +233,16 @@ static void test_config_refusals(void) {
         {"out = a\rb\n", {":1: --out is \"a?b\""}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        write_text(config_path, cases[i].text, strlen(cases[i].text));
+        write_bytes(config_path, cases[i].text, strlen(cases[i].text));
         const char* words[REFUSAL_WORDS] = {config_path, cases[i].words[0]};
         check_refusal(read_config_child, NULL, cases[i].text, words);
     }
-    write_text(config_path, "lr = 0.1\nse\0ed = 1\n", 19);
+    write_bytes(config_path, "lr = 0.1\nse\0ed = 1\n", 19);
     check_refusal(read_config_child, NULL, "a zero byte",
                   (const char* [REFUSAL_WORDS]){config_path, ":2: a zero byte"});
     char* large = xalloc((1 << 20) + 1, 1, "a file of flags");
     memset(large, '\n', (1 << 20) + 1);
-    write_text(config_path, large, (1 << 20) + 1);
+    write_bytes(config_path, large, (1 << 20) + 1);
     check_refusal(read_config_child, NULL, "a file of a megabyte and a byte",
                   (const char* [REFUSAL_WORDS]){config_path, "more than 1048576 bytes"});
     free(large);
@@ -259,7 +259,7 @@ static void test_config(void) {
     const char text[] =
         "\xef\xbb\xbf# a recipe\n\n  depth=7\ncolour\t= green \r\nfast\n\t# more\n"
         "out = runs/a b # c = d\ninit =\nlr = 5e-4\ndtype = e3m4";
-    write_text(config_path, text, strlen(text));
+    write_bytes(config_path, text, strlen(text));
     char line[200];
     for (int after = 0; after < 2; after++) {
         snprintf(line, sizeof line,
@@ -395,7 +395,7 @@ static void test_whole(void) {
     size_t bytes = fread(text, 1, sizeof text, f), at = 0;
     file_close(f, saved_path);
     for (size_t cut = 0; cut < bytes; cut++) {
-        write_text(saved_path, text, cut);
+        write_bytes(saved_path, text, cut);
         CHECK(!options_are_whole(saved_path), "%zu of %zu bytes", cut, bytes);
     }
     for (size_t line; at < bytes; at += line) {
@@ -403,7 +403,7 @@ static void test_whole(void) {
         int counts = text[at] != '#' && text[at] != '\n', last = at + line == bytes;
         memcpy(shorter, text, at);
         memcpy(shorter + at, text + at + line, bytes - at - line);
-        write_text(saved_path, shorter, bytes - line);
+        write_bytes(saved_path, shorter, bytes - line);
         CHECK(options_are_whole(saved_path) == !(counts || last), "without the line at %zu", at);
     }
 }
@@ -510,7 +510,7 @@ static void test_version(void) {
 
 int main(void) {
     options_version = "version 7\n";
-    if (!mkdtemp(folder)) fatal("cannot make %s: %s", folder, strerror(errno));
+    folder_make(__FILE__);
     snprintf(config_path, sizeof config_path, "%s/config", folder);
     snprintf(saved_path, sizeof saved_path, "%s/saved", folder);
     set_defaults();
@@ -528,6 +528,6 @@ int main(void) {
     test_version();
     unlink(config_path);
     unlink(saved_path);
-    CHECK(rmdir(folder) == 0, "%s is empty at the end", folder);
+    folder_remove();
     return test_report();
 }

@@ -34,9 +34,9 @@ static void put_byte(FILE* f, int byte) {
     fprintf(f, "\\u%04x", printable ? byte : other++);
 }
 
-// A tokenizer of the 256 bytes, "1" followed by a digit, and three special tokens; a ChatML
-// template.
-static void write_tokenizer(const char* folder) {
+// A tokenizer of the 256 bytes but `lacking`, "1" followed by a digit, and three special tokens; a
+// ChatML template.
+static void write_tokenizer(const char* folder, int lacking) {
     mkdir(at_home("%s", folder), 0777);
     FILE* f = file_open(at_home("%s/tokenizer.json", folder), "w");
     fprintf(f, "{\"added_tokens\": [");
@@ -52,6 +52,7 @@ static void write_tokenizer(const char* folder) {
     for (int byte = 0; byte < 256; byte++) {
         fprintf(f, "\"");
         put_byte(f, byte);
+        if (byte == lacking) fprintf(f, " as no text has it");
         fprintf(f, "\": %d, ", byte);
     }
     for (int i = 0; i < 10; i++) fprintf(f, "%s\"1%d\": %d", i ? ", " : "", i, 256 + i);
@@ -177,12 +178,14 @@ static void test_characters(void) {
                         "--reward exact:ended --warmup-steps 400"));
     check_rewards("keys", "\\n");
     CHECK(!same_model("plain", "keys"), "with a file of its own nothing else is held out");
-    good_run("terms",
-             at("--data HOME/sums --reward number:last+0.5*exact:ended --warmup-steps 400"));
-    CHECK_NEAR(
-        of_rollout("terms", 0, "reward_number") + 0.5 * of_rollout("terms", 0, "reward_exact"),
-        of_rollout("terms", 0, "reward"), 1e-6, "two graders");
-    CHECK(of_rollout("terms", 0, "reward_number") > 0.2, "some are right");
+    good_run("terms", at("--data HOME/sums --reward number:last+0.5*exact:ended+0.25*number "
+                         "--warmup-steps 400"));
+    double last = of_rollout("terms", 0, "reward_number"),
+           exact = of_rollout("terms", 0, "reward_exact"),
+           marked = of_rollout("terms", 0, "reward_number_2");
+    CHECK_NEAR(last + 0.5 * exact + 0.25 * marked, of_rollout("terms", 0, "reward"), 1e-6,
+               "three graders");
+    CHECK(last > 0.2 && marked == 0, "%g are right, %g behind a mark", last, marked);
 }
 
 // --prompt prints; its draws are those of the seed.
@@ -261,6 +264,13 @@ static void test_bpe(void) {
     free(alone);
     free(flags);
     test_prompt(checkpoint_file("given", "model"));
+    good_run("dropped",
+             at("--tokenizer HOME/lacking --data HOME/unknown --data-held-out HOME/unknown "
+                "--reward exact --context 96 --warmup-steps 0 --steps 0"));
+    size_t bytes;
+    char* said = read_whole(at_home("stdout"), &bytes);
+    CHECK(strstr(said, "has no token for 6 bytes of the problems"), "%s", said);
+    free(said);
 }
 
 // A reward program: what it says, what becomes of what it does not say.
@@ -297,6 +307,8 @@ static void test_command(void) {
     CHECK(n == 192 && wrong == 0 && unequal > 0, "a group that lacks a reward has no advantage");
     CHECK(of_rollout("skip", 0, "reward") >= 1, "the mean is over the rewards that there are");
     CHECK(!same_model("skip", "zero"), "a reward of 0 is another thing");
+    good_run("end", (free(with), with = xprintf("%s%s", flags, at_home("cmd_end"))));
+    CHECK(!access(at_home("at_end"), F_OK), "at the end of a run its program ends by itself");
     free(with);
     free(flags);
 }
@@ -367,14 +379,20 @@ static void write_files(void) {
     }
     file_close(bare, "bare");
     file_close(more, "long");
-    write_tokenizer("tok");
-    write_tokenizer("odd");
+    write_tokenizer("tok", -1);
+    write_tokenizer("odd", -1);
+    write_tokenizer("lacking", 'x');
+    write_text("unknown", "{\"prompt\": \"x1+x1:\", \"answer\": 2, \"response\": \"2x\"}\n");
     write_text("odd/tokenizer_config.json", "{\"chat_template\": \"{{ messages }}\"}");
     // The length of a completion of digits, and 1 for seven of eight.
     write_script("cmd_length",
                  "#!/bin/sh\nsed -u 's/.*\"response\": *\"\\([0-9]*\\).*/\\1/;s/[0-9]/x/g;"
                  "s/^xx$/2/;s/^x$/1/;s/^$/0/;s/^xxx*$/3/'\n");
-    // The same, and no number where the response begins with 1.
+    char* end =
+        xprintf("#!/bin/sh\n%s\nsleep 0.1\ntouch %s\n", at_home("cmd_length"), at_home("at_end"));
+    write_script("cmd_end", end);
+    free(end);
+    // The length, and no number where the response begins with 1.
     write_script(
         "cmd_some",
         "#!/bin/sh\nsed -u '/\"response\": *\"1/s/.*/what/;"

@@ -80,16 +80,22 @@ void number_text(double x, char text[32]) {
     }
 }
 
+void text_mask(char* text, const char* keep) {
+    for (char* p = text; *p;) {
+        int bytes = utf8_length(p);
+        int control = (unsigned char)*p < ' ' || *p == 127;
+        if (!bytes || (control && !strchr(keep, *p))) *p = '?';
+        if (bytes == 2 && !memcmp(p, "\xc2", 1) && (unsigned char)p[1] < 0xa0) p[0] = p[1] = '?';
+        p += bytes ? bytes : 1;
+    }
+}
+
 char* shown(const char* given, size_t length) {
     const char* more = length > 80 ? "..." : "";
     if (length > 80)
         for (length = 80; ((unsigned char)given[length] & 0xc0) == 0x80 && length > 77;) length--;
     char* copy = xprintf("%.*s%s", (int)length, given, more);
-    for (char* p = copy; *p;) {
-        int bytes = utf8_length(p);
-        if (!bytes || (unsigned char)*p < ' ' || *p == 127) *p = '?';
-        p += bytes ? bytes : 1;
-    }
+    text_mask(copy, "");
     return copy;
 }
 

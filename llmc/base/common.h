@@ -38,8 +38,10 @@ char* xprintf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void number_text(double x, char text[32]);
 
 // For the console. `given`: its first `length` bytes, which end no sooner.
-// A copy fit for a one-line message: control characters and what is no UTF-8 become ?, long text is
-// cut.
+// Control characters (those of Latin-1 too, which a terminal may obey) and what is no UTF-8 become
+// ?, but for the characters in `keep`.
+void text_mask(char* text, const char* keep);
+// A copy fit for a one-line message: masked, and long text is cut.
 char* shown(const char* given, size_t length);
 // Letters to insert, delete, replace or swap with their neighbour to get from `given` to `name`; 1
 // at most if it abbreviates the name. Texts of over 63 characters are far from everything.
@@ -59,8 +61,8 @@ void file_close(FILE* f, const char* path);          // any failed write since f
 void file_close_sync(FILE* f, const char* path);     // also waits until the disk has it
 int64_t file_size(const char* path);                 // bytes; -1 if there is no such file
 void file_rename(const char* from, const char* to);  // replaces `to`
-void file_copy(const char* from,
-               const char* to);     // on the disk when it returns; `to` is whole or not there
+// The copy is on the disk when it returns; `to` is whole or not there.
+void file_copy(const char* from, const char* to);
 void dir_create(const char* path);  // with parents; an existing directory is fine
 void dir_sync(const char* path);    // makes a rename inside it durable
 

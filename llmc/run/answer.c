@@ -28,6 +28,7 @@ static void print_completions(sampler* q, rollout* d, int group, const sampling*
     sampler_run(q, d, how);
     for (int i = 0; i < d->sequences; i++) {
         char* text = rollout_response_text(d, i);
+        text_mask(text, "\n\t");
         printf("%s%s%s\n", what, text, rollout_ended(d, i) ? "" : " (cut off)");
         free(text);
     }

@@ -5,11 +5,12 @@
 //   warmup    loss, lr, grad_norm, tokens_per_s
 //   sanity    once, with --sanity-samples: prompts (tried), kept, solved (mean share of right
 //             completions, over all that were tried)
-//   rollout   reward, reward_std, of --data the mean of each grader (reward_NAME), of --reward-cmd
-//             responses without a reward (reward_crashed, reward_timed_out, reward_malformed) and
-//             lines too many (reward_extra), response_length (mean, tokens), truncated (fraction of
-//             completions), zero_std_groups (fraction of groups), entropy (nats a token), tokens,
-//             prefill_tokens, occupancy (mean share of busy slots), tokens_per_s
+//   rollout   reward, reward_std, of --data the mean of each grader (reward_NAME; reward_NAME_2 if
+//             it stands in --reward again), of --reward-cmd responses without a reward
+//             (reward_crashed, reward_timed_out, reward_malformed) and lines too many
+//             (reward_extra), response_length (mean, tokens), truncated (fraction of completions),
+//             zero_std_groups (fraction of groups), entropy (nats a token), tokens, prefill_tokens,
+//             occupancy (mean share of busy slots), tokens_per_s
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
 //   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before

@@ -149,6 +149,10 @@ static void report_problems(const run* r) {
     log_print(r->log, "tokenizer   %s: %d tokens, chat format %s",
               *s->tokenizer ? s->tokenizer : s->init, tokenizer_size(&r->tokenizer),
               CHAT_NAMES[r->tokenizer.chat]);
+    int64_t dropped = tokenizer_dropped(&r->tokenizer);
+    if (dropped)
+        log_print(r->log, "            has no token for %lld bytes of the problems: left out",
+                  (long long)dropped);
 }
 
 void report_plan(const run* r) {
@@ -282,9 +286,9 @@ void report_examples(const run* r, const char* when) {
 static void log_judgement(const run* r) {
     const judgement* j = &r->data->judged;
     for (int k = 0; k < j->terms; k++) {
-        const char* name = source_term_name(&r->source, k);
-        char* key = xprintf("reward_%.*s", (int)strcspn(name, ":"), name);  // without its options
+        char *grader = source_term_key(&r->source, k), *key = xprintf("reward_%s", grader);
         log_number(r->log, key, j->term[k]);
+        free(grader);
         free(key);
     }
     if (!*r->settings->reward_cmd) return;

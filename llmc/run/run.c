@@ -222,7 +222,7 @@ static void stop(run* r) {
         log_print(r->log, "interrupted: saved; continue with --resume --out %s", out);
     else
         log_print(r->log, "interrupted: nothing was saved, since there is no --out");
-    log_close(r->log);
+    run_close(r);
     exit(128 + interrupted);
 }
 
@@ -472,4 +472,7 @@ double run_seconds_left(const run* r) {
     return each * (r->settings->steps - r->state.step);
 }
 
-void run_close(run* r) { log_close(r->log); }
+void run_close(run* r) {
+    source_close(&r->source);
+    log_close(r->log);
+}

@@ -9,7 +9,7 @@
 #include "expression.h"
 #include "number.h"
 
-enum { TERMS_MAX = 16, NAME_SIZE = 32 };
+enum { NAME_SIZE = 32 };
 
 typedef struct grader_kind {
     const char* name;
@@ -29,7 +29,7 @@ typedef struct term {
 } term;
 
 struct reward {
-    term term[TERMS_MAX];
+    term term[REWARD_TERMS_MAX];
     int terms;
     command* command;  // NULL if there is none
     int skip_missing;
@@ -231,8 +231,8 @@ static const char* read_weight(term* t, const char* spec, const char* at) {
 
 // Reads a term; returns what follows it.
 static const char* read_term(reward* r, const char* spec, const char* at) {
-    if (r->terms == TERMS_MAX)
-        fatal("--reward %s has more than %d graders; name fewer", spec, TERMS_MAX);
+    if (r->terms == REWARD_TERMS_MAX)
+        fatal("--reward %s has more than %d graders; name fewer", spec, REWARD_TERMS_MAX);
     term* t = &r->term[r->terms++];
     at = read_weight(t, spec, at);
     const char *from = at, *end = at + strcspn(at, "+");
@@ -281,7 +281,14 @@ void reward_free(reward* r) {
 }
 
 int reward_terms(const reward* r) { return r->terms; }
-const char* reward_term_name(const reward* r, int k) { return r->term[k].name; }
+
+char* reward_term_key(const reward* r, int k) {
+    const grader_kind* kind = r->term[k].kind;
+    int same = 1;
+    for (int i = 0; i < k; i++) same += r->term[i].kind == kind;
+    const char* name = kind ? kind->name : COMMAND_NAME;
+    return same > 1 ? xprintf("%s_%d", name, same) : xprintf("%s", name);
+}
 
 char* reward_refusal(const reward* r, const problem* p) {
     for (int i = 0; i < r->terms; i++) {

@@ -34,9 +34,12 @@ typedef struct reward reward;
 reward* reward_open(const char* spec, const command_config* command);
 void reward_free(reward* r);
 
+enum { REWARD_TERMS_MAX = 8 };
+
 int reward_terms(const reward* r);
-// Term k as it was written, without its weight: "number:last,ended".
-const char* reward_term_name(const reward* r, int k);
+// What term k is called in a log, to be freed: its grader's name, "number"; where terms before it
+// have the same one, with its number among them, "number_2".
+char* reward_term_key(const reward* r, int k);
 // Why a problem cannot be graded: a sentence part ("its answer \"x\" is no number, which the grader
 // number needs"), to be freed; NULL if it can.
 char* reward_refusal(const reward* r, const problem* p);

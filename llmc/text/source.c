@@ -72,8 +72,6 @@ static source open_data(const source_config* c) {
             c->data, s.training.count + s.held_out.count,
             s.training.count ? "for training" : "held out");
     s.reward = reward_open(*c->reward ? c->reward : NULL, c->command);
-    if (reward_terms(s.reward) > TERMS_MOST)
-        fatal("--reward %s has more than %d graders; leave some out", c->reward, TERMS_MOST);
     refuse_ungradable(&s, c->data, &s.training);
     refuse_ungradable(&s, *c->held_out ? c->held_out : c->data, &s.held_out);
     s.checksum = add_checksum(add_checksum(1, &s.training), &s.held_out);
@@ -311,7 +309,7 @@ judgement source_judge(const source* s, const graded* a, int n, float* score, fl
     j.terms = reward_terms(s->reward);
     double* total = xalloc((size_t)n, sizeof *total, "rewards");
     double* term = xalloc((size_t)n * (size_t)j.terms, sizeof *term, "rewards");
-    int seen[TERMS_MOST] = {0};
+    int seen[REWARD_TERMS_MAX] = {0};
     j.lost = reward_grade(s->reward, a, n, total, term);
     for (int i = 0; i < n; i++) {
         score[i] = (float)total[i];
@@ -328,6 +326,9 @@ judgement source_judge(const source* s, const graded* a, int n, float* score, fl
     return j;
 }
 
-const char* source_term_name(const source* s, int term) {
-    return reward_term_name(s->reward, term);
+char* source_term_key(const source* s, int term) { return reward_term_key(s->reward, term); }
+
+void source_close(source* s) {
+    if (s->reward) reward_free(s->reward);
+    s->reward = NULL;
 }

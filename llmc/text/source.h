@@ -58,19 +58,19 @@ int source_recall(const source* s, const char* line, problem* found);
 // Appends the `count` problems of a warm-up step, each with a response.
 void source_examples(source* s, uint64_t seed, int step, int count, problem_list* to);
 
-enum { TERMS_MOST = 8 };  // graders of a reward
-
 typedef struct judgement {
-    reward_counts lost;       // responses that the reward program did not judge
-    int terms;                // 0 where the task judges
-    double term[TERMS_MOST];  // the mean of each grader, without its weight
+    reward_counts lost;             // responses that the reward program did not judge
+    int terms;                      // 0 where the task judges
+    double term[REWARD_TERMS_MAX];  // the mean of each grader, without its weight
 } judgement;
 
 // score[i], the reward of each of n responses: a task's is 1 for a right answer, else 0; NaN where
 // a reward program gave none and that is to be left out. right[i]: whether the first grader gives
 // more than 0.5. A response that was cut off is judged as it stands.
 judgement source_judge(const source* s, const graded* a, int n, float* score, float* right);
-const char* source_term_name(const source* s, int term);
+char* source_term_key(const source* s, int term);  // reward_term_key
+
+void source_close(source* s);  // ends the reward program, which may finish what it does
 
 LLMC_END
 #endif

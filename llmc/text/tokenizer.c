@@ -54,6 +54,7 @@ void tokenizer_keep(const tokenizer* t, const char* folder) {
 }
 
 int tokenizer_size(const tokenizer* t) { return t->bpe ? bpe_size(t->bpe) : alphabet_size(); }
+int64_t tokenizer_dropped(const tokenizer* t) { return t->bpe ? bpe_dropped(t->bpe) : 0; }
 
 static void add_characters(const char* text, size_t bytes, token_list* to) {
     char* part = xprintf("%.*s", (int)bytes, text);

@@ -27,6 +27,8 @@ tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system)
 void tokenizer_keep(const tokenizer* t, const char* folder);
 
 int tokenizer_size(const tokenizer* t);  // tokens it knows; a model may have more
+// Bytes of texts so far that have no token and were left out (bpe.h).
+int64_t tokenizer_dropped(const tokenizer* t);
 // Appends the tokens of a prompt, up to where the response begins. Fatal where a text has no tokens
 // in the alphabet.
 void tokenizer_prompt(const tokenizer* t, const char* prompt, token_list* to);
