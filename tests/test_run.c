@@ -544,7 +544,7 @@ static void test_loss_scale(void) {
 static void check_same_bits(const char* flags, const char* name) {
     static const char* const free_flags[] = {
         "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",      "--slots 256",
-        "--isa c",     "--isa avx2",       "--isa avx512",        "--kv-memory 0.1"};
+        "--isa c",     "--isa avx2",       "--isa avx512",        "--kv-memory 0.01"};
     good_run(name, flags);
     for (size_t i = 0; i < sizeof free_flags / sizeof *free_flags; i++) {
         const char* isa = strstr(free_flags[i], "avx");
@@ -1309,7 +1309,7 @@ static const struct {
     {"", "--top-p 0.999999999", SAME},  // as a float it is 1, and switches the filter off
     {"--aggregate seq-mean-token-sum-norm", "--max-new-tokens 13", MODEL},
     {"", "--slots 3", LOG},
-    {"", "--kv-memory 0.1", LOG},
+    {"", "--kv-memory 0.01", LOG},
     {"", "--sync-every 2", MODEL},
     {"", "--lag 1", MODEL},
     {"", "--lag 2", MODEL},
