@@ -345,14 +345,15 @@ static void check_cached_on(backend* b, const attention_inputs* c, tensor out) {
     arrays_free(mark, what);
 }
 
-// Across the blocks of 256 keys, at head dimensions with and without padding. One device an
-// instruction set, and one with threads.
+// Across the blocks of 256 keys, at head dimensions with and without padding, from caches of fp32
+// and of narrow numbers. One device an instruction set, and one with threads.
 static void check_long(void) {
     static const int head_dims[] = {8, 16, 20, 64, 80};
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 10; i++) {
         int mark = array_count;
-        attention_inputs c = inputs_new((pack){2, 1 + i % 2, head_dims[i], {600}},
-                                        formats_of(&FORMAT_FP32, &FORMAT_FP32), 0);
+        const format* f = i < 5 ? &FORMAT_FP32 : &FORMAT_BF16;
+        attention_inputs c =
+            inputs_new((pack){2, 1 + i % 2, head_dims[i % 5], {600}}, formats_of(f, f), 0);
         op_case o = attention_case(&c);
         run_attention(plain_device, &c, o.results, 0, 1);
         check_on(&o, o.results, 0, device_step);
@@ -381,6 +382,28 @@ static void check_cached(void) {
             check_cached_on(devices[d], &c, o.results[OUT]);
         check_cached_on(plain_device, &c, o.results[OUT]);
         arrays_free(mark, "cached attention");
+    }
+}
+
+// What bf16 can hold takes two bytes a number, whether the cache or the products ask for it.
+static void check_width(void) {
+    static const struct {
+        const format *operand, *kv;
+        int bytes;
+    } rows[] = {{&FORMAT_FP32, &FORMAT_FP32, 4}, {&FORMAT_FP16, &FORMAT_FP16, 4},
+                {&FORMAT_BF16, &FORMAT_FP32, 2}, {&FORMAT_FP32, &FORMAT_BF16, 2},
+                {&FORMAT_FP16, &FORMAT_E4M3, 2}, {&FORMAT_BF16, &FORMAT_E5M2, 2}};
+    backend* b = devices[0];
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        kv_cache kv = {.layers = 3,
+                       .pages = 5,
+                       .heads = {6, 2, 32},
+                       .pages_per_slot = 1,
+                       .format = rows[i].kv,
+                       .operand = rows[i].operand};
+        size_t numbers = 3 * 5 * 2 * 2 * 32 * KV_PAGE;
+        CHECK(b->kv_bytes(&kv) == numbers * rows[i].bytes, "%s in %s: %zu bytes for %zu numbers",
+              rows[i].operand->name, rows[i].kv->name, b->kv_bytes(&kv), numbers);
     }
 }
 
@@ -553,6 +576,7 @@ int main(void) {
     check_prefix();
     check_beside_nan();
     check_long();
+    check_width();
     check_cached();
     check_written();
     check_decoding();

@@ -20,18 +20,23 @@ enum {
 
 // What a tile works on. Query i of the tile sees n keys, or n + i if `causal`.
 typedef struct tile {
-    const float *const *keys, *const *values;  // blocks of 16
-    const float* q;                            // (TILE, padded) operands
-    float *score, *sum;                        // (TILE, width), (TILE, padded)
+    const void *const *keys, *const *values;  // blocks of 16, of fp32 or narrow numbers
+    const float* q;                           // (TILE, padded) operands
+    float *score, *sum;                       // (TILE, width), (TILE, padded)
     int64_t width;
     int n, causal, head_dim;
 } tile;
 
 static int seen(const tile* t, int i) { return t->causal ? t->n + i : t->n; }
 
+// Numbers of a block from `at` on; narrow ones are the upper halves of fp32.
+INLINE vf load(const int narrow, const void* block, int64_t at) {
+    return narrow ? vf_widen((const uint16_t*)block + at) : vf_load((const float*)block + at);
+}
+
 // score[i][j] = q_i . k_j * scale for the 16 keys of each of `wide` blocks.
-INLINE void score_blocks(const int rows, const int wide, float* score, const tile* t,
-                         const float* q, const float* const* keys, float scale) {
+INLINE void score_blocks(const int rows, const int wide, const int narrow, float* score,
+                         const tile* t, const float* q, const void* const* keys, float scale) {
     int64_t padded = padded_dim(t->head_dim);
     vf sum[SUMS];
     UNROLL
@@ -40,7 +45,7 @@ INLINE void score_blocks(const int rows, const int wide, float* score, const til
         vf k[4 * NV];
         UNROLL
         for (int v = 0; v < wide * NV; v++)
-            k[v] = vf_load(keys[v / NV] + d * KV_PAGE + v % NV * VL);
+            k[v] = load(narrow, keys[v / NV], d * KV_PAGE + v % NV * VL);
         UNROLL
         for (int i = 0; i < rows; i++) {
             vf qi = vf_set(q[i * padded + d]);
@@ -56,32 +61,34 @@ INLINE void score_blocks(const int rows, const int wide, float* score, const til
 }
 
 // The same for `blocks` blocks: fewer queries take more keys at a time.
-INLINE void scores(const int rows, float* score, const tile* t, const float* q,
-                   const float* const* keys, int blocks, float scale) {
+INLINE void scores(const int rows, const int narrow, float* score, const tile* t, const float* q,
+                   const void* const* keys, int blocks, float scale) {
     const int wide = rows == 1 ? 4 : 2 * rows <= TILE ? 2 : 1;
     int b = 0;
     for (; b + wide <= blocks; b += wide)
-        score_blocks(rows, wide, score + b * KV_PAGE, t, q, keys + b, scale);
+        score_blocks(rows, wide, narrow, score + b * KV_PAGE, t, q, keys + b, scale);
     for (; wide > 1 && b < blocks; b++)
-        score_blocks(rows, 1, score + b * KV_PAGE, t, q, keys + b, scale);
+        score_blocks(rows, 1, narrow, score + b * KV_PAGE, t, q, keys + b, scale);
 }
 
-// sum_i += p_ij v_j for the 16 * wide columns of row j of the values, and queries from `first` on.
-INLINE void weigh_row(const int rows, const int wide, vf* sum, const float* p, int64_t width,
-                      const float* v, int first) {
+// sum_i += p_ij v_j for 16 * wide columns of the values of key j, which lie at `at` of their block,
+// and queries from `first` on.
+INLINE void weigh_row(const int rows, const int wide, const int narrow, vf* sum, const float* p,
+                      int64_t width, const void* block, int64_t at, int first) {
     UNROLL
     for (int i = 0; i < rows; i++) {
         if (i < first) continue;
         vf pi = vf_set(p[i * width]);
         UNROLL
         for (int c = 0; c < wide * NV; c++)
-            sum[i * wide * NV + c] = vf_fma(pi, vf_load(v + c * VL), sum[i * wide * NV + c]);
+            sum[i * wide * NV + c] =
+                vf_fma(pi, load(narrow, block, at + c * VL), sum[i * wide * NV + c]);
     }
 }
 
 // Weighted values of 16 * wide columns, of which the values' first is d.
-INLINE void weigh_columns(const int rows, const int wide, const tile* t, const float* const* values,
-                          const float* p, int d) {
+INLINE void weigh_columns(const int rows, const int wide, const int narrow, const tile* t,
+                          const void* const* values, const float* p, int d) {
     int padded = padded_dim(t->head_dim);
     for (int j0 = 0; j0 < t->n; j0 += KEY_BLOCK) {
         int j1 = j0 + KEY_BLOCK < t->n ? j0 + KEY_BLOCK : t->n;
@@ -89,16 +96,17 @@ INLINE void weigh_columns(const int rows, const int wide, const tile* t, const f
         UNROLL
         for (int v = 0; v < rows * wide * NV; v++) sum[v] = vf_set(0);
         for (int j = j0; j < j1;) {
-            const float* v = values[j / KV_PAGE] + j % KV_PAGE * padded + d;
+            const void* block = values[j / KV_PAGE];
             int end = (j / KV_PAGE + 1) * KV_PAGE < j1 ? (j / KV_PAGE + 1) * KV_PAGE : j1;
-            for (; j < end; j++, v += padded) weigh_row(rows, wide, sum, p + j, t->width, v, 0);
+            for (int at = j % KV_PAGE * padded + d; j < end; j++, at += padded)
+                weigh_row(rows, wide, narrow, sum, p + j, t->width, block, at, 0);
         }
         // Later queries of the tile see more keys, which lie in the same k-block (tile_height).
         if (t->causal && j1 == t->n) UNROLL
         for (int i = 1; i < rows; i++) {
             int j = t->n + i - 1;
-            const float* v = values[j / KV_PAGE] + j % KV_PAGE * padded + d;
-            weigh_row(rows, wide, sum, p + j, t->width, v, i);
+            weigh_row(rows, wide, narrow, sum, p + j, t->width, values[j / KV_PAGE],
+                      j % KV_PAGE * padded + d, i);
         }
         UNROLL
         for (int i = 0; i < rows; i++) UNROLL
@@ -111,11 +119,13 @@ INLINE void weigh_columns(const int rows, const int wide, const tile* t, const f
 }
 
 // sum_i = sum_j p_ij v_j, all columns.
-INLINE void weigh(const int rows, const tile* t, const float* const* values, const float* p) {
+INLINE void weigh(const int rows, const int narrow, const tile* t, const void* const* values,
+                  const float* p) {
     const int wide = rows == 1 ? 4 : 2 * rows <= TILE ? 2 : 1;
     int d = 0, padded = padded_dim(t->head_dim);
-    for (; d + 16 * wide <= padded; d += 16 * wide) weigh_columns(rows, wide, t, values, p, d);
-    for (; wide > 1 && d < padded; d += 16) weigh_columns(rows, 1, t, values, p, d);
+    for (; d + 16 * wide <= padded; d += 16 * wide)
+        weigh_columns(rows, wide, narrow, t, values, p, d);
+    for (; wide > 1 && d < padded; d += 16) weigh_columns(rows, 1, narrow, t, values, p, d);
 }
 
 // Scores p of a query that sees n keys become exp(p - max), rounded; stats = {max, sum}. Whole
@@ -138,15 +148,15 @@ typedef struct forward_tile {
     const format *operand, *round;
 } forward_tile;
 
-INLINE void forward_rows(const int rows, const forward_tile* f) {
+INLINE void forward_rows(const int rows, const int narrow, const forward_tile* f) {
     const tile* t = &f->t;
     int whole = padded_dim(seen(t, rows - 1)), padded = padded_dim(t->head_dim);
     float scale = 1.0f / __builtin_sqrtf((float)t->head_dim);
-    scores(rows, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
+    scores(rows, narrow, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
     for (int i = 0; i < rows; i++)
         softmax(t->score + i * t->width, f->stats + i * f->stats_stride, seen(t, i), whole,
                 f->operand);
-    weigh(rows, t, t->values, t->score);
+    weigh(rows, narrow, t, t->values, t->score);
     for (int i = 0; i < rows; i++) {
         float *out = f->out + i * f->out_stride, total = f->stats[i * f->stats_stride + 1];
         for (int d = 0; d < t->head_dim; d++) out[d] = t->sum[i * padded + d] / total;
@@ -166,10 +176,11 @@ enum { QUERIES = 48 };
 
 // p and ds of the tile's queries, as operands, and their dq.
 typedef struct backward_tile {
-    tile t;                             // keys and values transposed; score: p; sum: dq
-    const float *const *k_rows, *dout;  // rows of the keys; (TILE, padded) operands
-    float* ds;                          // (TILE, width)
-    const float *delta, *stats;         // D and {max, sum} of each query
+    tile t;                      // keys and values transposed; score: p; sum: dq
+    const void* const* k_rows;   // blocks of the keys' rows
+    const float* dout;           // (TILE, padded) operands
+    float* ds;                   // (TILE, width)
+    const float *delta, *stats;  // D and {max, sum} of each query
     int64_t stats_stride;
     const format *operand, *gradient;
 } backward_tile;
@@ -178,8 +189,8 @@ INLINE void backward_rows(const int rows, const backward_tile* b) {
     const tile* t = &b->t;
     int whole = padded_dim(seen(t, rows - 1));  // keys that a query does not see are not read
     float scale = 1.0f / __builtin_sqrtf((float)t->head_dim);
-    scores(rows, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
-    scores(rows, b->ds, t, b->dout, t->values, whole / KV_PAGE, 1.0f);
+    scores(rows, 0, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
+    scores(rows, 0, b->ds, t, b->dout, t->values, whole / KV_PAGE, 1.0f);
     for (int i = 0; i < rows; i++) {
         float *p = t->score + i * t->width, *ds = b->ds + i * t->width, delta = b->delta[i];
         float max = b->stats[i * b->stats_stride], total = b->stats[i * b->stats_stride + 1];
@@ -191,7 +202,7 @@ INLINE void backward_rows(const int rows, const backward_tile* b) {
         row_round(p, whole, b->operand);
         row_round(ds, whole, b->gradient);
     }
-    weigh(rows, t, b->k_rows, b->ds);
+    weigh(rows, 0, t, b->k_rows, b->ds);
 }
 
 // sum_r += x_ir row_i, of 16 columns, for keys r and queries i < count; of the first queries, query
@@ -227,7 +238,8 @@ INLINE void carry_rows(const int keys, const key_tile* k) {
 // One compiled kernel for each height of a tile.
 // clang-format off
 #define HEIGHT(rows)                                                                                \
-    static __attribute__((noinline)) void forward_##rows(const forward_tile* f) { forward_rows(rows, f); }    \
+    static __attribute__((noinline)) void forward_##rows(const forward_tile* f) { forward_rows(rows, 0, f); } \
+    static __attribute__((noinline)) void narrow_##rows(const forward_tile* f) { forward_rows(rows, 1, f); }  \
     static __attribute__((noinline)) void backward_##rows(const backward_tile* b) { backward_rows(rows, b); } \
     static __attribute__((noinline)) void carry_##rows(const key_tile* k) { carry_rows(rows, k); }
 HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4)
@@ -243,6 +255,7 @@ HEIGHT(7) HEIGHT(8)
 #define HEIGHTS(name) {NULL, name##_1, name##_2, name##_3, name##_4}
 #endif
 static void (*const FORWARD[TILE + 1])(const forward_tile*) = HEIGHTS(forward);
+static void (*const FORWARD_NARROW[TILE + 1])(const forward_tile*) = HEIGHTS(narrow);
 static void (*const BACKWARD[TILE + 1])(const backward_tile*) = HEIGHTS(backward);
 static void (*const CARRY[TILE + 1])(const key_tile*) = HEIGHTS(carry);
 // clang-format on
@@ -263,7 +276,7 @@ INLINE void put_row(float* to, const float* from, int head_dim, const format* op
 
 // A row of operands into the lane of key j of its block.
 INLINE void put_transposed(float* blocks, const float* row, int j, int head_dim) {
-    float* to = blocks + j / KV_PAGE * block_floats(head_dim) + j % KV_PAGE;
+    float* to = blocks + j / KV_PAGE * block_size(head_dim) + j % KV_PAGE;
     for (int d = 0; d < head_dim; d++) to[d * KV_PAGE] = row[d];
 }
 
@@ -309,21 +322,21 @@ INLINE int value_at_column(head_shape heads, int g) {
 // they are while those come and go behind them.
 typedef struct forward_head {
     int blocks;
-    const float **key, **value;  // (blocks)
-    float *keys, *values;        // (blocks, block_floats)
-    float *q, *score, *sum;      // (TILE, padded), (TILE, 16 blocks), (TILE, padded)
+    const void **key, **value;  // (blocks)
+    float *keys, *values;       // (blocks, block_size)
+    float *q, *score, *sum;     // (TILE, padded), (TILE, 16 blocks), (TILE, padded)
 } forward_head;
 
 static size_t whole_lines(size_t floats) { return (floats + 15) / 16 * 16; }
 
 static size_t forward_floats(int blocks, int head_dim) {
     size_t padded = padded_dim(head_dim), pointers = whole_lines(2 * blocks * POINTER_FLOATS);
-    return pointers + 2 * blocks * block_floats(head_dim) + TILE * (2 * padded + blocks * KV_PAGE);
+    return pointers + 2 * blocks * block_size(head_dim) + TILE * (2 * padded + blocks * KV_PAGE);
 }
 
 static forward_head forward_head_at(float* memory, int blocks, int head_dim) {
-    int64_t stride = block_floats(head_dim), padded = padded_dim(head_dim);
-    forward_head w = {.blocks = blocks, .key = (const float**)memory};
+    int64_t stride = block_size(head_dim), padded = padded_dim(head_dim);
+    forward_head w = {.blocks = blocks, .key = (const void**)memory};
     w.value = w.key + blocks;
     w.keys = memory + whole_lines(2 * blocks * POINTER_FLOATS);
     w.values = w.keys + blocks * stride;
@@ -392,7 +405,7 @@ typedef struct backward_head {
     float *q, *dout;                     // (keys, padded) operands of the queries
     float *k, *dk, *dv;                  // (keys, padded)
     float *k_transposed, *v_transposed;  // blocks of 16 keys in the lanes
-    const float **k_rows, **k_block, **v_block;
+    const void **k_rows, **k_block, **v_block;
     float *p, *ds;      // (QUERIES, 16 blocks)
     float *dq, *delta;  // (TILE, padded), (TILE)
 } backward_head;
@@ -405,8 +418,8 @@ static size_t backward_floats(int blocks, int head_dim) {
 
 static backward_head backward_head_at(float* memory, int blocks, int head_dim) {
     backward_head w = {.head_dim = head_dim, .padded = padded_dim(head_dim), .blocks = blocks};
-    size_t keys = (size_t)blocks * KV_PAGE, rows = keys * w.padded, stride = block_floats(head_dim);
-    w.k_rows = (const float**)memory;
+    size_t keys = (size_t)blocks * KV_PAGE, rows = keys * w.padded, stride = block_size(head_dim);
+    w.k_rows = (const void**)memory;
     w.k_block = w.k_rows + blocks;
     w.v_block = w.k_block + blocks;
     w.q = memory + whole_lines(3 * blocks * POINTER_FLOATS);
@@ -573,6 +586,7 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
     head_shape heads = kv->heads;
     int head_dim = heads.dim, padded = padded_dim(head_dim), blocks = kv->pages_per_slot;
     int group = heads.query / heads.kv;
+    void (*const* kernel)(const forward_tile*) = kv_narrow(kv) ? FORWARD_NARROW : FORWARD;
     size_t each = whole_lines(cached_floats(blocks, head_dim));
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
     PARALLEL_FOR(b)
@@ -584,7 +598,7 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
         }
         const int* pages = kv->page_table + (int64_t)row_slot[r] * kv->pages_per_slot;
         float* mine = memory + cpu_thread() * each;
-        const float **key = (const float**)mine, **value = key + blocks;
+        const void **key = (const void**)mine, **value = key + blocks;
         float* q = mine + whole_lines(2 * blocks * POINTER_FLOATS);
         float *sum = q + TILE * padded, *score = sum + TILE * padded;
         forward_tile f = {.t = {.keys = key,
@@ -603,7 +617,7 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
         for (int g = 0; g < heads.kv; g++) {
             for (int i = 0; i <= (n - 1) / KV_PAGE; i++) {
                 key[i] = kv_block(kv, layer, pages[i], g);
-                value[i] = key[i] + block_floats(head_dim);
+                value[i] = (const char*)key[i] + kv_block_bytes(kv);
             }
             for (int h = g * group, height; h < (g + 1) * group; h += height) {
                 height = (g + 1) * group - h < TILE ? (g + 1) * group - h : TILE;
@@ -611,21 +625,36 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
                     put_row(q + k * padded, row_of(qkv, r) + (h + k) * head_dim, head_dim,
                             kv->operand);
                 f.out = row_of(out, r) + h * head_dim;
-                FORWARD[height](&f);
+                kernel[height](&f);
             }
         }
     }
 }
 
 size_t ISA(kv_bytes)(const kv_cache* kv) {
-    size_t blocks = (size_t)kv->layers * kv->pages * kv->heads.kv * 2;
-    return blocks * block_floats(kv->heads.dim) * sizeof(float);
+    return (size_t)kv->layers * kv->pages * kv->heads.kv * 2 * kv_block_bytes(kv);
+}
+
+INLINE uint16_t upper_half(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+// `count` numbers into a block, from `at` on, `stride` apart.
+INLINE void put_numbers(char* block, int narrow, int64_t at, int stride, const float* from,
+                        int count) {
+    if (narrow)
+        for (int d = 0; d < count; d++)
+            ((uint16_t*)block)[at + (int64_t)d * stride] = upper_half(from[d]);
+    else
+        for (int d = 0; d < count; d++) ((float*)block)[at + (int64_t)d * stride] = from[d];
 }
 
 // What is kept is rounded to the cache's format, then to an operand.
 void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                    const int* row_position) {
-    int head_dim = kv->heads.dim, padded = padded_dim(head_dim);
+    int head_dim = kv->heads.dim, padded = padded_dim(head_dim), narrow = kv_narrow(kv);
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * (size_t)padded * sizeof(float));
     PARALLEL_FOR(b)
     for (int r = 0; r < qkv.rows; r++) {
@@ -634,19 +663,20 @@ void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const 
         float* row = memory + cpu_thread() * (size_t)padded;
         int page = kv->page_table[(int64_t)row_slot[r] * kv->pages_per_slot + position / KV_PAGE];
         for (int g = 0; g < kv->heads.kv; g++) {
-            float *keys = kv_block(kv, layer, page, g), *values = keys + block_floats(head_dim);
+            char *keys = kv_block(kv, layer, page, g), *values = keys + kv_block_bytes(kv);
             put_row(row, row_of(qkv, r) + key_at_column(kv->heads, g), head_dim, kv->format);
             row_round(row, head_dim, kv->operand);
-            put_transposed(keys, row, lane, head_dim);
+            put_numbers(keys, narrow, lane, KV_PAGE, row, head_dim);
             put_row(row, row_of(qkv, r) + value_at_column(kv->heads, g), head_dim, kv->format);
-            put_row(values + lane * padded, row, head_dim, kv->operand);
+            row_round(row, head_dim, kv->operand);
+            put_numbers(values, narrow, lane * padded, 1, row, padded);
         }
     }
 }
 
 void ISA(kv_copy_page)(backend* b, const kv_cache* kv, int to_page, int from_page) {
     (void)b;
-    size_t bytes = (size_t)kv->heads.kv * 2 * block_floats(kv->heads.dim) * sizeof(float);
+    size_t bytes = (size_t)kv->heads.kv * 2 * kv_block_bytes(kv);
     for (int layer = 0; layer < kv->layers; layer++)
         memcpy(kv_block(kv, layer, to_page, 0), kv_block(kv, layer, from_page, 0), bytes);
 }

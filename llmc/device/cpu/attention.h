@@ -8,14 +8,23 @@
 // head_dim rounded up to whole vectors of 16.
 INLINE int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
-// A block of KV_PAGE keys of one head: keys [padded_dim][16], values [16][padded_dim].
-INLINE int64_t block_floats(int head_dim) { return (int64_t)padded_dim(head_dim) * KV_PAGE; }
+// Numbers of a block of KV_PAGE keys of one head: keys [padded_dim][16], values [16][padded_dim].
+INLINE int64_t block_size(int head_dim) { return (int64_t)padded_dim(head_dim) * KV_PAGE; }
 
-// Where page `page` of `layer` keeps the keys of key head `head`; its values lie block_floats
+// Whether the cache holds the upper halves of fp32 numbers, which is all there is of formats with
+// at most bf16's 7 mantissa bits.
+INLINE int kv_narrow(const kv_cache* kv) {
+    return kv->format->mantissa_bits <= 7 || kv->operand->mantissa_bits <= 7;
+}
+INLINE int64_t kv_block_bytes(const kv_cache* kv) {
+    return block_size(kv->heads.dim) * (kv_narrow(kv) ? sizeof(uint16_t) : sizeof(float));
+}
+
+// Where page `page` of `layer` keeps the keys of key head `head`; its values lie kv_block_bytes
 // further on.
-INLINE float* kv_block(const kv_cache* kv, int layer, int page, int head) {
+INLINE char* kv_block(const kv_cache* kv, int layer, int page, int head) {
     int64_t at = (((int64_t)layer * kv->pages + page) * kv->heads.kv + head) * 2;
-    return (float*)kv->data + at * block_floats(kv->heads.dim);
+    return (char*)kv->data + at * kv_block_bytes(kv);
 }
 
 #endif
