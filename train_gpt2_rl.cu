@@ -75,16 +75,22 @@ static void measure(run* r, step_report* found) {
     report_numerics(r, stale_is_older(r->stale, r->state.step) ? NULL : &found->numerics);
 }
 
-// What ratios are taken against: mu as the sampler recorded it, or pi as the trainer measured it;
-// and what the KL term refers to, the model before RL.
+// What ratios are taken against: mu as the sampler recorded it, or pi as the trainer measured it,
+// and then the weights that make up for the mismatch of the two; and what the KL term refers to,
+// the model before RL.
 static void anchor(run* r) {
     rollout* d = r->data;
-    int recompute = r->settings->anchor == ANCHOR_RECOMPUTE;
+    int recompute = settings_recomputes_anchor(r->settings);
     size_t tokens = d->start[d->sequences];
     memcpy(d->anchor, recompute ? d->log_pi : d->log_mu, tokens * sizeof(float));
     if (d->candidates)
         memcpy(d->candidate_anchor, recompute ? d->candidate_pi : d->candidate_mu,
                tokens * (size_t)d->candidates * sizeof(float));
+    if (r->settings->correct) {
+        correction_report c = correction_weights(&r->correction, d->log_pi, d->log_mu, d->start,
+                                                 d->sequences, d->correction);
+        report_correction(r, &c);
+    }
     if (r->reference)
         trainer_logprobs(r->trainer, r->reference, d, 0, d->sequences,
                          settings_inverse_temperature(r->settings), d->log_ref);

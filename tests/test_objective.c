@@ -216,7 +216,7 @@ static void check_sequence_fixture(FILE* f, const objective* o, double a, int n,
         log_pi[t] = (float)v[0], log_mu[t] = (float)v[1], log_ref[t] = (float)v[2];
         size += term_size(o, a, v[0], v[1], v[2]);
     }
-    objective_sequence(o, a, log_pi, log_mu, log_ref, n, NULL, each);
+    objective_sequence(o, a, log_pi, log_mu, log_ref, NULL, n, NULL, each);
     for (int t = 0; t < n; t++) {
         const char* what = point_text(o, a, log_pi[t], log_mu[t], log_ref[t]);
         // The sum over tokens rounds, too.
@@ -248,7 +248,7 @@ static void check_topk_fixture(FILE* f, objective o, const char* text) {
         coefficient found;
         int masked = side < 0 && a * (log_pi - log_mu) > 0;
         o.delta = d * (1 + side * 1e-9);  // far beyond the rounding of sums below 1
-        objective_sequence(&o, a, &pi, &mu, &mu, 1, &top, &found);
+        objective_sequence(&o, a, &pi, &mu, &mu, NULL, 1, &top, &found);
         CHECK(d > 1e-4 && found.masked == masked, "%s: masked %d, delta %.17g", text, found.masked,
               o.delta);
         CHECK_NEAR(found.c, masked ? 0 : c, 4 * DBL_EPSILON * fabs(c), text);
@@ -544,9 +544,9 @@ static void check_sequence_clamp(void) {
     objective o = objective_defaults(OBJECTIVE_SEQ_TIS);
     coefficient each[2];
     o.ratio_cap = INFINITY;
-    objective_sequence(&o, 1, high, low, high, 2, NULL, each);
+    objective_sequence(&o, 1, high, low, high, NULL, 2, NULL, each);
     CHECK_NEAR(each[1].c, 485165195.40979027797, 485165195. * 2 * DBL_EPSILON, "R of x = 30");
-    objective_sequence(&o, 1, low, high, high, 2, NULL, each);
+    objective_sequence(&o, 1, low, high, high, NULL, 2, NULL, each);
     CHECK_NEAR(each[1].c, 2.061153622438557828e-9, 2e-9 * 2 * DBL_EPSILON, "R of x = -30");
 }
 
@@ -592,7 +592,7 @@ static void check_sequences_by_hand(void) {
         objective o = objective_defaults(h->kind);
         o.clip_low = h->low, o.clip_high = h->high, o.ratio_cap = h->cap;
         coefficient each[3];
-        objective_sequence(&o, h->a, log_pi, log_mu, log_mu, 3, NULL, each);
+        objective_sequence(&o, h->a, log_pi, log_mu, log_mu, NULL, 3, NULL, each);
         double loss = 0;
         for (int t = 0; t < 3; t++) {
             // A handful of roundings of numbers below 4.
@@ -630,7 +630,7 @@ static void check_sequences_and_tokens(void) {
             const objective* o = &FORMS[i];
             const char* what = point_text(o, 1.5, n, 0, 0);
             grid_sequence(log_pi, log_mu, n, n);
-            objective_sequence(o, 1.5, log_pi, log_mu, log_mu, n, NULL, each);
+            objective_sequence(o, 1.5, log_pi, log_mu, log_mu, NULL, n, NULL, each);
             for (int t = 0; t < n; t++) {
                 coefficient k = objective_token(o, 1.5, log_pi[t], log_mu[t], log_mu[t]);
                 int same = k.c == each[t].c && k.loss == each[t].loss &&
@@ -639,12 +639,49 @@ static void check_sequences_and_tokens(void) {
                 if (weighs_sequences(o) && o->kl_coef == 0)
                     CHECK(each[t].c == each[0].c, "%s: token %d has another weight", what, t);
             }
-            objective_sequence(o, 1.5, log_mu, log_mu, log_mu, n, NULL, each);
+            objective_sequence(o, 1.5, log_mu, log_mu, log_mu, NULL, n, NULL, each);
             for (int t = 0; t < n; t++)
                 CHECK(each[t].c ==
                           (o->kind == OBJECTIVE_SFT ? 1 : 1.5 - (o->reg == REG_KL) * o->reg_coef),
                       "%s: on policy", what);
         }
+}
+
+// A correction multiplies c and the loss, regularizers included, but not the term to the reference;
+// 1 changes no bit.
+static void check_corrections(void) {
+    static const float weights[] = {1, 0.5f, 4, 0};  // powers of two, so that products are exact
+    float log_pi[5], log_mu[5], log_ref[5], w[5];
+    coefficient plain[5], without[5], found[5];
+    for (int i = 0; i < FORM_COUNT; i++)
+        for (int k = 0; k < 4; k++) {
+            objective bare = FORMS[i];
+            bare.kl_coef = 0;
+            grid_sequence(log_pi, log_mu, 5, i);
+            for (int t = 0; t < 5; t++) {
+                log_ref[t] = log_mu[t] - 0.25f;
+                w[t] = k ? weights[(k + t) % 4] : 1;
+            }
+            objective_sequence(&FORMS[i], 1.5, log_pi, log_mu, log_ref, NULL, 5, NULL, plain);
+            objective_sequence(&bare, 1.5, log_pi, log_mu, log_ref, NULL, 5, NULL, without);
+            objective_sequence(&FORMS[i], 1.5, log_pi, log_mu, log_ref, w, 5, NULL, found);
+            for (int t = 0; t < 5; t++) {
+                double ref = plain[t].c - without[t].c, ref_loss = plain[t].loss - without[t].loss;
+                const char* what = point_text(&FORMS[i], 1.5, w[t], t, 0);
+                // Three roundings of numbers as large as these.
+                double size = 4 * DBL_EPSILON * (fabs(plain[t].c) + 5 * fabs(without[t].c));
+                CHECK_NEAR(found[t].c, w[t] * without[t].c + ref, k ? size : 0, what);
+                size = 4 * DBL_EPSILON * (fabs(plain[t].loss) + 5 * fabs(without[t].loss));
+                CHECK_NEAR(found[t].loss, w[t] * without[t].loss + ref_loss, k ? size : 0, what);
+                CHECK(found[t].masked == plain[t].masked, "%s: masked %d", what, found[t].masked);
+            }
+        }
+    float never = -INFINITY, one = -1, zero = 0, nan = NAN;
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    objective_sequence(&o, 1, &never, &one, &one, &zero, 1, NULL, found);
+    CHECK(found[0].c == 0 && found[0].loss == 0, "0 of an infinite loss is %g", found[0].loss);
+    objective_sequence(&o, 1, &one, &one, &one, &nan, 1, NULL, found);
+    CHECK(isnan(found[0].c), "a weight that is no number gives c = %g", found[0].c);
 }
 
 // The loss of a sequence as a function of one of its log pi, by differences as in check_slope, with
@@ -662,14 +699,14 @@ static void check_sequence_slopes(void) {
             int n = grid_sequence(log_pi, log_mu, 5, shift), t = shift % 5, kinks = 0;
             double a = shift % 2 ? 1.5 : -.75, loss[5];
             for (int j = 0; j < n; j++) log_pi[j] = (float)(rint(log_pi[j] * 0x1p12) * 0x1p-12);
-            objective_sequence(o, a, log_pi, log_mu, log_mu, n, NULL, each);
+            objective_sequence(o, a, log_pi, log_mu, log_mu, NULL, n, NULL, each);
             double c = each[t].c;
             int masked = each[0].masked;
             for (int j = -2; j <= 2; j++) {
                 float moved[5];
                 memcpy(moved, log_pi, sizeof moved);
                 moved[t] += (float)(j * step);
-                objective_sequence(o, a, moved, log_mu, log_mu, n, NULL, each);
+                objective_sequence(o, a, moved, log_mu, log_mu, NULL, n, NULL, each);
                 kinks += each[0].masked != masked;
                 loss[j + 2] = 0;
                 for (int k = 0; k < n; k++) loss[j + 2] += each[k].loss;
@@ -693,17 +730,18 @@ static void check_sequence_edges(void) {
                 log_pi[t] = logs[(j / (t == 0 ? 1 : t == 1 ? 6 : 36)) % 6];
                 log_mu[t] = logs[(j * 5 + t * 7) % 6];
             }
-            objective_sequence(&FORMS[i], 1e30, log_pi, log_mu, log_mu, 3, NULL, each);
+            objective_sequence(&FORMS[i], 1e30, log_pi, log_mu, log_mu, NULL, 3, NULL, each);
             for (int t = 0; t < 3; t++)
                 CHECK(isfinite(each[t].c), "%s: c is %g", point_text(&FORMS[i], j, 0, 0, 0),
                       each[t].c);
             if (!weighs_sequences(&FORMS[i])) continue;
             log_pi[1] = NAN;
-            objective_sequence(&FORMS[i], 1, log_pi, log_mu, log_mu, 3, NULL, each);
+            objective_sequence(&FORMS[i], 1, log_pi, log_mu, log_mu, NULL, 3, NULL, each);
             for (int t = 0; t < 3; t++)
                 CHECK(isnan(each[t].c), "%s hides a NaN", OBJECTIVE_NAMES[FORMS[i].kind]);
         }
-    objective_sequence(&FORMS[0], 1, log_pi, log_mu, log_mu, 0, NULL, each);  // touches nothing
+    objective_sequence(&FORMS[0], 1, log_pi, log_mu, log_mu, NULL, 0, NULL,
+                       each);  // touches nothing
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -738,10 +776,10 @@ static void check_candidates_by_hand(void) {
             objective_candidates top = {cases[i].count, token, id, top_pi, top_mu};
             coefficient k;
             o.delta = cases[i].d + nearly[side];
-            objective_sequence(&o, 2, &pi[2], &mu[2], &mu[2], 1, &top, &k);
+            objective_sequence(&o, 2, &pi[2], &mu[2], &mu[2], NULL, 1, &top, &k);
             CHECK(k.masked == !side, "case %d, side %d: masked %d", i, side, k.masked);
             CHECK_NEAR(k.c, side ? 6 : 0, 1e-6, "c with candidates");
-            objective_sequence(&o, -2, &pi[2], &mu[2], &mu[2], 1, &top, &k);
+            objective_sequence(&o, -2, &pi[2], &mu[2], &mu[2], NULL, 1, &top, &k);
             CHECK(!k.masked, "case %d: it moves against its advantage", i);
         }
 }
@@ -756,11 +794,11 @@ static void check_candidates_equal(void) {
         objective_candidates top = {3, token, id, log_pi, log_pi};
         coefficient k;
         o.delta = DBL_MIN;
-        objective_sequence(&o, 1, &log_pi[1], &log_pi[1], log_pi, 1, &top, &k);
+        objective_sequence(&o, 1, &log_pi[1], &log_pi[1], log_pi, NULL, 1, &top, &k);
         CHECK(!k.masked && k.c == 1, "equal: masked %d, c %g", k.masked, k.c);
         float moved = nextafterf(log_pi[1], 0);
         o.delta = 1e-6;
-        objective_sequence(&o, 1, &moved, &log_pi[1], log_pi, 1, &top, &k);
+        objective_sequence(&o, 1, &moved, &log_pi[1], log_pi, NULL, 1, &top, &k);
         CHECK(!k.masked && k.c > 1, "one bit: masked %d", k.masked);
     }
 }
@@ -1048,6 +1086,7 @@ int main(void) {
     check_sequences_by_hand();
     check_sequence_clamp();
     check_sequences_and_tokens();
+    check_corrections();
     check_sequence_slopes();
     check_sequence_edges();
     check_candidates_by_hand();

@@ -543,7 +543,7 @@ static void test_loss_scale(void) {
 
 static void check_same_bits(const char* flags, const char* name) {
     static const char* const free_flags[] = {
-        "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",      "--slots 256",
+        "--threads 2", "--micro-tokens 1", "--micro-tokens 5000", "--slots 3",       "--slots 256",
         "--isa c",     "--isa avx2",       "--isa avx512",        "--kv-memory 0.01"};
     good_run(name, flags);
     for (size_t i = 0; i < sizeof free_flags / sizeof *free_flags; i++) {
@@ -851,6 +851,10 @@ static void test_refusals(void) {
         {"--family llama --heads 3", "or give --head-dim"},
         {"--objective sft --advantage std", "--advantage means nothing to --objective sft"},
         {"--objective sft --anchor recompute", "--anchor means nothing to --objective sft"},
+        {"--objective sft --correct tis", "--correct means nothing to --objective sft"},
+        {"--correct-high 3", "mean nothing without --correct"},
+        {"--correct tis --correct-low 2", "--correct-low"},
+        {"--correct tis --correct-high 0.5", "--correct-high"},
         {"--rollout-split-k 33", "has 32 inputs"},
         {"--batch-invariant --train-dtype fp8_e4m3 --grad-dtype fp8_e5m2", "scales span"},
         {"--device cuda --rollout-dtype e5m9", "--rollout-dtype e5m9"},
@@ -1354,6 +1358,13 @@ static const struct {
     {"--kl-coef 0.3", "--kl-estimator k3", MODEL},
     {"", "--anchor recompute", SAME},  // the trainer's arithmetic is the sampler's
     {"--rollout-dtype fp8_e4m3", "--anchor recompute", MODEL},
+    {"", "--correct tis", LOG},  // equal policies weigh 1; the log has a line more
+    {"", "--correct geo-mis --correct-low 1 --correct-high 1", LOG},
+    {"--rollout-dtype fp8_e4m3 --anchor recompute", "--correct mis", MODEL},
+    {"--rollout-dtype fp8_e4m3 --correct tis", "--correct-low 1", MODEL},
+    {"--rollout-dtype fp8_e4m3 --correct tis", "--correct-high 1", MODEL},
+    {"--rollout-dtype fp8_e4m3 --anchor recompute", "--correct seq-tis", MODEL},
+    {"--rollout-dtype fp8_e4m3 --correct tis", "--anchor recompute", SAME},
     {"", "--advantage std", MODEL},
     {"", "--advantage rloo", MODEL},
     {"", "--aggregate seq-mean-token-mean", MODEL},

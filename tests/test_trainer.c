@@ -292,6 +292,46 @@ static void test_idle_groups(void) {
     cpu_close(b);
 }
 
+// A correction of 1 changes no bit, another one the gradient; sequences that it leaves out run
+// forward only.
+static void test_correction(void) {
+    backend* b = cpu_open(1, "auto");
+    optimizer_config config = adamw(&FORMAT_FP32);
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    snapshot end[4];
+    trainer_update_result u[4];
+    for (int i = 0; i < 4; i++) {
+        rollout* d = random_batch(b, 0);
+        trainer* t = make_trainer(b, fp32(), &config, 130);
+        if (i) rollout_add_correction(d);
+        // 1: all 1. 2: all 2. 3: 0 in the first group and in a sequence of the second.
+        for (size_t k = 0; i && k < d->start[SEQUENCES]; k++)
+            d->correction[k] = i < 3 ? (float)i : k >= d->start[GROUP + 1];
+        u[i] = trainer_update(t, d, 0, SEQUENCES, &o, AGGREGATE_TOKEN_MEAN, 1, 0);
+        end[i] = snapshot_of(t);
+        if (i == 3)
+            CHECK(u[3].trained_tokens == u[0].trained_tokens - part_tokens(d, 0, GROUP),
+                  "%lld of %lld tokens", (long long)u[3].trained_tokens,
+                  (long long)u[0].trained_tokens);
+        trainer_free(t);
+        rollout_free(d);
+    }
+    size_t n = end[0].count, twice = 0, other = 0;
+    CHECK(!memcmp(end[0].gradients, end[1].gradients, n * sizeof(float)), "1 changes bits");
+    CHECK(u[1].loss == u[0].loss && u[2].loss == 2 * u[0].loss, "the loss %g becomes %g", u[0].loss,
+          u[2].loss);
+    // Powers of two pass through every product and sum; the smallest numbers lose bits.
+    for (size_t i = 0; i < n; i++) {
+        float one = end[0].gradients[i], two = end[2].gradients[i];
+        twice += fabsf(two - 2 * one) > 1e-30f;
+        other += fabsf(end[3].gradients[i] - one) > 1e-30f;
+    }
+    CHECK(twice == 0, "%zu of %zu gradients are not doubled", twice, n);
+    CHECK(other > n / 2, "%zu of %zu gradients change where tokens are left out", other, n);
+    for (int i = 0; i < 4; i++) free(end[i].parameters);
+    cpu_close(b);
+}
+
 // Prompts and responses of one token are more sequences than rows or targets: they, too, must fit.
 static void test_many_sequences(void) {
     enum { FITS = 2 * GROUP + 1 };  // targets of two groups, but not their sequences
@@ -451,7 +491,7 @@ static double masked_share(const rollout* d, const objective* o) {
         const objective_candidates top = {d->candidates, d->token + at, d->candidate + first,
                                           d->candidate_pi + first, d->candidate_anchor + first};
         objective_sequence(o, d->advantage[s], d->log_pi + at, d->anchor + at, d->log_ref + at,
-                           rollout_length(d, s), &top, each);
+                           NULL, rollout_length(d, s), &top, each);
         for (int i = 0; i < rollout_length(d, s); i++) masked += each[i].masked;
     }
     return masked / (double)d->start[SEQUENCES];
@@ -916,6 +956,7 @@ int main(int argc, char** argv) {
     test_sequence_bits();
     test_logprobs();
     test_idle_groups();
+    test_correction();
     test_many_sequences();
     test_shared_prompts();
     test_slopes();

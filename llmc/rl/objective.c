@@ -321,9 +321,15 @@ static coefficient reference_term(const objective* o, const token* t, double log
     return k;
 }
 
+// 0 times an infinite loss is 0, too.
+static void scale(coefficient* k, double by) {
+    k->c *= by;
+    k->loss = by == 0 ? 0 : k->loss * by;
+}
+
 // Token `place` of a sequence of `length` tokens and this ratio.
 static coefficient token_of(const objective* o, double advantage, double log_pi, double log_mu,
-                            double log_ref, double weight, int length,
+                            double log_ref, double weight, double correction, int length,
                             const objective_candidates* top, int place) {
     double x = log_ratio(log_pi, log_mu), mu = num_exp(log_mu);
     token t = {.a = advantage,
@@ -339,6 +345,8 @@ static coefficient token_of(const objective* o, double advantage, double log_pi,
                .place = place};
     coefficient k = own_term(o, &t);
     coefficient reg = regularizer_term(o, &t), ref = reference_term(o, &t, log_ref);
+    scale(&k, correction);
+    scale(&reg, correction);
     k.c += reg.c + ref.c;
     k.loss += reg.loss + ref.loss;
     k.corrective = sign(k.c) * sign(advantage) < 0;
@@ -353,17 +361,18 @@ static double sequence_ratio(const objective* o, double sum, int length) {
 coefficient objective_token(const objective* o, double advantage, double log_pi, double log_mu,
                             double log_ref) {
     double weight = sequence_ratio(o, log_ratio(log_pi, log_mu), 1);
-    return token_of(o, advantage, log_pi, log_mu, log_ref, weight, 1, NULL, 0);
+    return token_of(o, advantage, log_pi, log_mu, log_ref, weight, 1, 1, NULL, 0);
 }
 
 void objective_sequence(const objective* o, double advantage, const float* log_pi,
-                        const float* log_mu, const float* log_ref, int length,
-                        const objective_candidates* top, coefficient* each) {
+                        const float* log_mu, const float* log_ref, const float* correction,
+                        int length, const objective_candidates* top, coefficient* each) {
     double sum = 0;
     for (int t = 0; t < length; t++) sum += log_ratio(log_pi[t], log_mu[t]);
     double weight = sequence_ratio(o, sum, length);
     for (int t = 0; t < length; t++)
-        each[t] = token_of(o, advantage, log_pi[t], log_mu[t], log_ref[t], weight, length, top, t);
+        each[t] = token_of(o, advantage, log_pi[t], log_mu[t], log_ref[t], weight,
+                           correction ? correction[t] : 1, length, top, t);
 }
 
 int objective_needs_zero_advantage(const objective* o) {

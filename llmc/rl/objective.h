@@ -90,12 +90,13 @@ typedef struct objective_candidates {
 } objective_candidates;
 
 // The tokens of a whole sequence, all (length). Each is what objective_token gives, but that
-// seq-tis, seq-mis and gspo weigh it by the ratio of the sequence. `loss` sums to the sequence's
-// loss, of which c are minus the derivatives in log pi. `top` may be NULL, which means no
-// candidates: dppo-topk-* then fall back to the divergence of "this token or another".
+// seq-tis, seq-mis and gspo weigh it by the ratio of the sequence, and that `correction` (NULL: 1)
+// multiplies it, but for the term to the reference. `loss` sums to the sequence's loss, of which c
+// are minus the derivatives in log pi. `top` may be NULL, which means no candidates: dppo-topk-*
+// then fall back to the divergence of "this token or another".
 void objective_sequence(const objective* o, double advantage, const float* log_pi,
-                        const float* log_mu, const float* log_ref, int length,
-                        const objective_candidates* top, coefficient* each);
+                        const float* log_mu, const float* log_ref, const float* correction,
+                        int length, const objective_candidates* top, coefficient* each);
 
 // Whether c can differ from 0 where the advantage is 0 (then no backward pass may be skipped): sft,
 // drpo-noabs, a regularizer, a reference term in the loss.

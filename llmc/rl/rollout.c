@@ -36,6 +36,10 @@ void rollout_add_candidates(rollout* d, int count) {
     d->candidate_anchor = d->candidate_pi + n;
 }
 
+void rollout_add_correction(rollout* d) {
+    d->correction = xalloc((size_t)d->capacity * d->max_new, sizeof(float), "corrections");
+}
+
 void rollout_free(rollout* d) {
     problem_list_free(&d->asked);
     free(d->prompt);
@@ -47,6 +51,7 @@ void rollout_free(rollout* d) {
     free(d->nucleus);
     free(d->candidate);
     free(d->candidate_mu);
+    free(d->correction);
     free(d->reward);
     free(d);
 }

@@ -28,6 +28,7 @@ typedef struct rollout {
     float* log_pi;               // (tokens) what the trainer gives it now
     float* anchor;          // (tokens) what the ratio is taken against: log_mu or an earlier log_pi
     float* log_ref;         // (tokens) what the reference model gives it
+    float* correction;      // (tokens) weight of the mismatch (correction.h); NULL: 1
     int nucleus_words;      // of a kept set (of top-k, top-p) as a bit mask; 0: there are none
     size_t* nucleus_start;  // (tokens + 1) first word of a token's kept set
     uint32_t* nucleus;      // the sets, each as token ids, or as a mask where that is not larger
@@ -45,6 +46,7 @@ rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_w
 void rollout_free(rollout* d);
 // Makes room for `count` candidates per token.
 void rollout_add_candidates(rollout* d, int count);
+void rollout_add_correction(rollout* d);  // makes room for the weights of the mismatch
 // Stores the kept set of a token, a mask of nucleus_words, after the sets of the tokens before it;
 // and gives it back.
 void rollout_put_nucleus(rollout* d, size_t token, const uint32_t* mask);

@@ -345,7 +345,8 @@ static void coefficients(trainer* t, const rollout* d, update* x) {
             objective_candidates top = {0};
             if (d->candidates) top = candidates_at(d, at);
             objective_sequence(x->o, d->advantage[s], d->log_pi + at, d->anchor + at,
-                               d->log_ref + at, length, &top, x->each);
+                               d->log_ref + at, d->correction ? d->correction + at : NULL, length,
+                               &top, x->each);
             for (int i = 0; i < length; i++) {
                 coefficient* c = &x->each[i];
                 *coef++ = (float)(c->c * weight * x->loss_scale);
@@ -384,8 +385,10 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
 static int is_idle(const rollout* d, int s, int first, int end, const objective* o) {
     if (objective_needs_zero_advantage(o)) return 0;
     int from = s / d->group * d->group, to = from + d->group;
-    for (int i = from > first ? from : first; i < to && i < end; i++)
-        if (d->advantage[i] != 0) return 0;
+    for (int i = from > first ? from : first; i < to && i < end; i++) {
+        const float* w = d->correction ? d->correction + d->start[i] : NULL;
+        if (d->advantage[i] != 0 && !(w && all_zero(w, rollout_length(d, i)))) return 0;
+    }
     return 1;
 }
 

@@ -66,7 +66,7 @@ typedef struct trainer_update_result {
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1: reads start, token, anchor, log_ref,
-// advantage, nucleus, candidate, candidate_anchor; writes log_pi and candidate_pi.
+// correction, advantage, nucleus, candidate, candidate_anchor; writes log_pi and candidate_pi.
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr);

@@ -13,6 +13,7 @@
 //             occupancy (mean share of busy slots), tokens_per_s
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
+//   correct   of --correct, over the rollout (correction.h): weight_mean, zeroed, truncated, ess
 //   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before
 //             clipping), skipped (1: not finite, no update), loss_scale (of this gradient; 1
 //             where the formats need none), tokens (run forward, a prompt once a group),

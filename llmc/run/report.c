@@ -93,7 +93,11 @@ static void report_objective(const run* r) {
     else
         log_print(r->log, "objective   %s%s, advantage %s, aggregate %s, anchor %s",
                   OBJECTIVE_NAMES[o->kind], options, ADVANTAGE_NAMES[s->advantage],
-                  AGGREGATE_NAMES[s->aggregate], ANCHOR_NAMES[s->anchor]);
+                  AGGREGATE_NAMES[s->aggregate],
+                  ANCHOR_NAMES[settings_recomputes_anchor(s) ? ANCHOR_RECOMPUTE : ANCHOR_ROLLOUT]);
+    if (s->correct)
+        log_print(r->log, "            correct %s, rho from %g to %g",
+                  CORRECTION_NAMES[r->correction.kind], r->correction.low, r->correction.high);
     if (o->reg != REG_NONE)
         log_print(r->log, "            regularizer %s, reg-coef %g", REG_NAMES[o->reg],
                   o->reg_coef);
@@ -324,6 +328,15 @@ static void log_mismatch(const run* r, const mismatch* m) {
 void report_numerics(const run* r, const mismatch* m) {
     log_begin(r->log, "numerics", r->state.step);
     log_mismatch(r, m);
+    log_end(r->log);
+}
+
+void report_correction(const run* r, const correction_report* c) {
+    log_begin(r->log, "correct", r->state.step);
+    log_number(r->log, "weight_mean", c->weight_mean);
+    log_number(r->log, "zeroed", c->zeroed);
+    log_number(r->log, "truncated", c->truncated);
+    log_number(r->log, "ess", c->ess);
     log_end(r->log);
 }
 

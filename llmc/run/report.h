@@ -30,6 +30,7 @@ void report_examples(const run* r, const char* when);  // what evaluate_examples
 
 // log.jsonl and samples.jsonl
 void report_rollout(const run* r, const step_report* s);
+void report_correction(const run* r, const correction_report* c);
 void report_numerics(const run* r, const mismatch* m);  // NULL: they mean nothing in this step
 void report_samples(const run* r);
 // Optimizer step `index` of the RL step. `m`: the rollout under the weights before it.

@@ -156,7 +156,7 @@ run* run_open(int argc, char** argv) {
     catch_signals();
     r->tokenizer = settings_tokenizer();
     r->source = settings_source();
-    settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective);
+    settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective, &r->correction);
     r->parameters = r->model.parameters;
     warmup_check_cache(r->settings);
     if (*r->settings->out) directory_open(r->settings->out);
@@ -275,6 +275,7 @@ static void create_rollouts(run* r) {
         log_print(r->log, "there are %d held-out prompts, not %d: evaluations ask each of them",
                   r->held_out.count, s->eval_prompts);
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
+    if (s->correct) rollout_add_correction(r->data);
     r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, 0);
 }
 

@@ -5,6 +5,7 @@
 #define LLMC_RUN_H
 
 #include "../device/backend.h"
+#include "../rl/correction.h"
 #include "../rl/objective.h"
 #include "../rl/rollout.h"
 #include "../rl/sampler.h"
@@ -31,6 +32,7 @@ typedef struct run {
     struct tokenizer tokenizer;
     struct model model;
     struct objective objective;
+    struct correction correction;
     size_t parameters;   // their number
     float *host, *base;  // all parameters in host memory, or NULL: scratch; the model before RL
     sampler* sampler;

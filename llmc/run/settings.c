@@ -289,6 +289,10 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) 
                       .step = step};
 }
 
+int settings_recomputes_anchor(const settings* s) {
+    return s->anchor == ANCHOR_RECOMPUTE || s->correct != CORRECT_NONE;
+}
+
 int settings_filters(const settings* s) { return s->top_k > 0 || (float)s->top_p < 1; }
 
 sampling settings_eval_sampling(const settings* s, uint32_t step) {
@@ -444,6 +448,18 @@ static void refuse_unread(int differs, const char* flags, const char* why) {
               strchr(flags, ' ') ? "them" : "it");
 }
 
+static correction resolve_correction(void) {
+    correction c = correction_defaults((correction_kind)given.correct);
+    int bounds = !isnan(given.correct_low) || !isnan(given.correct_high);
+    refuse_unread(c.kind == CORRECT_NONE && bounds, "--correct-low and --correct-high",
+                  "without --correct");
+    if (!isnan(given.correct_low)) c.low = given.correct_low;
+    if (!isnan(given.correct_high)) c.high = given.correct_high;
+    correction_check(&c);
+    if (c.kind != CORRECT_NONE) given.correct_low = c.low, given.correct_high = c.high;
+    return c;
+}
+
 // A model's folder often holds its tokenizer.
 tokenizer settings_tokenizer(void) {
     const char* folder = *given.tokenizer                          ? given.tokenizer
@@ -573,6 +589,8 @@ static void check_parts(void) {
                   "to --objective sft");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
                   "to --objective sft, which has no ratio");
+    refuse_unread(s->objective == OBJECTIVE_SFT && s->correct, "--correct",
+                  "to --objective sft, which has no ratio");
 }
 
 static void check_loss_scale(void) {
@@ -637,13 +655,14 @@ static void check_meaning(const model* m) {
             s->rollout_split_k, inputs, inputs);
 }
 
-void settings_resolve(source* from, const tokenizer* t, model* m, objective* o) {
+void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, correction* c) {
     *m = resolve_model(t);
     source_fit(from, t, given.context - given.max_new_tokens, given.data_skip_long);
     resolve_warmup(from);
     check_sizes(from);
     check_meaning(m);
     *o = resolve_objective();
+    *c = resolve_correction();
 }
 
 // ------------------------------------------------------------------------------------------------

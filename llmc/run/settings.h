@@ -5,6 +5,7 @@
 #define LLMC_SETTINGS_H
 
 #include "../model/model.h"
+#include "../rl/correction.h"
 #include "../rl/objective.h"
 #include "../rl/optimizer.h"
 #include "../text/source.h"
@@ -40,7 +41,7 @@ tokenizer settings_tokenizer(void);
 source settings_source(void);
 // Fills in what the problems, the model file and the objective decide, and refuses what does not go
 // together: the model's shape comes from --init if that is given.
-void settings_resolve(source* from, const tokenizer* t, model* m, objective* o);
+void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, correction* c);
 // Opens the device and notes which it is, since another one would give other bits. `why_cpu`: why
 // --device auto came to the CPU, or NULL.
 backend* settings_open_device(const struct model* m, const char** why_cpu);
@@ -50,6 +51,8 @@ void settings_write(const char* path);  // as a file of flags, for --resume and 
 
 // Whether --top-k or --top-p leaves tokens out.
 int settings_filters(const settings* s);
+// Whether ratios are taken against the trainer's policy before the step's first update.
+int settings_recomputes_anchor(const settings* s);
 // How evaluation draws: by --eval-temperature and --eval-top-p, whatever the rollouts' are.
 sampling settings_eval_sampling(const settings* s, uint32_t step);
 precision settings_train_precision(const settings* s);    // the trainer's arithmetic

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Compares the weights of --correct with those of verl's rollout correction. Runs with a coarse
+sampler keep log mu and log pi of every token (--log-tokens); verl's own functions make weights of
+them, whose mean, zeros and truncations must be those in the log.
+
+    python3 dev/hf/test_verl.py [TEST...]      (needs torch)
+
+verl's file is read from its wheel, which pip downloads without what it needs:
+    pip download --no-deps -d build/wheels verl==0.9.1
+"""
+import glob
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import types
+import unittest
+import zipfile
+
+import torch
+
+PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "train_gpt2_rl"))
+WHEELS = os.environ.get("WHEELS", "build/wheels")
+# 1 bit of mantissa in the sampler: ratios from 0.1 to 10.
+FLAGS = ("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --max-new-tokens 12 "
+         "--warmup-steps 80 --steps 2 --prompts 8 --group 8 --eval-prompts 4 --device cpu "
+         "--threads 1 --rollout-dtype e5m1 --log-tokens").split()
+
+
+def verl():
+    """verl's module, whose own imports are met by what it uses of them."""
+    def module(name, **names):
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(names)
+    for name in ("verl", "verl.utils", "verl.trainer", "verl.trainer.config", "verl.workers",
+                 "verl.workers.config"):
+        module(name)
+    module("verl.utils.torch_functional",
+           masked_sum=lambda x, mask, axis=None: (x * mask).sum(axis),
+           masked_mean=lambda x, mask, axis=None: (x * mask).sum(axis) / mask.sum(axis))
+    module("verl.protocol", DataProto=object)
+    module("verl.trainer.config.algorithm", RolloutCorrectionConfig=object)
+    module("verl.workers.config.actor", PolicyLossConfig=object)
+    with zipfile.ZipFile(glob.glob(f"{WHEELS}/verl-*.whl")[0]) as wheel:
+        source = wheel.read("verl/trainer/ppo/rollout_corr_helper.py")
+    helper = types.ModuleType("rollout_corr_helper")
+    exec(compile(source, "rollout_corr_helper.py", "exec"), vars(helper))
+    return helper
+
+
+def run(flags):
+    """For each step the line of the log, log pi - log mu (sequences, tokens), and the mask."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([PROGRAM, *FLAGS, *flags.split(), "--out", f"{folder}/run"], check=True,
+                       capture_output=True)
+        with open(f"{folder}/run/log.jsonl", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        with open(f"{folder}/run/samples.jsonl", encoding="utf-8") as file:
+            samples = [json.loads(line) for line in file]
+    found = []
+    for line in (x for x in lines if x["phase"] == "correct"):
+        step = [s for s in samples if s["step"] == line["step"]]
+        longest = max(len(s["token"]) for s in step)
+        ratio, mask = torch.zeros(2, len(step), longest, dtype=torch.float64)
+        for i, s in enumerate(step):
+            mask[i, :len(s["token"])] = 1
+            log_pi, log_mu = (torch.tensor(s[key], dtype=torch.float32).double()  # as it was written
+                              for key in ("log_pi", "log_mu"))
+            ratio[i, :len(s["token"])] = log_pi - log_mu
+        found.append((line, ratio, mask))
+    return found
+
+
+class Test(unittest.TestCase):
+    def check(self, line, mask, weight):
+        self.assertEqual(weight.shape, mask.shape)
+        kept = weight[mask > 0]
+        # Our weights are float64 sums of the same numbers; verl's exponentials are torch's.
+        self.assertAlmostEqual(line["weight_mean"], kept.mean().item(), delta=1e-9)
+        self.assertAlmostEqual(line["zeroed"], (kept == 0).double().mean().item(), delta=1e-12)
+
+    def weights(self, flags, level, threshold):
+        outside = 0
+        for line, ratio, mask in run(flags):
+            weight, _ = HELPER.compute_rollout_correction_weights(ratio, mask, level, threshold)
+            self.check(line, mask, weight)
+            bound = torch.isin(weight, torch.tensor([float(threshold.split("_")[-1])]).double())
+            if "_" not in threshold:
+                self.assertAlmostEqual(line["truncated"], bound[mask > 0].double().mean().item(),
+                                       delta=1e-12)
+            outside += line["truncated"] + line["zeroed"]
+        self.assertGreater(outside, 0.01, "the bounds change nothing")
+
+    def test_tis(self):
+        self.weights("--correct tis --correct-high 1.2", "token", "1.2")
+
+    def test_icepop(self):
+        self.weights("--correct icepop", "token", "0.5_5.0")
+
+    def test_mis(self):
+        self.weights("--correct mis --correct-low 0.7 --correct-high 1.25", "token", "0.7_1.25")
+
+    def test_seq_tis(self):
+        self.weights("--correct seq-tis", "sequence", "2.0")
+
+    def test_seq_mis(self):
+        self.weights("--correct seq-mis --correct-low 0.6 --correct-high 1.5", "sequence", "0.6_1.5")
+
+    def test_ess(self):
+        """verl's is of the bounded weights: the same where no bound is reached."""
+        for level, flags in (("token", "tis"), ("sequence", "seq-tis")):
+            for line, ratio, mask in run(f"--correct {flags} --correct-high inf"):
+                _, metrics = HELPER.compute_rollout_correction_weights(ratio, mask, level, "1e30")
+                # verl adds 1e-8 to a mean.
+                self.assertAlmostEqual(line["ess"], metrics["rollout_is_eff_sample_size"],
+                                       delta=1e-7)
+
+    def test_geo_mis(self):
+        """verl's bounds are those of mu / pi_old: the same ones if they are reciprocal."""
+        masked = 0
+        for line, ratio, mask in run("--correct geo-mis --correct-low 0.8 --correct-high 1.25"):
+            kept, _ = HELPER.compute_rollout_rejection_mask(ratio, mask, "seq_mean_k1", "0.8_1.25")
+            self.check(line, mask, kept.double())
+            masked += line["zeroed"]
+        self.assertGreater(masked, 0.01, "the bounds change nothing")
+
+
+if __name__ == "__main__":
+    if not glob.glob(f"{WHEELS}/verl-*.whl"):
+        sys.exit(f"{WHEELS}/verl-*.whl is missing; the head of this file has the command")
+    HELPER = verl()
+    unittest.main()
