@@ -457,9 +457,27 @@ static double peer_run(void* arg) {
 
 static model gpt2_124m(void) { return model_gpt2(1024, 50257, quick ? 2 : 12, 12, 768); }
 
+// SmolLM2-135M's shape.
+static model llama_135m(void) {
+    shape s = {.context = 2048,
+               .vocab = 49152,
+               .layers = quick ? 2 : 30,
+               .heads = 9,
+               .kv_heads = 3,
+               .head_dim = 64,
+               .channels = 576,
+               .hidden = 1536,
+               .tied = 1,
+               .norm_eps = 1e-5f,
+               .rope_theta = 1e5f};
+    return model_of(&LLAMA_FAMILY, s);
+}
+
 static model default_model(void) { return model_gpt2(64, 24, 3, 4, 64); }
 
 static const char* gpt2_name(void) { return quick ? "GPT-2 cut to 2 layers" : "GPT-2 124M"; }
+
+static const char* llama_name(void) { return quick ? "SmolLM2 cut to 2 layers" : "SmolLM2-135M"; }
 
 static float* initial_parameters(const model* c) {
     float* parameters = xalloc(c->parameters, sizeof(float), "parameters");
@@ -626,7 +644,8 @@ static void sampling_section(void) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Decoding with GPT-2 124M: every step reads every weight, so with few slots memory is the limit.
+// Decoding with GPT-2 124M and a Llama in SmolLM2-135M's shape: every step reads every weight, so
+// with few slots memory is the limit. The peers choose no token: they only compute the logits.
 
 enum { DECODE_STEPS = 16 };
 
@@ -641,37 +660,87 @@ static double decode_run(void* arg) {
     return seconds;
 }
 
-static void decoding(void) {
-    static const int SLOTS[] = {1, 8, 32};
-    model gpt = gpt2_124m();
-    backend* b = device[FULL];
-    size_t bytes = gpt.parameters * sizeof(float);
-    double C = gpt.shape.channels, weights = 12 * gpt.shape.layers * C * C + gpt.shape.vocab * C;
-    float* parameters = b->alloc(b, bytes, "parameters");
-    model_init(&gpt, parameters, 1);
-    sampler* r = sampler_create(b, &gpt, fp32(), &FORMAT_FP32, 32, 1, DECODE_STEPS + 1, 32, 0,
-                                (end_set){0}, 0);
+// Weights that products read, once a step.
+static double product_weights(const model* m) {
+    double sum = m->shape.tied ? (double)m->shape.vocab * m->shape.channels : 0;
+    for (int i = 0; i < WEIGHTS; i++)
+        if (weight_is_matrix(&m->family->weight[i])) sum += (double)m->count[i];
+    return sum;
+}
+
+// How many times faster than a peer, over the numbers of slots; NAN without one.
+typedef struct decode_ratios {
+    double llama_cpp, generate;
+} decode_ratios;
+
+static decode_ratios decode_row(sampler* r, const model* m, const format* f, int slots) {
+    char llama_cpp[48], generate[48];
+    snprintf(llama_cpp, sizeof llama_cpp, "llama.cpp-%s-%s", m->family->name, f->name);
+    snprintf(generate, sizeof generate, "generate-%s-%s", m->family->name, f->name);
+    sampling_work w = {.r = r, .d = workload_batch(m->shape.vocab, slots, 1, DECODE_STEPS + 1)};
+    peer_request peer[] = {{llama_cpp, threads[FULL], slots}, {generate, threads[FULL], slots}};
+    contender c[] = {{.run = decode_run, .arg = &w},
+                     {.run = peak_run, .arg = &threads[FULL]},
+                     {.run = peer_run, .arg = &peer[0]},
+                     {.run = peer_run, .arg = &peer[1]}};
+    compete(c, 4, quick ? 1 : 5, quick ? 0 : 10);
+    double weights = product_weights(m), bytes = weights * (f == &FORMAT_BF16 ? 2 : 4);
+    double tokens = (double)slots * DECODE_STEPS, seconds = median_seconds(&c[0]);
+    double rate = bytes * DECODE_STEPS / seconds / bandwidth[FULL];
+    double share = peak_share(&c[0], 2 * weights * tokens, &c[1], threads[FULL]);
+    decode_ratios over = {speed_ratio(&c[0], &c[2]), speed_ratio(&c[0], &c[3])};
+    printf("  %-6s %5d %10.1f %11.0f%% %9.0f%% %s %s %s %s\n", f->name, slots, tokens / seconds,
+           100 * rate, 100 * share, cell(tokens / median_seconds(&c[2]), 10, 1, ""),
+           cell(over.llama_cpp, 7, 2, "x"), cell(tokens / median_seconds(&c[3]), 10, 1, ""),
+           cell(over.generate, 7, 2, "x"));
+    const char* kind = m->family->name;
+    record(tokens / seconds, "decoding: %s, %s, %d slots, tokens/s", kind, f->name, slots);
+    record(rate, "decoding: %s, %s, %d slots, share of bandwidth", kind, f->name, slots);
+    record(share, "decoding: %s, %s, %d slots, share of peak", kind, f->name, slots);
+    record(over.llama_cpp, "decoding: %s, %s, %d slots, over llama.cpp", kind, f->name, slots);
+    record(over.generate, "decoding: %s, %s, %d slots, over generate", kind, f->name, slots);
+    rollout_free(w.d);
+    return over;
+}
+
+static void decode_format(const model* m, const float* parameters, const char* name,
+                          const format* f, double wanted) {
+    static const int slots[] = {1, 8, 32};
+    decode_ratios least = {INFINITY, INFINITY};
+    sampler* r = sampler_create(device[FULL], m, precision_of(f, f), f, 32, 1, DECODE_STEPS + 1, 32,
+                                0, (end_set){0}, 0);
     sampler_sync(r, parameters);
-    b->release(b, parameters, bytes);
-    printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights\n", gpt2_name(),
-           threads[FULL], weights * 4e-6);
-    printf("  %9s %10s %10s %12s %10s\n", "slots", "tokens/s", "GB/s", "% bandwidth", "% of peak");
     for (int i = 0; i < 3; i++) {
-        sampling_work w = {.r = r,
-                           .d = workload_batch(gpt.shape.vocab, SLOTS[i], 1, DECODE_STEPS + 1)};
-        contender c[] = {{.run = decode_run, .arg = &w}, {.run = peak_run, .arg = &threads[FULL]}};
-        compete(c, 2, quick ? 1 : 5, quick ? 0 : 5);
-        double seconds = median_seconds(&c[0]), tokens = (double)SLOTS[i] * DECODE_STEPS;
-        double rate = weights * 4 * DECODE_STEPS / seconds;
-        double share = peak_share(&c[0], 2 * weights * tokens, &c[1], threads[FULL]);
-        printf("  %9d %10.1f %10.1f %11.0f%% %9.0f%%\n", SLOTS[i], tokens / seconds, rate / 1e9,
-               100 * rate / bandwidth[FULL], 100 * share);
-        record(tokens / seconds, "decoding: %d slots, tokens/s", SLOTS[i]);
-        record(rate / bandwidth[FULL], "decoding: %d slots, share of bandwidth", SLOTS[i]);
-        record(share, "decoding: %d slots, share of peak", SLOTS[i]);
-        rollout_free(w.d);
+        decode_ratios over = decode_row(r, m, f, slots[i]);
+        if (!(over.llama_cpp >= least.llama_cpp)) least.llama_cpp = over.llama_cpp;
+        if (!(over.generate >= least.generate)) least.generate = over.generate;
     }
+    goal_add(xprintf("decoding, %s, %s: least over llama.cpp", name, f->name), least.llama_cpp,
+             AT_LEAST, wanted, 2, "x");
+    goal_add(xprintf("decoding, %s, %s: least over generate", name, f->name), least.generate,
+             AT_LEAST, 4, 2, "x");
     sampler_free(r);
+}
+
+static void decode_model(const model* m, const char* name, double wanted) {
+    backend* b = device[FULL];
+    size_t bytes = m->parameters * sizeof(float);
+    float* parameters = b->alloc(b, bytes, "parameters");
+    model_init(m, parameters, 1);
+    printf("\nDecoding, %s, %d threads; each step reads %.0f MB of weights in fp32\n", name,
+           threads[FULL], product_weights(m) * 4e-6);
+    peer_start();
+    printf("  %-6s %5s %10s %12s %10s %10s %7s %10s %7s\n", "format", "slots", "tokens/s",
+           "% bandwidth", "% of peak", "llama.cpp", "over", "generate", "over");
+    decode_format(m, parameters, name, &FORMAT_FP32, wanted);
+    decode_format(m, parameters, name, &FORMAT_BF16, wanted);
+    b->release(b, parameters, bytes);
+}
+
+static void decoding(void) {
+    model gpt = gpt2_124m(), llama = llama_135m();
+    decode_model(&gpt, gpt2_name(), 1.3);
+    decode_model(&llama, llama_name(), 1);
 }
 
 // ---------------------------------------------------------------------------------------------

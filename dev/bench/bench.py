@@ -1,4 +1,5 @@
-"""The benchmark's peers: GPT-2's training step in PyTorch, and sampling by transformers' generate.
+"""The benchmark's peers: GPT-2's training step in PyTorch, sampling by transformers' generate, and
+decoding by that and by llama.cpp (llama-cpp-python, which needs gguf here).
 
 bench.c starts this program and asks for one run at a time, in turn with its own, so that both
 meet the same machine. The first line of output names what is installed; then each line of input is
@@ -6,12 +7,18 @@ a request and its answer is one line, the seconds of one run:
 
     train THREADS LAYERS     one step of GPT-2 (124M with 12 layers), 4 sequences of 64 tokens
     sample THREADS BATCH     BATCH prompts of 10 tokens, 24 new tokens each, default model
+    PROGRAM-MODEL-FORMAT THREADS SLOTS    16 new tokens for each of SLOTS sequences of 2 tokens,
+                             PROGRAM llama.cpp or generate, MODEL gpt2 (124M) or llama (in the shape
+                             of SmolLM2-135M), FORMAT fp32 or bf16; random weights
 
-A request that cannot be served is answered with "nan". Everything is fp32 on the CPU.
+A request that cannot be served is answered with "nan". All runs on the CPU, in fp32 but for the last.
 """
 import contextlib
+import ctypes
 import functools
+import os
 import sys
+import tempfile
 import time
 
 try:
@@ -22,9 +29,14 @@ except ImportError:
     torch = None
 try:
     import transformers
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 except ImportError:
     transformers = None
+try:
+    import gguf
+    import llama_cpp
+except ImportError:
+    llama_cpp = None
 
 CONTEXT, VOCAB, HEADS, CHANNELS = 1024, 50257, 12, 768  # GPT-2 124M
 SEQUENCES, TOKENS = 4, 64
@@ -111,17 +123,154 @@ def sample(threads, batch):
     return seconds
 
 
+STEPS = 16  # of decoding, beside the step that reads the prompts' ends
+
+
+def real_config(name):
+    if name == "gpt2":
+        return GPT2Config(bos_token_id=None, eos_token_id=None, pad_token_id=0)  # 124M
+    return LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536,
+                       num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+                       max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=1e5,
+                       tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+                       pad_token_id=0)
+
+
+@functools.lru_cache(maxsize=1)
+def real_model(name, form):
+    torch.manual_seed(1)
+    transformers.logging.set_verbosity_error()
+    model = (GPT2LMHeadModel if name == "gpt2" else LlamaForCausalLM)(real_config(name)).eval()
+    return model.bfloat16() if form == "bf16" else model
+
+
+def generate(name, form, threads, slots):
+    """The seconds of STEPS decoding steps: of 1 + STEPS new tokens less those of one."""
+    torch.set_num_threads(threads)
+    model = real_model(name, form)
+    prompts = torch.randint(model.config.vocab_size, (slots, 1))
+
+    def seconds(new):
+        start = time.perf_counter()
+        out = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True,
+                             top_k=0, max_new_tokens=new, use_cache=True)
+        assert out.shape == (slots, 1 + new), out.shape
+        return time.perf_counter() - start
+
+    with torch.inference_mode():
+        return seconds(1 + STEPS) - seconds(1)
+
+
+def write_gguf(path, name, form):
+    """A model of random weights for llama.cpp. Matrices are in the format, norms and biases fp32."""
+    c = real_config(name)
+    w = gguf.GGUFWriter(path, name)
+    layers, C, heads = c.num_hidden_layers, c.hidden_size, c.num_attention_heads
+    random = torch.Generator().manual_seed(1)
+
+    def add(key, *shape):
+        x = torch.randn(shape, generator=random) * 0.02
+        if form == "fp32" or len(shape) < 2:
+            w.add_tensor(key, x.numpy())
+        else:
+            bits = x.bfloat16().view(torch.int16).numpy().view("uint8")
+            w.add_tensor(key, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
+
+    w.add_context_length(c.max_position_embeddings)
+    w.add_embedding_length(C)
+    w.add_block_count(layers)
+    w.add_head_count(heads)
+    w.add_vocab_size(c.vocab_size)
+    w.add_tokenizer_model("no_vocab")
+    add("token_embd.weight", c.vocab_size, C)
+    add("output_norm.weight", C)
+    if name == "gpt2":
+        w.add_feed_forward_length(4 * C)
+        w.add_layer_norm_eps(1e-5)
+        add("position_embd.weight", c.n_positions, C)
+        add("output_norm.bias", C)
+        shapes = {"attn_norm": (C,), "attn_qkv": (3 * C, C), "attn_output": (C, C),
+                  "ffn_norm": (C,), "ffn_up": (4 * C, C), "ffn_down": (C, 4 * C)}
+    else:
+        F, KV = c.intermediate_size, c.num_key_value_heads * 64
+        w.add_feed_forward_length(F)
+        w.add_head_count_kv(c.num_key_value_heads)
+        w.add_layer_norm_rms_eps(1e-5)
+        w.add_rope_dimension_count(64)
+        w.add_rope_freq_base(1e5)
+        shapes = {"attn_norm": (C,), "attn_q": (C, C), "attn_k": (KV, C), "attn_v": (KV, C),
+                  "attn_output": (C, C), "ffn_norm": (C,), "ffn_gate": (F, C), "ffn_up": (F, C),
+                  "ffn_down": (C, F)}
+    for i in range(layers):
+        for key, shape in shapes.items():
+            add(f"blk.{i}.{key}.weight", *shape)
+            if name == "gpt2":
+                add(f"blk.{i}.{key}.bias", shape[0])
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+@functools.lru_cache(maxsize=1)
+def llama_cpp_model(name, form):
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.gguf")
+        write_gguf(path, name, form)
+        how = llama_cpp.llama_model_default_params()
+        how.use_mmap = False  # the file goes
+        model = llama_cpp.llama_model_load_from_file(path.encode(), how)
+    assert model, "llama.cpp refuses the model"
+    return model, silent
+
+
+def decode_llama_cpp(name, form, threads, slots):
+    model, _ = llama_cpp_model(name, form)
+    how = llama_cpp.llama_context_default_params()
+    how.n_ctx, how.n_batch, how.n_ubatch, how.n_seq_max = 64 * slots, 64, 64, slots
+    how.n_threads = how.n_threads_batch = threads
+    context = llama_cpp.llama_init_from_model(model, how)
+    assert context, "llama.cpp gives no context"
+    batch = llama_cpp.llama_batch_init(slots, 0, 1)
+    start = 0
+    for step in range(1 + STEPS):
+        if step == 1:
+            start = time.perf_counter()
+        batch.n_tokens = slots
+        for s in range(slots):
+            batch.token[s], batch.pos[s], batch.logits[s] = 7 * s + step, step, 1
+            batch.n_seq_id[s], batch.seq_id[s][0] = 1, s
+        assert llama_cpp.llama_decode(context, batch) == 0
+        assert llama_cpp.llama_get_logits_ith(context, slots - 1)
+    seconds = time.perf_counter() - start
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)
+    return seconds
+
+
+def decode(program, name, form, threads, slots):
+    peer = decode_llama_cpp if program == "llama.cpp" else generate
+    needs = (torch, transformers) + ((llama_cpp,) if program == "llama.cpp" else ())
+    return peer(name, form, threads, slots) if all(needs) else float("nan")
+
+
 def answer(request):
     verb, *numbers = request.split()
-    missing = torch is None or (verb == "sample" and transformers is None)
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is no answer
+        if "-" in verb:
+            return decode(*verb.split("-"), *map(int, numbers))
+        missing = torch is None or (verb == "sample" and transformers is None)
         return float("nan") if missing else {"train": train, "sample": sample}[verb](
             *map(int, numbers))
 
 
 def main():
     installed = [f"{name} {module.__version__}" if module else f"{name} not installed"
-                 for name, module in (("PyTorch", torch), ("transformers", transformers))]
+                 for name, module in (("PyTorch", torch), ("transformers", transformers),
+                                      ("llama-cpp-python", llama_cpp))]
     print(", ".join(installed), flush=True)
     for request in sys.stdin:
         print(answer(request), flush=True)
