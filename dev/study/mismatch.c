@@ -18,7 +18,10 @@
 //     build/dev/study/mismatch --max-new-tokens 200 FOLDER problems.jsonl 8 1 bf16:fp32
 //
 // A model is a file or a folder; a folder's tokenizer and chat format are used. TASK may be a file
-// of problems, whose name ends with .jsonl: the first ones are asked.
+// of problems, whose path ends with .jsonl or holds a slash: the first ones are asked. Five flags
+// mean what they mean to train_gpt2_rl: --tokenizer, --chat, --system, --data-keys, and
+// --data-skip-long with 0 or 1 behind it. --held-out 1 leaves out the file's problems that a run
+// would train on.
 //
 // mismatch.py runs it and draws what it says.
 #include "rl/mismatch.h"
@@ -33,12 +36,20 @@
 #include "text/source.h"
 
 static const char USAGE[] =
-    "usage: mismatch [--sampler OLDER] [--tokens OTHER] [--max-new-tokens N] MODEL TASK PROMPTS "
-    "GROUP SAMPLER:TRAINER ...";
+    "usage: mismatch [--sampler OLDER] [--tokens OTHER] [--max-new-tokens N] [--tokenizer FOLDER] "
+    "[--chat NAME] [--system TEXT] [--data-keys KEYS] [--data-skip-long 1] [--held-out 1] MODEL "
+    "TASK PROMPTS GROUP SAMPLER:TRAINER ...";
 static const double DELTA = 0.15;  // of the metric `outside`
 enum { SEED = 1 };
 
+// Texts as they were given; NULL: not given.
+typedef struct flags {
+    const char *sampler, *tokens, *max_new_tokens, *tokenizer, *chat, *system;
+    const char *data_keys, *data_skip_long, *held_out;
+} flags;
+
 typedef struct setup {
+    flags given;
     backend* b;
     model model;
     float *drawer, *sampler, *trainer;  // parameters; one array where they are the same model's
@@ -164,14 +175,14 @@ static float* read_other(const setup* s, const char* file, const char* other) {
     return parameters;
 }
 
-static void read_models(setup* s, const char* file, const char* sampler_file,
-                        const char* tokens_file) {
+static void read_models(setup* s, const char* file) {
+    const flags* f = &s->given;
     s->model = model_file_read(file, &s->trainer);
     if (s->model.shape.vocab < tokenizer_size(&s->tokenizer))
         fatal("%s has a vocabulary of %d, less than the tokenizer's %d; give another model", file,
               s->model.shape.vocab, tokenizer_size(&s->tokenizer));
-    s->sampler = sampler_file ? read_other(s, file, sampler_file) : s->trainer;
-    s->drawer = tokens_file ? read_other(s, file, tokens_file) : s->sampler;
+    s->sampler = f->sampler ? read_other(s, file, f->sampler) : s->trainer;
+    s->drawer = f->tokens ? read_other(s, file, f->tokens) : s->sampler;
 }
 
 static void free_models(setup* s) {
@@ -182,56 +193,103 @@ static void free_models(setup* s) {
 
 static int is_file_of_problems(const char* name) {
     size_t n = strlen(name), m = strlen(".jsonl");
-    return n > m && !strcmp(name + n - m, ".jsonl");
+    return strchr(name, '/') || (n > m && !strcmp(name + n - m, ".jsonl"));
+}
+
+static int prompt_tokens(const setup* s, const problem* p) {
+    token_list tokens = {0};
+    tokenizer_prompt(&s->tokenizer, p->prompt, &tokens);
+    int count = (int)tokens.count;
+    token_list_free(&tokens);
+    return count;
+}
+
+static int is_on(const char* given) { return given && strcmp(given, "0"); }
+
+static problem_list problems_of_file(const setup* s, const char* path) {
+    char* keys = xprintf("%s", s->given.data_keys ? s->given.data_keys : "");
+    data_names names = data_names_of(keys);
+    problem_list all = data_read(path, &names), kept = {0};
+    int most = is_on(s->given.data_skip_long) ? s->model.shape.context - s->max_new : INT_MAX;
+    for (int i = 0; i < all.count; i++) {
+        const problem* p = &all.item[i];
+        if (is_on(s->given.held_out) && !data_is_held_out(p)) continue;
+        if (prompt_tokens(s, p) <= most) problem_add(&kept, p);
+    }
+    if (!kept.count) fatal("%s: none of its %d problems can be asked", path, all.count);
+    problem_list_free(&all);
+    free(keys);
+    return kept;
 }
 
 // The first problems of a file, or a task's held-out ones, and how long prompts and answers may be.
 static void ask(setup* s, const char* name) {
-    token_list tokens = {0};
+    if (s->given.max_new_tokens) s->max_new = number(s->given.max_new_tokens, "--max-new-tokens");
     if (is_file_of_problems(name)) {
-        s->asked = data_read(name, NULL);
         if (!s->max_new) fatal("with %s give --max-new-tokens", name);
+        s->asked = problems_of_file(s, name);
     } else {
         source from = source_of_task(name);
         s->asked = source_held_out(&from, SEED, s->prompts);
         if (!s->max_new) s->max_new = from.max_response + 2;
     }
     for (int i = 0; i < s->prompts; i++) {
-        tokens.count = 0;
-        tokenizer_prompt(&s->tokenizer, s->asked.item[i % s->asked.count].prompt, &tokens);
-        if ((int)tokens.count > s->max_prompt) s->max_prompt = (int)tokens.count;
+        int tokens = prompt_tokens(s, &s->asked.item[i % s->asked.count]);
+        if (tokens > s->max_prompt) s->max_prompt = tokens;
     }
-    token_list_free(&tokens);
+}
+
+static chat_kind chat_named(const char* name) {
+    for (int i = 0; CHAT_NAMES[i]; i++)
+        if (!strcmp(CHAT_NAMES[i], name)) return (chat_kind)i;
+    fatal("--chat: there is no %s; see train_gpt2_rl --help", name);
+}
+
+static tokenizer tokenizer_for(const flags* f, const char* model_path) {
+    const char* folder = f->tokenizer ? f->tokenizer : model_path;
+    if (!f->tokenizer && !bpe_is_there(model_path)) return tokenizer_characters();
+    return tokenizer_open(folder, f->chat ? chat_named(f->chat) : CHAT_AUTO, f->system);
+}
+
+// Returns the arguments behind the flags.
+static char** read_flags(flags* f, char** arg) {
+    const struct {
+        const char *name, **value;
+    } known[] = {{"--sampler", &f->sampler},
+                 {"--tokens", &f->tokens},
+                 {"--max-new-tokens", &f->max_new_tokens},
+                 {"--tokenizer", &f->tokenizer},
+                 {"--chat", &f->chat},
+                 {"--system", &f->system},
+                 {"--data-keys", &f->data_keys},
+                 {"--data-skip-long", &f->data_skip_long},
+                 {"--held-out", &f->held_out}};
+    for (; arg[0] && arg[1] && arg[0][0] == '-'; arg += 2) {
+        size_t i = 0, n = sizeof known / sizeof *known;
+        while (i < n && strcmp(known[i].name, arg[0])) i++;
+        if (i == n) fatal("there is no %s; %s", arg[0], USAGE);
+        *known[i].value = arg[1];
+    }
+    return arg;
 }
 
 int main(int argc, char** argv) {
-    const char *sampler_file = NULL, *tokens_file = NULL;
-    int max_new = 0;
-    for (; argc > 2 && argv[1][0] == '-'; argc -= 2, argv += 2) {
-        if (!strcmp(argv[1], "--sampler"))
-            sampler_file = argv[2];
-        else if (!strcmp(argv[1], "--tokens"))
-            tokens_file = argv[2];
-        else if (!strcmp(argv[1], "--max-new-tokens"))
-            max_new = number(argv[2], argv[1]);
-        else
-            fatal("there is no %s; %s", argv[1], USAGE);
-    }
-    if (argc < 6) {
+    setup s = {0};
+    char** arg = read_flags(&s.given, argv + 1);
+    if (argv + argc - arg < 5) {
         fprintf(stderr, "%s\n", USAGE);
         return 1;
     }
-    setup s = {.b = cpu_open(0, "auto"), .max_new = max_new};
-    s.tokenizer =
-        bpe_is_there(argv[1]) ? tokenizer_open(argv[1], CHAT_AUTO, NULL) : tokenizer_characters();
-    read_models(&s, argv[1], sampler_file, tokens_file);
-    s.prompts = number(argv[3], "PROMPTS");
-    s.group = number(argv[4], "GROUP");
-    ask(&s, argv[2]);
+    s.b = cpu_open(0, "auto");
+    s.tokenizer = tokenizer_for(&s.given, arg[0]);
+    read_models(&s, arg[0]);
+    s.prompts = number(arg[2], "PROMPTS");
+    s.group = number(arg[3], "GROUP");
+    ask(&s, arg[1]);
     if (s.max_prompt + s.max_new > s.model.shape.context)
         fatal("prompts of %d and answers of %d tokens do not fit the model's context of %d",
               s.max_prompt, s.max_new, s.model.shape.context);
-    for (int i = 5; i < argc; i++) run_pair(&s, argv[i]);
+    for (char** pair = arg + 4; *pair; pair++) run_pair(&s, *pair);
     problem_list_free(&s.asked);
     free_models(&s);
     cpu_close(s.b);

@@ -9,9 +9,9 @@ sampler in one format draws and a trainer in another format weighs, with the sam
     python3 dev/study/mismatch.py RUN [SAMPLER:TRAINER ...] [--csv growth.csv]
 
 MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache keeps; or a model's
-folder, whose tokenizer and chat format are used. --task may be a file of problems (NAME.jsonl), with
---max-new-tokens. Without pairs:
-fp16, bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
+folder, such as checkpoints/STEP/model of other families than gpt2, whose tokenizer and chat format
+are used. --task may be a file of problems (NAME.jsonl), with --max-new-tokens. Without pairs: fp16,
+bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
 written FORMAT or FORMAT/N: its products sum in N parts. With --sampler the sampler's weights are
 those of an earlier model, so that the differences are drift and numerics together.
 
@@ -21,10 +21,11 @@ pi / mu against mu, a sequence's log-ratio against its length, and how far the r
 off at each layer. At equal formats and weights every difference is exactly 0.
 
 RUN is a run's folder: did the mismatch grow from checkpoint to checkpoint, and for rare tokens? All
-checkpoints get the same tokens, drawn by the oldest or by --tokens. The table has, by mu, counts
-and means with intervals, and whether the newest checkpoint differs from the oldest (mismatch_run.py).
-Without pairs: the run's own formats, or bf16:fp32 where these are equal. Keep the checkpoints of
-such a run with --checkpoint-keep 0.
+checkpoints get the same tokens, drawn by the oldest or by --tokens, for problems that the run
+holds out, in its chat format. The table has, by mu, counts and means with intervals, and whether
+the newest checkpoint differs from the oldest (mismatch_run.py). Without pairs: the run's own
+formats, or bf16:fp32 where these are equal. Keep the checkpoints of such a run with
+--checkpoint-keep 0.
 
 --out DIR writes what a page can name (ablate_page.py): bins.csv, layers.csv and metrics.csv,
 which mismatch_bins.py describes, their figures, and `command`: how they were made. Give paths
@@ -60,14 +61,14 @@ def stop(message):
     sys.exit(f"mismatch.py: {message}")
 
 
-def run(args, model):
+def run(args, model, flags=()):
     """The program's lines."""
     if not os.path.exists(PROGRAM):
         stop("build/dev/study/mismatch is missing; make build/dev/study/mismatch")
-    command = [PROGRAM]
+    command = [PROGRAM, *flags]
     for flag, given in (("--sampler", args.sampler), ("--tokens", args.tokens),
                         ("--max-new-tokens", args.max_new_tokens)):
-        command += [flag, str(given)] if given else []
+        command += [flag, str(given)] if given else []  # the last one of a flag wins
     command += [model, args.task, str(args.prompts), str(args.group), *args.pairs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -181,19 +182,21 @@ def run_table(args):
     """The table of a run's checkpoints."""
     for flag, value in (("-o", args.output), ("--sampler", args.sampler), ("--out", args.out)):
         if value:
-            stop(f"{flag} means nothing to a run; name one of its checkpoints' model.bin")
+            stop(f"{flag} means nothing to a run; name the model of one of its checkpoints")
     try:
         found = mismatch_run.checkpoints(args.model)
         config = mismatch_run.settings(args.model)
     except mismatch_run.RunError as error:
         stop(error)
-    args.task = args.task or config.get("task", "chain")
+    task, flags = mismatch_run.problems_of(config)
+    flags = mismatch_run.tokenizer_flags(args.model, config) + ([] if args.task else flags)
+    args.task = args.task or task
     args.pairs = args.pairs or [mismatch_run.pair_of(config)]
     drawn_by = args.tokens or found[0][0]
     args.tokens = args.tokens or found[0][1]
     pairs = {}
     for name, path in found:
-        for pair, lines in read(run(args, path)).items():
+        for pair, lines in read(run(args, path, flags)).items():
             pairs.setdefault(pair, {})[name] = lines["token"]
     rows = [row for pair, tokens in pairs.items()
             for row in mismatch_run.rows_of(pair, tokens, args.group)]

@@ -35,21 +35,26 @@ class RunError(Exception):
 # The run's folder
 
 def checkpoints(run):
-    """[(name, model file)] from the oldest to the newest: warmup-N is before RL."""
+    """[(name, model's file or folder)] from the oldest to the newest: warmup-N is before RL."""
     folder = os.path.join(run, "checkpoints")
     if not os.path.isdir(folder):
         raise RunError(f"{run} is no run: it has no checkpoints")
     names = [n for n in os.listdir(folder) if re.fullmatch(r"(warmup|step)-\d+", n)]
     names.sort(key=lambda n: (n.startswith("step"), int(n.partition("-")[2])))
-    found = [(n, os.path.join(folder, n, "model.bin")) for n in names]
+    found = [(n, model_of(os.path.join(folder, n))) for n in names]
     if len(found) < 2:
         raise RunError(f"{run} keeps {len(found)} checkpoint{'s' * (len(found) != 1)}, and growth "
                        "takes two or more; make the run with --checkpoint-keep 0, which keeps all, "
                        "and --checkpoint-every N")
-    missing = [path for _, path in found if not os.path.exists(path)]
-    if missing:
-        raise RunError(f"{missing[0]} is not there; this tool reads models of the family gpt2")
     return found
+
+
+def model_of(checkpoint):
+    """model.bin, or the folder model/: not every family fits the format of model.bin."""
+    for name in ("model.bin", "model"):
+        if os.path.exists(os.path.join(checkpoint, name)):
+            return os.path.join(checkpoint, name)
+    raise RunError(f"{checkpoint} has neither model.bin nor model/; it is no whole checkpoint")
 
 
 def settings(run):
@@ -60,6 +65,28 @@ def settings(run):
     except OSError as error:
         raise RunError(f"cannot read {run}/config: {error.strerror}") from None
     return {name: value.strip() for name, _, value in lines}
+
+
+def tokenizer_flags(run, config):
+    """Of build/dev/study/mismatch: the run's own tokenizer, which it keeps, and chat format."""
+    folder = os.path.join(run, "tokenizer")
+    if not os.path.isdir(folder):
+        return []
+    return ["--tokenizer", folder, *flags_of(config, "chat", "system")]
+
+
+def problems_of(config):
+    """(task or file, flags): the problems that the run holds out."""
+    if not config.get("data"):
+        return config.get("task") or "chain", []
+    flags = flags_of(config, "data-keys", "data-skip-long", "max-new-tokens")
+    if config.get("data-held-out"):
+        return os.path.abspath(config["data-held-out"]), flags
+    return os.path.abspath(config["data"]), [*flags, "--held-out", "1"]
+
+
+def flags_of(config, *names):
+    return [text for n in names if config.get(n) for text in (f"--{n}", config[n])]
 
 
 def pair_of(config):

@@ -7,6 +7,7 @@ Runs build/dev/study/mismatch and ./train_gpt2_rl (or what TRAIN_GPT2_RL names).
 """
 import csv
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -26,6 +27,27 @@ TRAIN = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "./train_gpt2_rl"))
 
 # The models are tiny: more threads would only wait for each other.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def write_bytes_tokenizer(folder):
+    """One of the 256 bytes and three special tokens."""
+    printable = [b for b in range(256) if 0x21 <= b <= 0x7e or 0xa1 <= b and b != 0xad]
+    others = [b for b in range(256) if b not in printable]
+    vocabulary = {chr(b): b for b in printable}
+    vocabulary.update((chr(256 + i), b) for i, b in enumerate(others))
+    specials = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    files = {"tokenizer.json": {
+        "added_tokens": [{"id": 256 + i, "content": text, "special": True, "normalized": False}
+                         for i, text in enumerate(specials)],
+        "normalizer": None, "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []}},
+             "tokenizer_config.json": {"eos_token": "<|endoftext|>"}}
+    os.makedirs(folder)
+    for name, tree in files.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+            json.dump(tree, f)
+
 
 # (mu, pi) of a few tokens: each way to lie outside, none, and the largest mu.
 TOKENS = [(0.005, 0.01), (0.004, 0.004), (0.5, 0.3), (0.5, 0.6), (0.95, 0.79), (1, 1)]
@@ -306,7 +328,7 @@ class ProgramTest(unittest.TestCase):
         subprocess.run([TRAIN, "--steps", "3", "--warmup-steps", "5", "--depth", "1", "--channels",
                         "32", "--eval-prompts", "1", "--rollout-dtype", "fp8_e4m3",
                         "--checkpoint-every", "1", "--out", os.path.join(self.home, name), *flags],
-                       env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+                       cwd=self.home, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
 
     def test_all_checkpoints_of_a_run(self):
         self.run_of("run", "--checkpoint-keep", "0")
@@ -327,6 +349,60 @@ class ProgramTest(unittest.TestCase):
                 self.assertEqual(sum(bins[:-1]), bins[-1])
             zero = {r["logp_diff_mean"] for r in rows} == {"0"}
             self.assertEqual(zero, bool(pairs))
+
+    def ends(self, run):
+        """{checkpoint: (tokens, mean |log pi - log mu|)} of a run's table."""
+        done = self.mismatch(run, "--csv", "growth.csv")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(f"{self.home}/growth.csv", encoding="utf-8") as f:
+            rows = [r for r in csv.DictReader(f) if r["mu"] == "all"]
+        return {r["checkpoint"]: (int(r["tokens"]), float(r["logp_diff_mean"]))
+                for r in rows[:-1]}
+
+    def test_runs_of_other_families(self):
+        for family in ("llama", "qwen2", "qwen3"):
+            self.run_of(family, "--checkpoint-keep", "0", "--family", family)
+            found = self.ends(family)
+            self.assertEqual(list(found), ["warmup-000005", "step-000001", "step-000002",
+                                           "step-000003"], family)
+            self.assertEqual(len({tokens for tokens, _ in found.values()}), 1, family)
+
+    def first(self, run, *args):
+        """What `ends` is to give for the oldest checkpoint, from the C program's lines."""
+        model = f"{self.home}/{run}/checkpoints/warmup-000005/model"
+        model += "" if os.path.exists(model) else ".bin"
+        done = subprocess.run([mismatch.PROGRAM, "--max-new-tokens", "24", *args, model,
+                               "./sums", "4", "2", "fp8_e4m3:fp32"], cwd=self.home, text=True,
+                              env=ENVIRONMENT, check=True, capture_output=True)
+        gaps = [abs(mu - pi) for _, mu, pi in
+                mismatch.read(done.stdout)["fp8_e4m3:fp32"]["token"]]
+        return len(gaps), float(f"{math.fsum(gaps) / len(gaps):.5g}")
+
+    def test_runs_on_problems_of_a_file(self):
+        with open(f"{self.home}/sums", "w", encoding="utf-8") as f:
+            for i in range(64):
+                f.write(f'{{"ask": "{i}+{i}=", "say": "{2 * i}", "answer": "{2 * i}"}}\n')
+            for i in range(64):  # too long
+                f.write(f'{{"ask": "{i}{"+1" * 80}=", "say": "8", "answer": "8"}}\n')
+        write_bytes_tokenizer(f"{self.home}/bytes")
+        data = ["--data", "./sums", "--reward", "exact", "--data-skip-long", "--data-keys",
+                "prompt=ask,response=say"]
+        asked = ["--data-keys", "prompt=ask", "--data-skip-long", "1"]
+        tokenizer = ["--tokenizer", "bytes", "--chat", "chatml", "--system", "Add."]
+        cases = [("file", [], [*asked, "--held-out", "1"]),
+                 ("two", ["--data-held-out", "./sums"], asked),
+                 ("gpt2", [*tokenizer, "--context", "128"],
+                  [*asked, "--held-out", "1", *tokenizer]),
+                 ("qwen3", [*tokenizer, "--context", "128", "--family", "qwen3"],
+                  [*asked, "--held-out", "1", *tokenizer])]
+        for name, flags, same in cases:
+            self.run_of(f"data-{name}", "--checkpoint-keep", "0", *data, *flags)
+            found = self.ends(f"data-{name}")
+            self.assertEqual(len(found), 4)
+            self.assertEqual(found["warmup-000005"], self.first(f"data-{name}", *same), name)
+            if same != asked:  # the last flag matters
+                self.assertNotEqual(found["warmup-000005"],
+                                    self.first(f"data-{name}", *same[:-2]), name)
 
     def test_runs_that_do_not_do(self):
         self.run_of("short", "--checkpoint-keep", "1")

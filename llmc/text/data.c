@@ -57,6 +57,25 @@ static void read_line(const reader* r, problem_list* list) {
     free(text);
 }
 
+data_names data_names_of(char* keys) {
+    data_names names = {0};
+    for (char* key = strtok(keys, ","); key; key = strtok(NULL, ",")) {
+        char* name = strchr(key, '=');
+        if (name) *name++ = 0;
+        const char** place = !strcmp(key, "prompt")     ? &names.prompt
+                             : !strcmp(key, "answer")   ? &names.answer
+                             : !strcmp(key, "response") ? &names.response
+                                                        : NULL;
+        if (!place || !name || !*name)
+            fatal(
+                "--data-keys: \"%s\" is none of prompt=NAME, answer=NAME and response=NAME, where "
+                "NAME is a key of the file; separate them by commas",
+                shown(key, strlen(key)));
+        *place = name;
+    }
+    return names;
+}
+
 problem_list data_read(const char* path, const data_names* names) {
     static const data_names usual;
     problem_list list = {0};

@@ -17,6 +17,9 @@ LLMC_BEGIN
 typedef struct data_names {
     const char *prompt, *answer, *response;
 } data_names;
+// Reads "prompt=NAME,answer=NAME,response=NAME", any of them in any order. Changes `keys`, which
+// must outlive the result. Fatal for anything else.
+data_names data_names_of(char* keys);
 
 // Reads all problems of a file; free them with problem_list_free. `names` may be NULL. Fatal with
 // "FILE:LINE", what is wrong and what to do: no such file, a line that is no JSON object, no prompt

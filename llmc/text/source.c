@@ -8,26 +8,6 @@
 // ------------------------------------------------------------------------------------------------
 // Opening
 
-// "prompt=NAME,answer=NAME,response=NAME", in any order, into `names`, whose texts are in `copy`.
-static data_names names_of(char* copy) {
-    data_names names = {0};
-    for (char* key = strtok(copy, ","); key; key = strtok(NULL, ",")) {
-        char* name = strchr(key, '=');
-        if (name) *name++ = 0;
-        const char** place = !strcmp(key, "prompt")     ? &names.prompt
-                             : !strcmp(key, "answer")   ? &names.answer
-                             : !strcmp(key, "response") ? &names.response
-                                                        : NULL;
-        if (!place || !name || !*name)
-            fatal(
-                "--data-keys: \"%s\" is none of prompt=NAME, answer=NAME and response=NAME, where "
-                "NAME is a key of the file; separate them by commas",
-                shown(key, strlen(key)));
-        *place = name;
-    }
-    return names;
-}
-
 static void refuse_ungradable(const source* s, const char* path, const problem_list* list) {
     for (int i = 0; i < list->count; i++) {
         char* why = reward_refusal(s->reward, &list->item[i]);
@@ -56,7 +36,7 @@ static void split(source* s, problem_list all) {
 static source open_data(const source_config* c) {
     source s = {.data = c->data};
     char* keys = xprintf("%s", c->keys ? c->keys : "");
-    data_names names = names_of(keys);
+    data_names names = data_names_of(keys);
     problem_list all = data_read(c->data, &names);
     if (*c->held_out) {
         s.training = all;
