@@ -20,7 +20,9 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
     logp_diff_max             the largest over steps, there
     update_...                in the mini-batches, numerics and drift: mean over updates and steps,
                               but the largest for logp_diff_max and grad_norm, and of masked_mu,
-                              the probability of masked tokens, where any is masked
+                              the probability of masked tokens, where any is masked. Only
+                              curves.csv has grad_norm and loss_scale, of which it has the least;
+                              files of older programs lack loss_scale
     ..._t_low, ..._t_high     95 % interval of the mean by Student's t over seeds. That of a score
                               is cut to 0 .. 1, where scores lie
     ..._low, ..._high         95 %, percentile bootstrap over seeds: the resampling distribution of
@@ -58,6 +60,7 @@ COLUMNS = [
     ("update_masked", "update", "masked", "mean"),
     ("update_masked_mu", "update", "masked_mu", "mean of some"),
     ("update_grad_norm", "update", "grad_norm", "max"),
+    ("update_loss_scale", "update", "loss_scale", "min"),
     ("pass1", "eval", "pass1", "mean"),
     ("greedy", "eval", "greedy", "mean"),
 ]
@@ -101,7 +104,7 @@ def partly_text(found):
     return f"– ({having} of {steps} steps)"
 
 
-REDUCE = {"mean": mean, "max": max, "mean of some": mean}
+REDUCE = {"mean": mean, "max": max, "min": min, "mean of some": mean}
 
 
 # ------------------------------------------------------------------------------------------------

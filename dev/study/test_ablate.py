@@ -130,17 +130,21 @@ class StatisticsTest(unittest.TestCase):
         log = [entry("warmup", 50, loss=1), entry("eval", 0, pass1=0.25, greedy=0.5),
                entry("rollout", 0, reward=0.5, entropy=1),
                entry("numerics", 0, prob_diff_mean=None),
-               entry("update", 0, kl=1.0, logp_diff_max=2.0, ess=0.5, masked_mu=None),
-               entry("update", 0, kl=2.0, logp_diff_max=5.0, ess=None, masked_mu=0.25),
+               entry("update", 0, kl=1.0, logp_diff_max=2.0, ess=0.5, masked_mu=None,
+                     loss_scale=65536),
+               entry("update", 0, kl=2.0, logp_diff_max=5.0, ess=None, masked_mu=0.25,
+                     loss_scale=32768),
                entry("eval", 1, pass1=0.75)]
         rows = ablate_stats.curve_rows(log)
         self.assertEqual(list(rows), [0, 1])
         self.assertEqual(rows[0], {"seconds": 0.0, "reward": 0.5, "entropy": 1, "pass1": 0.25,
                                    "greedy": 0.5, "update_kl": 1.5, "update_logp_diff_max": 5.0,
-                                   "update_masked_mu": 0.25})
+                                   "update_masked_mu": 0.25, "update_loss_scale": 32768})
         self.assertEqual(rows[1], {"pass1": 0.75})
         text = ablate_stats.curves_csv({"a": rows})
         self.assertEqual(ablate_stats.read_curves(text), {"a": rows})
+        older = "run,step,reward\na,0,0.5\n"  # a column that a file lacks
+        self.assertEqual(ablate_stats.read_curves(older), {"a": {0: {"reward": 0.5}}})
 
     def test_figures(self):
         rewards = [0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 0.3, 0.2, 0.1, 0.0]  # window 3, best 0.9
