@@ -224,6 +224,7 @@ static void test_known_verdicts(void) {
     problem_list_free(&list);
     evaluation e = evaluated(16, CAPACITY, &c, always);
     CHECK(e.greedy == 1 && e.pass1 == 1 && e.passk == 1, "all are right");
+    CHECK(e.pass1_error == 0, "%g is the error of equal prompts", e.pass1_error);
     // Each prompt greedily, and each sample; 100 prompts do not divide by what fits at once.
     CHECK(seen.asked == 100 + 600 && seen.held_out == seen.asked, "%lld asked, %lld held out",
           (long long)seen.asked, (long long)seen.held_out);
@@ -237,6 +238,7 @@ static void test_known_verdicts(void) {
     CHECK(odd > 0.2 && odd < 0.8, "%g of the prompts are odd", odd);
     CHECK_NEAR(e.greedy, odd, 1e-12, "greedy, by prompt");
     CHECK_NEAR(e.pass1, odd, 1e-12, "pass@1, by prompt");
+    CHECK_NEAR(e.pass1_error, sqrt(odd * (1 - odd) / 99), 1e-12, "its error, by prompt");
     CHECK_NEAR(e.passk, odd, 1e-12, "pass@k, by prompt");
 }
 
@@ -254,26 +256,33 @@ static void test_samples(void) {
     while (sampler_step(again.sampler)) {
     }
     sampler_end(again.sampler);
-    double pass1 = 0, passk = 0, length = 0;
+    double pass1 = 0, passk = 0, length = 0, share[10], variance = 0;
     for (int p = 0; p < c.prompts; p++) {
         int right = 0;
         for (int i = 0; i < c.samples; i++) {
             right += rollout_length(again.d, p * c.samples + i) % 2;
             length += rollout_length(again.d, p * c.samples + i) / 60.0;
         }
-        pass1 += right / 60.0;
+        share[p] = right / 6.0;
+        pass1 += share[p] / 10;
         passk += count_subsets(c.samples, right, c.k) / c.prompts;
     }
+    for (int p = 0; p < 10; p++) variance += (share[p] - pass1) * (share[p] - pass1) / 9;
     CHECK_NEAR(e.pass1, pass1, 1e-12, "pass@1");
+    CHECK_NEAR(e.pass1_error, sqrt(variance / 10), 1e-12, "its standard error over prompts");
+    CHECK(variance > 0.001, "%g: the prompts differ", variance);
     CHECK_NEAR(e.passk, passk, 1e-12, "pass@k");
     CHECK_NEAR(e.response_length, length, 1e-12, "length of the samples, not of the greedy ones");
     CHECK(pass1 > 0.1 && pass1 < 0.9 && passk > pass1 && passk < 1, "%g, %g", pass1, passk);
+    c.prompts = 1;
+    e = evaluated(16, CAPACITY, &c, odd_responses);
+    CHECK(isnan(e.pass1_error), "%g is the error of a single prompt", e.pass1_error);
     close_bench(&again);
 }
 
 static int same_evaluation(const evaluation* a, const evaluation* b) {
     return a->greedy == b->greedy && a->pass1 == b->pass1 && a->passk == b->passk &&
-           a->tokens == b->tokens;
+           a->pass1_error == b->pass1_error && a->tokens == b->tokens;
 }
 
 // Seed and step draw other samples; slots, and how many prompts are asked at once, do not.

@@ -36,7 +36,7 @@ static void test_log_keys(void) {
          "step time index loss lr grad_norm skipped loss_scale tokens trained_tokens "
          "tokens_per_s " MISMATCH_KEYS " masked masked_mu corrective",
          12},
-        {"eval", "step time greedy pass1 passk k prompts response_length", 3},
+        {"eval", "step time greedy pass1 pass1_error passk k prompts response_length", 3},
     };
     run_lines log = read_log("base_run");
     int lines = 0;

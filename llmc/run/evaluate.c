@@ -2,6 +2,8 @@
 // a top-p of its own.
 #include "evaluate.h"
 
+#include <math.h>
+
 double evaluate_pass_at_k(int n, int right, int k) {
     double none = 1;
     for (int i = n - right + 1; i <= n; i++) none *= i > k ? 1.0 - (double)k / i : 0;
@@ -21,7 +23,7 @@ static int sample_and_judge(sampler* r, rollout* d, const source* from, const sa
 
 // Sums over the prompts, each with `group` samples.
 typedef struct sums {
-    double right, passk;
+    double right, right_squared, passk;
     int64_t tokens;
     int stopped;
 } sums;
@@ -40,11 +42,18 @@ static sums solve(sampler* r, rollout* d, const source* from, const evaluate_con
             int right = 0;
             for (int i = 0; i < group; i++) right += d->right[p * group + i] > 0;
             sum.right += right;
+            sum.right_squared += (double)right * right;
             sum.passk += evaluate_pass_at_k(group, right, c->k);
         }
         sum.tokens += (int64_t)d->start[d->sequences];
     }
     return sum;
+}
+
+// Of the mean of n counts. The samples of a prompt are alike: they count as one observation.
+static double standard_error(double sum, double squared, int n) {
+    double spread = n * squared - sum * sum;  // n (n - 1) times the variance
+    return sqrt((spread > 0 ? spread : 0) / (n - 1)) / n;
 }
 
 evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evaluate_config* c) {
@@ -53,13 +62,15 @@ evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evalua
     sums drawn = best.stopped ? best : solve(r, d, from, c, c->samples, c->how);
     if (drawn.stopped) return (evaluation){.stopped = 1};
     double samples = (double)c->prompts * c->samples;
-    return (evaluation){.greedy = best.right / c->prompts,
-                        .pass1 = drawn.right / samples,
-                        .passk = drawn.passk / c->prompts,
-                        .response_length = (double)drawn.tokens / samples,
-                        .k = c->k,
-                        .prompts = c->prompts,
-                        .tokens = best.tokens + drawn.tokens};
+    return (evaluation){
+        .greedy = best.right / c->prompts,
+        .pass1 = drawn.right / samples,
+        .pass1_error = standard_error(drawn.right, drawn.right_squared, c->prompts) / c->samples,
+        .passk = drawn.passk / c->prompts,
+        .response_length = (double)drawn.tokens / samples,
+        .k = c->k,
+        .prompts = c->prompts,
+        .tokens = best.tokens + drawn.tokens};
 }
 
 evaluation evaluate_policy(run* r) {

@@ -8,9 +8,10 @@
 LLMC_BEGIN
 
 typedef struct evaluation {
-    double greedy;  // share of prompts solved by the most probable tokens
-    double pass1;   // mean share of right samples
-    double passk;   // probability that one of k samples is right, unbiased estimate
+    double greedy;       // share of prompts solved by the most probable tokens
+    double pass1;        // mean share of right samples
+    double pass1_error;  // its standard error over prompts; NaN: there is only one
+    double passk;        // probability that one of k samples is right, unbiased estimate
     double response_length;
     int k, prompts;
     int64_t tokens;

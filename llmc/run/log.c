@@ -20,7 +20,8 @@
 //             trained_tokens (of these, those that also ran backward), tokens_per_s, the
 //             metrics of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
 //             probability of the masked tokens under the anchor; null if there are none)
-//   eval      greedy, pass1, passk (fractions of prompts), k, prompts, response_length
+//   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
+//             over prompts; null if there is only one), k, prompts, response_length
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
 // completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward

@@ -254,16 +254,19 @@ void report_evaluation(const run* r, const evaluation* e) {
     log_begin(r->log, "eval", r->state.step);
     log_number(r->log, "greedy", e->greedy);
     log_number(r->log, "pass1", e->pass1);
+    log_number(r->log, "pass1_error", e->pass1_error);
     log_number(r->log, "passk", e->passk);
     log_number(r->log, "k", e->k);
     log_number(r->log, "prompts", e->prompts);
     log_number(r->log, "response_length", e->response_length);
     log_end(r->log);
+    char* error = e->prompts > 1 ? xprintf(" ± %.3f", e->pass1_error) : xprintf("%s", "");
     log_print(r->log,
-              "eval after step %d on %d %s prompts: pass@1 %.3f  pass@%d %.3f  greedy %.3f  length "
-              "%.1f",
-              r->state.step, e->prompts, r->sanity.count ? "training" : "held-out", e->pass1, e->k,
-              e->passk, e->greedy, e->response_length);
+              "eval after step %d on %d %s prompts: pass@1 %.3f%s  pass@%d %.3f  greedy %.3f  "
+              "length %.1f",
+              r->state.step, e->prompts, r->sanity.count ? "training" : "held-out", e->pass1, error,
+              e->k, e->passk, e->greedy, e->response_length);
+    free(error);
 }
 
 void report_examples(const run* r, const char* when) {
