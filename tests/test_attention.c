@@ -390,9 +390,10 @@ static void check_width(void) {
     static const struct {
         const format *operand, *kv;
         int bytes;
-    } rows[] = {{&FORMAT_FP32, &FORMAT_FP32, 4}, {&FORMAT_FP16, &FORMAT_FP16, 4},
-                {&FORMAT_BF16, &FORMAT_FP32, 2}, {&FORMAT_FP32, &FORMAT_BF16, 2},
-                {&FORMAT_FP16, &FORMAT_E4M3, 2}, {&FORMAT_BF16, &FORMAT_E5M2, 2}};
+    } rows[] = {{&FORMAT_FP32, &FORMAT_FP32, 4}, {&FORMAT_TF32, &FORMAT_FP32, 4},
+                {&FORMAT_FP16, &FORMAT_FP16, 2}, {&FORMAT_BF16, &FORMAT_FP32, 2},
+                {&FORMAT_FP32, &FORMAT_BF16, 2}, {&FORMAT_FP16, &FORMAT_E4M3, 2},
+                {&FORMAT_BF16, &FORMAT_E5M2, 2}};
     backend* b = devices[0];
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         kv_cache kv = {.layers = 3,

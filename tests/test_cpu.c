@@ -1,7 +1,7 @@
 // The CPU device itself: the choice of an instruction set, memory, accounts; those of the plain
 // one.
 #include "cpu_test.h"
-#include "device/cpu/cpu.h"
+#include "device/cpu/isa.h"
 #include "refusal.h"
 
 static void open_isa(const void* isa) { cpu_close(cpu_open(1, isa)); }
@@ -132,11 +132,54 @@ static void check_large_memory(void) {
     cpu_close(b);
 }
 
+// Every fp16 number: its value is the standard's, and it comes back.
+static void check_fp16(void) {
+    int wrong = 0, lost = 0;
+    for (uint32_t h = 0; h < 1 << 16; h++) {
+        int exponent = h >> 10 & 31, mantissa = h & 1023, sign = h >> 15 ? -1 : 1;
+        double value = exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+        if (exponent == 31) value = mantissa ? NAN : INFINITY;
+        float x = fp16_value((uint16_t)h);
+        wrong += isnan(value) ? !isnan(x) : (double)x != sign * value || !signbit(x) != (sign > 0);
+        lost += isnan(value) ? !isnan(fp16_value(fp16_bits(x))) : fp16_bits(x) != h;
+    }
+    CHECK(wrong == 0 && lost == 0, "%d fp16 numbers have another value, %d do not come back", wrong,
+          lost);
+}
+
+// Whatever rounding leaves of a number, the storage of its format holds.
+static void check_storage(void) {
+    static const struct {
+        const char* format;
+        storage kept;
+    } rows[] = {{"fp32", KEPT_FP32}, {"tf32", KEPT_FP32},     {"bf16", KEPT_BF16},
+                {"fp16", KEPT_FP16}, {"fp8_e4m3", KEPT_BF16}, {"fp8_e5m2", KEPT_BF16},
+                {"e8m8", KEPT_FP32}, {"e5m8", KEPT_FP16},     {"e2m10", KEPT_FP16},
+                {"e4m7", KEPT_BF16}, {"e5m11", KEPT_FP32}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const format* f = format_find(rows[i].format);
+        CHECK(storage_of(f) == rows[i].kept, "%s is kept as %d", f->name, storage_of(f));
+        int wrong = 0;
+        for (int k = 0; k < 100000; k++) {
+            float x = format_round(float_from_bits(rng_u32(&random_values)), f);
+            float kept = NAN;
+            if (isnan(x)) continue;
+            if (keep(rows[i].kept, &kept, 0, x)) wrong++;
+        }
+        CHECK(wrong == 0, "%d of 100000 numbers of %s lose bits", wrong, f->name);
+    }
+    float tiny = 0x1p-130f, held;
+    CHECK(keep(KEPT_FP16, &held, 0, tiny) != 0, "a loss is seen");
+    CHECK(keep(KEPT_BF16, &held, 0, 1 + 0x1p-8f) != 0, "a loss is seen");
+}
+
 int main(int argc, char** argv) {
     if (argc > 1) return printf("%d\n", cpu_default_threads()) < 0;
     check_default_threads(argv[0]);
     check_quota();
     check_load();
+    check_fp16();
+    check_storage();
     devices_open();
     check_refusals();
     check_names();

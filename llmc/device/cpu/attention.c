@@ -20,7 +20,7 @@ enum {
 
 // What a tile works on. Query i of the tile sees n keys, or n + i if `causal`.
 typedef struct tile {
-    const void *const *keys, *const *values;  // blocks of 16, of fp32 or narrow numbers
+    const void *const *keys, *const *values;  // blocks of 16, kept as one storage
     const float* q;                           // (TILE, padded) operands
     float *score, *sum;                       // (TILE, width), (TILE, padded)
     int64_t width;
@@ -29,13 +29,8 @@ typedef struct tile {
 
 static int seen(const tile* t, int i) { return t->causal ? t->n + i : t->n; }
 
-// Numbers of a block from `at` on; narrow ones are the upper halves of fp32.
-INLINE vf load(const int narrow, const void* block, int64_t at) {
-    return narrow ? vf_widen((const uint16_t*)block + at) : vf_load((const float*)block + at);
-}
-
 // score[i][j] = q_i . k_j * scale for the 16 keys of each of `wide` blocks.
-INLINE void score_blocks(const int rows, const int wide, const int narrow, float* score,
+INLINE void score_blocks(const int rows, const int wide, const storage kept, float* score,
                          const tile* t, const float* q, const void* const* keys, float scale) {
     int64_t padded = padded_dim(t->head_dim);
     vf sum[SUMS];
@@ -45,7 +40,7 @@ INLINE void score_blocks(const int rows, const int wide, const int narrow, float
         vf k[4 * NV];
         UNROLL
         for (int v = 0; v < wide * NV; v++)
-            k[v] = load(narrow, keys[v / NV], d * KV_PAGE + v % NV * VL);
+            k[v] = vf_kept(kept, keys[v / NV], d * KV_PAGE + v % NV * VL);
         UNROLL
         for (int i = 0; i < rows; i++) {
             vf qi = vf_set(q[i * padded + d]);
@@ -61,19 +56,19 @@ INLINE void score_blocks(const int rows, const int wide, const int narrow, float
 }
 
 // The same for `blocks` blocks: fewer queries take more keys at a time.
-INLINE void scores(const int rows, const int narrow, float* score, const tile* t, const float* q,
+INLINE void scores(const int rows, const storage kept, float* score, const tile* t, const float* q,
                    const void* const* keys, int blocks, float scale) {
     const int wide = rows == 1 ? 4 : 2 * rows <= TILE ? 2 : 1;
     int b = 0;
     for (; b + wide <= blocks; b += wide)
-        score_blocks(rows, wide, narrow, score + b * KV_PAGE, t, q, keys + b, scale);
+        score_blocks(rows, wide, kept, score + b * KV_PAGE, t, q, keys + b, scale);
     for (; wide > 1 && b < blocks; b++)
-        score_blocks(rows, 1, narrow, score + b * KV_PAGE, t, q, keys + b, scale);
+        score_blocks(rows, 1, kept, score + b * KV_PAGE, t, q, keys + b, scale);
 }
 
 // sum_i += p_ij v_j for 16 * wide columns of the values of key j, which lie at `at` of their block,
 // and queries from `first` on.
-INLINE void weigh_row(const int rows, const int wide, const int narrow, vf* sum, const float* p,
+INLINE void weigh_row(const int rows, const int wide, const storage kept, vf* sum, const float* p,
                       int64_t width, const void* block, int64_t at, int first) {
     UNROLL
     for (int i = 0; i < rows; i++) {
@@ -82,12 +77,12 @@ INLINE void weigh_row(const int rows, const int wide, const int narrow, vf* sum,
         UNROLL
         for (int c = 0; c < wide * NV; c++)
             sum[i * wide * NV + c] =
-                vf_fma(pi, load(narrow, block, at + c * VL), sum[i * wide * NV + c]);
+                vf_fma(pi, vf_kept(kept, block, at + c * VL), sum[i * wide * NV + c]);
     }
 }
 
 // Weighted values of 16 * wide columns, of which the values' first is d.
-INLINE void weigh_columns(const int rows, const int wide, const int narrow, const tile* t,
+INLINE void weigh_columns(const int rows, const int wide, const storage kept, const tile* t,
                           const void* const* values, const float* p, int d) {
     int padded = padded_dim(t->head_dim);
     for (int j0 = 0; j0 < t->n; j0 += KEY_BLOCK) {
@@ -99,13 +94,13 @@ INLINE void weigh_columns(const int rows, const int wide, const int narrow, cons
             const void* block = values[j / KV_PAGE];
             int end = (j / KV_PAGE + 1) * KV_PAGE < j1 ? (j / KV_PAGE + 1) * KV_PAGE : j1;
             for (int at = j % KV_PAGE * padded + d; j < end; j++, at += padded)
-                weigh_row(rows, wide, narrow, sum, p + j, t->width, block, at, 0);
+                weigh_row(rows, wide, kept, sum, p + j, t->width, block, at, 0);
         }
         // Later queries of the tile see more keys, which lie in the same k-block (tile_height).
         if (t->causal && j1 == t->n) UNROLL
         for (int i = 1; i < rows; i++) {
             int j = t->n + i - 1;
-            weigh_row(rows, wide, narrow, sum, p + j, t->width, values[j / KV_PAGE],
+            weigh_row(rows, wide, kept, sum, p + j, t->width, values[j / KV_PAGE],
                       j % KV_PAGE * padded + d, i);
         }
         UNROLL
@@ -119,18 +114,18 @@ INLINE void weigh_columns(const int rows, const int wide, const int narrow, cons
 }
 
 // sum_i = sum_j p_ij v_j, all columns.
-INLINE void weigh(const int rows, const int narrow, const tile* t, const void* const* values,
+INLINE void weigh(const int rows, const storage kept, const tile* t, const void* const* values,
                   const float* p) {
     const int wide = rows == 1 ? 4 : 2 * rows <= TILE ? 2 : 1;
     int d = 0, padded = padded_dim(t->head_dim);
     for (; d + 16 * wide <= padded; d += 16 * wide)
-        weigh_columns(rows, wide, narrow, t, values, p, d);
-    for (; wide > 1 && d < padded; d += 16) weigh_columns(rows, 1, narrow, t, values, p, d);
+        weigh_columns(rows, wide, kept, t, values, p, d);
+    for (; wide > 1 && d < padded; d += 16) weigh_columns(rows, 1, kept, t, values, p, d);
 }
 
 // Scores p of a query that sees n keys become exp(p - max), rounded; stats = {max, sum}. Whole
-// blocks: the last one's other keys get the weight 0.
-INLINE void softmax(float* p, float stats[2], int n, int whole, const format* operand) {
+// blocks: the last one's other keys get the weight 0. Not inline: once for all heights.
+static NOINLINE void softmax(float* p, float stats[2], int n, int whole, const format* operand) {
     for (int j = n; j < whole; j++) p[j] = -__builtin_inff();
     float max = row_max(p, whole);
     SIMD
@@ -148,19 +143,24 @@ typedef struct forward_tile {
     const format *operand, *round;
 } forward_tile;
 
-INLINE void forward_rows(const int rows, const int narrow, const forward_tile* f) {
+static NOINLINE void divide(float* out, const float* sum, float total, int n, const format* round) {
+    SIMD
+    for (int d = 0; d < n; d++) out[d] = sum[d] / total;
+    row_round(out, n, round);
+}
+
+INLINE void forward_rows(const int rows, const storage kept, const forward_tile* f) {
     const tile* t = &f->t;
     int whole = padded_dim(seen(t, rows - 1)), padded = padded_dim(t->head_dim);
     float scale = 1.0f / __builtin_sqrtf((float)t->head_dim);
-    scores(rows, narrow, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
+    scores(rows, kept, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
     for (int i = 0; i < rows; i++)
         softmax(t->score + i * t->width, f->stats + i * f->stats_stride, seen(t, i), whole,
                 f->operand);
-    weigh(rows, narrow, t, t->values, t->score);
+    weigh(rows, kept, t, t->values, t->score);
     for (int i = 0; i < rows; i++) {
-        float *out = f->out + i * f->out_stride, total = f->stats[i * f->stats_stride + 1];
-        for (int d = 0; d < t->head_dim; d++) out[d] = t->sum[i * padded + d] / total;
-        row_round(out, t->head_dim, f->round);
+        float total = f->stats[i * f->stats_stride + 1];
+        divide(f->out + i * f->out_stride, t->sum + i * padded, total, t->head_dim, f->round);
     }
 }
 
@@ -185,24 +185,29 @@ typedef struct backward_tile {
     const format *operand, *gradient;
 } backward_tile;
 
+// Scores p and products ds become operands; stats = {max, sum} of the scores.
+static NOINLINE void softmax_backward(float* p, float* ds, const float stats[2], float delta, int n,
+                                      const backward_tile* b) {
+    float max = stats[0], total = stats[1];
+    SIMD
+    for (int j = 0; j < n; j++) {
+        p[j] = num_expf(p[j] - max) / total;
+        ds[j] = p[j] * (ds[j] - delta);
+    }
+    row_round(p, n, b->operand);
+    row_round(ds, n, b->gradient);
+}
+
 INLINE void backward_rows(const int rows, const backward_tile* b) {
     const tile* t = &b->t;
     int whole = padded_dim(seen(t, rows - 1));  // keys that a query does not see are not read
     float scale = 1.0f / __builtin_sqrtf((float)t->head_dim);
-    scores(rows, 0, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
-    scores(rows, 0, b->ds, t, b->dout, t->values, whole / KV_PAGE, 1.0f);
-    for (int i = 0; i < rows; i++) {
-        float *p = t->score + i * t->width, *ds = b->ds + i * t->width, delta = b->delta[i];
-        float max = b->stats[i * b->stats_stride], total = b->stats[i * b->stats_stride + 1];
-        SIMD
-        for (int j = 0; j < whole; j++) {
-            p[j] = num_expf(p[j] - max) / total;
-            ds[j] = p[j] * (ds[j] - delta);
-        }
-        row_round(p, whole, b->operand);
-        row_round(ds, whole, b->gradient);
-    }
-    weigh(rows, 0, t, b->k_rows, b->ds);
+    scores(rows, KEPT_FP32, t->score, t, t->q, t->keys, whole / KV_PAGE, scale);
+    scores(rows, KEPT_FP32, b->ds, t, b->dout, t->values, whole / KV_PAGE, 1.0f);
+    for (int i = 0; i < rows; i++)
+        softmax_backward(t->score + i * t->width, b->ds + i * t->width,
+                         b->stats + i * b->stats_stride, b->delta[i], whole, b);
+    weigh(rows, KEPT_FP32, t, b->k_rows, b->ds);
 }
 
 // sum_r += x_ir row_i, of 16 columns, for keys r and queries i < count; of the first queries, query
@@ -238,10 +243,11 @@ INLINE void carry_rows(const int keys, const key_tile* k) {
 // One compiled kernel for each height of a tile.
 // clang-format off
 #define HEIGHT(rows)                                                                                \
-    static __attribute__((noinline)) void forward_##rows(const forward_tile* f) { forward_rows(rows, 0, f); } \
-    static __attribute__((noinline)) void narrow_##rows(const forward_tile* f) { forward_rows(rows, 1, f); }  \
-    static __attribute__((noinline)) void backward_##rows(const backward_tile* b) { backward_rows(rows, b); } \
-    static __attribute__((noinline)) void carry_##rows(const key_tile* k) { carry_rows(rows, k); }
+    static NOINLINE void forward_##rows(const forward_tile* f) { forward_rows(rows, KEPT_FP32, f); } \
+    static NOINLINE void bf16_##rows(const forward_tile* f) { forward_rows(rows, KEPT_BF16, f); } \
+    static NOINLINE void fp16_##rows(const forward_tile* f) { forward_rows(rows, KEPT_FP16, f); } \
+    static NOINLINE void backward_##rows(const backward_tile* b) { backward_rows(rows, b); } \
+    static NOINLINE void carry_##rows(const key_tile* k) { carry_rows(rows, k); }
 HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4)
 #if defined(ISA_avx2) || defined(ISA_avx512)
 HEIGHT(5) HEIGHT(6)
@@ -254,8 +260,8 @@ HEIGHT(7) HEIGHT(8)
 #else
 #define HEIGHTS(name) {NULL, name##_1, name##_2, name##_3, name##_4}
 #endif
-static void (*const FORWARD[TILE + 1])(const forward_tile*) = HEIGHTS(forward);
-static void (*const FORWARD_NARROW[TILE + 1])(const forward_tile*) = HEIGHTS(narrow);
+static void (*const FORWARD[][TILE + 1])(const forward_tile*) = {
+    [KEPT_FP32] = HEIGHTS(forward), [KEPT_BF16] = HEIGHTS(bf16), [KEPT_FP16] = HEIGHTS(fp16)};
 static void (*const BACKWARD[TILE + 1])(const backward_tile*) = HEIGHTS(backward);
 static void (*const CARRY[TILE + 1])(const key_tile*) = HEIGHTS(carry);
 // clang-format on
@@ -380,7 +386,7 @@ static void forward_sequence(forward_head* w, tensor out, float* stats, tensor q
         f.t.n = a.shared + i + 1;
         f.out = row_of(out, a.first + i) + h * head_dim;
         f.stats = stats + ((int64_t)(a.first + i) * heads.query + h) * 2;
-        FORWARD[height](&f);
+        FORWARD[KEPT_FP32][height](&f);
     }
 }
 
@@ -586,7 +592,7 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
     head_shape heads = kv->heads;
     int head_dim = heads.dim, padded = padded_dim(head_dim), blocks = kv->pages_per_slot;
     int group = heads.query / heads.kv;
-    void (*const* kernel)(const forward_tile*) = kv_narrow(kv) ? FORWARD_NARROW : FORWARD;
+    void (*const* kernel)(const forward_tile*) = FORWARD[kv_storage(kv)];
     size_t each = whole_lines(cached_floats(blocks, head_dim));
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
     PARALLEL_FOR(b)
@@ -635,26 +641,17 @@ size_t ISA(kv_bytes)(const kv_cache* kv) {
     return (size_t)kv->layers * kv->pages * kv->heads.kv * 2 * kv_block_bytes(kv);
 }
 
-INLINE uint16_t upper_half(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)(bits >> 16);
-}
-
 // `count` numbers into a block, from `at` on, `stride` apart.
-INLINE void put_numbers(char* block, int narrow, int64_t at, int stride, const float* from,
+static void put_numbers(char* block, storage kept, int64_t at, int stride, const float* from,
                         int count) {
-    if (narrow)
-        for (int d = 0; d < count; d++)
-            ((uint16_t*)block)[at + (int64_t)d * stride] = upper_half(from[d]);
-    else
-        for (int d = 0; d < count; d++) ((float*)block)[at + (int64_t)d * stride] = from[d];
+    for (int d = 0; d < count; d++) keep(kept, block, at + (int64_t)d * stride, from[d]);
 }
 
 // What is kept is rounded to the cache's format, then to an operand.
 void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                    const int* row_position) {
-    int head_dim = kv->heads.dim, padded = padded_dim(head_dim), narrow = kv_narrow(kv);
+    int head_dim = kv->heads.dim, padded = padded_dim(head_dim);
+    storage kept = kv_storage(kv);
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * (size_t)padded * sizeof(float));
     PARALLEL_FOR(b)
     for (int r = 0; r < qkv.rows; r++) {
@@ -666,10 +663,10 @@ void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const 
             char *keys = kv_block(kv, layer, page, g), *values = keys + kv_block_bytes(kv);
             put_row(row, row_of(qkv, r) + key_at_column(kv->heads, g), head_dim, kv->format);
             row_round(row, head_dim, kv->operand);
-            put_numbers(keys, narrow, lane, KV_PAGE, row, head_dim);
+            put_numbers(keys, kept, lane, KV_PAGE, row, head_dim);
             put_row(row, row_of(qkv, r) + value_at_column(kv->heads, g), head_dim, kv->format);
             row_round(row, head_dim, kv->operand);
-            put_numbers(values, narrow, lane * padded, 1, row, padded);
+            put_numbers(values, kept, lane * padded, 1, row, padded);
         }
     }
 }

@@ -11,13 +11,14 @@ INLINE int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 // Numbers of a block of KV_PAGE keys of one head: keys [padded_dim][16], values [16][padded_dim].
 INLINE int64_t block_size(int head_dim) { return (int64_t)padded_dim(head_dim) * KV_PAGE; }
 
-// Whether the cache holds the upper halves of fp32 numbers, which is all there is of formats with
-// at most bf16's 7 mantissa bits.
-INLINE int kv_narrow(const kv_cache* kv) {
-    return kv->format->mantissa_bits <= 7 || kv->operand->mantissa_bits <= 7;
+// Numbers in the cache are of the cache's format and of the operands'.
+INLINE storage kv_storage(const kv_cache* kv) {
+    storage a = storage_of(kv->format), b = storage_of(kv->operand);
+    if (a == KEPT_BF16 || b == KEPT_BF16) return KEPT_BF16;
+    return a == KEPT_FP16 || b == KEPT_FP16 ? KEPT_FP16 : KEPT_FP32;
 }
 INLINE int64_t kv_block_bytes(const kv_cache* kv) {
-    return block_size(kv->heads.dim) * (kv_narrow(kv) ? sizeof(uint16_t) : sizeof(float));
+    return block_size(kv->heads.dim) * (int64_t)storage_bytes(kv_storage(kv));
 }
 
 // Where page `page` of `layer` keeps the keys of key head `head`; its values lie kv_block_bytes

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
+#if defined(HAVE_avx2) || defined(HAVE_avx512)
+#include <cpuid.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -116,7 +119,9 @@ int cpu_thread(void) {
 static int machine_has(const char* isa) {
 #if defined(HAVE_avx2) || defined(HAVE_avx512)
     __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c = 0, d;
+    int f16c = __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;  // clang 14 has no name for it
+    int avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!strcmp(isa, "avx2")) return avx2;
     if (!strcmp(isa, "avx512"))
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

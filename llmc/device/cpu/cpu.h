@@ -55,13 +55,21 @@ void cpu_load_decide(cpu_load* l, int threads, double share, double now);
 int cpu_quota(const char* text);
 int cpu_thread(void);  // the calling thread's number within a parallel region
 
+// How numbers are kept: in 32 bits, or as bf16 or fp16 where every value of a format is one.
+typedef enum { KEPT_FP32, KEPT_BF16, KEPT_FP16 } storage;
+static inline storage storage_of(const format* f) {
+    if (f->mantissa_bits <= 7) return KEPT_BF16;
+    return f->mantissa_bits <= 10 && f->exponent_bits <= 5 ? KEPT_FP16 : KEPT_FP32;
+}
+static inline size_t storage_bytes(storage s) { return s == KEPT_FP32 ? 4 : 2; }
+
 struct prepared {
     int outputs, inputs;
     const float* w;  // (outputs, inputs), the caller's
     const format *operand, *backward_operand;
     linear_plan plan;
     void* packed;  // see cpu/gemm.c
-    int narrow;    // as 16-bit numbers
+    storage kept;
     size_t packed_bytes;
     float* backward;  // (outputs, inputs) as scaled backward operands, or NULL: see cpu/matmul.c
     size_t backward_bytes;

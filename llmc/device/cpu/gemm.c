@@ -6,8 +6,8 @@
 //
 // B comes in panels of NR columns, [k][NR]: weights are packed once when they change, other
 // operands while they are used, a group of panels at a time that stays in the second cache. Weights
-// of at most 7 mantissa bits are kept as 16-bit numbers and widened as they are loaded: the same
-// values in half the memory, which is what products of few rows wait for. A panel
+// that bf16 or fp16 can hold are kept in 16 bits and widened as they are loaded: the same values in
+// half the memory, which is what products of few rows wait for. A panel
 // stays in the first cache while the tiles of a block of rows go over it; meanwhile the tiles
 // prefetch the next panel and their successor's part of C, for these come from far away. A is read
 // in place, or copied where its rows would evict each other from the first cache.
@@ -30,7 +30,8 @@ typedef struct tile_work {
     const char* b;  // a panel
     float* c;
     int64_t a_stride, c_stride;
-    int transposed, narrow, kc;
+    int transposed, kc;
+    storage kept;
     tile_mode mode;
     // What to prefetch: every next_step bytes from `next` on; MR rows of C.
     const char* next;
@@ -38,15 +39,11 @@ typedef struct tile_work {
     int64_t next_step;
 } tile_work;
 
-// Bytes of a number of a panel.
-INLINE int panel_bytes(int narrow) { return narrow ? sizeof(uint16_t) : sizeof(float); }
-
-INLINE void tile_step(const int mr, const int narrow, vf acc[GEMM_MR][NV], const float* a,
+INLINE void tile_step(const int mr, const storage kept, vf acc[GEMM_MR][NV], const float* a,
                       int64_t a_row, const char* b) {
     vf bv[NV];
     UNROLL
-    for (int j = 0; j < NV; j++)
-        bv[j] = narrow ? vf_widen((const uint16_t*)b + j * VL) : vf_load((const float*)b + j * VL);
+    for (int j = 0; j < NV; j++) bv[j] = vf_kept(kept, b, j * VL);
     UNROLL
     for (int i = 0; i < mr; i++) {
         vf ai = vf_set(a[i * a_row]);
@@ -55,10 +52,10 @@ INLINE void tile_step(const int mr, const int narrow, vf acc[GEMM_MR][NV], const
     }
 }
 
-INLINE void tile(const int mr, const int transposed, const int narrow, const tile_work* w) {
+INLINE void tile(const int mr, const int transposed, const storage kept, const tile_work* w) {
     const float *a = w->a, *next_c = w->next_c;
     const char *b = w->b, *next = w->next;
-    const int row = GEMM_NR * panel_bytes(narrow);
+    const int row = GEMM_NR * (int64_t)storage_bytes(kept);
     const int64_t c_stride = w->c_stride, next_step = w->next_step;
     const int64_t a_row = transposed ? 1 : w->a_stride, a_step = transposed ? w->a_stride : 1;
     vf acc[GEMM_MR][NV];
@@ -78,11 +75,11 @@ INLINE void tile(const int mr, const int transposed, const int narrow, const til
             next += next_step;
             UNROLL
             for (int u = 0; u < 4; u++, a += a_step)
-                tile_step(mr, narrow, acc, a, a_row, b + u * row);
+                tile_step(mr, kept, acc, a, a_row, b + u * row);
             b += 4 * row;
         }
     }
-    for (; k < w->kc; k++, a += a_step, b += row) tile_step(mr, narrow, acc, a, a_row, b);
+    for (; k < w->kc; k++, a += a_step, b += row) tile_step(mr, kept, acc, a, a_row, b);
     UNROLL
     for (int i = 0; i < mr; i++) {
         float* c = w->c + i * c_stride;
@@ -96,13 +93,15 @@ INLINE void tile(const int mr, const int transposed, const int narrow, const til
 // One compiled kernel a tile height.
 // clang-format off
 #define TILE(mr)                                                          \
-    static __attribute__((noinline)) void tile_##mr(const tile_work* w) { \
-        if (w->narrow)                                                    \
-            tile(mr, 0, 1, w);                                            \
+    static NOINLINE void tile_##mr(const tile_work* w) { \
+        if (w->kept == KEPT_BF16)                                         \
+            tile(mr, 0, KEPT_BF16, w);                                    \
+        else if (w->kept == KEPT_FP16)                                    \
+            tile(mr, 0, KEPT_FP16, w);                                    \
         else if (w->transposed)                                           \
-            tile(mr, 1, 0, w);                                            \
+            tile(mr, 1, KEPT_FP32, w);                                    \
         else                                                              \
-            tile(mr, 0, 0, w);                                            \
+            tile(mr, 0, KEPT_FP32, w);                                    \
     }
 typedef void (*tile_function)(const tile_work*);
 TILE(1) TILE(2) TILE(3) TILE(4)
@@ -199,8 +198,8 @@ static a_block block_of(const gemm* g, float* memory, int i0, int rows, int k0, 
     return a;
 }
 
-// A tile by way of a full-width copy where the panel is narrow.
-static void tile_narrow(int height, tile_work w, int cols) {
+// A tile by way of a full-width copy where the panel has fewer columns.
+static void tile_part(int height, tile_work w, int cols) {
     float wide[GEMM_MR * GEMM_NR], *c = w.c;
     int64_t c_stride = w.c_stride;
     if (w.mode != STORE)
@@ -226,17 +225,17 @@ static void finish(const gemm* g, float* c, int height, int j0, int cols) {
 // One block of rows and of k against a part's panels.
 static void block_run(const gemm* g, const part* d, const a_block* a, int i0, int k0, int kc,
                       const char* panels, int64_t panel_stride) {
-    int narrow = g->packed && g->narrow;
+    storage kept = g->packed ? g->kept : KEPT_FP32;
     tile_work w = {.a_stride = a->stride,
                    .c_stride = g->c_stride,
                    .transposed = g->a_transposed,
-                   .narrow = narrow,
+                   .kept = kept,
                    .kc = kc,
                    .mode = g->carry ? CARRY
                            : k0     ? ADD
                                     : STORE};
     // Each tile prefetches its share of the next panel, in kc / 4 steps.
-    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles * panel_bytes(narrow);
+    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles * (int64_t)storage_bytes(kept);
     for (int p = d->p0; p < d->p1; p++) {
         int j0 = p * GEMM_NR, cols = columns(g, p);
         float* c = g->c + i0 * g->c_stride + j0;
@@ -251,7 +250,7 @@ static void block_run(const gemm* g, const part* d, const a_block* a, int i0, in
             if (cols == GEMM_NR)
                 TILES[end - i](&w);
             else
-                tile_narrow(end - i, w, cols);
+                tile_part(end - i, w, cols);
             w.next += kc / 4 * w.next_step;
             if (k0 + kc == g->k) finish(g, w.c, end - i, j0, cols);
         }
@@ -262,7 +261,7 @@ static void block_run(const gemm* g, const part* d, const a_block* a, int i0, in
 static void part_run(const gemm* g, const part* d, float* memory) {
     int rows = d->i1 - d->i0, block_rows = BLOCK_TILES * GEMM_MR;
     int64_t packed_k = g->packed_k ? g->packed_k : g->k;
-    int64_t row = GEMM_NR * panel_bytes(g->packed && g->narrow);  // of a panel
+    int64_t row = GEMM_NR * (int64_t)storage_bytes(g->packed ? g->kept : KEPT_FP32);  // of a panel
     int blocks = (rows + block_rows - 1) / block_rows;
     for (int k0 = 0; k0 < g->k; k0 += GEMM_KC) {
         int kc = g->k - k0 < GEMM_KC ? g->k - k0 : GEMM_KC;
@@ -321,7 +320,8 @@ void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
         int k0 = (int)((int64_t)g->k * p / parts), k1 = (int)((int64_t)g->k * (p + 1) / parts);
         piece.k = k1 - k0;
         piece.a = g->a + k0;
-        piece.packed = (const char*)g->packed + (int64_t)k0 * GEMM_NR * panel_bytes(g->narrow);
+        piece.packed =
+            (const char*)g->packed + (int64_t)k0 * GEMM_NR * (int64_t)storage_bytes(g->kept);
         ISA(gemm_run)(b, &piece);
         PARALLEL_FOR(b)
         for (int i = 0; i < g->m; i++) {
@@ -336,42 +336,36 @@ void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
     }
 }
 
-size_t ISA(gemm_packed_size)(int n, int k, int narrow) {
-    return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k * panel_bytes(narrow);
+size_t ISA(gemm_packed_size)(int n, int k, storage kept) {
+    return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k * (int64_t)storage_bytes(kept);
 }
 
 // Rows of W beyond the last are zeros.
 static const float ZEROS[16];
 
-// `height` numbers of a row of W into a column of a panel; what narrow numbers would lose.
-INLINE uint32_t pack_column(void* to, const int narrow, const float* row, const int height) {
+// `height` numbers of a row of W into a column of a panel; what the storage loses of their bits.
+INLINE uint32_t pack_column(void* to, const storage kept, const float* row, const int height) {
     uint32_t lost = 0;
     UNROLL
-    for (int i = 0; i < height; i++) {
-        uint32_t bits = float_bits(row[i]);
-        if (narrow)
-            ((uint16_t*)to)[i * GEMM_NR] = (uint16_t)(bits >> 16), lost |= bits << 16;
-        else
-            ((float*)to)[i * GEMM_NR] = row[i];
-    }
+    for (int i = 0; i < height; i++) lost |= keep(kept, to, i * GEMM_NR, row[i]);
     return lost;
 }
 
-INLINE uint32_t pack_panel(char* panel, const int narrow, const float* from, int cols, int k) {
+INLINE uint32_t pack_panel(char* panel, const storage kept, const float* from, int cols, int k) {
     uint32_t lost = 0;
     for (int i0 = 0; i0 < k; i0 += 16) {  // 16 columns at a time, to stay in cache lines
         int height = k - i0 < 16 ? k - i0 : 16;
         for (int j = 0; j < GEMM_NR; j++) {
             const float* row = j < cols ? from + (size_t)j * k + i0 : ZEROS;
-            char* to = panel + ((size_t)i0 * GEMM_NR + j) * panel_bytes(narrow);
-            lost |= height == 16 ? pack_column(to, narrow, row, 16)
-                                 : pack_column(to, narrow, row, height);
+            char* to = panel + ((size_t)i0 * GEMM_NR + j) * (int64_t)storage_bytes(kept);
+            lost |=
+                height == 16 ? pack_column(to, kept, row, 16) : pack_column(to, kept, row, height);
         }
     }
     return lost;
 }
 
-int ISA(gemm_pack)(backend* b, void* packed, int narrow, const float* w, int n, int k,
+int ISA(gemm_pack)(backend* b, void* packed, storage kept, const float* w, int n, int k,
                    const format* operand, int per_tensor) {
     float amax = 0;
     if (operand->scaled && per_tensor)
@@ -381,7 +375,7 @@ int ISA(gemm_pack)(backend* b, void* packed, int narrow, const float* w, int n, 
     float* rows = cpu_scratch(b, SCRATCH_PACK, cpu_threads(b) * row_floats * sizeof(float));
     PARALLEL_FOR(b)
     for (int p = 0; p < panels; p++) {
-        char* panel = (char*)packed + (size_t)p * GEMM_NR * k * panel_bytes(narrow);
+        char* panel = (char*)packed + (size_t)p * GEMM_NR * k * (int64_t)storage_bytes(kept);
         int cols = n - p * GEMM_NR < GEMM_NR ? n - p * GEMM_NR : GEMM_NR;
         const float* from = w + (size_t)p * GEMM_NR * k;
         if (rounds) {
@@ -395,7 +389,9 @@ int ISA(gemm_pack)(backend* b, void* packed, int narrow, const float* w, int n, 
             }
             from = row;
         }
-        if (narrow ? pack_panel(panel, 1, from, cols, k) : pack_panel(panel, 0, from, cols, k))
+        if (kept == KEPT_BF16   ? pack_panel(panel, KEPT_BF16, from, cols, k)
+            : kept == KEPT_FP16 ? pack_panel(panel, KEPT_FP16, from, cols, k)
+                                : pack_panel(panel, KEPT_FP32, from, cols, k))
             __atomic_store_n(&losses, 1, __ATOMIC_RELAXED);
     }
     return !losses;

@@ -21,7 +21,7 @@ typedef struct gemm {
     int64_t a_stride;
     int a_transposed;    // 0: A[i][k] = a[i * a_stride + k]; 1: A[i][k] = a[k * a_stride + i]
     const void* packed;  // B in panels (gemm_pack), or NULL: then b is packed on the fly
-    int narrow;          // these panels hold upper halves of fp32 numbers, which are bf16
+    storage kept;        // how these panels hold their numbers
     int packed_k;        // rows of each of the panels; 0 = k
     const float* b;
     int64_t b_stride;       // B[k][j] = b[k * b_stride + j]
@@ -39,12 +39,12 @@ void ISA(gemm_run)(backend* b, const gemm* g);
 void ISA(gemm_run_split)(backend* b, const gemm* g, int parts);
 
 // Bytes that gemm_pack needs for a (n, k) matrix.
-size_t ISA(gemm_packed_size)(int n, int k, int narrow);
+size_t ISA(gemm_packed_size)(int n, int k, storage kept);
 // Packs W (n, k) as B = W^T: panel p holds columns p * NR ..., [k][NR], zeros beyond n. Rows are
-// rounded to `operand` first, where that is scaled with a scale each, or with one for all. 0: they
-// do not fit narrow panels, which can be with scales of tiny numbers only; then nothing useful is
+// rounded to `operand` first, where that is scaled with a scale each, or with one for all. 0: the
+// storage does not hold them, which can be with scales of tiny numbers only; then nothing useful is
 // there.
-int ISA(gemm_pack)(backend* b, void* packed, int narrow, const float* w, int n, int k,
+int ISA(gemm_pack)(backend* b, void* packed, storage kept, const float* w, int n, int k,
                    const format* operand, int per_tensor);
 
 #endif

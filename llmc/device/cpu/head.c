@@ -89,7 +89,7 @@ static void block_logits(backend* b, head_block* m, tensor x, const int* row, in
               .a = m->x,
               .a_stride = m->channels,
               .packed = w->packed,
-              .narrow = w->narrow,
+              .kept = w->kept,
               .c = m->logits,
               .c_stride = m->vocabulary,
               .round = logits};

@@ -17,6 +17,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #define PRAGMA(x) _Pragma(#x)
 #define UNROLL PRAGMA(GCC unroll 16)
 #define SIMD PRAGMA(omp simd)
@@ -33,16 +34,34 @@
     SIMD
 #endif
 
+// fp16 numbers as fp32 and back. The exponents' biases are 112 apart, so that a product with a
+// power of two does it, subnormals included.
+INLINE float fp16_value(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, bits = (uint32_t)(h & 0x7fff) << 13;
+    float x = float_from_bits(bits) * 0x1p112f;
+    bits = h < 0x7c00 || (h >= 0x8000 && h < 0xfc00) ? float_bits(x) : bits | 0x7f800000;
+    return float_from_bits(bits | sign);
+}
+INLINE uint16_t fp16_bits(float x) {
+    uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    uint32_t infinite = 0x7c00 | (size > 0x7f800000) << 9;
+    uint32_t h = float_bits(float_from_bits(size) * 0x1p-112f) >> 13;
+    return (uint16_t)(sign | (size < 0x7f800000 ? h : infinite));
+}
+
 #if defined(ISA_avx512)
 #define ISA(name) name##_avx512
 typedef __m512 vf;
 enum { VL = 16 };
 INLINE vf vf_load(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float* p, vf x) { _mm512_storeu_ps(p, x); }
-// Numbers from their upper halves.
-INLINE vf vf_widen(const uint16_t* p) {
+// bf16, the upper halves of fp32, and fp16.
+INLINE vf vf_bf16(const uint16_t* p) {
     __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+}
+INLINE vf vf_fp16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
@@ -54,10 +73,11 @@ typedef __m256 vf;
 enum { VL = 8 };
 INLINE vf vf_load(const float* p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float* p, vf x) { _mm256_storeu_ps(p, x); }
-INLINE vf vf_widen(const uint16_t* p) {
+INLINE vf vf_bf16(const uint16_t* p) {
     __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
 }
+INLINE vf vf_fp16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
@@ -68,9 +88,8 @@ typedef float32x4_t vf;
 enum { VL = 4 };
 INLINE vf vf_load(const float* p) { return vld1q_f32(p); }
 INLINE void vf_store(float* p, vf x) { vst1q_f32(p, x); }
-INLINE vf vf_widen(const uint16_t* p) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
-}
+INLINE vf vf_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+INLINE vf vf_fp16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 INLINE vf vf_set(float x) { return vdupq_n_f32(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
@@ -85,9 +104,14 @@ INLINE vf vf_load(const float* p) {
     return x;
 }
 INLINE void vf_store(float* p, vf x) { memcpy(p, &x, sizeof x); }
-INLINE vf vf_widen(const uint16_t* p) {
+INLINE vf vf_bf16(const uint16_t* p) {
     vf x;
     for (int l = 0; l < VL; l++) x[l] = float_from_bits((uint32_t)p[l] << 16);
+    return x;
+}
+INLINE vf vf_fp16(const uint16_t* p) {
+    vf x;
+    for (int l = 0; l < VL; l++) x[l] = fp16_value(p[l]);
     return x;
 }
 INLINE vf vf_set(float x) { return (vf){x, x, x, x}; }
@@ -98,6 +122,28 @@ INLINE vf vf_fma(vf a, vf b, vf c) {
 INLINE vf vf_add(vf a, vf b) { return a + b; }
 INLINE vf vf_mul(vf a, vf b) { return a * b; }
 #endif
+
+// VL numbers from number `at` of an array on.
+INLINE vf vf_kept(const storage kept, const void* array, int64_t at) {
+    return kept == KEPT_BF16   ? vf_bf16((const uint16_t*)array + at)
+           : kept == KEPT_FP16 ? vf_fp16((const uint16_t*)array + at)
+                               : vf_load((const float*)array + at);
+}
+// Stores a number that the storage can hold; returns what is lost of its bits.
+INLINE uint32_t keep(const storage kept, void* array, int64_t at, float x) {
+    uint32_t bits = float_bits(x);
+    uint16_t* half = (uint16_t*)array + at;
+    if (kept == KEPT_FP32) {
+        ((float*)array)[at] = x;
+        return 0;
+    }
+    if (kept == KEPT_BF16) {
+        *half = (uint16_t)(bits >> 16);
+        return bits << 16;
+    }
+    *half = fp16_bits(x);
+    return float_bits(fp16_value(*half)) ^ bits;
+}
 
 INLINE float* row_of(tensor t, int64_t r) { return (float*)t.data + r * t.stride; }
 

@@ -74,17 +74,17 @@ prepared* ISA(weight_plan)(backend* b, const linear_plan* plan) {
     return p;
 }
 
-// The weight into panels, in memory that may be there already. 0: it does not fit narrow ones.
-static int pack(backend* b, prepared* p, int narrow) {
-    size_t bytes = ISA(gemm_packed_size)(p->outputs, p->inputs, narrow);
+// The weight into panels, in memory that may be there already. 0: the storage does not hold it.
+static int pack(backend* b, prepared* p, storage kept) {
+    size_t bytes = ISA(gemm_packed_size)(p->outputs, p->inputs, kept);
     if (p->packed && p->packed_bytes != bytes) {
         b->release(b, p->packed, p->packed_bytes);
         p->packed = NULL;
     }
     if (!p->packed) p->packed = b->alloc(b, bytes, "packed weights");
     p->packed_bytes = bytes;
-    p->narrow = narrow;
-    return ISA(gemm_pack)(b, p->packed, narrow, p->w, p->outputs, p->inputs, p->operand,
+    p->kept = kept;
+    return ISA(gemm_pack)(b, p->packed, kept, p->w, p->outputs, p->inputs, p->operand,
                           p->plan.weight_per_tensor);
 }
 
@@ -100,7 +100,7 @@ prepared* ISA(weight_prepare)(backend* b, prepared* p, const float* w, int outpu
     p->w = w;
     p->operand = operand;
     p->backward_operand = backward_operand;
-    if (!pack(b, p, operand->drop >= 16)) pack(b, p, 0);
+    if (!pack(b, p, storage_of(operand))) pack(b, p, KEPT_FP32);
     if (backward_operand->scaled) {
         tensor from = {(float*)w, outputs, inputs, inputs, &FORMAT_FP32}, to = from;
         to.data = p->backward;
@@ -129,7 +129,7 @@ void ISA(matmul_forward)(backend* b, tensor out, tensor in, const prepared* w, c
               .a = a.data,
               .a_stride = a.stride,
               .packed = w->packed,
-              .narrow = w->narrow,
+              .kept = w->kept,
               .c = out.data,
               .c_stride = out.stride,
               .bias = bias,
