@@ -264,6 +264,10 @@ static void test_bpe(void) {
     free(alone);
     free(flags);
     test_prompt(checkpoint_file("given", "model"));
+    good_run("narrow", "--family llama --warmup-steps 0 --steps 1");
+    e = run("--init %s --tokenizer %s", checkpoint_file("narrow", "model"), at("HOME/tok"));
+    check_refused(&e, "a small vocabulary",
+                  "has 269 tokens; give the model's own with --tokenizer");
     good_run("dropped",
              at("--tokenizer HOME/lacking --data HOME/unknown --data-held-out HOME/unknown "
                 "--reward exact --context 96 --warmup-steps 0 --steps 0"));
@@ -324,6 +328,12 @@ static void test_refusals(void) {
         {"--data HOME/sums --reward exakt", "exakt"},
         {"--data HOME/sums --reward exact --data-keys answers=x", "\"answers\" is none of"},
         {"--data HOME/sums --reward exact --data-keys answer=x", "HOME/sums:1"},
+        {"--data HOME/sums --reward exact --data-keys answer=a,answer=b", "answer is given twice"},
+        {"--data HOME/sums --reward exact --data-keys ,", "names no key"},
+        {"--data HOME/other --reward exact", "--data-keys prompt=NAME"},
+        {"--data HOME/listed --reward exact", "\"answer\" must be a string or a number"},
+        {"--data HOME/words --data-held-out HOME/sums --reward exact --warmup-steps 0",
+         "of the text \"1+a:\" has no token: without a --tok"},
         {"--data HOME/bad --reward exact", "HOME/bad:2"},
         {"--data HOME/bare --reward exact", "--warmup-steps 0"},
         {"--data HOME/one --reward exact", "--data-held-out"},
@@ -331,13 +341,18 @@ static void test_refusals(void) {
         {"--data HOME/sums --reward exact --max-new-tokens 29",
          "the prompt of line 1 has 4 tokens"},
         {"--data HOME/long --reward exact --warmup-steps 0", "the prompt of line 2 has 24 tokens"},
+        {"--data HOME/sums --data-held-out HOME/long --reward exact",
+         "HOME/long: the prompt of line 2"},
+        {"--data HOME/sums --data-held-out HOME/longer --data-skip-long --reward exact",
+         "HOME/longer: all held-out prompts are longer"},
         {"--data HOME/sums --reward cmd", "cmd"},
         {"--data HOME/sums --reward exact --reward-workers 2", "--reward-workers means nothing"},
         {"--data HOME/sums --reward exact --reward-timeout 2", "--reward-timeout means nothing"},
         {"--data HOME/sums --reward exact --reward-missing skip", "--reward-missing means nothing"},
         {"--chat qwen2", "--chat means nothing without a --tokenizer"},
         {"--system x", "--system means nothing without a --tokenizer"},
-        {"--tokenizer HOME/tok --chat none --system x", "--system means nothing without a chat"},
+        {"--tokenizer HOME/tok --chat none --system x", "--system means nothing to --chat none"},
+        {"--tokenizer HOME/mute --system x", "--system means nothing without a chat"},
         {"--tokenizer HOME/tok --chat llama3", "<|eot_id|>"},
         {"--tokenizer HOME", "has no tokenizer.json, and no vocab.json"},
         {"--tokenizer HOME/odd", "is not known; choose a format with --chat"},
@@ -370,6 +385,11 @@ static void write_files(void) {
     write_sums("other", "q", "a");
     write_text("few", "{\"q\": \"1+1:\", \"a\": 2}\n{\"q\": \"1+2:\", \"a\": 3}\n");
     write_text("bad", "{\"prompt\": \"1+1:\", \"answer\": 2}\n{\"prompt\": 1+1}\n");
+    write_text("words",
+               "{\"prompt\": \"1+a:\", \"answer\": 2}\n{\"prompt\": \"2+a:\", "
+               "\"answer\": 2}\n");
+    write_text("listed", "{\"prompt\": \"1+1:\", \"answer\": [2]}\n");
+    write_text("longer", "{\"prompt\": \"1+000000000000000000000001:\", \"answer\": 2}\n");
     write_text("one", "{\"prompt\": \"1+1:\", \"answer\": 2, \"response\": \"2\"}\n");
     FILE *bare = file_open(at_home("bare"), "w"), *more = file_open(at_home("long"), "w");
     for (int i = 0; i < 200; i++) {
@@ -381,6 +401,8 @@ static void write_files(void) {
     file_close(more, "long");
     write_tokenizer("tok", -1);
     write_tokenizer("odd", -1);
+    write_tokenizer("mute", -1);
+    write_text("mute/tokenizer_config.json", "{\"eos_token\": \"<|endoftext|>\"}");
     write_tokenizer("lacking", 'x');
     write_text("unknown", "{\"prompt\": \"x1+x1:\", \"answer\": 2, \"response\": \"2x\"}\n");
     write_text("odd/tokenizer_config.json", "{\"chat_template\": \"{{ messages }}\"}");

@@ -378,11 +378,15 @@ static void take_shape(const model* m, const tokenizer* t) {
         take_real("rope-theta", &given.rope_theta, s->rope_theta);
     else
         refuse_for_family("rope-theta", !isnan(given.rope_theta));
-    if (s->vocab < tokenizer_size(t))
+    if (s->vocab >= tokenizer_size(t)) return;
+    if (t->bpe)
         fatal(
-            "%s has a vocabulary of %d, less than the %d characters of the tasks; give another "
-            "model",
-            settings_start(&given), s->vocab, tokenizer_size(t));
+            "%s has a vocabulary of %d, and the tokenizer of %s has %d tokens; give the model's "
+            "own with --tokenizer",
+            settings_start(&given), s->vocab, t->folder, tokenizer_size(t));
+    fatal(
+        "%s has a vocabulary of %d, less than the %d characters of the tasks; give another model",
+        settings_start(&given), s->vocab, tokenizer_size(t));
 }
 
 // Moments of a warm-up are of another objective and another optimizer.

@@ -18,8 +18,10 @@ int alphabet_encode(const char* text, int* tokens, int capacity) {
     for (const char* p = text; *p; p++) {
         const char* place = strchr(ALPHABET, *p);
         if (!place)
-            fatal("byte 0x%02x at place %d of a text has no token; the alphabet is newline and %s",
-                  (unsigned char)*p, n, ALPHABET + 1);
+            fatal(
+                "byte 0x%02x at place %d of the text \"%s\" has no token: without a --tokenizer, a "
+                "text is made of newline and %s",
+                (unsigned char)*p, n, shown(text, strlen(text)), ALPHABET + 1);
         if (n == capacity) fatal("a text is longer than the %d tokens there is room for", capacity);
         tokens[n++] = (int)(place - ALPHABET);
     }

@@ -23,11 +23,15 @@ static const json* find_prompt(const reader* r) {
     if (r->names->prompt) return json_get(r->root, r->names->prompt);
     const json *prompt = json_find(r->root, "prompt"), *question = json_find(r->root, "question");
     if (prompt && question)
-        fatal("%s:%d: both \"prompt\" and \"question\" stand there; name the one to read", r->path,
-              r->line);
+        fatal(
+            "%s:%d: both \"prompt\" and \"question\" stand there; name the one to read with "
+            "--data-keys prompt=NAME",
+            r->path, r->line);
     if (!prompt && !question)
-        fatal("%s:%d: neither \"prompt\" nor \"question\" stands there; name the key to read",
-              r->path, r->line);
+        fatal(
+            "%s:%d: neither \"prompt\" nor \"question\" stands there; name the key to read with "
+            "--data-keys prompt=NAME",
+            r->path, r->line);
     return prompt ? prompt : question;
 }
 
@@ -39,7 +43,9 @@ static const json* find_other(const reader* r, const char* given, const char* us
 
 // A string, or a number as it is written; to be freed.
 static char* read_answer(const reader* r, const json* at) {
-    if (at->kind != JSON_NUMBER) return xprintf("%s", json_text(at));
+    if (at->kind != JSON_NUMBER && at->kind != JSON_STRING)
+        json_refuse(at, "\"%s\" must be a string or a number", at->key);
+    if (at->kind == JSON_STRING) return xprintf("%s", json_text(at));
     const char* from = r->text + at->column - 1;
     return xprintf("%.*s", (int)strspn(from, "0123456789+-.eE"), from);
 }
@@ -71,8 +77,11 @@ data_names data_names_of(char* keys) {
                 "--data-keys: \"%s\" is none of prompt=NAME, answer=NAME and response=NAME, where "
                 "NAME is a key of the file; separate them by commas",
                 shown(key, strlen(key)));
+        if (*place) fatal("--data-keys: %s is given twice; keep one", key);
         *place = name;
     }
+    if (*keys && !names.prompt && !names.answer && !names.response)
+        fatal("--data-keys %s names no key; write prompt=NAME, or leave it out", keys);
     return names;
 }
 

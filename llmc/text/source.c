@@ -34,7 +34,7 @@ static void split(source* s, problem_list all) {
 }
 
 static source open_data(const source_config* c) {
-    source s = {.data = c->data};
+    source s = {.data = c->data, .held_out_data = *c->held_out ? c->held_out : c->data};
     char* keys = xprintf("%s", c->keys ? c->keys : "");
     data_names names = data_names_of(keys);
     problem_list all = data_read(c->data, &names);
@@ -53,7 +53,7 @@ static source open_data(const source_config* c) {
             s.training.count ? "for training" : "held out");
     s.reward = reward_open(*c->reward ? c->reward : NULL, c->command);
     refuse_ungradable(&s, c->data, &s.training);
-    refuse_ungradable(&s, *c->held_out ? c->held_out : c->data, &s.held_out);
+    refuse_ungradable(&s, s.held_out_data, &s.held_out);
     s.checksum = add_checksum(add_checksum(1, &s.training), &s.held_out);
     s.has_responses = 1;
     for (int i = 0; i < s.training.count; i++)
@@ -71,16 +71,18 @@ source source_open(const source_config* c) {
     return *c->data ? open_data(c) : source_of_task(c->task);
 }
 
-static void refuse_long(const source* s, const problem* p, size_t tokens, int most)
+static void refuse_long(const char* path, const problem* p, size_t tokens, int most)
     __attribute__((noreturn));
-static void refuse_long(const source* s, const problem* p, size_t tokens, int most) {
+static void refuse_long(const char* path, const problem* p, size_t tokens, int most) {
     fatal(
         "%s: the prompt of line %d has %zu tokens, and with --max-new-tokens the context has room "
         "for %d; lower --max-new-tokens, or leave such problems out with --data-skip-long",
-        s->data, p->line, tokens, most);
+        path, p->line, tokens, most);
 }
 
-static void fit(source* s, problem_list* list, const tokenizer* t, int most, int skip_long) {
+// `path` is the file that the list comes from.
+static void fit(source* s, problem_list* list, const char* path, const tokenizer* t, int most,
+                int skip_long) {
     token_list tokens = {0};
     problem_list kept = {0};
     for (int i = 0; i < list->count; i++) {
@@ -89,8 +91,8 @@ static void fit(source* s, problem_list* list, const tokenizer* t, int most, int
         tokenizer_prompt(t, p->prompt, &tokens);
         if (!tokens.count)
             fatal("%s: the prompt of line %d has no tokens: the tokenizer lacks its bytes; mend it",
-                  s->data, p->line);
-        if (tokens.count > (size_t)most && !skip_long) refuse_long(s, p, tokens.count, most);
+                  path, p->line);
+        if (tokens.count > (size_t)most && !skip_long) refuse_long(path, p, tokens.count, most);
         s->skipped += tokens.count > (size_t)most;
         if (tokens.count > (size_t)most) continue;
         if ((int)tokens.count > s->max_prompt) s->max_prompt = (int)tokens.count;
@@ -102,9 +104,9 @@ static void fit(source* s, problem_list* list, const tokenizer* t, int most, int
     }
     if (!kept.count)
         fatal(
-            "%s: all prompts are longer than the %d tokens that the context has room for; lower "
+            "%s: all %s prompts are longer than the %d tokens that the context has room for; lower "
             "--max-new-tokens",
-            s->data, most);
+            path, list == &s->held_out ? "held-out" : "training", most);
     token_list_free(&tokens);
     problem_list_free(list);
     *list = kept;
@@ -125,8 +127,8 @@ void source_fit(source* s, const tokenizer* t, int most, int skip_long) {
         fit_task(s, t);
         return;
     }
-    fit(s, &s->training, t, most, skip_long);
-    fit(s, &s->held_out, t, most, skip_long);
+    fit(s, &s->training, s->data, t, most, skip_long);
+    fit(s, &s->held_out, s->held_out_data, t, most, skip_long);
     s->order = xalloc((size_t)s->training.count, sizeof *s->order, "the order of the problems");
     s->pass = UINT32_MAX;
 }

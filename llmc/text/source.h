@@ -26,6 +26,7 @@ typedef struct source {
     struct task task;                 // where there is no data
     problem_list training, held_out;  // of the data
     const char* data;                 // the file's path; NULL: the task is asked
+    const char* held_out_data;        // the file of `held_out`, which may be the same one
     struct reward* reward;            // NULL: the task judges
     int max_prompt, max_response;     // tokens of the longest prompt, and response to imitate
     int has_responses;                // to imitate

@@ -10,6 +10,8 @@ tokenizer tokenizer_characters(void) { return (tokenizer){.ends = {1, {alphabet_
 tokenizer tokenizer_open(const char* folder, chat_kind chat, const char* system) {
     tokenizer t = {.bpe = bpe_open(folder), .folder = folder, .chat = chat, .system = system};
     if (chat == CHAT_AUTO) t.chat = chat_match(folder);
+    if (system && chat == CHAT_NONE)
+        fatal("--system means nothing to --chat none; leave one of them out");
     if (system && t.chat == CHAT_NONE)
         fatal("--system means nothing without a chat format, and %s has no template; give --chat",
               folder);
