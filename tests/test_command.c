@@ -124,9 +124,9 @@ static void test_malformed(void) {
         const char* line;
         double number;
     } rows[] = {{"1", 1},         {"-0.25", -0.25}, {"+2", 2},          {"1e-3", 1e-3},
-                {".5", .5},       {"  7\t ", 7},    {"8\r", 8},         {"1e308", 1e308},
+                {".5", .5},       {"  7\t ", 7},    {"8\r", 8},         {"1e30", 1e30},
                 {"1e-400", 0},    {"", NAN},        {" ", NAN},         {"nan", NAN},
-                {"NaN", NAN},     {"inf", NAN},     {"-Infinity", NAN}, {"1e309", NAN},
+                {"NaN", NAN},     {"inf", NAN},     {"-Infinity", NAN}, {"1.1e30", NAN},
                 {"0x10", NAN},    {"1 2", NAN},     {"1,5", NAN},       {"one", NAN},
                 {"1x", NAN},      {"--1", NAN},     {"1e", NAN},        {"{\"score\": 1}", NAN},
                 {"\xff\xfe", NAN}};

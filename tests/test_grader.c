@@ -386,6 +386,8 @@ static void test_refusals(void) {
         {"1.2.3*exact", "1.2.3 is no weight", "0.5*exact"},
         {"1e999*exact", "1e999 is no weight", "0.5*exact"},
         {"-*exact", "- is no weight", "0.5*exact"},
+        {"1.1e6*exact", "1.1e6 is no weight", "1e-6 to 1e6"},
+        {"-9e-7*exact", "-9e-7 is no weight", "1e-6 to 1e6"},
         {"exact:", "no option of exact is called \"\"", "ended, tag=NAME"},
         {"exact:ended,", "no option of exact is called \"\"", "ended, tag=NAME"},
         {"exact:last", "no option of exact is called \"last\"", "(there are ended, tag=NAME)"},

@@ -144,6 +144,14 @@ static double of_rollout(const char* out, int step, const char* key) {
     return value;
 }
 
+// The last run wrote these words to standard output.
+static void check_said(const char* words) {
+    size_t bytes;
+    char* said = read_whole(at_home("stdout"), &bytes);
+    CHECK(strstr(said, words), "\"%s\" is missing in %s", words, said);
+    free(said);
+}
+
 // Each problem comes once in a pass; those of the held-out eighth never come.
 static void test_order(void) {
     static sample s[512];
@@ -268,13 +276,18 @@ static void test_bpe(void) {
     e = run("--init %s --tokenizer %s", checkpoint_file("narrow", "model"), at("HOME/tok"));
     check_refused(&e, "a small vocabulary",
                   "has 269 tokens; give the model's own with --tokenizer");
+    // A warm-up that is asked for and cannot be made is refused; one on a task gives way to --init.
+    char *start = checkpoint_file("narrow", "model"), *how = xprintf("--steps 1 --init %s", start);
+    e = run("--init %s %s", start, at("--data HOME/bare --reward exact"));
+    check_refused(&e, "no responses", "without a \"response\"");
+    good_run("instead", how);
+    check_said("warm-up     none: --init takes its place, so its flags do nothing");
+    free(how);
     good_run("dropped",
              at("--tokenizer HOME/lacking --data HOME/unknown --data-held-out HOME/unknown "
                 "--reward exact --context 96 --warmup-steps 0 --steps 0"));
-    size_t bytes;
-    char* said = read_whole(at_home("stdout"), &bytes);
-    CHECK(strstr(said, "has no token for 6 bytes of the problems"), "%s", said);
-    free(said);
+    check_said("has no token for 6 bytes of the problems");
+    check_said("1 of the held-out prompts are training prompts too");
 }
 
 // A reward program: what it says, what becomes of what it does not say.
@@ -299,8 +312,19 @@ static void test_command(void) {
     }
     CHECK(lost > 0 && wrong == 0, "%d of %d rewards are others", wrong, n);
     CHECK(of_rollout("zero", 0, "reward_malformed") == lost, "%d lines are no numbers", lost);
+    char* words = xprintf(
+        "step 0: the reward program gave no number for %d responses (0 crashed, "
+        "0 timed out, %d malformed); they get 0 from it\n",
+        lost, lost);
+    check_said(words);
+    free(words);
+    check_said("eval after step 0: the reward program gave no number for ");
+    run_lines log = read_log("zero");
+    CHECK(value_of(nth(&log, "eval", 0), "reward_malformed") > 0, "evaluations count them too");
+    free(log.line);
     good_run("skip", (free(with),
                       with = xprintf("%s%s --reward-missing skip", flags, at_home("cmd_some"))));
+    check_said("malformed); their groups are left out\n");
     n = read_samples("skip", "\\n", s, 512);
     for (int i = wrong = 0; i < n; i++) {
         int lacks = 0;
@@ -346,6 +370,7 @@ static void test_refusals(void) {
         {"--data HOME/sums --data-held-out HOME/longer --data-skip-long --reward exact",
          "HOME/longer: all held-out prompts are longer"},
         {"--data HOME/sums --reward cmd", "cmd"},
+        {"--prompt= --init x", "--prompt is empty"},
         {"--data HOME/sums --reward exact --reward-workers 2", "--reward-workers means nothing"},
         {"--data HOME/sums --reward exact --reward-timeout 2", "--reward-timeout means nothing"},
         {"--data HOME/sums --reward exact --reward-missing skip", "--reward-missing means nothing"},

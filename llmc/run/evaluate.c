@@ -25,6 +25,7 @@ static int sample_and_judge(sampler* r, rollout* d, const source* from, const sa
 typedef struct sums {
     double right, right_squared, passk;
     int64_t tokens;
+    reward_counts lost;
     int stopped;
 } sums;
 
@@ -46,6 +47,7 @@ static sums solve(sampler* r, rollout* d, const source* from, const evaluate_con
             sum.passk += evaluate_pass_at_k(group, right, c->k);
         }
         sum.tokens += (int64_t)d->start[d->sequences];
+        reward_counts_add(&sum.lost, &d->judged.lost);
     }
     return sum;
 }
@@ -62,6 +64,7 @@ evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evalua
     sums drawn = best.stopped ? best : solve(r, d, from, c, c->samples, c->how);
     if (drawn.stopped) return (evaluation){.stopped = 1};
     double samples = (double)c->prompts * c->samples;
+    reward_counts_add(&drawn.lost, &best.lost);
     return (evaluation){
         .greedy = best.right / c->prompts,
         .pass1 = drawn.right / samples,
@@ -70,7 +73,8 @@ evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evalua
         .response_length = (double)drawn.tokens / samples,
         .k = c->k,
         .prompts = c->prompts,
-        .tokens = best.tokens + drawn.tokens};
+        .tokens = best.tokens + drawn.tokens,
+        .lost = drawn.lost};
 }
 
 evaluation evaluate_policy(run* r) {

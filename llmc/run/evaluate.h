@@ -15,7 +15,8 @@ typedef struct evaluation {
     double response_length;
     int k, prompts;
     int64_t tokens;
-    int stopped;  // it was left early: nothing above holds
+    reward_counts lost;  // responses that the reward program did not judge
+    int stopped;         // it was left early: nothing above holds
 } evaluation;
 
 typedef struct evaluate_config {

@@ -21,7 +21,8 @@
 //             metrics of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
 //             probability of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
-//             over prompts; null if there is only one), k, prompts, response_length
+//             over prompts; null if there is only one), k, prompts, response_length, and of
+//             --reward-cmd the four counts of a rollout line, over all its samples
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
 // completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward

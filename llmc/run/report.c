@@ -146,6 +146,9 @@ static void report_problems(const run* r) {
         if (from->skipped)
             log_print(r->log, "            %d problems with longer prompts are left out",
                       from->skipped);
+        if (from->shared)
+            log_print(r->log, "            %d of the held-out prompts are training prompts too",
+                      from->shared);
         log_print(r->log, "reward      %s", *s->reward ? s->reward : "cmd");
         if (settings_task_unread(s)) log_print(r->log, "task        none: --data takes its place");
     }
@@ -173,7 +176,7 @@ void report_plan(const run* r) {
     if (s->lag > 0) log_print(r->log, "staleness   the sampler's weights lag by %d", s->lag);
     report_precision(r);
     if (settings_warmup_unread(s))
-        log_print(r->log, "warm-up     none: %s, so the other flags of the warm-up do nothing",
+        log_print(r->log, "warm-up     none: %s, so its flags do nothing",
                   *s->init   ? "--init takes its place"
                   : *s->from ? "--from takes its place"
                              : "--warmup-steps is 0");
@@ -250,6 +253,22 @@ void report_warmup(const run* r, const warmup_result* w) {
 // ------------------------------------------------------------------------------------------------
 // Evaluations
 
+// What a reward program did not judge, and what becomes of that.
+static void log_lost(const run* r, const reward_counts* lost) {
+    if (!*r->settings->reward_cmd) return;
+    log_number(r->log, "reward_crashed", (double)lost->crashed);
+    log_number(r->log, "reward_timed_out", (double)lost->timed_out);
+    log_number(r->log, "reward_malformed", (double)lost->malformed);
+    log_number(r->log, "reward_extra", (double)lost->extra);
+}
+
+static void report_lost(const run* r, const char* where, const reward_counts* lost,
+                        const char* fate) {
+    char* text = reward_counts_text(lost);
+    if (text) log_print(r->log, "%s %d: %s; %s", where, r->state.step, text, fate);
+    free(text);
+}
+
 void report_evaluation(const run* r, const evaluation* e) {
     log_begin(r->log, "eval", r->state.step);
     log_number(r->log, "greedy", e->greedy);
@@ -259,7 +278,9 @@ void report_evaluation(const run* r, const evaluation* e) {
     log_number(r->log, "k", e->k);
     log_number(r->log, "prompts", e->prompts);
     log_number(r->log, "response_length", e->response_length);
+    log_lost(r, &e->lost);
     log_end(r->log);
+    report_lost(r, "eval after step", &e->lost, "they get 0 from it");
     char* error = e->prompts > 1 ? xprintf(" ± %.3f", e->pass1_error) : xprintf("%s", "");
     log_print(r->log,
               "eval after step %d on %d %s prompts: pass@1 %.3f%s  pass@%d %.3f  greedy %.3f  "
@@ -289,7 +310,7 @@ void report_examples(const run* r, const char* when) {
 // ------------------------------------------------------------------------------------------------
 // The step
 
-// Graders of a reward, by their names, and what a reward program did not judge.
+// The graders of a reward, by their names.
 static void log_judgement(const run* r) {
     const judgement* j = &r->data->judged;
     for (int k = 0; k < j->terms; k++) {
@@ -298,11 +319,7 @@ static void log_judgement(const run* r) {
         free(grader);
         free(key);
     }
-    if (!*r->settings->reward_cmd) return;
-    log_number(r->log, "reward_crashed", (double)j->lost.crashed);
-    log_number(r->log, "reward_timed_out", (double)j->lost.timed_out);
-    log_number(r->log, "reward_malformed", (double)j->lost.malformed);
-    log_number(r->log, "reward_extra", (double)j->lost.extra);
+    log_lost(r, &j->lost);
 }
 
 void report_rollout(const run* r, const step_report* s) {
@@ -319,6 +336,8 @@ void report_rollout(const run* r, const step_report* s) {
     log_number(r->log, "occupancy", s->sampled.occupancy);
     log_number(r->log, "tokens_per_s", (double)s->sampled.tokens / s->sampling_seconds);
     log_end(r->log);
+    report_lost(r, "step", &r->data->judged.lost,
+                r->settings->reward_missing ? "their groups are left out" : "they get 0 from it");
 }
 
 static void log_mismatch(const run* r, const mismatch* m) {

@@ -23,6 +23,7 @@ sanity_result sanity_select(sampler* r, rollout* d, const source* from, const to
         d->first = (uint32_t)(first * c->samples);
         sampler_run(r, d, &c->how);
         rollout_judge(d, from);
+        reward_counts_add(&result.lost, &d->judged.lost);
         for (int p = 0; p < d->prompts; p++) {
             int right = 0;
             for (int i = 0; i < d->group; i++) right += d->right[p * d->group + i] > 0;
@@ -115,7 +116,9 @@ void sanity_choose(run* r) {
               "sanity      %d of %d prompts are solved %g to %g %% of the time: these are trained "
               "and evaluated on",
               r->sanity.count, chosen.tried, 100 * s->sanity_low, 100 * s->sanity_high);
-    char* path = run_path(r, "prompts");
+    char *lost = reward_counts_text(&chosen.lost), *path = run_path(r, "prompts");
+    if (lost) log_print(r->log, "sanity      %s; they get 0 from it", lost);
+    free(lost);
     if (path) r->state.prompts_checksum = sanity_write(&r->sanity, path);
     free(path);
 }

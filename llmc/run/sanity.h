@@ -19,8 +19,9 @@ enum { SANITY_SAMPLES_MAX = 512, SANITY_PROMPTS_MAX = 16384 };
 
 typedef struct sanity_result {
     problem_list kept;
-    int tried;      // fewer than asked for where the source has not as many
-    double solved;  // mean share of right completions over the prompts that were tried
+    int tried;           // fewer than asked for where the source has not as many
+    double solved;       // mean share of right completions over the prompts that were tried
+    reward_counts lost;  // completions that the reward program did not judge
 } sanity_result;
 
 // The choice depends on the sampler's weights and formats and on `c` alone. Uses `d` (its content

@@ -384,9 +384,8 @@ static void take_shape(const model* m, const tokenizer* t) {
             "%s has a vocabulary of %d, and the tokenizer of %s has %d tokens; give the model's "
             "own with --tokenizer",
             settings_start(&given), s->vocab, t->folder, tokenizer_size(t));
-    fatal(
-        "%s has a vocabulary of %d, less than the %d characters of the tasks; give another model",
-        settings_start(&given), s->vocab, tokenizer_size(t));
+    fatal("%s has a vocabulary of %d, less than the %d characters of the tasks; give another model",
+          settings_start(&given), s->vocab, tokenizer_size(t));
 }
 
 // Moments of a warm-up are of another objective and another optimizer.
@@ -550,10 +549,14 @@ static void check_sizes(const source* from) {
               from->max_response, s->max_new_tokens);
 }
 
+static int warmup_replaced;  // --init or --from takes the place of the warm-up that is asked for
+
 // A model that is given has no warm-up, unless the user asks for one on responses of their own.
 static void resolve_warmup(const source* from) {
-    int asked = options_find(OPTIONS, "warmup-steps")->given && from->data && from->has_responses;
-    if (*given.from || (*given.init && !asked)) given.warmup_steps = 0;
+    int asked = options_find(OPTIONS, "warmup-steps")->given && given.warmup_steps;
+    int replaced = *given.from || (*given.init && !(asked && from->data));
+    warmup_replaced = asked && replaced;
+    if (replaced) given.warmup_steps = 0;
     if (given.warmup_steps && !from->has_responses)
         fatal(
             "--data %s has problems without a \"response\" to imitate in a warm-up; give "
@@ -573,7 +576,7 @@ static int smallest_inputs(const model* m) {
 }
 
 int settings_warmup_unread(const settings* s) {
-    return s->warmup_steps == 0 && (s->warmup_lr != DEFAULTS.warmup_lr ||
+    return s->warmup_steps == 0 && (warmup_replaced || s->warmup_lr != DEFAULTS.warmup_lr ||
                                     s->warmup_batch != DEFAULTS.warmup_batch || *s->warmup_cache);
 }
 

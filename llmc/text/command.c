@@ -259,7 +259,7 @@ static void worker_write(worker* w) {
 // ---------------------------------------------------------------------------------------------
 // Numbers in
 
-// The number of a line without its newline; NaN if it is none.
+// The number of a line without its newline; NaN if it is none, or too large.
 static double line_number(const char* line) {
     char* end;
     line += strspn(line, " \t");
@@ -267,7 +267,7 @@ static double line_number(const char* line) {
     if (line[length + strspn(line + length, " \t\r")]) return NAN;
     if (!length || strspn(line, "0123456789+-.eE") != length) return NAN;
     double number = strtod(line, &end);
-    return end == line + length && isfinite(number) ? number : NAN;
+    return end == line + length && fabs(number) <= COMMAND_NUMBER_MOST ? number : NAN;
 }
 
 static void worker_line(worker* w, double* score, int workers, reward_counts* counts) {
@@ -350,6 +350,23 @@ static int serve(command* c, double* score, double seconds, reward_counts* count
     }
     free(polled);
     return busy;
+}
+
+void reward_counts_add(reward_counts* to, const reward_counts* more) {
+    to->crashed += more->crashed;
+    to->timed_out += more->timed_out;
+    to->malformed += more->malformed;
+    to->extra += more->extra;
+}
+
+char* reward_counts_text(const reward_counts* c) {
+    long long lost = c->crashed + c->timed_out + c->malformed;
+    if (!lost && !c->extra) return NULL;
+    return xprintf(
+        "the reward program gave no number for %lld responses (%lld crashed, %lld timed out, %lld "
+        "malformed)%s",
+        lost, (long long)c->crashed, (long long)c->timed_out, (long long)c->malformed,
+        c->extra ? " and wrote more lines than it was given" : "");
 }
 
 reward_counts command_grade(command* c, const graded* items, int n, double* score) {

@@ -7,7 +7,7 @@
 // worker i % workers. A response has no number
 // - if its worker ended before writing it (crashed),
 // - if it was not written within the time of the batch (timed_out), or
-// - if its line is not one finite decimal number (malformed).
+// - if its line is not one decimal number of at most COMMAND_NUMBER_MOST in size (malformed).
 // A worker that wrote more lines than it was given (extra) has lost count: all its lines of the
 // batch are malformed if that shows in time; else it shows at the next batch, too late. Such a
 // worker and one that crashed or timed out are killed with their process group, and started anew at
@@ -35,6 +35,10 @@ typedef struct reward_counts {
     int64_t crashed, timed_out, malformed, extra;
 } reward_counts;
 
+void reward_counts_add(reward_counts* to, const reward_counts* more);
+// What was lost, as the end of a sentence that begins with where; NULL if nothing was. To be freed.
+char* reward_counts_text(const reward_counts* c);
+
 typedef struct command_config {
     const char* line;  // for /bin/sh -c
     int workers;       // processes, at least 1
@@ -49,6 +53,7 @@ typedef struct command command;
 // workers die with the thread that started them, so call this and command_grade from one that lives
 // as long as they are needed.
 #define COMMAND_START_SECONDS 0.25
+#define COMMAND_NUMBER_MOST 1e30  // a weighted sum of such numbers is finite as a float
 command* command_open(const command_config* config);
 // Writes the numbers of n responses to score, (n); NaN where there is none.
 reward_counts command_grade(command* c, const graded* items, int n, double* score);

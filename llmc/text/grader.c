@@ -223,9 +223,12 @@ static const char* read_weight(term* t, const char* spec, const char* at) {
     if (!length || at[length] != '*') return at;
     char* end;
     t->weight = strtod(at, &end);
-    if (end != at + length || !isfinite(t->weight) || t->weight == 0)
-        fatal("--reward %s: %s is no weight; write a number other than 0, as in 0.5*exact", spec,
-              shown(at, length));
+    double size = fabs(t->weight);
+    if (end != at + length || size < 1e-6 || size > 1e6)
+        fatal(
+            "--reward %s: %s is no weight; write a number whose size is 1e-6 to 1e6, as in "
+            "0.5*exact",
+            spec, shown(at, length));
     return at + length + 1;
 }
 

@@ -6,6 +6,41 @@
 #include <string.h>
 
 // ------------------------------------------------------------------------------------------------
+// Sets of prompts
+
+// A list, and a table of the numbers of its prompts by their hash; -1: none.
+typedef struct prompt_set {
+    problem_list list;
+    int *table, places;  // at most half of them are taken
+} prompt_set;
+
+// The place of a prompt or, if it is not there, the one that it would take.
+static int* find_place(const prompt_set* set, const char* prompt) {
+    int* at = &set->table[hash_text(prompt) % (uint64_t)set->places];
+    while (*at >= 0 && strcmp(set->list.item[*at].prompt, prompt))
+        if (++at == set->table + set->places) at = set->table;
+    return at;
+}
+
+static void widen(prompt_set* set) {
+    free(set->table);
+    set->places = set->places ? 2 * set->places : 256;
+    set->table = xalloc((size_t)set->places, sizeof *set->table, "problems");
+    for (int i = 0; i < set->places; i++) set->table[i] = -1;
+    for (int i = 0; i < set->list.count; i++) *find_place(set, set->list.item[i].prompt) = i;
+}
+
+// Whether it is new.
+static int add_new(prompt_set* set, const problem* p) {
+    if (2 * set->list.count >= set->places) widen(set);
+    int* at = find_place(set, p->prompt);
+    if (*at >= 0) return 0;
+    *at = set->list.count;
+    problem_add(&set->list, p);
+    return 1;
+}
+
+// ------------------------------------------------------------------------------------------------
 // Opening
 
 static void refuse_ungradable(const source* s, const char* path, const problem_list* list) {
@@ -16,6 +51,18 @@ static void refuse_ungradable(const source* s, const char* path, const problem_l
                 "%s:%d: the problem cannot be graded: %s; mend the line or choose another --reward",
                 path, list->item[i].line, why);
     }
+}
+
+// Held-out problems whose prompts are training prompts too.
+static int count_shared(const problem_list* training, const problem_list* held_out) {
+    prompt_set set = {0};
+    int shared = 0;
+    for (int i = 0; i < training->count; i++) add_new(&set, &training->item[i]);
+    for (int i = 0; i < held_out->count; i++)
+        shared += *find_place(&set, held_out->item[i].prompt) >= 0;
+    problem_list_free(&set.list);
+    free(set.table);
+    return shared;
 }
 
 static uint64_t add_checksum(uint64_t sum, const problem_list* list) {
@@ -41,6 +88,7 @@ static source open_data(const source_config* c) {
     if (*c->held_out) {
         s.training = all;
         s.held_out = data_read(c->held_out, &names);
+        s.shared = count_shared(&s.training, &s.held_out);
     } else {
         split(&s, all);
     }
@@ -176,38 +224,6 @@ void source_examples(source* s, uint64_t seed, int step, int count, problem_list
 
 // ------------------------------------------------------------------------------------------------
 // Different problems
-
-// A list, and a table of the numbers of its prompts by their hash; -1: none.
-typedef struct prompt_set {
-    problem_list list;
-    int *table, places;  // at most half of them are taken
-} prompt_set;
-
-// The place of a prompt or, if it is not there, the one that it would take.
-static int* find_place(const prompt_set* set, const char* prompt) {
-    int* at = &set->table[hash_text(prompt) % (uint64_t)set->places];
-    while (*at >= 0 && strcmp(set->list.item[*at].prompt, prompt))
-        if (++at == set->table + set->places) at = set->table;
-    return at;
-}
-
-static void widen(prompt_set* set) {
-    free(set->table);
-    set->places = set->places ? 2 * set->places : 256;
-    set->table = xalloc((size_t)set->places, sizeof *set->table, "problems");
-    for (int i = 0; i < set->places; i++) set->table[i] = -1;
-    for (int i = 0; i < set->list.count; i++) *find_place(set, set->list.item[i].prompt) = i;
-}
-
-// Whether it is new.
-static int add_new(prompt_set* set, const problem* p) {
-    if (2 * set->list.count >= set->places) widen(set);
-    int* at = find_place(set, p->prompt);
-    if (*at >= 0) return 0;
-    *at = set->list.count;
-    problem_add(&set->list, p);
-    return 1;
-}
 
 // The first different ones of a file's problems, in the order of this seed and pass.
 static problem_list different_of(const problem_list* all, uint64_t seed, uint32_t pass, int most) {

@@ -1,8 +1,9 @@
 // source: the problems of a run, and what judges responses to them. Either a task draws the
 // problems and judges (task.h), or they come from a file (data.h) and graders judge (grader.h).
 //
-// An eighth of all problems, chosen by a hash of the prompt, is held out (task_is_held_out), unless
-// a file of its own holds those: training and evaluation never share a prompt.
+// An eighth of all problems, chosen by a hash of the prompt, is held out (task_is_held_out):
+// training and evaluation never share a prompt. Where a file of its own holds the held-out ones, it
+// may share some; they are counted.
 #ifndef LLMC_SOURCE_H
 #define LLMC_SOURCE_H
 
@@ -31,6 +32,7 @@ typedef struct source {
     int max_prompt, max_response;     // tokens of the longest prompt, and response to imitate
     int has_responses;                // to imitate
     int skipped;                      // problems that were too long
+    int shared;                       // held-out problems whose prompts are training prompts too
     uint64_t checksum;                // of the data's texts
     uint32_t *order, pass;            // (training.count) of this pass
     uint64_t order_seed;
