@@ -10,6 +10,7 @@ grader is number:last. Without --held-out the trainer itself holds an eighth of 
 """
 import argparse
 import itertools
+import os
 import random
 
 from common import refuse, write_problems
@@ -82,11 +83,16 @@ def main():
         refuse(f"--operators {options.operators} is refused; give any of +-*")
     if "{}" not in options.template:
         refuse("--template has no {}, which stands for the problem")
+    if options.held_out and os.path.realpath(options.held_out) == os.path.realpath(options.out):
+        refuse(f"--held-out {options.held_out} is the file of --out; choose another")
     if options.count is not None and options.count < 1:
         refuse(f"--count {options.count} is refused; give a number above 0")
     options.operators = "".join(dict.fromkeys(options.operators))
     made = list(problems(options))
     held_out = len(made) // 8 if options.held_out else 0
+    if options.held_out and not held_out:
+        refuse(f"an eighth of {len(made)} problems is none; choose a larger range, or leave out "
+               "--held-out")
     write_problems(options.out, made[held_out:])
     if options.held_out:
         write_problems(options.held_out, made[:held_out])

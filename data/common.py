@@ -40,19 +40,17 @@ def texts_of(source, number, item, keys):
 
 
 def write_problems(path, problems):
-    """Writes (prompt, answer) pairs as JSON lines, a prompt once. Returns how many."""
-    seen = set()
+    """Writes (prompt, answer) pairs as JSON lines, a prompt once. A refusal leaves the file as it
+    was."""
+    lines = {}
+    for prompt, answer in problems:
+        lines.setdefault(prompt, json.dumps({"prompt": prompt, "answer": answer},
+                                            ensure_ascii=False) + "\n")
+    if not lines:
+        refuse(f"no problem came out for {path}; choose other options")
     try:
         with open(path, "w", encoding="utf-8") as file:
-            for prompt, answer in problems:
-                if prompt in seen:
-                    continue
-                seen.add(prompt)
-                file.write(json.dumps({"prompt": prompt, "answer": answer},
-                                      ensure_ascii=False) + "\n")
+            file.writelines(lines.values())
     except OSError as error:
         refuse(f"{path} cannot be written ({error.strerror}); choose another file")
-    if not seen:
-        refuse("no problem came out; choose other options")
-    print(f"{path}: {len(seen)} problems")
-    return len(seen)
+    print(f"{path}: {len(lines)} problems")

@@ -106,6 +106,11 @@ class Scripts(unittest.TestCase):
                 (["--template"], ["--template", "x"])]:
             self.refused(words, "arithmetic.py", *arguments, *out)
         self.refused(["cannot be written"], "arithmetic.py", "--out", self.path("none/x"))
+        self.refused(["--held-out", "the file of --out"], "arithmetic.py", "--held-out",
+                     os.path.join(self.folder, ".", "x"), *out)
+        self.refused(["an eighth of 4"], "arithmetic.py", "--most", "2", "--held-out",
+                     self.path("y"), *out)
+        self.assertEqual(os.listdir(self.folder), [])
 
     # gsm8k.py
 
@@ -118,7 +123,7 @@ class Scripts(unittest.TestCase):
                          [("Wie viel? é!", "18"), ("q!", "1800")])
 
     def test_gsm8k_refusals(self):
-        out = ["--out", self.path("x")]
+        out = ["--out", self.put("x", "kept")]
         self.refused(["nowhere.jsonl cannot be read"], "gsm8k.py", "nowhere.jsonl", *out)
         for words, line in [(["in.jsonl:2: this is no JSON"], "{"),
                             (["in.jsonl:2: the texts question and answer"], {"question": "q"}),
@@ -128,6 +133,8 @@ class Scripts(unittest.TestCase):
                              {"question": "q", "answer": "5"})]:
             source = self.put("in.jsonl", {"question": "q", "answer": "#### 1"}, line)
             self.refused(words, "gsm8k.py", source, *out)
+            with open(self.path("x"), encoding="utf-8") as file:
+                self.assertEqual(file.read(), "kept\n")
         self.refused(["no problem came out"], "gsm8k.py", self.put("empty.jsonl"), *out)
         self.refused(["http://127.0.0.1:9/x cannot be fetched"], "gsm8k.py", "http://127.0.0.1:9/x",
                      *out)

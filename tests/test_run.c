@@ -902,6 +902,7 @@ static void test_refusals(void) {
         {"--lag -1", "--lag"},
         {"--kv-memory -1", "--kv-memory"},
         {"--kv-memory 0.001", "--kv-memory: the longest sequence needs"},
+        {"--kv-memory 1e-7", "--kv-memory: the longest sequence needs"},
         {"--sync-every 2 --lag 1", "--sync-every 2 and --lag 1"},
         {"--objective ppo", "--objective"},
         {"--delta 0", "--delta"},

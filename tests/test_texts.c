@@ -290,6 +290,18 @@ static void test_bpe(void) {
     check_said("1 of the held-out prompts are training prompts too");
 }
 
+// The refusal of a small KV cache names what is enough.
+static void test_smallest_cache(void) {
+    ended e = run("--kv-memory 1e-7");
+    const char *needs = strstr(e.err, "needs "), *end = needs ? strstr(needs, " MB") : NULL;
+    CHECK(end, "%s", e.err);
+    if (!end) return;
+    int length = (int)(end - needs) - 6;
+    char* flags = xprintf("--warmup-steps 0 --steps 1 --kv-memory %.*s", length, needs + 6);
+    good_run("least", flags);
+    free(flags);
+}
+
 // A reward program: what it says, what becomes of what it does not say.
 static void test_command(void) {
     char* flags =
@@ -370,7 +382,6 @@ static void test_refusals(void) {
         {"--data HOME/sums --data-held-out HOME/longer --data-skip-long --reward exact",
          "HOME/longer: all held-out prompts are longer"},
         {"--data HOME/sums --reward cmd", "cmd"},
-        {"--prompt= --init x", "--prompt is empty"},
         {"--data HOME/sums --reward exact --reward-workers 2", "--reward-workers means nothing"},
         {"--data HOME/sums --reward exact --reward-timeout 2", "--reward-timeout means nothing"},
         {"--data HOME/sums --reward exact --reward-missing skip", "--reward-missing means nothing"},
@@ -453,6 +464,7 @@ int main(int argc, char** argv) {
     test_order();
     test_characters();
     test_bpe();
+    test_smallest_cache();
     test_command();
     test_refusals();
     end_runs();

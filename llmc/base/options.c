@@ -364,21 +364,11 @@ static void answer(const option* table, int argc, char** argv, const char* about
     }
 }
 
-// An empty text means "not given". On the command line it is most often a shell variable that is
-// not set. It only has a use where it takes back a text of the file of flags.
-static void refuse_empty(option* const* empty, int count) {
-    for (int i = 0; i < count; i++)
-        if (!empty[i]->overruled)
-            fatal("--%s is empty; give a text, or leave the flag out", empty[i]->name);
-}
-
 void options_parse(option* table, int argc, char** argv, const char* about) {
     answer(table, argc, argv, about);
     const char* config_path = "";
     option config = {.name = "config", .kind = OPTION_TEXT, .value = &config_path};
     for (option* o = table; !at_end(o); o++) o->given = 0;
-    option** empty = xalloc((size_t)argc, sizeof *empty, "the flags");
-    int empty_count = 0;
     forget_overruled(table);
 
     for (int i = 1; i < argc; i++) {
@@ -390,14 +380,14 @@ void options_parse(option* table, int argc, char** argv, const char* about) {
         if (!value) {
             if (i + 1 == argc || !strncmp(argv[i + 1], "--", 2)) refuse_missing(o, "");
             value = argv[++i];
+            // Most often a shell variable that is not set.
+            if (!*value && o->kind == OPTION_TEXT)
+                fatal("--%s is empty; give a text, or leave the flag out", o->name);
         }
         option_set(o, value, "");
-        if (o->kind == OPTION_TEXT && !*value) empty[empty_count++] = o;
     }
     if (config.given && !*config_path) fatal("--config is empty; name a file of flags");
     if (config.given) options_read(table, config_path);
-    refuse_empty(empty, empty_count);
-    free(empty);
 }
 
 static char* trim(char* text) {

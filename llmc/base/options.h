@@ -41,9 +41,9 @@ typedef struct option {
 // order; --help prints the table by group with defaults and legal values and exits with status 0;
 // --version, where options_version is given, prints it and exits likewise. `about` opens the help.
 // Refused with one sentence (fatal): an unknown flag (names the nearest right one), a
-// missing, malformed or illegal value, an empty text (unless it takes back one of the file), a flag
-// given twice, an argument that is no flag.
-// The table ends with an entry whose kind is OPTION_GROUP and whose help is NULL.
+// missing, malformed or illegal value, a flag given twice, an argument that is no flag, an empty
+// text in the first form (`--name=` takes back a text of the file of flags). The table ends with an
+// entry whose kind is OPTION_GROUP and whose help is NULL.
 extern const char* options_version;  // lines for --version; NULL: there is no such flag
 void options_parse(option* table, int argc, char** argv, const char* about);
 // What --help prints, for a program that has more to say after it; to stdout.

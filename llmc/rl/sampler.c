@@ -7,8 +7,8 @@
 // last, partly filled page is copied for each of them, and the model's output at its last token is
 // kept: from it each sequence draws its first token. At each look a sequence gets the pages that it
 // needs until the next one. Where the pool has no more, the youngest sequence gives its pages back
-// and waits. Later its prompt and its response so far are prefilled, and it goes on with the same
-// bits: a row's bits depend neither on its batch nor on where its keys lie.
+// and waits (preemption). Later its prompt and its response so far are prefilled, and it goes on
+// with the same bits: a row's bits depend neither on its batch nor on where its keys lie.
 #include "sampler.h"
 
 #include <stdlib.h>
@@ -78,9 +78,11 @@ static int pool_pages(backend* b, const kv_cache* kv, int slots, size_t memory) 
     size_t bytes = b->kv_bytes(&one), fewest = (size_t)kv->pages_per_slot + 1;
     size_t most = (size_t)slots * kv->pages_per_slot + 1, pages = memory / bytes;
     if (!memory) return (int)most;
-    if (pages < fewest)
-        fatal("--kv-memory: the longest sequence needs %.3g MB; give at least that",
-              (double)(fewest * bytes) / 1e6);
+    if (pages < fewest) {
+        char megabytes[32];
+        number_text((double)(fewest * bytes) / 1e6, megabytes);
+        fatal("--kv-memory: the longest sequence needs %s MB; give at least that", megabytes);
+    }
     return (int)(pages < most ? pages : most);
 }
 
@@ -304,7 +306,7 @@ static void retire_finished(sampler* r) {
 
 // The sequence that began last gives its pages back and waits. Where it is the only one, the open
 // prompt's pages are what stands in its way.
-static void release_youngest(sampler* r) {
+static void preempt_youngest(sampler* r) {
     int youngest = 0;
     if (r->busy == 1) {
         drop_open_prompt(r);
@@ -317,7 +319,7 @@ static void release_youngest(sampler* r) {
     drop_pages(r, slot_pages(r, youngest), r->held[youngest]);
     for (int i = youngest; i < r->busy - 1; i++) move_slot(r, i, i + 1);
     r->busy--;
-    r->stats.releases++;
+    r->stats.preemptions++;
 }
 
 // The slot of the oldest sequence that lacks pages until the next look; -1: none does.
@@ -336,7 +338,7 @@ static void extend_sequences(sampler* r) {
         if (pages - r->held[slot] <= r->free_pages)
             take_pages(r, slot, pages);
         else
-            release_youngest(r);
+            preempt_youngest(r);
     }
 }
 
@@ -559,7 +561,7 @@ sampler_stats sampler_end(sampler* r) {
     int slots = d->sequences < r->slot_count ? d->sequences : r->slot_count;
     r->stats.tokens = (int64_t)d->start[d->sequences];
     // The first token of a sequence, and of one that waited, comes from a prefill.
-    int64_t decoded = r->stats.tokens - d->sequences - r->stats.releases;
+    int64_t decoded = r->stats.tokens - d->sequences - r->stats.preemptions;
     r->stats.occupancy =
         r->stats.decode_steps ? (double)decoded / ((double)r->stats.decode_steps * slots) : 1;
     return r->stats;

@@ -11,9 +11,9 @@ LLMC_BEGIN
 
 typedef struct sampler_stats {
     int64_t tokens;          // response tokens
-    int64_t prefill_tokens;  // prompt tokens run through the model
+    int64_t prefill_tokens;  // of prompts, and of sequences that had waited
     int64_t decode_steps;    // passes over the slots
-    int64_t releases;        // sequences that had to give their pages back and wait
+    int64_t preemptions;     // of sequences that had to give their pages back and wait
     double occupancy;        // mean share of busy slots over the decode steps
 } sampler_stats;
 

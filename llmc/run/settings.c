@@ -232,7 +232,7 @@ const format* settings_kv_format(const settings* s) {
     return format_or(s->kv_dtype, settings_rollout_precision(s).store);
 }
 
-size_t settings_kv_memory(const settings* s) { return (size_t)(s->kv_memory * 1e6); }
+size_t settings_kv_memory(const settings* s) { return (size_t)ceil(s->kv_memory * 1e6); }
 
 static int weights_scaled(const settings* s) {
     return settings_train_precision(s).linear->scaled ||
