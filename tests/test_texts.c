@@ -272,6 +272,12 @@ static void test_bpe(void) {
     free(alone);
     free(flags);
     test_prompt(checkpoint_file("given", "model"));
+    // A run that is gone on from hands its tokenizer on.
+    flags = xprintf("--from %s %s", at_home("same"),
+                    at("--context 96 --data HOME/sums --reward exact:ended"));
+    good_run("onward", flags);
+    CHECK(check_rewards("onward", "<|im_end|>") > 20, "--from's tokenizer is taken");
+    free(flags);
     good_run("narrow", "--family llama --warmup-steps 0 --steps 1");
     e = run("--init %s --tokenizer %s", checkpoint_file("narrow", "model"), at("HOME/tok"));
     check_refused(&e, "a small vocabulary",

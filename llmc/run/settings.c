@@ -463,8 +463,18 @@ static correction resolve_correction(void) {
     return c;
 }
 
+// A run keeps its tokenizer next to its checkpoints; --from takes it over.
+static void take_tokenizer_of_run(void) {
+    char* folder = xprintf("%s/tokenizer", given.from);
+    if (*given.from && !*given.tokenizer && bpe_is_there(folder))
+        given.tokenizer = folder;
+    else
+        free(folder);
+}
+
 // A model's folder often holds its tokenizer.
 tokenizer settings_tokenizer(void) {
+    take_tokenizer_of_run();
     const char* folder = *given.tokenizer                          ? given.tokenizer
                          : *given.init && bpe_is_there(given.init) ? given.init
                                                                    : "";
