@@ -93,8 +93,9 @@ static void edit_header(const char* from, const char* to) {
 // ------------------------------------------------------------------------------------------------
 // Models
 
-enum { MODELS = 12, WIDE = 10, TASKS = 11, COUNT_MOST = 25000 };
-static model models[MODELS];
+enum { MODELS_MOST = 32, WIDE = 10, TASKS = 11, COUNT_MOST = 25000 };
+static model models[MODELS_MOST];
+static int model_count = 12;
 static float parameters[COUNT_MOST], other[COUNT_MOST];
 
 static void make_models(void) {
@@ -130,6 +131,7 @@ static void make_models(void) {
     shape tasks = llama;  // the tokenizer's vocabulary
     tasks.vocab = alphabet_size();
     models[TASKS] = model_of(&LLAMA_FAMILY, tasks);
+    for (int i = 4; FAMILIES[i]; i++) models[model_count++] = model_of(FAMILIES[i], llama);
 }
 
 // Anything a float can be.
@@ -153,7 +155,7 @@ static void write_model(int i) {
 }
 
 static void test_round_trips(void) {
-    for (int i = 0; i < MODELS; i++)
+    for (int i = 0; i < model_count; i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             const model* m = &models[i];
             clear();

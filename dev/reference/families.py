@@ -71,6 +71,8 @@ LLAMA_PARTS = {
     "norm2": ["layers.%d.post_attention_layernorm.weight"],
     "gate_up": [f"layers.%d.mlp.{x}_proj.weight" for x in ("gate", "up")],
     "down": ["layers.%d.mlp.down_proj.weight"], "last_norm": ["norm.weight"]}
+# {our name: its parts in the model} of a family; of the others LLAMA_PARTS.
+PARTS = {"gpt2": GPT2_PARTS}
 
 
 @contextlib.contextmanager
@@ -90,15 +92,14 @@ def no_narrowing():
         torch.Tensor.to = to
 
 
-def fused(name, parts, values):
+def fused(parts, values, transposed):
     """Our weight from the file's: layers one after another, parts one below the other."""
     layers = range(L) if "%d" in parts[0] else [None]
     rows = []
     for l in layers:
         for part in parts:
             key = part % l if l is not None else part
-            transposed = ".c_" in key and key.endswith("weight")  # GPT-2's Conv1D
-            rows.append((values[key].T if transposed else values[key]).flatten())
+            rows.append((values[key].T if key in transposed else values[key]).flatten())
     return torch.cat(rows)
 
 
@@ -162,10 +163,12 @@ def main():
             weights = {base(n): p for n, p in single.named_parameters()}
             exact = {base(n): g for n, g in gradients.items()}
             near = {base(n): g for n, g in rough_gradients.items()}
-            parts = GPT2_PARTS if case.startswith("gpt2") else LLAMA_PARTS
+            conv1d = {base(n) + ".weight" for n, m in single.named_modules()
+                      if isinstance(m, transformers.pytorch_utils.Conv1D)}
+            parts = PARTS.get(case.partition("_")[0], LLAMA_PARTS)
             head = {"lm_head" if parts is GPT2_PARTS else "head": ["lm_head.weight"]}
             parts = {**parts, **({} if case.endswith("_tied") else head)}
-            written = {name: [fused(name, part, values) for values in (weights, exact, near)]
+            written = {name: [fused(part, values, conv1d) for values in (weights, exact, near)]
                        for name, part in parts.items() if part[0].replace("%d", "0") in weights}
             # The errors of a model's gradients come from the same few roundings: the largest share counts.
             share = max((n.double() - g).square().mean() / g.square().mean()

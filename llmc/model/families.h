@@ -7,9 +7,8 @@
 // Forward is the chain and backward the chain in reverse (model.c); memory, recomputation,
 // initialisation, weight decay and files follow from the tables.
 //
-// To add a family: its enum of weights and its table in families.c, its name in FAMILIES, and a
-// tiny model of transformers' class in dev/reference/families.py. A block that is not of this form
-// (attention and MLP side by side, say) needs a new kind of chain in model.c.
+// llmc/README.md says how to add a family. A block that is not of this form (attention and MLP side
+// by side, say) needs a new kind of chain in model.c.
 //
 // Invariants (tests/test_families.c): a branch's first link is its norm, and its last writes C
 // columns and is never kept; a link's backward reads its own input, output and aux, and nothing

@@ -286,8 +286,10 @@ static const transformers_class* class_of(const json* root) {
     const char* name = json_text(type);
     for (int i = 0; i < CLASS_COUNT; i++)
         if (!strcmp(name, CLASSES[i].family->name)) return &CLASSES[i];
-    json_refuse(type, "models of type %s are not supported, only gpt2, llama, qwen2 and qwen3",
-                shown(name, strlen(name)));
+    char* known = xprintf("%s", CLASSES[0].family->name);
+    for (int i = 1; i < CLASS_COUNT; i++) known = xprintf("%s, %s", known, CLASSES[i].family->name);
+    json_refuse(type, "models of type %s are not supported, only %s", shown(name, strlen(name)),
+                known);
 }
 
 model hf_config_read(const char* path, const char* advice) {
@@ -370,9 +372,14 @@ static void put_gpt2(FILE* f, const shape* s) {
     fprintf(f, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n");
 }
 
+static const transformers_class* class_for(const family* f) {
+    for (int i = 0; i < CLASS_COUNT; i++)
+        if (CLASSES[i].family == f) return &CLASSES[i];
+    fatal("the family %s has no row in CLASSES of hf_config.c", f->name);
+}
+
 char* hf_config_text(const model* m, const format* how) {
-    const transformers_class* c = CLASSES;
-    while (c->family != m->family) c++;
+    const transformers_class* c = class_for(m->family);
     const shape* s = &m->shape;
     char* text;
     size_t length;
