@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The long check: do whole runs learn as README.md says?
 
-Three default runs (seeds 1 to 3) and one of each other family must end at pass@1 >= 0.9 from at most
-0.45 before RL (the families: from less than at the end). Then stale
-data (recipes/stale, five seeds), mean reward of the last 10 steps: with a trust region (drpo, delta
+Three default runs (seeds 1 to 3) and one of each family (seed 1) must end at pass@1 >= 0.9 from at
+most 0.45 before RL. Seen with the families' flags below: gpt2 0.311 to 0.967, llama 0.296 to 0.955,
+qwen2 0.290 to 0.953, qwen3 0.309 to 0.969. Without these flags llama ends at 0.908. Then stale data
+(recipes/stale, five seeds), mean reward of the last 10 steps: with a trust region (drpo, delta
 0.15) above 0.6, and without one (pg-is) lower for every seed and by 0.1 in the mean. The figures are
 printed either way; the exit status is the verdict.
 
@@ -48,12 +49,12 @@ def family_runs(program, scratch):
     good, first = True, None
     for name, flags in (("gpt2", []), ("llama", ["--kv-heads", "2"]), ("qwen2", ["--kv-heads", "2"]),
                         ("qwen3", ["--kv-heads", "2", "--head-dim", "24", "--tied", "0"])):
-        log = run(program, f"{scratch}/family-{name}", "--family", name, *flags)
+        log = run(program, f"{scratch}/family-{name}", "--family", name, "--seed", "1", *flags)
         evals = [x for x in log if x["phase"] == "eval"]
         mismatch = max(x["logp_diff_max"] for x in log if x["phase"] == "numerics")
         before, after, seconds = evals[0]["pass1"], evals[-1]["pass1"], log[-1]["time"]
         first = first or seconds
-        ok = before < after and after >= 0.9 and mismatch == 0
+        ok = before <= 0.45 and after >= 0.9 and mismatch == 0
         good &= ok
         print(f"{name:16s} {before:14.3f} {after:7.3f} {mismatch:15g} {seconds:10.0f} s "
               f"{seconds / first:6.2f} x   {'ok' if ok else 'NO'}", flush=True)
