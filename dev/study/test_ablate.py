@@ -743,4 +743,6 @@ class RunTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    # Started in the background, a shell has it ignored, and so would ablate.py.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     unittest.main()
