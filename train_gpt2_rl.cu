@@ -1,4 +1,4 @@
-// train_gpt2_rl: reinforcement learning of a GPT-2-style model. This file is main and the step, as a
+// train_gpt2_rl: reinforcement learning of language models. This file is main and the step, as a
 // paper would print it:
 //
 //   sample      y ~ mu( . | x)           a group of completions for each prompt x; log mu is kept

@@ -292,7 +292,7 @@ static void test_bpe(void) {
     good_run("dropped",
              at("--tokenizer HOME/lacking --data HOME/unknown --data-held-out HOME/unknown "
                 "--reward exact --context 96 --warmup-steps 0 --steps 0"));
-    check_said("has no token for 6 bytes of the problems");
+    check_said("has no token for 5 bytes of the problems");
     check_said("1 of the held-out prompts are training prompts too");
 }
 
@@ -405,6 +405,19 @@ static void test_refusals(void) {
     }
     ended e = run("%s", at("--data HOME/sums --reward-cmd HOME/nothing"));
     CHECK(exit_code(&e) == 1 && strstr(e.err, "cannot be started"), "no program: %s", e.err);
+    // Only responses that are imitated must fit.
+    good_run("brief", at("--data HOME/sums --data-held-out HOME/wordy --reward exact --steps 1"));
+    // The problems that are left out decide what a warm-up learns.
+    for (int i = 0; i < 3; i++) {
+        char* flags = xprintf("%s%d",
+                              at("--data HOME/uneven --data-skip-long --reward exact --steps 1 "
+                                 "--warmup-steps 2 --warmup-cache HOME/cache --max-new-tokens "),
+                              i < 2 ? 12 : 8);
+        good_run("cached", flags);
+        check_said(i == 1 ? "warm-up  taken from" : "warm-up took");
+        remove_tree(at_home("cached"));
+        free(flags);
+    }
     good_run("fit",
              at("--data HOME/long --reward exact --warmup-steps 0 --data-skip-long --steps 1"));
     write_text("changed", "");
@@ -427,6 +440,13 @@ static void write_files(void) {
     write_sums("other", "q", "a");
     write_text("few", "{\"q\": \"1+1:\", \"a\": 2}\n{\"q\": \"1+2:\", \"a\": 3}\n");
     write_text("bad", "{\"prompt\": \"1+1:\", \"answer\": 2}\n{\"prompt\": 1+1}\n");
+    write_text("wordy",
+               "{\"prompt\": \"1+1:\", \"answer\": 2, \"response\": \"1+1+0+0+0+0+0=2\"}\n");
+    FILE* uneven = file_open(at_home("uneven"), "w");
+    for (int i = 0; i < 60; i++)
+        fprintf(uneven, "{\"prompt\": \"%0*d:\", \"answer\": 2, \"response\": \"2\"}\n", 4 + i / 3,
+                i);
+    file_close(uneven, "uneven");
     write_text("words",
                "{\"prompt\": \"1+a:\", \"answer\": 2}\n{\"prompt\": \"2+a:\", "
                "\"answer\": 2}\n");

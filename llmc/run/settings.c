@@ -144,7 +144,7 @@ void settings_check_out(void) {
     free(path);
 }
 
-static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of a GPT-2-style model";
+static const char ABOUT[] = "train_gpt2_rl: reinforcement learning of language models";
 
 #ifdef __clang__
 #define COMPILER __VERSION__

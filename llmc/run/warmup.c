@@ -109,13 +109,17 @@ static char* warmup_key(const run* r) {
     // On a GPU the bits depend on what it is; on the CPU they do not.
     const char* device = s->device == DEVICE_CUDA ? r->device->name : "";
     char* of_model = model_text(&r->model);
+    // Of one file, the number of problems that were too long says which ones.
+    int count = r->source.skipped;
+    char* skipped = count ? xprintf(", without %d long problems", count) : xprintf("%s", "");
     char* key = xprintf(
         "arithmetic %d%s, model %s, task %s, texts %llx, seed %llu, steps %d %d, batch %d, "
-        "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g",
+        "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g%s",
         ARITHMETIC_VERSION, device, of_model, s->task, (unsigned long long)r->state.texts_checksum,
         (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch,
-        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip);
+        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip, skipped);
     free(of_model);
+    free(skipped);
     return key;
 }
 

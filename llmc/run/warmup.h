@@ -1,5 +1,5 @@
-// warmup: supervised training before RL, on the task's worked examples: the same update with the
-// objective `sft`, in fp32. A cache keeps warmed-up models for other runs.
+// warmup: supervised training before RL, on a task's worked examples or the responses of --data:
+// the same update with the objective `sft`, in fp32. A cache keeps warmed-up models for other runs.
 #ifndef LLMC_WARMUP_H
 #define LLMC_WARMUP_H
 

@@ -145,7 +145,7 @@ static void fit(source* s, problem_list* list, const char* path, const tokenizer
         if (tokens.count > (size_t)most) continue;
         if ((int)tokens.count > s->max_prompt) s->max_prompt = (int)tokens.count;
         problem_add(&kept, p);
-        if (!s->has_responses) continue;
+        if (!s->has_responses || list != &s->training) continue;
         tokens.count = 0;
         if (p->response) tokenizer_response(t, p->response, &tokens);
         if ((int)tokens.count > s->max_response) s->max_response = (int)tokens.count;
