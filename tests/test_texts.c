@@ -285,7 +285,7 @@ static void test_bpe(void) {
     // A warm-up that is asked for and cannot be made is refused; one on a task gives way to --init.
     char *start = checkpoint_file("narrow", "model"), *how = xprintf("--steps 1 --init %s", start);
     e = run("--init %s %s", start, at("--data HOME/bare --reward exact"));
-    check_refused(&e, "no responses", "without a \"response\"");
+    check_refused(&e, "no responses", "line 1 has no \"response\" to imitate");
     good_run("instead", how);
     check_said("warm-up     none: --init takes its place, so its flags do nothing");
     free(how);
@@ -378,6 +378,9 @@ static void test_refusals(void) {
          "of the text \"1+a:\" has no token: without a --tok"},
         {"--data HOME/bad --reward exact", "HOME/bad:2"},
         {"--data HOME/bare --reward exact", "--warmup-steps 0"},
+        {"--data HOME/half --reward exact", "HOME/half: line 4 has no \"response\""},
+        {"--data HOME/half --reward exact --data-keys response=answers --max-new-tokens 4",
+         "HOME/half: the response of line 3, to imitate in a warm-up, has 6 tokens"},
         {"--data HOME/one --reward exact", "--data-held-out"},
         {"--data HOME/sums --reward expression", "HOME/sums:1: the problem cannot be graded"},
         {"--data HOME/sums --reward exact --max-new-tokens 29",
@@ -442,6 +445,11 @@ static void write_files(void) {
     write_text("bad", "{\"prompt\": \"1+1:\", \"answer\": 2}\n{\"prompt\": 1+1}\n");
     write_text("wordy",
                "{\"prompt\": \"1+1:\", \"answer\": 2, \"response\": \"1+1+0+0+0+0+0=2\"}\n");
+    FILE* half = file_open(at_home("half"), "w");
+    for (int i = 0; i < 40; i++)
+        fprintf(half, "{\"prompt\": \"%d:\", \"answer\": 1, \"answers\": \"%s\"%s}\n", i,
+                i == 2 ? "00001" : "1", i == 3 || i == 5 ? "" : ", \"response\": \"1\"");
+    file_close(half, "half");
     FILE* uneven = file_open(at_home("uneven"), "w");
     for (int i = 0; i < 60; i++)
         fprintf(uneven, "{\"prompt\": \"%0*d:\", \"answer\": 2, \"response\": \"2\"}\n", 4 + i / 3,

@@ -553,10 +553,14 @@ static void check_sizes(const source* from) {
         fatal("prompts of %d tokens and --max-new-tokens %d do not fit --context %d; raise it",
               from->max_prompt, s->max_new_tokens, s->context);
     }
-    if (s->warmup_steps && from->max_response > s->max_new_tokens)
-        fatal("%s have %d tokens, more than --max-new-tokens %d; raise it",
-              from->data ? "the longest responses to imitate" : "the task's worked answers",
-              from->max_response, s->max_new_tokens);
+    if (!s->warmup_steps || from->max_response <= s->max_new_tokens) return;
+    if (from->data)
+        fatal(
+            "%s: the response of line %d, to imitate in a warm-up, has %d tokens, more than "
+            "--max-new-tokens %d; raise it",
+            from->data, from->longest_line, from->max_response, s->max_new_tokens);
+    fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
+          from->max_response, s->max_new_tokens);
 }
 
 static int warmup_replaced;  // --init or --from takes the place of the warm-up that is asked for
@@ -569,9 +573,9 @@ static void resolve_warmup(const source* from) {
     if (replaced) given.warmup_steps = 0;
     if (given.warmup_steps && !from->has_responses)
         fatal(
-            "--data %s has problems without a \"response\" to imitate in a warm-up; give "
+            "%s: line %d has no \"response\" to imitate in a warm-up; add one, or give "
             "--warmup-steps 0",
-            from->data);
+            from->data, from->bare_line);
 }
 
 // Of all products of the model.

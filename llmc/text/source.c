@@ -104,8 +104,11 @@ static source open_data(const source_config* c) {
     refuse_ungradable(&s, s.held_out_data, &s.held_out);
     s.checksum = add_checksum(add_checksum(1, &s.training), &s.held_out);
     s.has_responses = 1;
-    for (int i = 0; i < s.training.count; i++)
-        s.has_responses &= s.training.item[i].response != NULL;
+    for (int i = s.training.count - 1; i >= 0; i--)
+        if (!s.training.item[i].response) {
+            s.has_responses = 0;
+            s.bare_line = s.training.item[i].line;
+        }
     return s;
 }
 
@@ -148,7 +151,9 @@ static void fit(source* s, problem_list* list, const char* path, const tokenizer
         if (!s->has_responses || list != &s->training) continue;
         tokens.count = 0;
         if (p->response) tokenizer_response(t, p->response, &tokens);
-        if ((int)tokens.count > s->max_response) s->max_response = (int)tokens.count;
+        if ((int)tokens.count <= s->max_response) continue;
+        s->max_response = (int)tokens.count;
+        s->longest_line = p->line;
     }
     if (!kept.count)
         fatal(

@@ -31,6 +31,7 @@ typedef struct source {
     struct reward* reward;            // NULL: the task judges
     int max_prompt, max_response;     // tokens of the longest prompt, and response to imitate
     int has_responses;                // to imitate
+    int bare_line, longest_line;      // of the first problem without one, and of the longest one
     int skipped;                      // problems that were too long
     int shared;                       // held-out problems whose prompts are training prompts too
     uint64_t checksum;                // of the data's texts
