@@ -278,17 +278,25 @@ static inline int count_lines(const run_lines* log, const char* phase) {
     return n;
 }
 
-// Equal but for what depends on the clock, and on slots and pages if `slots` may differ.
+// The first field from `i` on that does not depend on the clock, nor on slots and pages if `slots`.
+static inline int field_from(const line* l, int i, int slots) {
+    static const char* const keys[] = {"time", "tokens_per_s", "occupancy", "prefill_tokens",
+                                       "preemptions"};
+    for (int k = 0; i < l->fields && k < (slots ? 5 : 2); k++)
+        if (!strcmp(l->key[i], keys[k])) i++, k = -1;
+    return i;
+}
+
+// Equal but for these fields.
 static inline int same_line(const line* a, const line* b, int slots) {
-    if (a->fields != b->fields || strcmp(a->phase, b->phase)) return 0;
-    for (int i = 0; i < a->fields; i++) {
-        const char* key = a->key[i];
-        if (strcmp(key, b->key[i])) return 0;
-        if (!strcmp(key, "time") || !strcmp(key, "tokens_per_s")) continue;
-        if (slots && (!strcmp(key, "occupancy") || !strcmp(key, "prefill_tokens"))) continue;
-        if (memcmp(&a->value[i], &b->value[i], sizeof(double))) return 0;
+    int i = field_from(a, 0, slots), j = field_from(b, 0, slots);
+    if (strcmp(a->phase, b->phase)) return 0;
+    while (i < a->fields && j < b->fields) {
+        if (strcmp(a->key[i], b->key[j])) return 0;
+        if (memcmp(&a->value[i], &b->value[j], sizeof(double))) return 0;
+        i = field_from(a, i + 1, slots), j = field_from(b, j + 1, slots);
     }
-    return 1;
+    return i == a->fields && j == b->fields;
 }
 
 static inline int same_log(const char* a, const char* b, int slots) {

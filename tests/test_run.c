@@ -18,6 +18,7 @@ static int quick;
 
 // The probability of the masked tokens is null where none is masked, and nothing else is null.
 static int rightly_null(const line* l, int field) {
+    if (!strcmp(l->key[field], "pass1_error")) return value_of(l, "prompts") == 1;
     return !strcmp(l->key[field], "masked_mu") && value_of(l, "masked") == 0;
 }
 

@@ -201,7 +201,8 @@ static void test_prompt(const char* folder) {
     static const char* const refused[][2] = {
         {"--prompt 1+2: --device cpu", "--init"},
         {"--prompt 1+2: --out x --init ", "leave --out out"},
-        {"--prompt 1+2: --max-new-tokens 95 --init ", "tokens"}};
+        {"--prompt 1+2: --max-new-tokens 95 --init ", "tokens"},
+        {"--prompt 1+2: --data nowhere --init ", "--data means nothing to --prompt"}};
     char* words[3] = {0};
     for (int i = 0; i < 3; i++) {
         ended e = run("--init %s --prompt 4+3: --context 96 --eval-samples 3 --seed %d", folder,
@@ -215,11 +216,11 @@ static void test_prompt(const char* folder) {
         CHECK(drawn == 3, "%d are drawn: \"%s\"", drawn, words[i]);
     }
     CHECK(!strcmp(words[0], words[1]), "the same seed: \"%s\", \"%s\"", words[0], words[1]);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         ended e = run("--context 96 %s%s", refused[i][0], i ? folder : "");
         check_refused(&e, refused[i][0], refused[i][1]);
-        free(words[i]);
     }
+    for (int i = 0; i < 3; i++) free(words[i]);
 }
 
 static const char BPE[] =
@@ -236,9 +237,10 @@ static void test_bpe(void) {
     for (int i = 0; i < 3; i++)
         CHECK(value_of(nth(&log, "numerics", i), "logp_diff_max") == 0, "step %d", i);
     free(log.line);
-    char* flags = xprintf("%s --slots 3 --micro-tokens 1 --kv-memory 0.2", at(BPE));
+    char* flags = xprintf("%s --slots 3 --micro-tokens 1 --kv-memory 0.03", at(BPE));
     good_run("same", flags);
     check_same_run("same", "bpe", "slots, pages and micro-batches", 1);
+    CHECK(of_rollout("same", 0, "preemptions") > 0, "no sequence had to wait");
     free(flags);
     for (int i = 0; i < (quick ? 0 : 2); i++) {
         flags = xprintf("%s %s", at(BPE), i ? "--system Add." : "--chat none");

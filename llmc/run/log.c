@@ -10,7 +10,8 @@
 //             (reward_crashed, reward_timed_out, reward_malformed) and lines too many
 //             (reward_extra), response_length (mean, tokens), truncated (fraction of completions),
 //             zero_std_groups (fraction of groups), entropy (nats a token), tokens, prefill_tokens,
-//             occupancy (mean share of busy slots), tokens_per_s
+//             with --kv-memory preemptions (of sequences that had to wait for pages), occupancy
+//             (mean share of busy slots), tokens_per_s
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
 //   correct   of --correct, over the rollout (correction.h): weight_mean, zeroed, truncated, ess

@@ -333,6 +333,8 @@ void report_rollout(const run* r, const step_report* s) {
     log_number(r->log, "entropy", s->reward.entropy);
     log_number(r->log, "tokens", (double)s->sampled.tokens);
     log_number(r->log, "prefill_tokens", (double)s->sampled.prefill_tokens);
+    if (r->settings->kv_memory > 0)
+        log_number(r->log, "preemptions", (double)s->sampled.preemptions);
     log_number(r->log, "occupancy", s->sampled.occupancy);
     log_number(r->log, "tokens_per_s", (double)s->sampled.tokens / s->sampling_seconds);
     log_end(r->log);

@@ -515,6 +515,7 @@ static void check_data(void) {
 
 // The files are read before the model is known.
 source settings_source(void) {
+    refuse_unread(*given.prompt && *given.data, "--data", "to --prompt, which asks for one text");
     static command_config program;
     program = (command_config){given.reward_cmd, given.reward_workers, given.reward_timeout,
                                given.reward_missing};
