@@ -564,6 +564,27 @@ static void check_same_bits(const char* flags, const char* name) {
     }
 }
 
+// Long responses that share a small cache wait for each other, and the log counts how often.
+static void test_preemptions(void) {
+    static const char* const flags[] = {"", "--kv-memory 0.03", "--kv-memory 1"};
+    for (int i = 0; i < 3; i++) {
+        char* all =
+            xprintf("--context 96 --max-new-tokens 60 --slots 8 --warmup-steps 0 %s", flags[i]);
+        good_run("waiting", all);
+        run_lines log = read_log("waiting");
+        const line* l = nth(&log, "rollout", 0);
+        int there = 0;
+        for (int k = 0; k < l->fields; k++) there += !strcmp(l->key[k], "preemptions");
+        CHECK(there == (i > 0), "%s: the key is there %d times", flags[i], there);
+        if (i)
+            CHECK((value_of(l, "preemptions") > 0) == (i == 1), "%s: %g", flags[i],
+                  value_of(l, "preemptions"));
+        free(log.line);
+        free(all);
+        remove_tree(at_home("waiting"));
+    }
+}
+
 static void test_same_bits(void) {
     check_same_bits("", "bits_fp32");
     check_same_bits(
@@ -1536,6 +1557,7 @@ int main(int argc, char** argv) {
     test_mismatch();
     test_logits_gradients();
     test_loss_scale();
+    test_preemptions();
     test_same_bits();
     good_run("longer", LONGER);
     test_interrupt();
