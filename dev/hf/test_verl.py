@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares the weights of --correct with those of verl's rollout correction. Runs with a coarse
-sampler keep log mu and log pi of every token (--log-tokens); verl's own functions make weights of
-them, whose mean, zeros and truncations must be those in the log.
+"""Compares the weights of --correct and the metrics of the mismatch with verl's. Runs with a coarse
+sampler keep log mu and log pi of every token (--log-tokens); verl's own functions make weights and
+metrics of them, and the log must have the same.
 
     python3 dev/hf/test_verl.py [TEST...]      (needs torch)
 
@@ -50,7 +50,8 @@ def verl():
 
 
 def run(flags):
-    """For each step the line of the log, log pi - log mu (sequences, tokens), and the mask."""
+    """For each step its line in the log of corrections (or, without --correct, of numerics), log pi
+    - log mu (sequences, tokens), and the mask."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([PROGRAM, *FLAGS, *flags.split(), "--out", f"{folder}/run"], check=True,
                        capture_output=True)
@@ -58,8 +59,8 @@ def run(flags):
             lines = [json.loads(line) for line in file]
         with open(f"{folder}/run/samples.jsonl", encoding="utf-8") as file:
             samples = [json.loads(line) for line in file]
-    found = []
-    for line in (x for x in lines if x["phase"] == "correct"):
+    found, phase = [], "correct" if "--correct" in flags else "numerics"
+    for line in (x for x in lines if x["phase"] == phase):
         step = [s for s in samples if s["step"] == line["step"]]
         longest = max(len(s["token"]) for s in step)
         ratio, mask = torch.zeros(2, len(step), longest, dtype=torch.float64)
@@ -124,6 +125,16 @@ class Test(unittest.TestCase):
             self.check(line, mask, kept.double())
             masked += line["zeroed"]
         self.assertGreater(masked, 0.01, "the bounds change nothing")
+
+    def test_metrics(self):
+        """verl's names: docs/metrics.md."""
+        pairs = {"kl": "kl", "kl_k3": "k3_kl", "ppl_ratio": "ppl_ratio", "chi2": "chi2_token"}
+        for line, ratio, mask in run(""):
+            metrics = HELPER.compute_offpolicy_metrics(ratio, torch.zeros_like(ratio), mask)
+            for ours, theirs in pairs.items():
+                self.assertAlmostEqual(line[ours], metrics[theirs], delta=1e-9 * (1 + line[ours]),
+                                       msg=ours)
+                self.assertGreater(abs(line[ours]), 1e-3, ours)
 
 
 if __name__ == "__main__":
