@@ -103,6 +103,7 @@ static optimizer_result step(fixture* f, int t, double size, double lr) {
     f->b->upload(f->b, f->o->gradients.lookup, f->lookup, f->embedding * sizeof(float));
     for (size_t i = 0; i < f->count; i++) f->gradient[i] /= scale;
     for (size_t i = 0; i < f->embedding; i++) f->lookup[i] /= scale;
+    optimizer_add_shard(f->o, 0);
     return optimizer_step(f->o, f->parameters, lr);
 }
 

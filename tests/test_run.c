@@ -593,6 +593,8 @@ static void test_same_bits(void) {
         "bits_mixed");
     check_same_bits("--train-dtype fp16 --rollout-dtype fp16 --master-weights 0", "bits_fp16");
     check_same_bits("--objective dppo-topk-tv --delta 0.01 --top-k 20", "bits_topk");
+    check_same_bits("--shards 2 --train-dtype fp16 --family llama --kl-coef 0.1", "bits_shards_2");
+    check_same_bits("--shards 4", "bits_shards_4");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -667,6 +669,62 @@ static void test_kill(void) {
     check_resumed("killed", "longer", "");
 }
 
+// Takes a run back to an earlier checkpoint, as if it had been killed after that step.
+static void take_back(const char* out, int step) {
+    int newest;
+    for (count_checkpoints(out, &newest); newest > step; newest--)
+        remove_tree(at_home("%s/checkpoints/step-%06d", out, newest));
+}
+
+// What the plan says of shards: their size, the memory of the gradients that wait, and a hint
+// where a sum has more than 100,000 tokens: 512 prompts of 4 with 16 responses of 12 are 100,352.
+static void check_plan(const char* flags, const char* words, int there) {
+    size_t bytes;
+    ended e = run("--steps 0 %s", flags);
+    CHECK(exit_code(&e) == 0, "%s: ended with %x, said \"%s\"", flags, e.status, e.err);
+    char* console = read_whole(at_home("stdout"), &bytes);
+    CHECK((strstr(console, words) != NULL) == there, "%s: \"%s\" %s: %s", flags, words,
+          there ? "is missing" : "is there", console);
+    free(console);
+}
+
+static void test_shards_plan(void) {
+    static const char hint[] = "a gradient sums up to 100352 tokens one by one";
+    static const char many[] = "--warmup-steps 0 --prompts 1024 --group 16";
+    char flags[256];
+    check_plan("", "shards", 0);
+    check_plan("--shards 4", "a mini-batch has 4 shards of 1 prompts", 1);
+    check_plan("--shards 4", "gradients: earlier shards           0.1 MB     8.0 bytes", 1);
+    check_plan(many, hint, 1);
+    snprintf(flags, sizeof flags, "%s --shards 2", many);
+    check_plan(flags, "one by one", 0);
+    check_plan("--warmup-steps 1 --warmup-batch 6272", hint, 1);
+    check_plan("--warmup-steps 1 --warmup-batch 6250", "one by one", 0);
+    check_plan("--warmup-steps 1 --warmup-batch 6272 --shards 2", "one by one", 0);
+    check_plan("--warmup-steps 0 --warmup-batch 6271", "one by one", 0);
+    check_plan("--warmup-steps 0 --warmup-batch 33 --shards 2", "2 shards of 2 prompts", 1);
+}
+
+// A resumed run sums in the shards that it began with.
+static void test_shards_resumed(void) {
+    const char* flags = "--shards 4 --checkpoint-keep 0";
+    good_run("sharded", flags);
+    good_run("sharded_again", flags);
+    for (int step = 2; step >= 0; step--) {
+        take_back("sharded_again", step);
+        check_resumed("sharded_again", "sharded", step ? "" : "--shards 4");
+    }
+    good_run("sharded_other", "--shards 2");
+    CHECK(!same_model("sharded_other", "sharded"), "2 and 4 shards give the same bits");
+    remove_tree(at_home("sharded_other"));
+    interrupt_at("sharded_again", "--shards 4 --warmup-steps 150 --steps 5", "warmup", 50);
+    good_run("sharded_other", "--shards 4 --warmup-steps 150 --steps 5");
+    check_resumed("sharded_again", "sharded_other", "");
+    remove_tree(at_home("sharded"));
+    remove_tree(at_home("sharded_again"));
+    remove_tree(at_home("sharded_other"));
+}
+
 // A run that is complete: resuming adds nothing.
 static void test_resume_complete(void) {
     check_resumed("int_step", "longer", "--slots 5");
@@ -724,13 +782,6 @@ static void check_numerics(const char* out, const char* older) {
               out, i, value_of(u, "logp_diff_max"));
     }
     free(log.line);
-}
-
-// Takes a run back to an earlier checkpoint, as if it had been killed after that step.
-static void take_back(const char* out, int step) {
-    int newest;
-    for (count_checkpoints(out, &newest); newest > step; newest--)
-        remove_tree(at_home("%s/checkpoints/step-%06d", out, newest));
 }
 
 static void test_stale(void) {
@@ -955,6 +1006,13 @@ static void test_refusals(void) {
         {"--updates 0", "--updates"},
         {"--updates 3", "--updates 3"},
         {"--updates 128", "--updates 128"},
+        {"--shards 0", "--shards"},
+        {"--shards 3", "--shards 3 is no power of two"},
+        {"--shards 33554432", "from 1 to 16777216"},
+        {"--shards 8", "--prompts 8 is no multiple of --updates 2 times --shards 8, which is 16"},
+        {"--prompts 12 --shards 4", "--prompts 12 is no multiple of --updates 2 times --shards 4"},
+        {"--updates 8 --shards 2", "--prompts 8 is no multiple of --updates 8 times --shards 2"},
+        {"--warmup-batch 34 --shards 4", "--warmup-batch 34 is no multiple of --shards 4"},
         {"--epochs 0", "--epochs"},
         {"--micro-tokens 0", "--micro-tokens"},
         {"--lr -1", "--lr"},
@@ -1010,19 +1068,13 @@ static void test_refused_directory(void) {
 
 // Whatever would change the bits of a resumed run.
 static void test_refused_resume(void) {
-    static const char* const flags[] = {"--seed 2",
-                                        "--delta 0.3",
-                                        "--steps 4",
-                                        "--lr 2e-3",
-                                        "--objective grpo",
-                                        "--channels 64",
-                                        "--train-dtype bf16",
-                                        "--task chain",
-                                        "--prompts 4",
-                                        "--eval-every 1",
-                                        "--warmup-steps 61",
-                                        "--kl-coef 0.1",
-                                        "--objective spo --epsilon 0.1"};
+    static const char* const flags[] = {"--seed 2",           "--delta 0.3",
+                                        "--steps 4",          "--lr 2e-3",
+                                        "--objective grpo",   "--channels 64",
+                                        "--train-dtype bf16", "--task chain",
+                                        "--prompts 4",        "--eval-every 1",
+                                        "--warmup-steps 61",  "--kl-coef 0.1",
+                                        "--shards 2",         "--objective spo --epsilon 0.1"};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
         char flag[32];
         snprintf(flag, sizeof flag, "%.*s", (int)strcspn(flags[i], " "), flags[i]);
@@ -1218,14 +1270,10 @@ static void test_warmup_cache(void) {
     free(log.line);
     check_same_run("cache_filled", "base_run", "filling the cache", 0);
     CHECK(same_model("cache_used", "base_run"), "the same bits from the cache");
-    static const char* const others[] = {"--seed 2",
-                                         "--warmup-steps 61",
-                                         "--warmup-batch 33",
-                                         "--warmup-lr 1e-3",
-                                         "--heads 4",
-                                         "--context 33",
-                                         "--task add:digits=1,guessed=90"};
-    for (int i = 0; i < 7; i++) {
+    static const char* const others[] = {
+        "--seed 2",   "--warmup-steps 61", "--warmup-batch 33", "--warmup-lr 1e-3",
+        "--shards 2", "--heads 4",         "--context 33",      "--task add:digits=1,guessed=90"};
+    for (int i = 0; i < 8; i++) {
         snprintf(flags, sizeof flags, "--warmup-cache %s %s", cache, others[i]);
         good_run("cache_other", flags);
         CHECK(count_files(cache) == 4 + 2 * i, "%s reuses another run's warm-up", others[i]);
@@ -1394,6 +1442,15 @@ static const struct {
     {"", "--aggregate seq-mean-token-sum-norm", MODEL},
     {"", "--updates 4", MODEL},
     {"", "--epochs 1", MODEL},
+    {"", "--shards 1", SAME},
+    {"", "--shards 2", MODEL},
+    {"", "--shards 4", MODEL},
+    {"--shards 4", "--micro-tokens 3", SAME},
+    {"--shards 4", "--recompute 2", SAME},
+    {"--shards 4", "--device plain", SAME},
+    {"--shards 2 --family qwen3 --train-dtype bf16", "--micro-tokens 3", SAME},
+    {"--shards 2 --family qwen3 --train-dtype bf16", "--threads 2", SAME},
+    {"--shards 2 --family qwen3 --train-dtype bf16", "--recompute 1", SAME},
     {"", "--micro-tokens 3", SAME},
     {"", "--recompute 1", SAME},
     {"", "--recompute 2", SAME},
@@ -1565,6 +1622,8 @@ int main(int argc, char** argv) {
     test_interrupt_without_out();
     test_kill();
     test_stale();
+    test_shards_plan();
+    test_shards_resumed();
     test_resume_complete();
     test_resume_samples();
     test_full_disk();

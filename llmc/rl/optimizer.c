@@ -30,6 +30,7 @@ optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* 
     o->model = *m;
     o->config = *config;
     o->count = m->parameters;
+    o->shards = config->shards ? config->shards : 1;
     double first = config->first_scale ? config->first_scale : FIRST_SCALE;
     o->state.loss_scale = config->loss_scaling ? first : 1;
     size_t before = b->allocated, bytes = o->count * sizeof(float);
@@ -43,6 +44,8 @@ optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* 
         o->gradients.lookup =
             b->alloc(b, lookup_count(o) * sizeof(float),
                      "gradients (choose a smaller model: --depth, --channels, --context)");
+    for (; 1 << o->levels < o->shards; o->levels++)
+        o->pending[o->levels] = b->alloc(b, bytes, "gradients of earlier shards (lower --shards)");
     o->bytes = b->allocated - before;
     return o;
 }
@@ -53,6 +56,7 @@ void optimizer_free(optimizer* o) {
     b->release(b, o->m, bytes);
     b->release(b, o->v, bytes);
     b->release(b, o->gradients.all, bytes);
+    for (int l = 0; l < o->levels; l++) b->release(b, o->pending[l], bytes);
     if (o->gradients.lookup) b->release(b, o->gradients.lookup, lookup_count(o) * sizeof(float));
     free(o);
 }
@@ -61,6 +65,22 @@ void optimizer_clear_gradients(optimizer* o) {
     o->b->clear(o->b, o->gradients.all, o->count * sizeof(float));
     if (o->gradients.lookup)
         o->b->clear(o->b, o->gradients.lookup, lookup_count(o) * sizeof(float));
+}
+
+// A binary counter: where bit l of `shard` is set, pending[l] waits for what has been added so far.
+// The sum takes the first free place, and the buffer there becomes that of the next shard.
+void optimizer_add_shard(optimizer* o, int shard) {
+    backend* b = o->b;
+    float* sum = o->gradients.all;
+    int level = 0;
+    // A tied embedding: its gradient as the head's weight and as a lookup meet here, once a shard.
+    if (o->gradients.lookup)
+        b->add(b, sum + o->model.offset[o->model.family->embedding], o->gradients.lookup,
+               lookup_count(o));
+    for (; shard >> level & 1; level++) b->add(b, sum, o->pending[level], o->count);
+    if (shard == o->shards - 1) return;  // the sum of all
+    o->gradients.all = o->pending[level];
+    o->pending[level] = sum;
 }
 
 // The scale of the next step, from whether this one was finite.
@@ -80,10 +100,6 @@ optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
     backend* b = o->b;
     optimizer_state* s = &o->state;
     const model* m = &o->model;
-    // A tied embedding: its gradient as the head's weight and as a lookup meet here, once.
-    if (o->gradients.lookup)
-        b->add(b, o->gradients.all + m->offset[m->family->embedding], o->gradients.lookup,
-               lookup_count(o));
     double scale = s->loss_scale;
     double norm = sqrt(b->sum_squares(b, o->gradients.all, o->count)) / scale;
     int finite = norm - norm == 0;

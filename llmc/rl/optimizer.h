@@ -1,4 +1,5 @@
-// optimizer: AdamW over all parameters, clipping, learning-rate schedules, dynamic loss scaling.
+// optimizer: AdamW over all parameters, clipping, learning-rate schedules, dynamic loss scaling;
+// and the gradient that it steps along, the sum of the gradients of a mini-batch's shards.
 #ifndef LLMC_OPTIMIZER_H
 #define LLMC_OPTIMIZER_H
 
@@ -13,7 +14,7 @@ extern const char* const SCHEDULE_NAMES[];
 // or falls to 0 linearly or along a half cosine.
 double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total);
 
-enum { LOSS_SCALE_MOST = 1 << 24 };
+enum { LOSS_SCALE_MOST = 1 << 24, SHARD_LEVELS = 24, SHARDS_MOST = 1 << SHARD_LEVELS };
 
 typedef struct optimizer_config {
     double beta1, beta2, eps, weight_decay;
@@ -22,6 +23,7 @@ typedef struct optimizer_config {
     int loss_scaling;      // dynamic, for formats of few exponents (fp16)
     int first_scale;       // its first value, from 1 to LOSS_SCALE_MOST; 0 = 65536
     uint64_t seed;         // of stochastic rounding
+    int shards;            // of a mini-batch, a power of two up to SHARDS_MOST; 0 = 1
 } optimizer_config;
 
 // What a checkpoint must hold besides weights and moments.
@@ -41,12 +43,20 @@ typedef struct optimizer {
     size_t count;  // parameters
     float *m, *v;  // moments (count)
     model_gradients gradients;
-    size_t bytes;  // device memory held
+    int shards, levels;            // of a mini-batch; log2 of `shards`
+    float* pending[SHARD_LEVELS];  // (levels) of (count): pending[l] holds the sum of 2^l shards
+                                   // that waits for the sum of the next 2^l
+    size_t bytes;                  // device memory held
 } optimizer;
 
 optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* config);
 void optimizer_free(optimizer* o);
+
+// The gradient of a mini-batch: for each of its shards, in order, clear the gradients, let the
+// model add to them, then add_shard. After the last one gradients.all holds the sum of the shards'
+// gradients g0, g1, ..., element by element in fp32: ((g0 + g1) + (g2 + g3)) + ... .
 void optimizer_clear_gradients(optimizer* o);
+void optimizer_add_shard(optimizer* o, int shard);
 
 typedef struct optimizer_result {
     double grad_norm;  // before clipping, loss scale removed; not finite where the step was skipped

@@ -328,8 +328,8 @@ typedef struct update {
     int first;             // sequence
     const double* weight;  // of sequence first + i
     double loss_scale;
-    coefficient* each;  // (max_new) scratch
-    trainer_update_result sum;
+    coefficient* each;          // (max_new) scratch
+    trainer_update_result sum;  // of the shard
 } update;
 
 // The coefficients of the micro-batch, times their weight and the loss scale, into host_row; sums
@@ -381,6 +381,16 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
     }
 }
 
+// Adds what is summed of a shard.
+static void add_sums(trainer_update_result* to, const trainer_update_result* shard) {
+    to->loss += shard->loss;
+    to->masked += shard->masked;
+    to->masked_mu += shard->masked_mu;
+    to->corrective += shard->corrective;
+    to->tokens += shard->tokens;
+    to->trained_tokens += shard->trained_tokens;
+}
+
 // Whether all coefficients of sequence s's group among first .. end - 1 are 0, whatever pi is.
 static int is_idle(const rollout* d, int s, int first, int end, const objective* o) {
     if (objective_needs_zero_advantage(o)) return 0;
@@ -395,7 +405,9 @@ static int is_idle(const rollout* d, int s, int first, int end, const objective*
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr) {
-    int end = first + count;
+    int end = first + count, shards = t->optimizer->shards, size = count / shards;
+    if (count % shards)
+        fatal("a mini-batch of %d sequences has no %d shards of one size", count, shards);
     double targets = (double)(d->start[end] - d->start[first]);
     double* weight = xalloc(count, sizeof *weight, "sequence weights");
     char* idle = xalloc(end, 1, "sequences without a gradient");
@@ -405,21 +417,28 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
                 .weight = weight,
                 .loss_scale = t->optimizer->state.loss_scale,
                 .each = each};
+    trainer_update_result sum = {0};
     objective_weights(aggregate, d->start + first, count, d->max_new, weight);
     for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o);
-    optimizer_clear_gradients(t->optimizer);
-    run_micro_batches(t, d, (walk){first, end, idle, 1}, inverse_temperature, &x);
-    run_micro_batches(t, d, (walk){first, end, idle, 0}, inverse_temperature, &x);
+    for (int i = 0; i < shards; i++) {
+        int from = first + i * size, to = from + size;
+        x.sum = (trainer_update_result){0};
+        optimizer_clear_gradients(t->optimizer);
+        run_micro_batches(t, d, (walk){from, to, idle, 1}, inverse_temperature, &x);
+        run_micro_batches(t, d, (walk){from, to, idle, 0}, inverse_temperature, &x);
+        optimizer_add_shard(t->optimizer, i);
+        add_sums(&sum, &x.sum);
+    }
     free(weight);
     free(idle);
     free(each);
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);
-    x.sum.grad_norm = step.grad_norm;
-    x.sum.skipped = step.skipped;
-    x.sum.loss_scale = x.loss_scale;
-    x.sum.masked_mu /= x.sum.masked;
-    x.sum.masked /= targets;
-    x.sum.corrective /= targets;
-    return x.sum;
+    sum.grad_norm = step.grad_norm;
+    sum.skipped = step.skipped;
+    sum.loss_scale = x.loss_scale;
+    sum.masked_mu /= sum.masked;
+    sum.masked /= targets;
+    sum.corrective /= targets;
+    return sum;
 }

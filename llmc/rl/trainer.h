@@ -6,6 +6,11 @@
 // are 0 whatever the policy is (all their advantages are 0, and no other term is added) run forward
 // only. How groups are dealt to micro-batches changes no bit of the result, except with fp8
 // gradients (see matmul_backward_weight in device/ops.def).
+//
+// A mini-batch is cut by sequence into shards of one size, in order (optimizer_config.shards). A
+// micro-batch never crosses a shard. The gradient of a shard is one chain over its tokens, from 0,
+// with the weights that its sequences have in the whole mini-batch; optimizer_add_shard adds up the
+// shards. So the bits depend on how many shards there are, and not on who computes which.
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
@@ -55,7 +60,7 @@ void trainer_logprobs(trainer* t, const model_weights* w, const rollout* d, int 
                       float inverse_temperature, float* out);
 
 typedef struct trainer_update_result {
-    double loss;  // the objective's loss form, aggregated like its gradient
+    double loss;  // the objective's loss form, aggregated like its gradient; summed shard by shard
     double grad_norm;
     int skipped;
     double loss_scale;          // that the gradient was computed with; 1 where none is needed
@@ -65,8 +70,9 @@ typedef struct trainer_update_result {
     int64_t trained_tokens;     // of these, those that also ran backward
 } trainer_update_result;
 
-// One optimizer step on sequences first .. first+count-1: reads start, token, anchor, log_ref,
-// correction, advantage, nucleus, candidate, candidate_anchor; writes log_pi and candidate_pi.
+// One optimizer step on sequences first .. first+count-1, a mini-batch: reads start, token, anchor,
+// log_ref, correction, advantage, nucleus, candidate, candidate_anchor; writes log_pi and
+// candidate_pi.
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr);

@@ -274,7 +274,8 @@ optimizer_config settings_optimizer(const settings* s) {
         .format = s->master_weights ? &FORMAT_FP32 : p.store,
         .loss_scaling = gradients_vanish(p.gradient) || gradients_vanish(p.logits),
         .first_scale = s->loss_scale,
-        .seed = s->seed};
+        .seed = s->seed,
+        .shards = s->shards};
     return c;
 }
 
@@ -529,6 +530,22 @@ source settings_source(void) {
     return source_open(&c);
 }
 
+// One shard may hold a part of a group, as a mini-batch always could.
+static void check_shards(void) {
+    const settings* s = &given;
+    long long parts = (long long)s->updates * s->shards;
+    if (s->shards & (s->shards - 1))
+        fatal("--shards %d is no power of two; use 1, 2, 4, 8 and so on", s->shards);
+    if (s->shards > 1 && s->prompts % parts)
+        fatal(
+            "--prompts %d is no multiple of --updates %d times --shards %d, which is %lld: a shard "
+            "needs whole groups; choose a multiple",
+            s->prompts, s->updates, s->shards, parts);
+    if (s->warmup_steps && s->warmup_batch % s->shards)
+        fatal("--warmup-batch %d is no multiple of --shards %d; choose a multiple", s->warmup_batch,
+              s->shards);
+}
+
 static void check_sizes(const source* from) {
     const settings* s = &given;
     long long sequences = (long long)s->prompts * s->group;
@@ -542,6 +559,7 @@ static void check_sizes(const source* from) {
     if (sequences % s->updates)
         fatal("--updates %d does not divide the %lld sequences of a step; choose a divisor",
               s->updates, sequences);
+    check_shards();
     if (s->eval_k > s->eval_samples)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", s->eval_k,
               s->eval_samples);

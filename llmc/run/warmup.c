@@ -18,7 +18,8 @@ static optimizer_config warmup_optimizer(const settings* s) {
                               .clip = 1,
                               .format = &FORMAT_FP32,
                               .loss_scaling = 0,
-                              .seed = s->seed};
+                              .seed = s->seed,
+                              .shards = s->shards};
 }
 
 void warmup_create(run* r) {
@@ -114,9 +115,9 @@ static char* warmup_key(const run* r) {
     char* skipped = count ? xprintf(", without %d long problems", count) : xprintf("%s", "");
     char* key = xprintf(
         "arithmetic %d%s, model %s, task %s, texts %llx, seed %llu, steps %d %d, batch %d, "
-        "adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g%s",
+        "shards %d, adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g%s",
         ARITHMETIC_VERSION, device, of_model, s->task, (unsigned long long)r->state.texts_checksum,
-        (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch,
+        (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch, s->shards,
         s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip, skipped);
     free(of_model);
     free(skipped);
