@@ -277,6 +277,58 @@ static void test_clear(void) {
     cpu_close(b);
 }
 
+// The sum of shards first .. first + count - 1, by halves, of element i.
+static float tree(float* const* shard, int first, int count, size_t i) {
+    if (count == 1) return shard[first][i];
+    return tree(shard, first, count / 2, i) + tree(shard, first + count / 2, count / 2, i);
+}
+
+// Gradients of shards, each cleared before it, end as their tree, twice in a row; a tied
+// embedding's two parts meet in each shard. Two sums in another order differ.
+static void test_shards(void) {
+    enum { MOST = 16 };
+    backend* b = cpu_open(1, "auto");
+    size_t n = MODEL.parameters, rows = (size_t)MODEL.shape.vocab * MODEL.shape.channels;
+    float *g[MOST], *lookup = xalloc(rows, 4, "gradients"), *found = xalloc(n, 4, "gradients");
+    for (int i = 0; i < MOST; i++) g[i] = xalloc(n, 4, "gradients");
+    for (int shards = 1, levels = 0; shards <= MOST; shards *= 2, levels++) {
+        optimizer_config c = adamw();
+        c.shards = shards;
+        optimizer* o = optimizer_create(b, &MODEL, &c);
+        CHECK(o->shards == shards && o->bytes == ((3 + (size_t)levels) * n + rows) * 4,
+              "%d shards take %zu bytes", shards, o->bytes);
+        for (int pass = 0; pass < 2; pass++) {
+            size_t wrong = 0, ordered = 0;
+            for (int s = 0; s < shards; s++) {
+                rng r = rng_at(5, STREAM_PROMPT, (uint32_t)s, (uint32_t)pass);
+                for (size_t i = 0; i < n; i++) g[s][i] = (float)rng_normal(&r);
+                for (size_t i = 0; i < rows; i++) lookup[i] = (float)rng_normal(&r);
+                optimizer_clear_gradients(o);
+                b->add(b, o->gradients.all, g[s], n);
+                b->add(b, o->gradients.lookup, lookup, rows);
+                optimizer_add_shard(o, s);
+                for (size_t i = 0; i < rows; i++) g[s][i] += lookup[i];
+            }
+            b->download(b, found, o->gradients.all, n * 4);
+            for (size_t i = 0; i < n; i++) {
+                float chain = 0;
+                for (int s = 0; s < shards; s++) chain += g[s][i];
+                wrong += found[i] != tree(g, 0, shards, i);
+                ordered += found[i] != chain;
+            }
+            CHECK(wrong == 0, "%d shards, pass %d: %zu gradients are no tree", shards, pass, wrong);
+            CHECK((ordered > n / 10) == (shards > 2), "%d shards: a chain differs in %zu of %zu",
+                  shards, ordered, n);
+        }
+        optimizer_free(o);
+    }
+    CHECK(b->allocated <= 1 << 16, "%zu bytes stay", b->allocated);
+    for (int i = 0; i < MOST; i++) free(g[i]);
+    free(lookup);
+    free(found);
+    cpu_close(b);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Bits
 
@@ -396,6 +448,7 @@ int main(void) {
     test_scale();
     test_first_step();
     test_clear();
+    test_shards();
     test_bits();
     test_stochastic_rounding();
     test_rounding_keys();

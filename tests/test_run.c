@@ -693,7 +693,7 @@ static void test_shards_plan(void) {
     static const char many[] = "--warmup-steps 0 --prompts 1024 --group 16";
     char flags[256];
     check_plan("", "shards", 0);
-    check_plan("--shards 4", "a mini-batch has 4 shards of 1 prompts", 1);
+    check_plan("--shards 4", "4 shards per mini-batch (prompts in each: 1)", 1);
     check_plan("--shards 4", "gradients: earlier shards           0.1 MB     8.0 bytes", 1);
     check_plan(many, hint, 1);
     snprintf(flags, sizeof flags, "%s --shards 2", many);
@@ -702,7 +702,8 @@ static void test_shards_plan(void) {
     check_plan("--warmup-steps 1 --warmup-batch 6250", "one by one", 0);
     check_plan("--warmup-steps 1 --warmup-batch 6272 --shards 2", "one by one", 0);
     check_plan("--warmup-steps 0 --warmup-batch 6271", "one by one", 0);
-    check_plan("--warmup-steps 0 --warmup-batch 33 --shards 2", "2 shards of 2 prompts", 1);
+    check_plan("--warmup-steps 0 --warmup-batch 33 --shards 2",
+               "2 shards per mini-batch (prompts in each: 2)", 1);
 }
 
 // A resumed run sums in the shards that it began with.

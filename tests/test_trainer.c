@@ -25,13 +25,18 @@ static optimizer_config adamw(const format* f) {
 }
 
 // Micro-batches of so many tokens, at least a group's.
-static trainer* make_trainer(backend* b, precision p, const optimizer_config* o, int tokens) {
+static trainer* make_trainer_in(backend* b, precision p, const optimizer_config* o, int tokens,
+                                recompute_level recompute) {
     trainer_room room = {tokens, GROUP, MAX_PROMPT, MAX_NEW};
-    trainer* t = trainer_create(b, &MODEL, p, o, &room, RECOMPUTE_NOTHING);
+    trainer* t = trainer_create(b, &MODEL, p, o, &room, recompute);
     float* parameters = random_parameters(&MODEL, 1, 0.2);
     trainer_load(t, parameters);
     free(parameters);
     return t;
+}
+
+static trainer* make_trainer(backend* b, precision p, const optimizer_config* o, int tokens) {
+    return make_trainer_in(b, p, o, tokens, RECOMPUTE_NOTHING);
 }
 
 static precision fp32(void) { return precision_of(&FORMAT_FP32, &FORMAT_FP32); }
@@ -129,22 +134,35 @@ typedef struct trace {
     trainer_update_result result[4];
 } trace;
 
-// Two passes over the batch in two mini-batches, of 10 and 14 sequences.
-static trace run_updates(backend* b, precision p, int tokens, rollout* d, const objective* o) {
+// How updates are computed, which changes no bit but for the shards.
+typedef struct manner {
+    int tokens, shards;  // of a micro-batch; of a mini-batch
+    recompute_level recompute;
+} manner;
+
+// Two passes over the batch in two mini-batches: of 10 and 14 sequences, or where shards cut them,
+// of 8 and 16.
+static trace run_updates_in(backend* b, precision p, manner how, rollout* d, const objective* o) {
+    int half = how.shards > 1 ? 8 : 10;
     trace r = {.end = {.count = 0}};
     optimizer_config config = adamw(&FORMAT_FP32);
     config.loss_scaling = p.linear == &FORMAT_FP16;
-    trainer* t = make_trainer(b, p, &config, tokens);
+    config.shards = how.shards;
+    trainer* t = make_trainer_in(b, p, &config, how.tokens, how.recompute);
     for (int pass = 0; pass < 2; pass++) {
         memset(d->log_pi, 0, sizeof r.log_pi[pass]);
-        for (int half = 0; half < 2; half++)
-            r.result[2 * pass + half] = trainer_update(t, d, 10 * half, half ? 14 : 10, o,
-                                                       AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1.25f, 2e-3);
+        for (int i = 0; i < 2; i++)
+            r.result[2 * pass + i] = trainer_update(t, d, half * i, i ? SEQUENCES - half : half, o,
+                                                    AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1.25f, 2e-3);
         memcpy(r.log_pi[pass], d->log_pi, sizeof r.log_pi[pass]);
     }
     r.end = snapshot_of(t);
     trainer_free(t);
     return r;
+}
+
+static trace run_updates(backend* b, precision p, int tokens, rollout* d, const objective* o) {
+    return run_updates_in(b, p, (manner){tokens, 1, RECOMPUTE_NOTHING}, d, o);
 }
 
 static void check_same_trace(const trace* a, const trace* e, const char* what) {
@@ -397,6 +415,237 @@ static void test_shared_prompts(void) {
     rollout_free(apart);
     rollout_free(d);
     cpu_close(b);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Shards
+
+// The same sequences in groups of another size, with prompts of their own. Some groups have no
+// advantage: they lie in two shards of four.
+static void regroup(rollout* d, int group) {
+    rng r = rng_at(34, STREAM_PROMPT, 0, 0);
+    d->group = group;
+    d->prompts = SEQUENCES / group;
+    for (int p = 0; p < d->prompts; p++) {
+        d->prompt_length[p] = 1 + p % MAX_PROMPT;
+        for (int i = 0; i < d->prompt_length[p]; i++)
+            d->prompt[p * MAX_PROMPT + i] = (int)rng_below(&r, 36);
+    }
+    for (int s = 0; s < SEQUENCES; s++)
+        if (s / 2 == 1 || s / 2 == 8) d->advantage[s] = 0;
+}
+
+typedef struct sharded {
+    snapshot end;
+    trainer_update_result result;
+    float log_pi[SEQUENCES * MAX_NEW];
+} sharded;
+
+// One update of all sequences in so many shards; where `only` is not -1, the other shards of `of`
+// have no advantage, so that they add nothing to the gradient but count in its denominators.
+static sharded update_sharded(backend* b, precision p, int shards, int only, int of, rollout* d,
+                              aggregate_kind aggregate) {
+    sharded r = {.end = {.count = 0}};
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    config.shards = shards;
+    config.loss_scaling = p.gradient == &FORMAT_FP16;
+    float advantage[SEQUENCES];
+    memcpy(advantage, d->advantage, sizeof advantage);
+    for (int s = 0; s < SEQUENCES; s++)
+        if (only >= 0 && s * of / SEQUENCES != only) d->advantage[s] = 0;
+    trainer* t = make_trainer(b, p, &config, 1000);
+    r.result = trainer_update(t, d, 0, SEQUENCES, &o, aggregate, 1, 1e-3);
+    r.end = snapshot_of(t);
+    memcpy(r.log_pi, d->log_pi, d->start[SEQUENCES] * sizeof(float));
+    memcpy(d->advantage, advantage, sizeof advantage);
+    trainer_free(t);
+    return r;
+}
+
+// The gradients of shards first .. first + count - 1, by halves.
+static float tree(const sharded* s, int first, int count, size_t i) {
+    if (count == 1) return s[first].end.gradients[i];
+    return tree(s, first, count / 2, i) + tree(s, first + count / 2, count / 2, i);
+}
+
+// The gradient in shards is, bit for bit, the tree of gradients that were computed apart, in one
+// shard each: also with a loss scale, with fp8 scales over a micro-batch, and with two gradients of
+// a tied embedding. The loss is the sum in order of theirs.
+static void check_tree(backend* b, precision p, int shards, rollout* d, aggregate_kind aggregate,
+                       const char* what) {
+    enum { MOST = 8 };
+    sharded all = update_sharded(b, p, shards, -1, 1, d, aggregate), each[MOST];
+    double loss = 0;
+    size_t wrong = 0, still = 0;
+    for (int i = 0; i < shards; i++) {
+        each[i] = update_sharded(b, p, 1, i, shards, d, aggregate);
+        loss += each[i].result.loss;
+        CHECK(each[i].result.grad_norm > 1e-3, "%s: shard %d has no gradient", what, i);
+    }
+    for (size_t i = 0; i < all.end.count; i++) {
+        wrong += all.end.gradients[i] != tree(each, 0, shards, i);
+        still += all.end.gradients[i] == 0;
+    }
+    CHECK(wrong == 0, "%s: %zu of %zu gradients are no tree", what, wrong, all.end.count);
+    CHECK(still < all.end.count / 2, "%s: %zu gradients are 0", what, still);
+    CHECK(all.result.loss == loss, "%s: the loss is %.17g, not %.17g", what, all.result.loss, loss);
+    for (int i = 0; i < shards; i++) free(each[i].end.parameters);
+    free(all.end.parameters);
+}
+
+static void test_shards(void) {
+    const model gpt2 = MODEL;
+    shape tied = {.context = 20,
+                  .vocab = 37,
+                  .layers = 2,
+                  .channels = 24,
+                  .heads = 2,
+                  .kv_heads = 1,
+                  .head_dim = 8,
+                  .hidden = 40,
+                  .tied = 1,
+                  .norm_eps = 1e-6f,
+                  .rope_theta = 1e4f};
+    shape untied = tied;
+    untied.tied = 0;
+    const model models[] = {gpt2, model_of(&QWEN3_FAMILY, tied), model_of(&LLAMA_FAMILY, untied)};
+    const precision precisions[] = {
+        fp32(), precision_of(&FORMAT_BF16, &FORMAT_FP32), precision_of(&FORMAT_FP16, &FORMAT_BF16),
+        precision_with_gradient(precision_of(&FORMAT_E4M3, &FORMAT_FP32), &FORMAT_E5M2)};
+    backend* b = cpu_open(1, "auto");
+    for (int m = 0; m < 3; m++) {
+        MODEL = models[m];
+        for (int k = 0; k < 3; k++) {
+            int shards = 2 << k;  // of 6 groups of two, 3 of two, 3 of one
+            rollout* d = random_batch(b, 0);
+            regroup(d, k < 2 ? 2 : 1);
+            for (int i = 0; i < 4; i++) {
+                char what[96];
+                if (quick && i != (m + k) % 4) continue;
+                snprintf(what, sizeof what, "%s, precision %d, %d shards", MODEL.family->name, i,
+                         shards);
+                check_tree(b, precisions[i], shards, d, (aggregate_kind)((m + i) % 3), what);
+            }
+            rollout_free(d);
+        }
+    }
+    MODEL = gpt2;
+    cpu_close(b);
+}
+
+// How many shards there are changes what is rounded and nothing else.
+static void test_shards_rounding(void) {
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    regroup(d, 2);
+    sharded one = update_sharded(b, fp32(), 1, -1, 1, d, AGGREGATE_TOKEN_MEAN);
+    for (int shards = 2; shards <= 4; shards *= 2) {
+        sharded s = update_sharded(b, fp32(), shards, -1, 1, d, AGGREGATE_TOKEN_MEAN);
+        const trainer_update_result *x = &s.result, *y = &one.result;
+        double distance = 0, squares = 0;
+        for (size_t i = 0; i < s.end.count; i++) {
+            double e = one.end.gradients[i], difference = s.end.gradients[i] - e;
+            distance += difference * difference;
+            squares += e * e;
+        }
+        distance = sqrt(distance / squares);
+        // A sum of n terms rounds n times, by 2^-25 of itself in the mean: two orders of 200 rows
+        // are the square root of 2 n times that apart, or 6e-7.
+        CHECK(distance > 0 && distance < 6e-7, "%d shards: gradients differ by %g of their norm",
+              shards, distance);
+        CHECK(!memcmp(s.log_pi, one.log_pi, sizeof s.log_pi), "%d shards: log pi", shards);
+        CHECK_NEAR(x->loss, y->loss, 1e-14, "the loss");
+        CHECK_NEAR(x->grad_norm, y->grad_norm, 1e-6 * y->grad_norm, "the gradient's norm");
+        CHECK(x->masked == y->masked && x->corrective == y->corrective && x->tokens == y->tokens &&
+                  x->trained_tokens == y->trained_tokens,
+              "%d shards: masked %g and %g, corrective %g and %g, tokens %lld and %lld", shards,
+              x->masked, y->masked, x->corrective, y->corrective, (long long)x->trained_tokens,
+              (long long)y->trained_tokens);
+        free(s.end.parameters);
+    }
+    free(one.end.parameters);
+    rollout_free(d);
+    cpu_close(b);
+}
+
+// No bit of a sharded update depends on micro-batches, threads, instruction set, recomputation, or
+// on the device, the plain one among them.
+static void test_shards_bits(void) {
+    static const int micro_tokens[] = {1, 60, 1000};
+    static const recompute_level recompute[] = {RECOMPUTE_CHEAP, RECOMPUTE_BLOCKS};
+    backend* device[DEVICES_MAX + 1];
+    int devices = open_devices(device);
+    device[devices] = plain_open();
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    rollout* d = random_batch(device[0], 0);
+    regroup(d, 2);
+    for (int shards = 2; shards <= 4; shards *= 2)
+        for (int i = 0; i < DTYPES; i += quick ? 3 : 1) {
+            precision p = precision_of(DTYPE[i], &FORMAT_FP32);
+            trace e = run_updates_in(device[0], p, (manner){120, shards, RECOMPUTE_NOTHING}, d, &o);
+            for (int j = 0; j < 5 + devices; j++) {
+                char what[96];
+                manner how = {j < 3 ? micro_tokens[j] : 90, shards, RECOMPUTE_NOTHING};
+                if (j == 3 || j == 4) how.recompute = recompute[j - 3];
+                backend* b = device[j < 5 ? 0 : j - 4];
+                snprintf(what, sizeof what, "%s, %d shards, %d tokens, recompute %d, %s",
+                         DTYPE[i]->name, shards, how.tokens, how.recompute, b->name);
+                trace found = run_updates_in(b, p, how, d, &o);
+                check_same_trace(&found, &e, what);
+                free(found.end.parameters);
+            }
+            free(e.end.parameters);
+        }
+    rollout_free(d);
+    plain_close(device[devices]);
+    for (int i = 0; i < devices; i++) cpu_close(device[i]);
+}
+
+// A shard whose gradient is not finite skips the update; the next one has nothing left of it.
+static void test_shards_skipping(void) {
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    regroup(d, 2);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    config.shards = 4;
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    for (int shard = 0; shard < 4; shard++) {
+        snapshot end[2];
+        for (int i = 0; i < 2; i++) {
+            trainer* t = make_trainer(b, fp32(), &config, 130);
+            int at = shard * SEQUENCES / 4;
+            float kept = d->advantage[at];
+            d->advantage[at] = i ? NAN : kept;
+            CHECK(update(t, d, &o, 0).skipped == i, "shard %d, NaN %d", shard, i);
+            d->advantage[at] = kept;
+            CHECK(!update(t, d, &o, 0).skipped, "shard %d: a clean update", shard);
+            end[i] = snapshot_of(t);
+            trainer_free(t);
+        }
+        CHECK(!memcmp(end[0].gradients, end[1].gradients, end[0].count * sizeof(float)),
+              "shard %d: gradients are left", shard);
+        free(end[0].parameters);
+        free(end[1].parameters);
+    }
+    rollout_free(d);
+    cpu_close(b);
+}
+
+static void cut_unequally(const void* unused) {
+    (void)unused;
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    config.shards = 4;
+    trainer* t = make_trainer(b, fp32(), &config, 130);
+    objective o = objective_defaults(OBJECTIVE_SFT);
+    trainer_update(t, d, 0, 10, &o, AGGREGATE_TOKEN_MEAN, 1, 0);
+}
+
+static void test_shards_refusal(void) {
+    check_refusal(cut_unequally, NULL, "unequal shards",
+                  (const char* [REFUSAL_WORDS]){"a mini-batch of 10 sequences has no 4 shards"});
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -952,6 +1201,7 @@ int main(int argc, char** argv) {
     MODEL = model_gpt2(20, 37, 2, 2, 24);
     quick = test_quick(argc, argv);
     test_patience();  // first: a child must not inherit other tests' threads
+    test_shards_refusal();
     test_bits();
     test_sequence_bits();
     test_logprobs();
@@ -959,6 +1209,10 @@ int main(int argc, char** argv) {
     test_correction();
     test_many_sequences();
     test_shared_prompts();
+    test_shards();
+    test_shards_rounding();
+    test_shards_bits();
+    test_shards_skipping();
     test_slopes();
     test_result();
     test_candidates();

@@ -174,10 +174,11 @@ static void report_shards(const run* r) {
     int64_t tokens = groups * prompt + sequences * response;
     int64_t warmup = s->warmup_steps ? s->warmup_batch / s->shards * (prompt + response) : 0;
     if (s->shards > 1)
-        log_print(r->log,
-                  "            a mini-batch has %d shards of %lld prompts, whose gradients are "
-                  "added in pairs",
-                  s->shards, (long long)groups);
+        log_print(
+            r->log,
+            "            %d shards per mini-batch (prompts in each: %lld), whose gradients are "
+            "added in pairs",
+            s->shards, (long long)groups);
     if (tokens < warmup) tokens = warmup;
     if (tokens > CHAIN_TOKENS)
         log_print(
