@@ -706,8 +706,18 @@ static void test_shards_plan(void) {
                "2 shards per mini-batch (prompts in each: 2)", 1);
 }
 
-// A resumed run sums in the shards that it began with.
+// A resumed run sums in the shards that it began with, in its warm-up too.
 static void test_shards_resumed(void) {
+    static const char file[] = "checkpoints/warmup-000080/model.bin";
+    char warmed[2][512];
+    good_run("sharded", "--steps 0");
+    good_run("sharded_other", "--steps 0 --shards 2");
+    snprintf(warmed[0], sizeof warmed[0], "%s", at_home("sharded/%s", file));
+    snprintf(warmed[1], sizeof warmed[1], "%s", at_home("sharded_other/%s", file));
+    CHECK(same_file(warmed[1], warmed[1]), "a warmed-up model");
+    CHECK(!same_file(warmed[0], warmed[1]), "the warm-up has no shards");
+    remove_tree(at_home("sharded"));
+    remove_tree(at_home("sharded_other"));
     const char* flags = "--shards 4 --checkpoint-keep 0";
     good_run("sharded", flags);
     good_run("sharded_again", flags);

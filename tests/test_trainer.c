@@ -444,9 +444,8 @@ typedef struct sharded {
 // One update of all sequences in so many shards; where `only` is not -1, the other shards of `of`
 // have no advantage, so that they add nothing to the gradient but count in its denominators.
 static sharded update_sharded(backend* b, precision p, int shards, int only, int of, rollout* d,
-                              aggregate_kind aggregate) {
+                              const objective* o, aggregate_kind aggregate) {
     sharded r = {.end = {.count = 0}};
-    objective o = objective_defaults(OBJECTIVE_DRPO);
     optimizer_config config = adamw(&FORMAT_FP32);
     config.shards = shards;
     config.loss_scaling = p.gradient == &FORMAT_FP16;
@@ -455,7 +454,7 @@ static sharded update_sharded(backend* b, precision p, int shards, int only, int
     for (int s = 0; s < SEQUENCES; s++)
         if (only >= 0 && s * of / SEQUENCES != only) d->advantage[s] = 0;
     trainer* t = make_trainer(b, p, &config, 1000);
-    r.result = trainer_update(t, d, 0, SEQUENCES, &o, aggregate, 1, 1e-3);
+    r.result = trainer_update(t, d, 0, SEQUENCES, o, aggregate, 1, 1e-3);
     r.end = snapshot_of(t);
     memcpy(r.log_pi, d->log_pi, d->start[SEQUENCES] * sizeof(float));
     memcpy(d->advantage, advantage, sizeof advantage);
@@ -475,11 +474,12 @@ static float tree(const sharded* s, int first, int count, size_t i) {
 static void check_tree(backend* b, precision p, int shards, rollout* d, aggregate_kind aggregate,
                        const char* what) {
     enum { MOST = 8 };
-    sharded all = update_sharded(b, p, shards, -1, 1, d, aggregate), each[MOST];
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    sharded all = update_sharded(b, p, shards, -1, 1, d, &o, aggregate), each[MOST];
     double loss = 0;
     size_t wrong = 0, still = 0;
     for (int i = 0; i < shards; i++) {
-        each[i] = update_sharded(b, p, 1, i, shards, d, aggregate);
+        each[i] = update_sharded(b, p, 1, i, shards, d, &o, aggregate);
         loss += each[i].result.loss;
         CHECK(each[i].result.grad_norm > 1e-3, "%s: shard %d has no gradient", what, i);
     }
@@ -539,9 +539,14 @@ static void test_shards_rounding(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
     regroup(d, 2);
-    sharded one = update_sharded(b, fp32(), 1, -1, 1, d, AGGREGATE_TOKEN_MEAN);
+    objective o = objective_defaults(OBJECTIVE_GRPO);
+    o.kl = KL_K3;
+    o.kl_coef = 0.5;  // so strong that it corrects some tokens
+    sharded one = update_sharded(b, fp32(), 1, -1, 1, d, &o, AGGREGATE_TOKEN_MEAN);
+    CHECK(one.result.masked > 0 && one.result.corrective > 0, "masked %g, corrective %g",
+          one.result.masked, one.result.corrective);
     for (int shards = 2; shards <= 4; shards *= 2) {
-        sharded s = update_sharded(b, fp32(), shards, -1, 1, d, AGGREGATE_TOKEN_MEAN);
+        sharded s = update_sharded(b, fp32(), shards, -1, 1, d, &o, AGGREGATE_TOKEN_MEAN);
         const trainer_update_result *x = &s.result, *y = &one.result;
         double distance = 0, squares = 0;
         for (size_t i = 0; i < s.end.count; i++) {
@@ -556,6 +561,7 @@ static void test_shards_rounding(void) {
               shards, distance);
         CHECK(!memcmp(s.log_pi, one.log_pi, sizeof s.log_pi), "%d shards: log pi", shards);
         CHECK_NEAR(x->loss, y->loss, 1e-14, "the loss");
+        CHECK_NEAR(x->masked_mu, y->masked_mu, 1e-14, "the probability of the masked tokens");
         CHECK_NEAR(x->grad_norm, y->grad_norm, 1e-6 * y->grad_norm, "the gradient's norm");
         CHECK(x->masked == y->masked && x->corrective == y->corrective && x->tokens == y->tokens &&
                   x->trained_tokens == y->trained_tokens,
