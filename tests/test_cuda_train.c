@@ -274,6 +274,40 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
     free(s.parameters);
 }
 
+// Two shards of a group each: the gradient is, bit for bit, the sum of those that were computed
+// apart, each where the other group has no advantage.
+static void check_shards(const format* dtype) {
+    enum { SIZE = 2 * GROUP };
+    state s = state_new();
+    float *parameters = random_parameters(&MODEL, 1, 0.2), *found[3];
+    size_t wrong = 0, bytes = MODEL.parameters * sizeof(float);
+    memcpy(s.parameters, parameters, bytes);
+    rollout* d = recorded(dtype, &s, 0);
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    float advantage[SIZE];
+    memcpy(advantage, d->advantage, sizeof advantage);
+    for (int i = 0; i < 3; i++) {  // apart, apart, in shards
+        optimizer_config config = adamw(dtype, 3);
+        trainer_room room = {150, GROUP, MAX_PROMPT, MAX_NEW};
+        config.shards = i < 2 ? 1 : 2;
+        trainer* t = trainer_create(gpu, &MODEL, precision_of(dtype, &FORMAT_FP32), &config, &room,
+                                    RECOMPUTE_NOTHING);
+        trainer_load(t, parameters);
+        for (int k = 0; k < SIZE; k++)
+            d->advantage[k] = i == 2 || k / GROUP == i ? advantage[k] : 0;
+        trainer_update(t, d, 0, SIZE, &o, AGGREGATE_TOKEN_MEAN, 1 / 0.9f, LR);
+        found[i] = xalloc(MODEL.parameters, sizeof(float), "gradients");
+        gpu->download(gpu, found[i], t->optimizer->gradients.all, bytes);
+        trainer_free(t);
+    }
+    for (size_t i = 0; i < MODEL.parameters; i++) wrong += found[2][i] != found[0][i] + found[1][i];
+    CHECK(wrong == 0, "%s: %zu gradients are not the sum of two shards", dtype->name, wrong);
+    for (int i = 0; i < 3; i++) free(found[i]);
+    rollout_free(d);
+    free(parameters);
+    free(s.parameters);
+}
+
 // ------------------------------------------------------------------------------------------------
 // The sampler on the GPU: no schedule changes what it says of its tokens. With handwritten
 // products, whose rows do not depend on one another, no number of slots does, and it is what the
@@ -359,6 +393,7 @@ int main(void) {
     for (int i = 0; i < (quick() ? 2 : 4); i++) {
         compare_steps(TRAINED[i], OBJECTIVE_SFT, "warm-up");
         compare_steps(TRAINED[i], OBJECTIVE_DRPO, "RL");
+        check_shards(TRAINED[i]);
         check_sampler(TRAINED[i], !library());
         if (library()) check_invariant(TRAINED[i]);
     }
