@@ -52,6 +52,7 @@ static const golden_run RUNS[] = {
     {0x58526c33f0657ad5, 0xd2b93c14c0ee7307, "--family llama --kv-heads 1 --head-dim 12 --tied 0"},
     {0xe68668cb571dd653, 0x5169f9751413ec50,
      "--family qwen2 --train-dtype fp8_e4m3 --grad-dtype fp8_e5m2"},
+    {0x1935e15a029b368f, 0x9b58d5e510505a06, "--shards 2 --train-dtype bf16"},
     {0x30fb24547ad1d153, 0x24601dfb2c60f0f8,
      "--family qwen3 --kv-heads 1 --train-dtype bf16 --rollout-dtype bf16"},
 };
