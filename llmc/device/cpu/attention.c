@@ -14,6 +14,7 @@ enum {
     TILE = VL == 16  ? 8
            : VL == 8 ? 6
                      : 4,
+    CACHED_TILE = VL == 4 ? 1 : 4,
     SUMS = TILE * NV > 4 * NV ? TILE* NV : 4 * NV,
     POINTER_FLOATS = sizeof(void*) / sizeof(float)  // what a pointer takes of scratch memory
 };
@@ -240,15 +241,24 @@ INLINE void carry_rows(const int keys, const key_tile* k) {
     for (int v = 0; v < NV; v++) vf_store(k->sum + r * k->padded + v * VL, sum[r * NV + v]);
 }
 
-// One compiled kernel for each height of a tile.
+// One compiled kernel for each height of a tile; over 16-bit caches up to CACHED_TILE, since
+// kernels that few ask for cost as much to compile.
 // clang-format off
 #define HEIGHT(rows)                                                                                \
     static NOINLINE void forward_##rows(const forward_tile* f) { forward_rows(rows, KEPT_FP32, f); } \
-    static NOINLINE void bf16_##rows(const forward_tile* f) { forward_rows(rows, KEPT_BF16, f); } \
-    static NOINLINE void fp16_##rows(const forward_tile* f) { forward_rows(rows, KEPT_FP16, f); } \
     static NOINLINE void backward_##rows(const backward_tile* b) { backward_rows(rows, b); } \
     static NOINLINE void carry_##rows(const key_tile* k) { carry_rows(rows, k); }
+#define HALF_HEIGHT(rows) \
+    static NOINLINE void bf16_##rows(const forward_tile* f) { forward_rows(rows, KEPT_BF16, f); } \
+    static NOINLINE void fp16_##rows(const forward_tile* f) { forward_rows(rows, KEPT_FP16, f); }
 HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4)
+HALF_HEIGHT(1)
+#if !defined(ISA_c)
+HALF_HEIGHT(2) HALF_HEIGHT(3) HALF_HEIGHT(4)
+#define HALF_HEIGHTS(name) {NULL, name##_1, name##_2, name##_3, name##_4}
+#else
+#define HALF_HEIGHTS(name) {NULL, name##_1}
+#endif
 #if defined(ISA_avx2) || defined(ISA_avx512)
 HEIGHT(5) HEIGHT(6)
 #endif
@@ -261,7 +271,7 @@ HEIGHT(7) HEIGHT(8)
 #define HEIGHTS(name) {NULL, name##_1, name##_2, name##_3, name##_4}
 #endif
 static void (*const FORWARD[][TILE + 1])(const forward_tile*) = {
-    [KEPT_FP32] = HEIGHTS(forward), [KEPT_BF16] = HEIGHTS(bf16), [KEPT_FP16] = HEIGHTS(fp16)};
+    [KEPT_FP32] = HEIGHTS(forward), [KEPT_BF16] = HALF_HEIGHTS(bf16), [KEPT_FP16] = HALF_HEIGHTS(fp16)};
 static void (*const BACKWARD[TILE + 1])(const backward_tile*) = HEIGHTS(backward);
 static void (*const CARRY[TILE + 1])(const key_tile*) = HEIGHTS(carry);
 // clang-format on
@@ -593,6 +603,7 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
     int head_dim = heads.dim, padded = padded_dim(head_dim), blocks = kv->pages_per_slot;
     int group = heads.query / heads.kv;
     void (*const* kernel)(const forward_tile*) = FORWARD[kv_storage(kv)];
+    const int most = kv_storage(kv) == KEPT_FP32 ? TILE : CACHED_TILE;
     size_t each = whole_lines(cached_floats(blocks, head_dim));
     float* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(float));
     PARALLEL_FOR(b)
@@ -626,7 +637,7 @@ void ISA(attention_cached)(backend* b, tensor out, const kv_cache* kv, int layer
                 value[i] = (const char*)key[i] + kv_block_bytes(kv);
             }
             for (int h = g * group, height; h < (g + 1) * group; h += height) {
-                height = (g + 1) * group - h < TILE ? (g + 1) * group - h : TILE;
+                height = (g + 1) * group - h < most ? (g + 1) * group - h : most;
                 for (int k = 0; k < height; k++)
                     put_row(q + k * padded, row_of(qkv, r) + (h + k) * head_dim, head_dim,
                             kv->operand);
