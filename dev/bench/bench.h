@@ -115,7 +115,7 @@ typedef struct goal {
     int decimals;
     const char* unit;
 } goal;
-static goal goals[32];
+static goal goals[64];
 static int goal_count;
 
 static void goal_add(const char* what, double measured, goal_kind kind, double target, int decimals,

@@ -6,6 +6,7 @@ meet the same machine. The first line of output names what is installed; then ea
 a request and its answer is one line, the seconds of one run:
 
     train THREADS LAYERS     one step of GPT-2 (124M with 12 layers), 4 sequences of 64 tokens
+    train_llama THREADS LAYERS    the same of transformers' Llama in SmolLM2-135M's shape
     sample THREADS BATCH     BATCH prompts of 10 tokens, 24 new tokens each, default model
     PROGRAM-MODEL-FORMAT THREADS SLOTS    16 new tokens for each of SLOTS sequences of 2 tokens,
                              PROGRAM llama.cpp or generate, MODEL gpt2 (124M) or llama (in the shape
@@ -91,15 +92,40 @@ def training(layers):
     return model, optimizer, torch.randint(VOCAB, (SEQUENCES, TOKENS + 1))
 
 
-def train(threads, layers):
+def train(threads, layers, of=training):
     torch.set_num_threads(threads)
-    model, optimizer, tokens = training(layers)
+    model, optimizer, tokens = of(layers)
     start = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
     model(tokens[:, :-1], tokens[:, 1:]).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return time.perf_counter() - start
+
+
+@functools.cache
+def training_llama(layers):
+    """The same for transformers' model."""
+    torch.manual_seed(1)
+    config = real_config("llama")
+    config.num_hidden_layers = layers
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = LlamaForCausalLM(config).train()
+
+        def forward(self, tokens, targets):
+            logits = self.model(tokens, use_cache=False).logits
+            return F.cross_entropy(logits.view(-1, config.vocab_size), targets.reshape(-1))
+
+    model = Loss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return model, optimizer, torch.randint(config.vocab_size, (SEQUENCES, TOKENS + 1))
+
+
+def train_llama(threads, layers):
+    return train(threads, layers, training_llama)
 
 
 @functools.cache
@@ -262,9 +288,9 @@ def answer(request):
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is no answer
         if "-" in verb:
             return decode(*verb.split("-"), *map(int, numbers))
-        missing = torch is None or (verb == "sample" and transformers is None)
-        return float("nan") if missing else {"train": train, "sample": sample}[verb](
-            *map(int, numbers))
+        missing = torch is None or (verb != "train" and transformers is None)
+        verbs = {"train": train, "train_llama": train_llama, "sample": sample}
+        return float("nan") if missing else verbs[verb](*map(int, numbers))
 
 
 def main():
