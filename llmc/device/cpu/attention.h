@@ -18,7 +18,7 @@ INLINE storage kv_storage(const kv_cache* kv) {
     return a == KEPT_FP16 || b == KEPT_FP16 ? KEPT_FP16 : KEPT_FP32;
 }
 INLINE int64_t kv_block_bytes(const kv_cache* kv) {
-    return block_size(kv->heads.dim) * (int64_t)storage_bytes(kv_storage(kv));
+    return block_size(kv->heads.dim) * storage_bytes(kv_storage(kv));
 }
 
 // Where page `page` of `layer` keeps the keys of key head `head`; its values lie kv_block_bytes

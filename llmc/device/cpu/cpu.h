@@ -61,7 +61,7 @@ static inline storage storage_of(const format* f) {
     if (f->mantissa_bits <= 7) return KEPT_BF16;
     return f->mantissa_bits <= 10 && f->exponent_bits <= 5 ? KEPT_FP16 : KEPT_FP32;
 }
-static inline size_t storage_bytes(storage s) { return s == KEPT_FP32 ? 4 : 2; }
+static inline int64_t storage_bytes(storage s) { return s == KEPT_FP32 ? 4 : 2; }
 
 struct prepared {
     int outputs, inputs;

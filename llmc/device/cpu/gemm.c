@@ -55,7 +55,7 @@ INLINE void tile_step(const int mr, const storage kept, vf acc[GEMM_MR][NV], con
 INLINE void tile(const int mr, const int transposed, const storage kept, const tile_work* w) {
     const float *a = w->a, *next_c = w->next_c;
     const char *b = w->b, *next = w->next;
-    const int row = GEMM_NR * (int64_t)storage_bytes(kept);
+    const int64_t row = GEMM_NR * storage_bytes(kept);
     const int64_t c_stride = w->c_stride, next_step = w->next_step;
     const int64_t a_row = transposed ? 1 : w->a_stride, a_step = transposed ? w->a_stride : 1;
     vf acc[GEMM_MR][NV];
@@ -235,7 +235,7 @@ static void block_run(const gemm* g, const part* d, const a_block* a, int i0, in
                            : k0     ? ADD
                                     : STORE};
     // Each tile prefetches its share of the next panel, in kc / 4 steps.
-    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles * (int64_t)storage_bytes(kept);
+    w.next_step = (4 * GEMM_NR + a->tiles - 1) / a->tiles * storage_bytes(kept);
     for (int p = d->p0; p < d->p1; p++) {
         int j0 = p * GEMM_NR, cols = columns(g, p);
         float* c = g->c + i0 * g->c_stride + j0;
@@ -261,7 +261,7 @@ static void block_run(const gemm* g, const part* d, const a_block* a, int i0, in
 static void part_run(const gemm* g, const part* d, float* memory) {
     int rows = d->i1 - d->i0, block_rows = BLOCK_TILES * GEMM_MR;
     int64_t packed_k = g->packed_k ? g->packed_k : g->k;
-    int64_t row = GEMM_NR * (int64_t)storage_bytes(g->packed ? g->kept : KEPT_FP32);  // of a panel
+    int64_t row = GEMM_NR * storage_bytes(g->packed ? g->kept : KEPT_FP32);  // of a panel
     int blocks = (rows + block_rows - 1) / block_rows;
     for (int k0 = 0; k0 < g->k; k0 += GEMM_KC) {
         int kc = g->k - k0 < GEMM_KC ? g->k - k0 : GEMM_KC;
@@ -320,8 +320,7 @@ void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
         int k0 = (int)((int64_t)g->k * p / parts), k1 = (int)((int64_t)g->k * (p + 1) / parts);
         piece.k = k1 - k0;
         piece.a = g->a + k0;
-        piece.packed =
-            (const char*)g->packed + (int64_t)k0 * GEMM_NR * (int64_t)storage_bytes(g->kept);
+        piece.packed = (const char*)g->packed + (int64_t)k0 * GEMM_NR * storage_bytes(g->kept);
         ISA(gemm_run)(b, &piece);
         PARALLEL_FOR(b)
         for (int i = 0; i < g->m; i++) {
@@ -337,7 +336,7 @@ void ISA(gemm_run_split)(backend* b, const gemm* g, int parts) {
 }
 
 size_t ISA(gemm_packed_size)(int n, int k, storage kept) {
-    return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k * (int64_t)storage_bytes(kept);
+    return (size_t)((n + GEMM_NR - 1) / GEMM_NR) * GEMM_NR * k * storage_bytes(kept);
 }
 
 // Rows of W beyond the last are zeros.
@@ -357,7 +356,7 @@ INLINE uint32_t pack_panel(char* panel, const storage kept, const float* from, i
         int height = k - i0 < 16 ? k - i0 : 16;
         for (int j = 0; j < GEMM_NR; j++) {
             const float* row = j < cols ? from + (size_t)j * k + i0 : ZEROS;
-            char* to = panel + ((size_t)i0 * GEMM_NR + j) * (int64_t)storage_bytes(kept);
+            char* to = panel + ((size_t)i0 * GEMM_NR + j) * storage_bytes(kept);
             lost |=
                 height == 16 ? pack_column(to, kept, row, 16) : pack_column(to, kept, row, height);
         }
@@ -375,7 +374,7 @@ int ISA(gemm_pack)(backend* b, void* packed, storage kept, const float* w, int n
     float* rows = cpu_scratch(b, SCRATCH_PACK, cpu_threads(b) * row_floats * sizeof(float));
     PARALLEL_FOR(b)
     for (int p = 0; p < panels; p++) {
-        char* panel = (char*)packed + (size_t)p * GEMM_NR * k * (int64_t)storage_bytes(kept);
+        char* panel = (char*)packed + (size_t)p * GEMM_NR * k * storage_bytes(kept);
         int cols = n - p * GEMM_NR < GEMM_NR ? n - p * GEMM_NR : GEMM_NR;
         const float* from = w + (size_t)p * GEMM_NR * k;
         if (rounds) {
