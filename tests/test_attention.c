@@ -345,15 +345,15 @@ static void check_cached_on(backend* b, const attention_inputs* c, tensor out) {
     arrays_free(mark, what);
 }
 
-// Across the blocks of 256 keys, at head dimensions with and without padding, from caches of fp32
-// and of narrow numbers. One device an instruction set, and one with threads.
+// Across the blocks of 256 keys, at head dimensions with and without padding, from caches of fp32,
+// bf16 and fp16. One device an instruction set, and one with threads.
 static void check_long(void) {
-    static const int head_dims[] = {8, 16, 20, 64, 80};
-    for (int i = 0; i < 10; i++) {
+    static const int head_dims[] = {8, 16, 20, 64, 80, 20, 64};
+    for (int i = 0; i < 7; i++) {
         int mark = array_count;
-        const format* f = i < 5 ? &FORMAT_FP32 : &FORMAT_BF16;
+        const format* f = i < 5 ? &FORMAT_FP32 : i < 6 ? &FORMAT_BF16 : &FORMAT_FP16;
         attention_inputs c =
-            inputs_new((pack){2, 1 + i % 2, head_dims[i % 5], {600}}, formats_of(f, f), 0);
+            inputs_new((pack){2, 1 + i % 2, head_dims[i], {600}}, formats_of(f, f), 0);
         op_case o = attention_case(&c);
         run_attention(plain_device, &c, o.results, 0, 1);
         check_on(&o, o.results, 0, device_step);
