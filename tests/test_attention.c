@@ -349,7 +349,7 @@ static void check_cached_on(backend* b, const attention_inputs* c, tensor out) {
 // bf16 and fp16. One device an instruction set, and one with threads.
 static void check_long(void) {
     static const int head_dims[] = {8, 16, 20, 64, 80, 20, 64};
-    for (int i = 0; i < 7; i += getenv("TEST_QUICK") ? 3 : 1) {
+    for (int i = 0; i < 7; i += getenv("TEST_QUICK") ? 5 : 1) {
         int mark = array_count;
         const format* f = i < 5 ? &FORMAT_FP32 : i < 6 ? &FORMAT_BF16 : &FORMAT_FP16;
         attention_inputs c =
