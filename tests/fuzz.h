@@ -15,8 +15,6 @@
 
 enum { FUZZ_BATCH = 250, FUZZ_SECONDS = 60 };
 
-void __lsan_disable(void) __attribute__((weak));
-
 typedef struct fuzz_counts {
     long at, accepted, refused, wrong;
     char line[1024];  // of the last wrong refusal
@@ -62,7 +60,6 @@ static fuzz_counts fuzz(const char* what, long count, void (*run)(long), const c
         pid_t child = fork();
         if (child < 0) exit(2);
         if (child == 0) {
-            if (__lsan_disable) __lsan_disable();
             alarm(FUZZ_SECONDS);
             dup2(fileno(errors), STDERR_FILENO);
             fuzz_batch(c, run, word, end < count ? end : count);

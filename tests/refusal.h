@@ -8,9 +8,6 @@
 
 #include "test.h"
 
-// The leak check of the address sanitizer, where it is in: what a refusal leaves behind is no leak.
-void __lsan_disable(void) __attribute__((weak));
-
 typedef struct child_result {
     int status;       // as waitpid gives it
     char text[8192];  // what it wrote to stdout or stderr
@@ -27,7 +24,6 @@ static child_result child_run(int stream, void (*run)(const void*), const void* 
         exit(1);
     }
     if (child == 0) {
-        if (__lsan_disable) __lsan_disable();
         dup2(ends[1], stream);
         run(argument);
         exit(0);

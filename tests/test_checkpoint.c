@@ -18,7 +18,6 @@
 #include "run/checkpoint.h"
 
 static char model_path[64], run[64];  // files below it
-static pid_t test_process;
 
 #define WORDS (const char* [REFUSAL_WORDS])
 
@@ -1176,14 +1175,7 @@ static void test_mutations(void) {
     remove_tree(run);
 }
 
-#ifdef __SANITIZE_ADDRESS__
-// Leaks are looked for in this process, not in its thousands of children that end early.
-int __lsan_is_turned_off(void);
-int __lsan_is_turned_off(void) { return getpid() != test_process; }
-#endif
-
 int main(void) {
-    test_process = getpid();
     TINY = model_gpt2(3, 5, 2, 2, 4);
     folder_make(__FILE__);
     snprintf(model_path, sizeof model_path, "%s/model", folder);

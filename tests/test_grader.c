@@ -553,7 +553,7 @@ static void test_long(void) {
     static const char* const pieces[] = {"1",   "1.", "-",         "1/",       "####", "\\boxed{",
                                          "<a>", "((", "\\boxed{}", "\\frac12", "</a>"};
     static const char* const specs[] = {"exact:tag=a", "number:last", "boxed", "expression"};
-    size_t bytes = __lsan_disable ? 20000 : 1000000;
+    size_t bytes = SANITIZED ? 20000 : 1000000;
     char* text = xalloc(bytes + 20, 1, "a test");
     for (int i = 0; i < 4; i++) {
         reward* r = reward_open(specs[i], NULL);

@@ -410,7 +410,6 @@ static const char* on_terminal(void (*run)(const void*), int columns) {
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
-        if (__lsan_disable) __lsan_disable();
         close(master);
         dup2(slave, STDOUT_FILENO);
         close(slave);
