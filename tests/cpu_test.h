@@ -8,6 +8,16 @@
 #include "device/backend.h"
 #include "test.h"
 
+// The sum of squares of n elements on the device, as the optimizer adds it up: the chunks in order.
+static inline double square_sum(backend* b, const float* x, size_t n) {
+    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
+    double sum = 0, *of_chunk = xalloc(chunks, sizeof *of_chunk, "a test");
+    b->sum_squares(b, of_chunk, x, n);
+    for (size_t c = 0; c < chunks; c++) sum += of_chunk[c];
+    free(of_chunk);
+    return sum;
+}
+
 // ------------------------------------------------------------------------------------------------
 // Devices: every instruction set of this machine and build, with several numbers of threads; with
 // the first two of them where TEST_QUICK is set, as under the sanitizers.

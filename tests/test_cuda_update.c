@@ -75,10 +75,10 @@ static void check_add(void) {
 
 static void check_squares_of(tensor x, int n, const char* what) {
     int gpu_mark = gpu_array_count;
-    double expected = cpu->sum_squares(cpu, x.data, n);
+    double expected = square_sum(cpu, x.data, n);
     for (int s = 0; s < schedules; s++) {
         schedule_set(s);
-        double sum = gpu->sum_squares(gpu, gpu_matrix(x).data, n);
+        double sum = square_sum(gpu, gpu_matrix(x).data, n);
         CHECK(sum == expected || (isnan(sum) && isnan(expected)), "%s is %a, expected %a", what,
               sum, expected);
     }
@@ -106,8 +106,8 @@ static void check_scratch(void) {
     float* there = other->alloc(other, bytes, "a test");
     other->upload(other, there, x.data, bytes);
     for (size_t chunks = 1; chunks <= 3; chunks++) {
-        double sum = other->sum_squares(other, there, chunks * 4096);
-        CHECK(sum == cpu->sum_squares(cpu, x.data, chunks * 4096), "sum of squares: %g", sum);
+        double sum = square_sum(other, there, chunks * 4096);
+        CHECK(sum == square_sum(cpu, x.data, chunks * 4096), "sum of squares: %g", sum);
         CHECK(other->allocated == bytes + chunks * sizeof(double), "%zu bytes are held",
               other->allocated);
     }
@@ -127,7 +127,7 @@ static void check_not_finite(void) {
             float* at = row_at(x, 0) + places[p];
             float was = *at;
             *at = bad[k];
-            double sum = gpu->sum_squares(gpu, gpu_matrix(x).data, n);
+            double sum = square_sum(gpu, gpu_matrix(x).data, n);
             int right = k == 0 ? isfinite(sum) : k < 3 ? isinf(sum) : isnan(sum);
             CHECK(right, "the sum of squares with %g at %d is %g", (double)bad[k], places[p], sum);
             check_squares_of(x, n, text("sum of squares with %g at %d", (double)bad[k], places[p]));

@@ -58,12 +58,12 @@ static void check_sum_squares(void) {
         int mark = array_count, n = i < COUNT_COUNT ? COUNTS[i] : 70001;
         float* x = floats_random(n);
         for (int j = 0; j < n; j++) x[j] *= (float)(1 << random_below(20));
-        double expected = plain_device->sum_squares(plain_device, x, n), in_order = 0;
+        double expected = square_sum(plain_device, x, n), in_order = 0;
         for (int j = 0; j < n; j++) in_order += (double)x[j] * x[j];
         // Each order errs by less than one rounding a term of the sum, at most; usually far less.
         CHECK_NEAR(expected, in_order, n * 0x1p-53 * in_order, "the plain sum of squares");
         for (int d = device_next(); d < device_count; d += device_step) {
-            double sum = devices[d]->sum_squares(devices[d], x, n);
+            double sum = square_sum(devices[d], x, n);
             CHECK(sum == expected, "sum of %d squares is %a, expected %a (%s)", n, sum, expected,
                   devices[d]->name);
         }
@@ -81,14 +81,14 @@ static void check_not_finite(void) {
         for (int i = 0; i < 5; i++) {
             float kept = x[places[i]];
             x[places[i]] = 0x1.fffffep127f;
-            CHECK(isfinite(b->sum_squares(b, x, n)), "the largest float at %d", places[i]);
+            CHECK(isfinite(square_sum(b, x, n)), "the largest float at %d", places[i]);
             x[places[i]] = -INFINITY;
-            CHECK(isinf(b->sum_squares(b, x, n)), "infinity at %d (%s)", places[i], b->name);
+            CHECK(isinf(square_sum(b, x, n)), "infinity at %d (%s)", places[i], b->name);
             x[places[i]] = NAN;
-            CHECK(isnan(b->sum_squares(b, x, n)), "NaN at %d (%s)", places[i], b->name);
+            CHECK(isnan(square_sum(b, x, n)), "NaN at %d (%s)", places[i], b->name);
             x[places[i]] = kept;
         }
-        CHECK(b->sum_squares(b, x, 0) == 0, "the sum of nothing (%s)", b->name);
+        CHECK(square_sum(b, x, 0) == 0, "the sum of nothing (%s)", b->name);
     }
     arrays_free(mark, "sum of squares");
 }

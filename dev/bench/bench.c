@@ -880,7 +880,9 @@ static void do_prepare(kernel_memory* m) {
                          &FORMAT_FP32);
 }
 static void do_sum_squares(kernel_memory* m) {
-    sink = (float)m->b->sum_squares(m->b, m->x, KERNEL_ELEMENTS);
+    static double sum[(KERNEL_ELEMENTS + SUM_CHUNK - 1) / SUM_CHUNK];
+    m->b->sum_squares(m->b, sum, m->x, KERNEL_ELEMENTS);
+    sink = (float)sum[0];
 }
 static void do_adamw(kernel_memory* m) {
     static const adamw_step HOW = {.lr = 1e-4f,

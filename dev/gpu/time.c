@@ -356,6 +356,7 @@ typedef struct bench {
     array_set set[SETS];
     float *table, *dtable, *dpositions;         // (V, C), (V, C), (context, C)
     float *w, *m, *v, *g;                       // (parameters)
+    double* sums;                               // host (chunks of the parameters)
     float *gain, *bias, *dgain, *dbias;         // (C)
     float *logp, *entropy, *coef;               // (rows)
     int *token, *position, *identity, *target;  // (rows)
@@ -435,7 +436,7 @@ static void do_add(void* arg, int call) {
 static void do_sum_squares(void* arg, int call) {
     bench* d = arg;
     (void)call;
-    gpu->sum_squares(gpu, d->g, d->parameters);
+    gpu->sum_squares(gpu, d->sums, d->g, d->parameters);
 }
 static void do_adamw(void* arg, int call) {
     bench* d = arg;
@@ -574,6 +575,7 @@ static void bench_create(bench* d) {
     d->table = floats_new(embedding, 0.035f);
     d->dtable = floats_new(embedding, 0);
     d->dpositions = floats_new((size_t)d->long_tokens * c, 0.035f);
+    d->sums = xalloc(d->parameters / SUM_CHUNK + 1, sizeof *d->sums, "sums");
     d->w = floats_new(d->parameters, 0.035f);
     d->m = floats_new(d->parameters, 0);
     d->v = floats_new(d->parameters, 0);

@@ -13,21 +13,26 @@
 #include <unistd.h>
 
 void (*on_fatal)(void);
+int fatal_rank;
 
 int is_terminal(int fd) {
     const char* term = getenv("TERM");
     return isatty(fd) && !(term && !strcmp(term, "dumb"));
 }
 
+// One write: lines of several processes must not mix.
 void fatal(const char* format, ...) {
-    fflush(stdout);
-    // On a terminal a progress line may stand there: return to its start and clear it.
-    fputs(is_terminal(STDERR_FILENO) ? "\r\033[Ktrain_gpt2_rl: " : "train_gpt2_rl: ", stderr);
+    static char text[8192];
+    char rank[32] = "";
     va_list args;
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    fputc('\n', stderr);
+    if (fatal_rank) snprintf(rank, sizeof rank, "rank %d: ", fatal_rank);
+    fflush(stdout);
+    // On a terminal a progress line may stand there: return to its start and clear it.
+    fprintf(stderr, "%strain_gpt2_rl: %s%s\n", is_terminal(STDERR_FILENO) ? "\r\033[K" : "", rank,
+            text);
     void (*hook)(void) = on_fatal;
     on_fatal = NULL;  // a hook that fails itself must not be called again
     if (hook) hook();
@@ -133,12 +138,28 @@ int name_distance(const char* a, size_t length, const char* b) {
     return d[na][nb];
 }
 
-uint64_t hash_text(const char* text) {
-    uint64_t h = 0xcbf29ce484222325ull;
-    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3ull;
+static const uint64_t FNV_START = 0xcbf29ce484222325ull, FNV_PRIME = 0x100000001b3ull;
+
+static uint64_t hash_end(uint64_t h) {
     h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
     h = (h ^ h >> 27) * 0x94d049bb133111ebull;
     return h ^ h >> 31;
+}
+
+uint64_t hash_text(const char* text) {
+    uint64_t h = FNV_START;
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * FNV_PRIME;
+    return hash_end(h);
+}
+
+uint64_t hash_words(const void* words, size_t count) {
+    uint64_t h = FNV_START;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t word;
+        memcpy(&word, (const char*)words + i * sizeof word, sizeof word);
+        h = (h ^ word) * FNV_PRIME;
+    }
+    return hash_end(h);
 }
 
 FILE* file_open(const char* path, const char* mode) {

@@ -23,6 +23,7 @@ void fatal(const char* format, ...) __attribute__((noreturn, format(printf, 1, 2
 // What fatal calls between the message and the exit, once; NULL at first. It may leave by longjmp,
 // as tests do that count many refusals in one process.
 extern void (*on_fatal)(void);
+extern int fatal_rank;  // named in the message (rl/ranks.h); 0: not
 
 // Whether `fd` is a terminal that understands escapes; one that TERM calls dumb does not.
 int is_terminal(int fd);
@@ -50,8 +51,9 @@ int name_distance(const char* given, size_t length, const char* name);
 // Bytes of the UTF-8 character (RFC 3629) at `s`, a text that ends with 0; 0 if there is none.
 int utf8_length(const char* s);
 
-// 64 bits from the bytes of a text: FNV-1a, finished as splitmix64 does.
+// 64 bits from the bytes of a text, or from words of 32 bits: FNV-1a, finished as splitmix64 does.
 uint64_t hash_text(const char* text);
+uint64_t hash_words(const void* words, size_t count);
 
 // Files. `path` is repeated to every call for the error message.
 FILE* file_open(const char* path, const char* mode);

@@ -101,6 +101,8 @@ typedef struct slot_state {
     end_set ends;
 } slot_state;
 
+enum { SUM_CHUNK = 4096 };  // elements that sum_squares adds up at a time
+
 typedef struct adamw_step {
     float lr, beta1, beta2, eps, weight_decay;
     float correction1, correction2;  // 1 - beta^t

@@ -876,17 +876,16 @@ static void sample(backend* b, const slot_state* s, tensor x, const int* row_slo
 // ------------------------------------------------------------------------------------------------
 // The optimizer
 
-// sum of x^2 in fp64: a tree within each chunk of 4096 elements, the chunks in order
-static double sum_squares(backend* b, const float* x, size_t n) {
-    double total = 0;
-    for (size_t first = 0; first < n; first += 4096) {
+// sum of x^2 in fp64, of each chunk: a tree
+static void sum_squares(backend* b, double* sum, const float* x, size_t n) {
+    for (size_t first = 0; first < n; first += SUM_CHUNK) {
         double lane[16] = {0};
-        for (size_t i = first; i < n && i < first + 4096; i++) lane[i % 16] += (double)x[i] * x[i];
+        for (size_t i = first; i < n && i < first + SUM_CHUNK; i++)
+            lane[i % 16] += (double)x[i] * x[i];
         for (int half = 8; half > 0; half /= 2)
             for (int l = 0; l < half; l++) lane[l] += lane[l + half];
-        total += lane[0];
+        *sum++ = lane[0];
     }
-    return total;
 }
 
 // m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,

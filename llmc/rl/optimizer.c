@@ -1,6 +1,11 @@
 // AdamW: Loshchilov and Hutter, arXiv 1711.05101; weight decay on matrices alone. Loss scaling:
 // Micikevicius et al., arXiv 1710.03740: the scale halves after a non-finite gradient and doubles
 // after SCALE_INTERVAL clean steps.
+//
+// Ranks add their gradients in a tree of log2(size) rounds, each half as much as the one before
+// (recursive halving): in round l ranks k and k ^ 2^l share the range that both have summed, and
+// each keeps a half, to which the other's is added. So an element's sum is that of the tree of
+// shards.
 #include "optimizer.h"
 
 #include <math.h>  // sqrt, INFINITY
@@ -24,19 +29,42 @@ static size_t lookup_count(const optimizer* o) {
     return o->model.count[o->model.family->embedding];
 }
 
+// The range that rank k has summed after `rounds` rounds.
+static void range_of(const optimizer* o, int k, int rounds, size_t* first, size_t* n) {
+    *first = 0;
+    *n = o->count;
+    for (int l = 0; l < rounds; l++) {
+        size_t half = (*n / 2 + SUM_CHUNK - 1) / SUM_CHUNK * SUM_CHUNK;
+        if (half > *n) half = *n;
+        *first += k >> l & 1 ? half : 0;
+        *n = k >> l & 1 ? *n - half : half;
+    }
+}
+
+static int log2_of(int n) {
+    int l = 0;
+    while (1 << l < n) l++;
+    return l;
+}
+
+static size_t chunks_of(size_t n) { return (n + SUM_CHUNK - 1) / SUM_CHUNK; }
+
 optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* config) {
     optimizer* o = xalloc(1, sizeof *o, "the optimizer");
     o->b = b;
     o->model = *m;
     o->config = *config;
     o->count = m->parameters;
-    o->shards = config->shards ? config->shards : 1;
+    o->ranks = config->ranks ? config->ranks : ranks_alone();
+    o->shards = (config->shards ? config->shards : 1) / o->ranks->size;
+    range_of(o, o->ranks->rank, log2_of(o->ranks->size), &o->first, &o->own);
+    o->squares = xalloc(chunks_of(o->count), sizeof(double), "sums of squares");
     double first = config->first_scale ? config->first_scale : FIRST_SCALE;
     o->state.loss_scale = config->loss_scaling ? first : 1;
     size_t before = b->allocated, bytes = o->count * sizeof(float);
-    o->m = b->alloc(b, bytes,
+    o->m = b->alloc(b, o->own * sizeof(float),
                     "optimizer moments (choose a smaller model: --depth, --channels, --context)");
-    o->v = b->alloc(b, bytes,
+    o->v = b->alloc(b, o->own * sizeof(float),
                     "optimizer moments (choose a smaller model: --depth, --channels, --context)");
     o->gradients.all =
         b->alloc(b, bytes, "gradients (choose a smaller model: --depth, --channels, --context)");
@@ -46,6 +74,11 @@ optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* 
                      "gradients (choose a smaller model: --depth, --channels, --context)");
     for (; 1 << o->levels < o->shards; o->levels++)
         o->pending[o->levels] = b->alloc(b, bytes, "gradients of earlier shards (lower --shards)");
+    if (o->ranks->size > 1) {
+        size_t at;
+        range_of(o, 0, 1, &at, &o->incoming_count);
+        o->incoming = b->alloc(b, o->incoming_count * sizeof(float), "gradients of other ranks");
+    }
     o->bytes = b->allocated - before;
     return o;
 }
@@ -53,12 +86,39 @@ optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* 
 void optimizer_free(optimizer* o) {
     backend* b = o->b;
     size_t bytes = o->count * sizeof(float);
-    b->release(b, o->m, bytes);
-    b->release(b, o->v, bytes);
+    b->release(b, o->m, o->own * sizeof(float));
+    b->release(b, o->v, o->own * sizeof(float));
+    if (o->incoming) b->release(b, o->incoming, o->incoming_count * sizeof(float));
     b->release(b, o->gradients.all, bytes);
     for (int l = 0; l < o->levels; l++) b->release(b, o->pending[l], bytes);
     if (o->gradients.lookup) b->release(b, o->gradients.lookup, lookup_count(o) * sizeof(float));
+    free(o->squares);
     free(o);
+}
+
+// Every rank's slice of an array of `count` elements, or of one over their chunks, to all ranks.
+static void gather_slices(const optimizer* o, void* data, size_t element, size_t each) {
+    int size = o->ranks->size;
+    span* part = xalloc((size_t)size, sizeof *part, "parts");
+    for (int k = 0; k < size; k++) {
+        size_t first, n;
+        range_of(o, k, log2_of(size), &first, &n);
+        part[k] = (span){first / each * element, (n + each - 1) / each * element};
+    }
+    ranks_gather(o->ranks, data, part);
+    free(part);
+}
+
+void optimizer_put_moments(optimizer* o, const float* m, const float* v) {
+    o->b->upload(o->b, o->m, m + o->first, o->own * sizeof(float));
+    o->b->upload(o->b, o->v, v + o->first, o->own * sizeof(float));
+}
+
+void optimizer_get_moments(const optimizer* o, float* m, float* v) {
+    o->b->download(o->b, m + o->first, o->m, o->own * sizeof(float));
+    o->b->download(o->b, v + o->first, o->v, o->own * sizeof(float));
+    gather_slices(o, m, sizeof(float), 1);
+    gather_slices(o, v, sizeof(float), 1);
 }
 
 void optimizer_clear_gradients(optimizer* o) {
@@ -96,12 +156,50 @@ static void update_scale(optimizer* o, int finite) {
     }
 }
 
-optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
-    backend* b = o->b;
-    optimizer_state* s = &o->state;
+// The device's memory is the host's where there are several ranks.
+static void add_ranks(optimizer* o) {
+    ranks* r = o->ranks;
+    float* sum = o->gradients.all;
+    for (int l = 0; 1 << l < r->size; l++) {
+        int other = r->rank ^ 1 << l;
+        size_t first, n, given, given_n;
+        range_of(o, r->rank, l + 1, &first, &n);
+        range_of(o, other, l + 1, &given, &given_n);
+        r->exchange(r, other, sum + given, given_n * sizeof(float), other, o->incoming,
+                    n * sizeof(float));
+        r->sent += (int64_t)(given_n * sizeof(float));
+        o->b->add(o->b, sum + first, o->incoming, n);
+    }
+}
+
+// Of the gradient, its chunks in order.
+static double sum_squares(optimizer* o) {
+    double sum = 0;
+    o->b->sum_squares(o->b, o->squares + o->first / SUM_CHUNK, o->gradients.all + o->first, o->own);
+    gather_slices(o, o->squares, sizeof(double), SUM_CHUNK);
+    for (size_t c = 0; c < chunks_of(o->count); c++) sum += o->squares[c];
+    return sum;
+}
+
+// AdamW on what the slice has of each weight.
+static void step_slice(optimizer* o, float* parameters, adamw_step how) {
     const model* m = &o->model;
+    for (int i = 0; i < WEIGHTS; i++) {
+        size_t at = m->offset[i], end = at + m->count[i], own_end = o->first + o->own;
+        if (at < o->first) at = o->first;
+        if (end > own_end) end = own_end;
+        if (at >= end) continue;
+        how.weight_decay = weight_decays(&m->family->weight[i]) ? (float)o->config.weight_decay : 0;
+        o->b->adamw(o->b, parameters + at, o->m + (at - o->first), o->v + (at - o->first),
+                    o->gradients.all + at, end - at, at, &how);
+    }
+}
+
+optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
+    optimizer_state* s = &o->state;
     double scale = s->loss_scale;
-    double norm = sqrt(b->sum_squares(b, o->gradients.all, o->count)) / scale;
+    add_ranks(o);
+    double norm = sqrt(sum_squares(o)) / scale;
     int finite = norm - norm == 0;
     s->attempts++;
     update_scale(o, finite);
@@ -126,12 +224,7 @@ optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
         .format = o->config.format,
         .seed = o->config.seed,
         .step = (uint32_t)s->attempts};
-    for (int i = 0; i < WEIGHTS; i++) {
-        size_t at = m->offset[i];
-        how.weight_decay = weight_decays(&m->family->weight[i]) ? (float)o->config.weight_decay : 0;
-        if (m->count[i])
-            b->adamw(b, parameters + at, o->m + at, o->v + at, o->gradients.all + at, m->count[i],
-                     at, &how);
-    }
+    step_slice(o, parameters, how);
+    gather_slices(o, parameters, sizeof(float), 1);
     return (optimizer_result){norm, 0};
 }

@@ -1,9 +1,14 @@
 // optimizer: AdamW over all parameters, clipping, learning-rate schedules, dynamic loss scaling;
 // and the gradient that it steps along, the sum of the gradients of a mini-batch's shards.
+//
+// Several ranks compute as many shards each. Of the parameters each rank owns a slice: it alone
+// adds up the slice's gradient, holds its moments, and steps it (ZeRO stage 1, arXiv 1910.02054);
+// then all get the new parameters. The bits are those of one rank.
 #ifndef LLMC_OPTIMIZER_H
 #define LLMC_OPTIMIZER_H
 
 #include "../model/model.h"
+#include "ranks.h"
 
 LLMC_BEGIN
 
@@ -24,6 +29,7 @@ typedef struct optimizer_config {
     int first_scale;       // its first value, from 1 to LOSS_SCALE_MOST; 0 = 65536
     uint64_t seed;         // of stochastic rounding
     int shards;            // of a mini-batch, a power of two up to SHARDS_MOST; 0 = 1
+    ranks* ranks;          // who computes them: as many as divide `shards`; NULL = one alone
 } optimizer_config;
 
 // What a checkpoint must hold besides weights and moments.
@@ -41,20 +47,31 @@ typedef struct optimizer {
     optimizer_config config;
     optimizer_state state;
     size_t count;  // parameters
-    float *m, *v;  // moments (count)
+    ranks* ranks;
+    size_t first,
+        own;       // the slice of this rank: its first parameter, a multiple of SUM_CHUNK; its size
+    float *m, *v;  // moments (own)
     model_gradients gradients;
-    int shards, levels;            // of a mini-batch; log2 of `shards`
+    int shards, levels;            // of a mini-batch, this rank's; log2 of `shards`
     float* pending[SHARD_LEVELS];  // (levels) of (count): pending[l] holds the sum of 2^l shards
                                    // that waits for the sum of the next 2^l
-    size_t bytes;                  // device memory held
+    float* incoming;  // (incoming_count) another rank's part of the gradient; NULL with one rank
+    size_t incoming_count;
+    double* squares;  // host (chunks of the parameters): sums of squares
+    size_t bytes;     // device memory held
 } optimizer;
 
 optimizer* optimizer_create(backend* b, const model* m, const optimizer_config* config);
 void optimizer_free(optimizer* o);
 
-// The gradient of a mini-batch: for each of its shards, in order, clear the gradients, let the
-// model add to them, then add_shard. After the last one gradients.all holds the sum of the shards'
-// gradients g0, g1, ..., element by element in fp32: ((g0 + g1) + (g2 + g3)) + ... .
+// Moments of all parameters, host arrays (count), into the optimizer, and out of it: over ranks.
+void optimizer_put_moments(optimizer* o, const float* m, const float* v);
+void optimizer_get_moments(const optimizer* o, float* m, float* v);
+
+// The gradient of a mini-batch: for each of this rank's shards, in order, clear the gradients, let
+// the model add to them, then add_shard. After the last one gradients.all holds the sum of its
+// gradients, and after the step's sum over ranks its slice that of all, g0, g1, ..., element by
+// element in fp32: ((g0 + g1) + (g2 + g3)) + ... .
 void optimizer_clear_gradients(optimizer* o);
 void optimizer_add_shard(optimizer* o, int shard);
 
@@ -63,8 +80,8 @@ typedef struct optimizer_result {
     int skipped;
 } optimizer_result;
 
-// One step of `parameters` (device). A non-finite gradient skips it (and halves the loss scale);
-// after OPTIMIZER_PATIENCE skips in a row the run ends with a sentence.
+// One step of `parameters` (device), over ranks. A non-finite gradient skips it (and halves the
+// loss scale); after OPTIMIZER_PATIENCE skips in a row the run ends with a sentence.
 enum { OPTIMIZER_PATIENCE = 20 };
 optimizer_result optimizer_step(optimizer* o, float* parameters, double lr);
 

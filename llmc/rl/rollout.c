@@ -40,7 +40,15 @@ void rollout_add_correction(rollout* d) {
     d->correction = xalloc((size_t)d->capacity * d->max_new, sizeof(float), "corrections");
 }
 
+void rollout_split(rollout* d, ranks* r) {
+    d->ranks = r;
+    if (r->size == 1) return;
+    d->own = rollout_create(d->capacity, d->max_prompt, d->max_new, d->nucleus_words);
+    if (d->candidates) rollout_add_candidates(d->own, d->candidates);
+}
+
 void rollout_free(rollout* d) {
+    if (d->own) rollout_free(d->own);
     problem_list_free(&d->asked);
     free(d->prompt);
     free(d->prompt_length);
@@ -110,6 +118,86 @@ void rollout_ask(rollout* d, const tokenizer* t, const problem_list* list, int64
     token_list_free(&prompt);
 }
 
+rollout* rollout_own(rollout* d) {
+    rollout* own = d->own;
+    int share[2];
+    if (!own) return d;
+    ranks_share(d->ranks, d->ranks->rank, d->prompts, share);
+    d->own_first = share[0];
+    own->prompts = share[1] - share[0];
+    own->group = d->group;
+    own->first = d->first + (uint32_t)(share[0] * d->group);
+    memcpy(own->prompt, d->prompt + (size_t)share[0] * d->max_prompt,
+           (size_t)own->prompts * d->max_prompt * sizeof *own->prompt);
+    memcpy(own->prompt_length, d->prompt_length + share[0],
+           (size_t)own->prompts * sizeof *own->prompt_length);
+    return own;
+}
+
+// The first of rank k's sequences; of rank `size`, all of them.
+static int first_sequence(const rollout* d, int k) {
+    int share[2];
+    ranks_share(d->ranks, k, d->prompts, share);
+    return share[0] * d->group;
+}
+
+// This rank's `from`, into its place in `to`, and every rank's. first: (size + 1) where each rank's
+// elements begin.
+static void gather_array(const rollout* d, void* to, const void* from, size_t element,
+                         const size_t* first) {
+    ranks* r = d->ranks;
+    span* part = xalloc((size_t)r->size, sizeof *part, "parts");
+    for (int k = 0; k < r->size; k++)
+        part[k] = (span){first[k] * element, (first[k + 1] - first[k]) * element};
+    const span* own = &part[r->rank];
+    if (own->bytes) memcpy((char*)to + own->at, from, own->bytes);
+    ranks_gather(r, to, part);
+    free(part);
+}
+
+// What stands in an array of starts where each rank's sequences, or tokens, begin.
+static void read_starts(const rollout* d, const size_t* start, const size_t* at, size_t* first) {
+    for (int k = 0; k <= d->ranks->size; k++) first[k] = start[at[k]];
+}
+
+// The lengths of a rank's `n` things, of which own_start says where each begins, on all ranks:
+// start, a running sum over all `count`. first: (size + 1) where each rank's things begin.
+static void gather_starts(const rollout* d, size_t* start, const size_t* own_start, size_t n,
+                          size_t count, const size_t* first) {
+    uint32_t* length = xalloc(count + n, sizeof *length, "completions");
+    uint32_t* own = length + count;
+    for (size_t i = 0; i < n; i++) own[i] = (uint32_t)(own_start[i + 1] - own_start[i]);
+    gather_array(d, length, own, sizeof *length, first);
+    for (size_t i = 0; i < count; i++) start[i + 1] = start[i] + length[i];
+    free(length);
+}
+
+void rollout_gather(rollout* d) {
+    const rollout* own = d->own;
+    int size = d->ranks->size;
+    size_t* sequence = xalloc(3 * ((size_t)size + 1), sizeof *sequence, "parts");
+    size_t *token = sequence + size + 1, *word = token + size + 1;
+    for (int k = 0; k <= size; k++) sequence[k] = (size_t)first_sequence(d, k);
+    gather_starts(d, d->start, own->start, (size_t)own->sequences, (size_t)d->sequences, sequence);
+    read_starts(d, d->start, sequence, token);
+    size_t tokens = d->start[d->sequences], own_tokens = own->start[own->sequences];
+    gather_array(d, d->token, own->token, sizeof *d->token, token);
+    gather_array(d, d->log_mu, own->log_mu, sizeof *d->log_mu, token);
+    gather_array(d, d->entropy, own->entropy, sizeof *d->entropy, token);
+    if (d->candidates) {
+        size_t each = (size_t)d->candidates * sizeof(float);
+        gather_array(d, d->candidate, own->candidate, each, token);
+        gather_array(d, d->candidate_mu, own->candidate_mu, each, token);
+    }
+    if (d->nucleus_words) {
+        gather_starts(d, d->nucleus_start, own->nucleus_start, own_tokens, tokens, token);
+        read_starts(d, d->nucleus_start, token, word);
+        make_nucleus_room(d, d->nucleus_start[tokens]);
+        gather_array(d, d->nucleus, own->nucleus, sizeof *d->nucleus, word);
+    }
+    free(sequence);
+}
+
 const problem* rollout_problem(const rollout* d, int sequence) {
     return &d->asked.item[sequence / d->group];
 }
@@ -123,7 +211,7 @@ int rollout_ended(const rollout* d, int sequence) {
     return end_set_has(&d->tokenizer->ends, d->token[d->start[sequence + 1] - 1]);
 }
 
-void rollout_judge(rollout* d, const source* s) {
+static void judge_all(rollout* d, const source* s) {
     graded* a = xalloc((size_t)d->sequences, sizeof *a, "responses");
     for (int i = 0; i < d->sequences; i++)
         a[i] = (graded){
@@ -133,6 +221,15 @@ void rollout_judge(rollout* d, const source* s) {
     d->judged = source_judge(s, a, d->sequences, d->reward, d->right);
     for (int i = 0; i < d->sequences; i++) free((void*)a[i].response);
     free(a);
+}
+
+void rollout_judge(rollout* d, const source* s) {
+    ranks* r = d->ranks ? d->ranks : ranks_alone();
+    size_t bytes = (size_t)d->sequences * sizeof(float);
+    if (r->rank == 0) judge_all(d, s);
+    ranks_broadcast(r, d->reward, bytes);
+    ranks_broadcast(r, d->right, bytes);
+    ranks_broadcast(r, &d->judged, sizeof d->judged);
 }
 
 void rollout_leave_out(rollout* d) {

@@ -6,6 +6,7 @@
 #include "../base/common.h"
 #include "../text/source.h"
 #include "../text/tokenizer.h"
+#include "ranks.h"
 
 LLMC_BEGIN
 
@@ -40,10 +41,20 @@ typedef struct rollout {
     float *reward, *advantage;  // (sequences); the reward is NaN where a program gave none
     float* right;               // (sequences) 1 or 0
     judgement judged;           // of all sequences
+    ranks* ranks;               // who samples it
+    struct rollout* own;        // the prompts that this rank samples; NULL where it samples all
+    int own_first;              // which of the prompts are own's
 } rollout;
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words);
 void rollout_free(rollout* d);
+// From now on the ranks share the sampling: each its share of the prompts. Called when all other
+// room has been made.
+void rollout_split(rollout* d, ranks* r);
+// What this rank is to sample, with its prompts; `d` itself where nobody shares it.
+rollout* rollout_own(rollout* d);
+// What each rank has sampled, into `d` on all ranks.
+void rollout_gather(rollout* d);
 // Makes room for `count` candidates per token.
 void rollout_add_candidates(rollout* d, int count);
 void rollout_add_correction(rollout* d);  // makes room for the weights of the mismatch
@@ -63,7 +74,7 @@ const problem* rollout_problem(const rollout* d, int sequence);
 char* rollout_response_text(const rollout* d, int sequence);
 // Whether a sequence ended by itself, not at the limit of its length.
 int rollout_ended(const rollout* d, int sequence);
-// Fills in reward, right and judged.
+// Fills in reward, right and judged. Of several ranks the first one judges.
 void rollout_judge(rollout* d, const source* s);
 
 // Advantages of 0 for groups in which a response has no reward: they are not trained on.

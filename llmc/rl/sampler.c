@@ -61,7 +61,7 @@ struct sampler {
     int prefilled;               // prompts 0 .. prefilled-1 have been
     waiting* wait;               // (slots) sequences that gave their pages back, in any order
     int waits;
-    rollout* d;
+    rollout *whole, *d;  // what is asked for; what this rank samples of it
     sampling how;
     sampler_stats stats;
 };
@@ -485,11 +485,14 @@ static void start_sequences(sampler* r) {
     draw_tokens(r, x, r->identity + first, started);
 }
 
-void sampler_begin(sampler* r, rollout* d, const sampling* how) {
+void sampler_begin(sampler* r, rollout* whole, const sampling* how) {
+    rollout* d = rollout_own(whole);
+    whole->sequences = whole->prompts * whole->group;
     d->sequences = d->prompts * d->group;
     if (d->sequences > r->capacity || d->max_new != r->max_new || d->max_prompt > r->max_prompt)
         fatal("a rollout of %d sequences, %d + %d tokens, exceeds the sampler's %d, %d + %d",
               d->sequences, d->max_prompt, d->max_new, r->capacity, r->max_prompt, r->max_new);
+    r->whole = whole;
     r->d = d;
     r->slot.first = d->first;
     r->how = *how;
@@ -547,6 +550,23 @@ static void download_nuclei(const sampler* r) {
     free(mask);
 }
 
+// Sums over ranks; of the occupancy, the mean over their steps.
+static sampler_stats stats_of_all(ranks* r, const sampler_stats* own) {
+    sampler_stats sum = {0}, *each = xalloc((size_t)r->size, sizeof *each, "counts");
+    each[r->rank] = *own;
+    ranks_gather_rows(r, each, sizeof *each);
+    for (int k = 0; k < r->size; k++) {
+        sum.tokens += each[k].tokens;
+        sum.prefill_tokens += each[k].prefill_tokens;
+        sum.decode_steps += each[k].decode_steps;
+        sum.preemptions += each[k].preemptions;
+        sum.occupancy += each[k].occupancy * (double)each[k].decode_steps;
+    }
+    sum.occupancy = sum.decode_steps ? sum.occupancy / (double)sum.decode_steps : 1;
+    free(each);
+    return sum;
+}
+
 sampler_stats sampler_end(sampler* r) {
     rollout* d = r->d;
     download_starts(r);
@@ -564,7 +584,11 @@ sampler_stats sampler_end(sampler* r) {
     int64_t decoded = r->stats.tokens - d->sequences - r->stats.preemptions;
     r->stats.occupancy =
         r->stats.decode_steps ? (double)decoded / ((double)r->stats.decode_steps * slots) : 1;
-    return r->stats;
+    if (d == r->whole) return r->stats;
+    d->ranks = r->whole->ranks;
+    d->ranks->sampled += d->sequences;
+    rollout_gather(r->whole);
+    return stats_of_all(d->ranks, &r->stats);
 }
 
 sampler_stats sampler_run(sampler* r, rollout* d, const sampling* how) {

@@ -41,7 +41,8 @@ size_t sampler_cache_bytes(const sampler* r);
 
 // Samples group completions of each prompt of `d`: begin, then step until it returns 0 (sequences
 // not yet finished), then end, which fills in start, token, log_mu, entropy, nucleus, candidate
-// and candidate_mu.
+// and candidate_mu. Where ranks share `d`, begin and step are for the rank's own prompts, and end
+// is over ranks: it brings together what all have sampled, and the stats are those of all.
 void sampler_begin(sampler* r, rollout* d, const sampling* how);
 int sampler_step(sampler* r);
 sampler_stats sampler_end(sampler* r);

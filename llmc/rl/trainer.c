@@ -306,10 +306,31 @@ void trainer_rehearse(trainer* t) {
     t->b->sync(t->b);
 }
 
+// Of an array over tokens, `each` a token, what rank k has: that of sequences first +
+// share[k] * unit and on, `unit` at a time, `units` in all; to all ranks.
+static void gather_tokens(ranks* r, const rollout* d, float* data, int each, int first, int units,
+                          int unit) {
+    span* spans = xalloc((size_t)r->size, sizeof *spans, "parts");
+    for (int k = 0, share[2]; k < r->size; k++) {
+        ranks_share(r, k, units, share);
+        size_t at = d->start[first + share[0] * unit], end = d->start[first + share[1] * unit];
+        spans[k] = (span){at * each * sizeof *data, (end - at) * each * sizeof *data};
+    }
+    ranks_gather(r, data, spans);
+    free(spans);
+}
+
 void trainer_logprobs(trainer* t, const model_weights* w, const rollout* d, int first, int count,
                       float inverse_temperature, float* out) {
-    walk all = {first, first + count, NULL, 0};
-    while (next_micro_batch(t, d, &all)) forward(t, w, d, inverse_temperature, out);
+    ranks* r = t->optimizer->ranks;
+    // One rank takes what there is, groups that are cut too.
+    int unit = r->size > 1 ? d->group : count, units = count / unit, share[2];
+    ranks_share(r, r->rank, units, share);
+    walk own = {first + share[0] * unit, first + share[1] * unit, NULL, 0};
+    while (next_micro_batch(t, d, &own)) forward(t, w, d, inverse_temperature, out);
+    gather_tokens(r, d, out, 1, first, units, unit);
+    if (d->candidates && w == t->weights)
+        gather_tokens(r, d, d->candidate_pi, d->candidates, first, units, unit);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -382,7 +403,7 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
 }
 
 // Adds what is summed of a shard.
-static void add_sums(trainer_update_result* to, const trainer_update_result* shard) {
+static void add_shard(trainer_update_result* to, const trainer_update_result* shard) {
     to->loss += shard->loss;
     to->masked += shard->masked;
     to->masked_mu += shard->masked_mu;
@@ -405,7 +426,9 @@ static int is_idle(const rollout* d, int s, int first, int end, const objective*
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
                                      const objective* o, aggregate_kind aggregate,
                                      float inverse_temperature, double lr) {
-    int end = first + count, shards = t->optimizer->shards, size = count / shards;
+    ranks* r = t->optimizer->ranks;
+    int end = first + count, own = t->optimizer->shards, shards = own * r->size;
+    int size = count / shards;
     if (count % shards)
         fatal("a mini-batch of %d sequences has no %d shards of one size", count, shards);
     double targets = (double)(d->start[end] - d->start[first]);
@@ -417,18 +440,24 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
                 .weight = weight,
                 .loss_scale = t->optimizer->state.loss_scale,
                 .each = each};
-    trainer_update_result sum = {0};
+    trainer_update_result sum = {0}, *each_sum = xalloc(shards, sizeof *each_sum, "sums of shards");
     objective_weights(aggregate, d->start + first, count, d->max_new, weight);
     for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o);
-    for (int i = 0; i < shards; i++) {
-        int from = first + i * size, to = from + size;
+    for (int i = 0; i < own; i++) {
+        int shard = r->rank * own + i, from = first + shard * size, to = from + size;
         x.sum = (trainer_update_result){0};
         optimizer_clear_gradients(t->optimizer);
         run_micro_batches(t, d, (walk){from, to, idle, 1}, inverse_temperature, &x);
         run_micro_batches(t, d, (walk){from, to, idle, 0}, inverse_temperature, &x);
         optimizer_add_shard(t->optimizer, i);
-        add_sums(&sum, &x.sum);
+        each_sum[shard] = x.sum;
+        r->trained += size;
     }
+    ranks_gather_rows(r, each_sum, (size_t)own * sizeof *each_sum);
+    for (int i = 0; i < shards; i++) add_shard(&sum, &each_sum[i]);
+    gather_tokens(r, d, d->log_pi, 1, first, shards, size);
+    if (d->candidates) gather_tokens(r, d, d->candidate_pi, d->candidates, first, shards, size);
+    free(each_sum);
     free(weight);
     free(idle);
     free(each);

@@ -9,8 +9,11 @@
 //
 // A mini-batch is cut by sequence into shards of one size, in order (optimizer_config.shards). A
 // micro-batch never crosses a shard. The gradient of a shard is one chain over its tokens, from 0,
-// with the weights that its sequences have in the whole mini-batch; optimizer_add_shard adds up the
-// shards. So the bits depend on how many shards there are, and not on who computes which.
+// with the weights that its sequences have in the whole mini-batch; the optimizer adds up the
+// shards. So the bits depend on how many shards there are, and not on which rank computes which.
+//
+// trainer_logprobs and trainer_update are over ranks (ranks.h): each runs its share of the groups,
+// or of the shards, and all get the results of all.
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 

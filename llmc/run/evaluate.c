@@ -10,13 +10,14 @@ double evaluate_pass_at_k(int n, int right, int k) {
     return 1 - none;
 }
 
-// 0: it was stopped, and nothing is graded.
+// 0: it was stopped, and nothing is graded. Ranks stop together, at the end of a batch.
 static int sample_and_judge(sampler* r, rollout* d, const source* from, const sampling* how,
                             int (*stop)(void)) {
     sampler_begin(r, d, how);
     while (sampler_step(r) > 0)
-        if (stop && stop()) return 0;
+        if (!d->own && stop && stop()) return 0;
     sampler_end(r);
+    if (d->own && stop && ranks_most(d->ranks, stop())) return 0;
     rollout_judge(d, from);
     return 1;
 }

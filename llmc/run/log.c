@@ -24,6 +24,9 @@
 //   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
 //             over prompts; null if there is only one), k, prompts, response_length, and of
 //             --reward-cmd the four counts of a rollout line, over all its samples
+//   rank      at the end, of several ranks, a line each: rank, sampled and trained (sequences, by
+//             this process, evaluations and warm-up included), sent (bytes), held (bytes of the
+//             device's memory)
 //
 // samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
 // completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward
@@ -55,6 +58,7 @@ struct run_log {
     int64_t log_lines;     // of log.jsonl
     line entry;            // the object between log_begin and log_end
     double start;          // clock_seconds() when the run began, had it never been interrupted
+    int silent;            // nothing is printed
     int terminal;          // stdout is one
     int progress;          // a progress line stands on it
     double progress_time;  // clock_seconds() of the last one
@@ -220,6 +224,13 @@ run_log* log_open(const char* directory, double elapsed) {
     return l;
 }
 
+run_log* log_open_silent(void) {
+    run_log* l = log_open("", 0);
+    l->silent = 1;
+    l->terminal = 0;
+    return l;
+}
+
 double log_elapsed(const run_log* l) { return clock_seconds() - l->start; }
 
 void log_begin(run_log* l, const char* phase, int step) {
@@ -319,6 +330,7 @@ static void progress_wipe(run_log* l) {
 }
 
 void log_print(run_log* l, const char* format, ...) {
+    if (l->silent) return;
     progress_wipe(l);
     va_list args;
     va_start(args, format);

@@ -43,6 +43,9 @@ void log_position(run_log* l, int64_t* log_lines, int64_t* sample_bytes);
 // fine where nothing is expected.
 double log_cut(const char* directory, int64_t log_lines, int64_t sample_bytes);
 
+// The log of a rank that says nothing: it keeps no files, and prints nothing.
+run_log* log_open_silent(void);
+
 // One line on the console (printf, without the newline), after wiping the progress line. Where
 // nobody reads the console any more (a closed pipe or terminal) the run goes on without it; a
 // console that cannot be written otherwise ends the program.

@@ -21,6 +21,10 @@ static double rate(const meter* m) { return (double)m->tokens / m->seconds; }
 
 static void report_device(const run* r) {
     const settings* s = r->settings;
+    if (r->ranks->size > 1)
+        log_print(r->log,
+                  "ranks       %d, %d of them on this machine: %d prompts a step are each one's",
+                  r->ranks->size, r->ranks->here, s->prompts / r->ranks->size);
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");
     if (s->device == DEVICE_CPU && s->threads > cpu_default_threads())
@@ -223,10 +227,13 @@ static void memory_line(const run* r, const char* what, size_t bytes) {
 void report_memory(const run* r) {
     size_t each = r->parameters * sizeof(float);
     memory_line(r, "parameters", each);
-    size_t pending = r->trainer->optimizer->levels * each;
-    memory_line(r, "gradients", r->trainer->optimizer->bytes - 2 * each - pending);
+    const optimizer* o = r->trainer->optimizer;
+    size_t pending = o->levels * each, moments = 2 * o->own * sizeof(float);
+    size_t incoming = o->incoming_count * sizeof(float);
+    memory_line(r, "gradients", o->bytes - moments - pending - incoming);
     if (pending) memory_line(r, "gradients: earlier shards", pending);
-    memory_line(r, "optimizer moments", 2 * each);
+    if (incoming) memory_line(r, "gradients: of other ranks", incoming);
+    memory_line(r, "optimizer moments", moments);
     memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
     memory_line(r, "trainer: activations", model_acts_bytes(r->trainer->acts));
     if (sampler_shares(r->sampler))
@@ -449,11 +456,39 @@ static void report_meter(const run* r, const char* what, const meter* m) {
         log_print(r->log, "%-11s %7.1f s %10.0f tokens/s", what, m->seconds, rate(m));
 }
 
+// What each rank did since the program started.
+static void report_ranks(const run* r) {
+    typedef struct work {
+        int64_t sampled, trained, sent, held;
+    } work;
+    ranks* all = r->ranks;
+    if (all->size == 1) return;
+    work* each = xalloc((size_t)all->size, sizeof *each, "counts");
+    each[all->rank] = (work){all->sampled, all->trained, all->sent, (int64_t)r->device->allocated};
+    ranks_gather_rows(all, each, sizeof *each);
+    for (int k = 0; k < all->size; k++) {
+        const work* w = &each[k];
+        log_begin(r->log, "rank", r->state.step);
+        log_number(r->log, "rank", k);
+        log_number(r->log, "sampled", (double)w->sampled);
+        log_number(r->log, "trained", (double)w->trained);
+        log_number(r->log, "sent", (double)w->sent);
+        log_number(r->log, "held", (double)w->held);
+        log_end(r->log);
+        log_print(r->log,
+                  "rank %-6d %lld sequences sampled, %lld trained, %.1f MB sent, %.1f MB held", k,
+                  (long long)w->sampled, (long long)w->trained, (double)w->sent / 1e6,
+                  (double)w->held / 1e6);
+    }
+    free(each);
+}
+
 void report_end(const run* r) {
     const char* out = r->settings->out;
     report_meter(r, "sampling", &r->sampling);
     report_meter(r, "updating", &r->updating);
     report_meter(r, "evaluating", &r->evaluating);
+    report_ranks(r);
     log_print(r->log, "the run took %.1f s%s%s", log_elapsed(r->log),
               *out ? "; log, samples and checkpoints are in "
                    : "; --out DIR keeps log, samples and checkpoints",

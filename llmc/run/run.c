@@ -134,19 +134,49 @@ static void check_texts(const run* r) {
             r->settings->out);
 }
 
+static int is_first(const run* r) { return r->ranks->rank == 0; }
+
 static void find_phase(run* r) {
     const settings* s = r->settings;
     double elapsed = 0;
     r->state.evaluated = -1;
     r->state.texts_checksum = texts_checksum(r);
     if (s->resume) {
-        checkpoint_find(s->out, &r->state, NULL);
+        if (is_first(r)) checkpoint_find(s->out, &r->state, NULL);
+        ranks_broadcast(r->ranks, &r->state, sizeof r->state);
         check_steps(r);
         check_texts(r);
-        elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
+        if (is_first(r)) elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
     }
     r->saved = r->state;
-    r->log = log_open(s->out, elapsed);
+    r->log = is_first(r) ? log_open(s->out, elapsed) : log_open_silent();
+}
+
+// Ranks that would give other bits. Rank 0 says so; the others wait for the end that it brings.
+static void check_same(const run* r, uint64_t value, const char* what, const char* advice) {
+    int other = ranks_other(r->ranks, value);
+    if (other && is_first(r)) fatal("rank %d has %s than rank 0; %s", other, what, advice);
+}
+
+static void check_ranks(const run* r) {
+    const settings* s = r->settings;
+    int size = r->ranks->size;
+    char* described = model_text(&r->model);
+    check_same(r, settings_build(), "another program", "start one build everywhere");
+    check_same(r, settings_checksum(), "other flags", "give all ranks the same");
+    check_same(r, texts_checksum(r), "other problems or another tokenizer",
+               "give all ranks the same files");
+    check_same(r, hash_text(described), "another model", "give all ranks the same files");
+    free(described);
+    if (size == 1 || !is_first(r)) return;
+    if (s->shards % size)
+        fatal(
+            "--shards %d cannot be shared out to %d ranks; start as many as divide it, or give "
+            "other --shards, a power of two",
+            s->shards, size);
+    if (s->device == DEVICE_CUDA)
+        fatal("several ranks on GPUs are not there yet; start one, or use --device cpu");
+    if (*s->prompt) fatal("--prompt is for one process; start it without a launcher");
 }
 
 run* run_open(int argc, char** argv) {
@@ -154,14 +184,16 @@ run* run_open(int argc, char** argv) {
     run* r = xalloc(1, sizeof *r, "the run");
     r->settings = settings_read(argc, argv);
     catch_signals();
+    r->ranks = ranks_open();
     r->tokenizer = settings_tokenizer();
-    r->source = settings_source();
+    r->source = settings_source(is_first(r));
     settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective, &r->correction);
     r->parameters = r->model.parameters;
-    warmup_check_cache(r->settings);
-    if (*r->settings->out) directory_open(r->settings->out);
-    settings_check_out();  // once more: another process may have begun a run in the meantime
-    r->device = settings_open_device(&r->model, &r->why_cpu);
+    r->device = settings_open_device(&r->model, r->ranks->here, &r->why_cpu);
+    check_ranks(r);
+    if (is_first(r)) warmup_check_cache(r->settings);
+    if (is_first(r) && *r->settings->out) directory_open(r->settings->out);
+    if (is_first(r)) settings_check_out();  // once more: another process may have begun a run
     find_phase(r);
     return r;
 }
@@ -202,14 +234,22 @@ static void save(run* r) {
     float *v = m + n, *older = v + n;
     trainer_save(t, room_for_parameters(r, &r->host));
     check_finite(r);
-    r->device->download(r->device, m, o->m, n * sizeof(float));
-    r->device->download(r->device, v, o->v, n * sizeof(float));
+    optimizer_get_moments(o, m, v);
     if (copies) stale_save(r->stale, older);
     r->state.optimizer = o->state;
     log_position(r->log, &r->state.log_lines, &r->state.sample_bytes);
-    checkpoint_save(s->out, &r->state, &r->model, r->host, m, v, older, copies, s->checkpoint_keep);
+    if (is_first(r))
+        checkpoint_save(s->out, &r->state, &r->model, r->host, m, v, older, copies,
+                        s->checkpoint_keep);
     r->saved = r->state;
     free(m);
+}
+
+// A signal that any rank got is one to all.
+static int stop_wanted(const run* r) {
+    int number = ranks_most(r->ranks, interrupted);
+    if (number) interrupted = number;
+    return number;
 }
 
 static void stop(run* r) __attribute__((noreturn));
@@ -244,6 +284,11 @@ static void create_sampler(run* r) {
     rollout_add_candidates(r->data, count);
 }
 
+static void split_rollouts(run* r) {
+    rollout_split(r->data, r->ranks);
+    rollout_split(r->eval_data, r->ranks);
+}
+
 // Where the sampler's weights are at any time the trainer's, in the same precision, both read one
 // copy.
 static void share_weights(run* r) {
@@ -257,6 +302,7 @@ static void create_trainer(run* r) {
     const settings* s = r->settings;
     precision train = settings_train_precision(s);
     optimizer_config config = settings_optimizer(s);
+    config.ranks = r->ranks;
     trainer_room room = trainer_room_for(r->data, s->group, s->micro_tokens);
     r->trainer =
         trainer_create(r->device, &r->model, train, &config, &room, (recompute_level)s->recompute);
@@ -304,8 +350,7 @@ static void begin_from(run* r) {
     float* base = room_for_parameters(r, &r->base);
     if (!checkpoint_load(from, &there, &r->model, base, m, v, NULL, 0))
         fatal("--from %s: its checkpoints are gone; start anew", from);
-    r->device->upload(r->device, o->m, m, n * sizeof(float));
-    r->device->upload(r->device, o->v, v, n * sizeof(float));
+    optimizer_put_moments(o, m, v);
     o->state.updates = there.optimizer.updates;
     o->state.attempts = there.optimizer.attempts;
     log_print(r->log, "starting with the weights and moments of %s after RL step %d", from,
@@ -327,6 +372,8 @@ static void begin_fresh(run* r) {
     if (weight)
         fatal("%s: the weight %s holds values that are not finite; give another model", start,
               weight);
+    check_same(r, hash_words(r->base, r->parameters), "other weights to start with",
+               "give all ranks the same files");
     trainer_load(r->trainer, r->base);
     if (!s->warmup_steps || warmup_from_cache(r)) return;
     r->state.phase = PHASE_WARMUP;
@@ -337,8 +384,7 @@ static void begin_fresh(run* r) {
 // A checkpoint's parameters (in r->host) and moments into a trainer.
 static void restore(run* r, trainer* t, const float* m, const float* v) {
     trainer_load(t, r->host);
-    r->device->upload(r->device, t->optimizer->m, m, r->parameters * sizeof(float));
-    r->device->upload(r->device, t->optimizer->v, v, r->parameters * sizeof(float));
+    optimizer_put_moments(t->optimizer, m, v);
     t->optimizer->state = r->state.optimizer;
 }
 
@@ -354,8 +400,11 @@ static void continue_rl(run* r, const float* m, const float* v, const float* old
     if (s->sanity_samples) sanity_restore(r);
     if (r->reference) {
         char *name = run_path(r, "base"), *path = model_file_path(name, &r->model);
-        model_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
-                           r->state.base_checksum, room_for_parameters(r, &r->base));
+        float* base = room_for_parameters(r, &r->base);
+        if (is_first(r))
+            model_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
+                               r->state.base_checksum, base);
+        ranks_broadcast(r->ranks, base, r->parameters * sizeof *base);
         load_reference(r);
         drop_base(r);
         free(path);
@@ -373,7 +422,10 @@ static void continue_from_checkpoint(run* r) {
     float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
     float *v = m + n, *older = v + n;
     float* host = room_for_parameters(r, &r->host);
-    checkpoint_load(r->settings->out, &r->state, &r->model, host, m, v, older, copies);
+    if (is_first(r))
+        checkpoint_load(r->settings->out, &r->state, &r->model, host, m, v, older, copies);
+    ranks_broadcast(r->ranks, host, n * sizeof *host);
+    ranks_broadcast(r->ranks, m, (2 + (size_t)copies) * n * sizeof *m);
     if (r->state.phase == PHASE_WARMUP)
         continue_warmup(r, m, v);
     else
@@ -387,6 +439,7 @@ static void continue_from_checkpoint(run* r) {
 void run_create(run* r) {
     create_rollouts(r);
     create_sampler(r);
+    split_rollouts(r);
     create_trainer(r);
     share_weights(r);
     if (r->state.phase == PHASE_FRESH)
@@ -396,7 +449,8 @@ void run_create(run* r) {
     trainer_rehearse(r->trainer);
     if (r->warmup) trainer_rehearse(r->warmup);
     sampler_sync(r->sampler, r->trainer->parameters);
-    if (interrupted) stop(r);
+    if (stop_wanted(r)) stop(r);
+    if (!is_first(r)) return;
     char *config = run_path(r, "config"), *files = run_path(r, "tokenizer");
     if (files) tokenizer_keep(&r->tokenizer, files);
     if (config) settings_write(config);
@@ -422,7 +476,7 @@ static void check_diverged(run* r) {
 static void keep_base(run* r) {
     char* name = run_path(r, "base");
     char* path = name ? model_file_path(name, &r->model) : NULL;
-    if (path && r->reference)
+    if (path && r->reference && is_first(r))
         r->state.base_checksum = model_file_write(path, &r->model, r->base, &FORMAT_FP32);
     free(path);
     free(name);
@@ -437,7 +491,8 @@ void run_start_rl(run* r) {
     keep_base(r);
     if (r->settings->sanity_samples) sanity_choose(r);
     save(r);
-    if (trained) warmup_to_cache(r);  // later: a run killed in between has its warm-up in the log
+    if (trained && is_first(r))
+        warmup_to_cache(r);  // later: a run killed in between has its warm-up in the log
     load_reference(r);
     drop_base(r);
     stale_begin(r->stale, r->trainer->parameters);
@@ -463,7 +518,7 @@ void run_pause(run* r) {
     } else if (whole && is_new && due(r->settings->checkpoint_every, r->state.step)) {
         save(r);
     }
-    if (interrupted) stop(r);
+    if (stop_wanted(r)) stop(r);
 }
 
 double run_seconds_left(const run* r) {
@@ -476,4 +531,5 @@ double run_seconds_left(const run* r) {
 void run_close(run* r) {
     source_close(&r->source);
     log_close(r->log);
+    ranks_close(r->ranks);
 }

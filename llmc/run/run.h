@@ -7,6 +7,7 @@
 #include "../device/backend.h"
 #include "../rl/correction.h"
 #include "../rl/objective.h"
+#include "../rl/ranks.h"
 #include "../rl/rollout.h"
 #include "../rl/sampler.h"
 #include "../rl/stale.h"
@@ -26,6 +27,7 @@ typedef struct meter {
 
 typedef struct run {
     const struct settings* settings;
+    ranks* ranks;  // who share the run; the first one keeps its files and says what is said
     backend* device;
     const char* why_cpu;  // why --device auto came to the CPU, or NULL
     struct source source;

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../base/options.h"
 #include "../model/model_file.h"
@@ -203,6 +204,19 @@ const settings* settings_read(int argc, char** argv) {
 }
 
 void settings_write(const char* path) { options_write(OPTIONS, path); }
+
+uint64_t settings_build(void) { return hash_text(options_version); }
+
+uint64_t settings_checksum(void) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < sizeof ON_RESUME / sizeof *ON_RESUME; i++) {
+        if (OPTIONS[i].kind == OPTION_GROUP) continue;
+        char* text = option_text(&OPTIONS[i]);
+        sum = sum * 31 + hash_text(text);
+        free(text);
+    }
+    return sum;
+}
 
 // ------------------------------------------------------------------------------------------------
 // Precision
@@ -515,11 +529,11 @@ static void check_data(void) {
 }
 
 // The files are read before the model is known.
-source settings_source(void) {
+source settings_source(int judges) {
     refuse_unread(*given.prompt && *given.data, "--data", "to --prompt, which asks for one text");
     static command_config program;
-    program = (command_config){given.reward_cmd, given.reward_workers, given.reward_timeout,
-                               given.reward_missing};
+    program = (command_config){given.reward_cmd, judges ? given.reward_workers : 0,
+                               given.reward_timeout, given.reward_missing};
     source_config c = {.task = given.task,
                        .data = given.data,
                        .held_out = given.data_held_out,
@@ -708,7 +722,14 @@ void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, 
 // ------------------------------------------------------------------------------------------------
 // The device
 
-backend* settings_open_device(const model* m, const char** why_cpu) {
+// An equal share of the machine's cores, where a launcher did not bind the ranks to some already.
+static int threads_of_rank(int here) {
+    int threads = cpu_default_threads(), most = (int)sysconf(_SC_NPROCESSORS_ONLN) / here;
+    if (most < 1) most = 1;
+    return threads < most ? threads : most;
+}
+
+backend* settings_open_device(const model* m, int here, const char** why_cpu) {
     demand d = {m, settings_train_precision(&given), settings_rollout_precision(&given),
                 settings_kv_format(&given), given.batch_invariant};
     int device = given.device;
@@ -716,8 +737,9 @@ backend* settings_open_device(const model* m, const char** why_cpu) {
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);
     product_source whose = (product_source)given.products;
     if (given.batch_invariant && whose == PRODUCTS_AUTO) whose = PRODUCTS_INVARIANT;
-    backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], given.threads,
-                              ISAS[given.isa], whose, why_cpu);
+    int threads = given.threads || here == 1 ? given.threads : threads_of_rank(here);
+    backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], threads, ISAS[given.isa],
+                              whose, why_cpu);
     if (reason) *why_cpu = reason;
     if (device == DEVICE_AUTO)
         given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;

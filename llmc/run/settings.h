@@ -38,13 +38,18 @@ const settings* settings_read(int argc, char** argv);
 // Opens the tokenizer. Fatal for what tokenizer.h refuses, and for flags that nothing would read.
 tokenizer settings_tokenizer(void);
 // Opens the task, or the data and its graders. Fatal for what source.h refuses.
-source settings_source(void);
+// Without `judges` no reward program is started, and nothing can be judged.
+source settings_source(int judges);
 // Fills in what the problems, the model file and the objective decide, and refuses what does not go
 // together: the model's shape comes from --init if that is given.
 void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, correction* c);
-// Opens the device and notes which it is, since another one would give other bits. `why_cpu`: why
+// Of ranks that must agree: the program that was built, and all flags.
+uint64_t settings_build(void);
+uint64_t settings_checksum(void);
+// Opens the device, which the `here` ranks of this machine share, and notes which it is, since
+// another one would give other bits. `why_cpu`: why
 // --device auto came to the CPU, or NULL.
-backend* settings_open_device(const struct model* m, const char** why_cpu);
+backend* settings_open_device(const struct model* m, int here, const char** why_cpu);
 // Refuses a fresh start in a directory that holds a run, or what is left of one.
 void settings_check_out(void);
 void settings_write(const char* path);  // as a file of flags, for --resume and --config

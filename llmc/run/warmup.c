@@ -26,6 +26,7 @@ void warmup_create(run* r) {
     const settings* s = r->settings;
     optimizer_config config = warmup_optimizer(s);
     r->warmup_data = rollout_create(s->warmup_batch, r->source.max_prompt, s->max_new_tokens, 0);
+    config.ranks = r->ranks;
     trainer_room room = trainer_room_for(r->warmup_data, 1, s->micro_tokens);
     r->warmup = trainer_create(r->device, &r->model, precision_of(&FORMAT_FP32, &FORMAT_FP32),
                                &config, &room, (recompute_level)s->recompute);
@@ -164,19 +165,26 @@ static int entry_is_whole(const cache_entry* e, const model* m) {
     return whole;
 }
 
-int warmup_from_cache(run* r) {
-    if (!wanted(r->settings)) return 0;
+static int read_cache(run* r) {
     cache_entry e = entry_open(r);
     int there = file_size(e.text) >= 0, whole = there && entry_is_whole(&e, &r->model);
     if (there && !whole) log_print(r->log, "warm-up  %s is damaged; it is made anew", e.model);
     if (whole) {
         free(r->base);
         model_file_read(e.model, &r->base);
-        r->state.warmup_step = r->settings->warmup_steps;
         log_print(r->log, "warm-up  taken from %s", e.model);
     }
     entry_close(&e);
     return whole;
+}
+
+int warmup_from_cache(run* r) {
+    if (!wanted(r->settings)) return 0;
+    int found = ranks_most(r->ranks, r->ranks->rank == 0 && read_cache(r));
+    if (!found) return 0;
+    ranks_broadcast(r->ranks, r->base, r->parameters * sizeof *r->base);
+    r->state.warmup_step = r->settings->warmup_steps;
+    return 1;
 }
 
 void warmup_to_cache(const run* r) {

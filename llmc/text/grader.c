@@ -270,7 +270,7 @@ reward* reward_open(const char* spec, const command_config* config) {
     if (config && !has_command(r))
         fatal("--reward %s does not use the program of --reward-cmd; add +cmd, or leave one out",
               spec);
-    if (config) {
+    if (config && config->workers) {
         r->command = command_open(config);
         r->skip_missing = config->skip_missing;
     }

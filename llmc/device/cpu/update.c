@@ -12,14 +12,13 @@ void ISA(add)(backend* b, float* to, const float* from, size_t n) {
     for (size_t i = 0; i < n; i++) to[i] += from[i];
 }
 
-enum { CHUNK = 4096, LANES = 16 };
+enum { LANES = 16 };
 
-double ISA(sum_squares)(backend* b, const float* x, size_t n) {
-    size_t chunks = (n + CHUNK - 1) / CHUNK;
-    double* sum = cpu_scratch(b, SCRATCH_ROWS, chunks * sizeof(double));
+void ISA(sum_squares)(backend* b, double* sum, const float* x, size_t n) {
+    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
     PARALLEL_FOR(b)
     for (size_t c = 0; c < chunks; c++) {
-        size_t i = c * CHUNK, end = i + CHUNK < n ? i + CHUNK : n;
+        size_t i = c * SUM_CHUNK, end = i + SUM_CHUNK < n ? i + SUM_CHUNK : n;
         double lane[LANES] = {0};
         for (; i + LANES <= end; i += LANES) SIMD
         for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * x[i + l];
@@ -28,9 +27,6 @@ double ISA(sum_squares)(backend* b, const float* x, size_t n) {
             for (int l = 0; l < half; l++) lane[l] += lane[l + half];
         sum[c] = lane[0];
     }
-    double total = 0;
-    for (size_t c = 0; c < chunks; c++) total += sum[c];
-    return total;
 }
 
 void ISA(adamw)(backend* b, float* w, float* m, float* v, const float* g, size_t n, size_t first,

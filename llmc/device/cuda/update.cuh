@@ -35,32 +35,28 @@ static void cuda_add(backend* b, float* to, const float* from, size_t n) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Sum of squares: a chunk has 16 lanes and a tree of their sums, half a warp; the host adds chunks.
+// Sums of squares: a chunk has 16 lanes and a tree of their sums, half a warp.
 
-enum { SQUARES_CHUNK = 4096, SQUARES_LANES = 16 };
+enum { SQUARES_LANES = 16 };
 
 static __global__ void sum_squares_chunks(double* sum, const float* x, size_t n) {
-    size_t chunk = element_of_thread() / SQUARES_LANES, i = chunk * SQUARES_CHUNK;
-    size_t end = i + SQUARES_CHUNK < n ? i + SQUARES_CHUNK : n;
+    size_t chunk = element_of_thread() / SQUARES_LANES, i = chunk * SUM_CHUNK;
+    size_t end = i + SUM_CHUNK < n ? i + SUM_CHUNK : n;
     int lane = threadIdx.x % SQUARES_LANES;
     double s = 0;
     for (i += lane; i < end; i += SQUARES_LANES) s += (double)x[i] * x[i];
     for (int half = SQUARES_LANES / 2; half; half /= 2)
         s += __shfl_down_sync(~0u, s, half, SQUARES_LANES);
-    if (lane == 0 && chunk * SQUARES_CHUNK < n) sum[chunk] = s;
+    if (lane == 0 && chunk * SUM_CHUNK < n) sum[chunk] = s;
 }
 
-static double cuda_sum_squares(backend* b, const float* x, size_t n) {
-    size_t chunks = (n + SQUARES_CHUNK - 1) / SQUARES_CHUNK;
-    if (!n) return 0;
-    double total = 0, *sum = (double*)cuda_scratch(b, SCRATCH_ROWS, chunks * sizeof(double));
-    double* on_host = (double*)xalloc(chunks, sizeof(double), "sums of squares");
+static void cuda_sum_squares(backend* b, double* sum, const float* x, size_t n) {
+    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
+    if (!n) return;
+    double* sums = (double*)cuda_scratch(b, SCRATCH_ROWS, chunks * sizeof(double));
     LAUNCH(sum_squares_chunks, blocks_for(chunks * SQUARES_LANES, UPDATE_THREADS), UPDATE_THREADS,
-           0, stream_of(b), sum, x, n);
-    b->download(b, on_host, sum, chunks * sizeof(double));
-    for (size_t c = 0; c < chunks; c++) total += on_host[c];
-    free(on_host);
-    return total;
+           0, stream_of(b), sums, x, n);
+    b->download(b, sum, sums, chunks * sizeof(double));
 }
 
 // ------------------------------------------------------------------------------------------------

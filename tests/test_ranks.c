@@ -1,0 +1,454 @@
+// Ranks: what they exchange, and the bits of an optimizer whose shards they share, over sockets
+// between processes of this program; then whole runs under each launcher that is found. However
+// many ranks there are, and whichever of them is killed, a run has the bits of one process.
+#include <limits.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "device/backend.h"
+#include "rl/optimizer.h"
+#include "run_test.h"
+
+// ------------------------------------------------------------------------------------------------
+// Ranks over sockets
+
+enum { RANKS_MOST = 8 };
+static int ends[RANKS_MOST][RANKS_MOST];  // ends[i][j]: i's end of what joins it with j
+
+// Both ways at once, as far as the sockets take it.
+static void socket_exchange(ranks* r, int to, const void* out, size_t out_bytes, int from, void* in,
+                            size_t in_bytes) {
+    const char* o = out;
+    char* i = in;
+    while (out_bytes || in_bytes) {
+        struct pollfd way[2] = {{out_bytes ? ends[r->rank][to] : -1, POLLOUT, 0},
+                                {in_bytes ? ends[r->rank][from] : -1, POLLIN, 0}};
+        if (poll(way, 2, 20000) <= 0) fatal("rank %d waits in vain", r->rank);
+        if (way[0].revents) {
+            ssize_t n = send(way[0].fd, o, out_bytes, MSG_DONTWAIT);
+            if (n > 0) o += n, out_bytes -= (size_t)n;
+        }
+        if (way[1].revents) {
+            ssize_t n = recv(way[1].fd, i, in_bytes, MSG_DONTWAIT);
+            if (n <= 0) fatal("rank %d: its neighbour is gone", r->rank);
+            i += n, in_bytes -= (size_t)n;
+        }
+    }
+}
+
+typedef void rank_work(ranks* r, void* result);
+
+// Runs `work` in `size` processes; (size) results of `bytes` bytes each. Free with munmap.
+static char* run_ranks(int size, rank_work* work, size_t bytes, const char* what) {
+    char* results =
+        mmap(NULL, size * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t child[RANKS_MOST];
+    for (int i = 0; i < size; i++)
+        for (int j = 0; j < i; j++) {
+            int pair[2];
+            if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) fatal("no sockets");
+            ends[i][j] = pair[0];
+            ends[j][i] = pair[1];
+        }
+    fflush(stdout);
+    for (int k = 0; k < size; k++) {
+        if ((child[k] = fork())) continue;
+        ranks own = {.rank = k, .size = size, .here = size, .exchange = socket_exchange};
+        alarm(60);
+        work(&own, results + k * bytes);
+        _exit(0);
+    }
+    for (int k = 0; k < size; k++) {
+        int status;
+        waitpid(child[k], &status, 0);
+        CHECK(status == 0, "%s: rank %d of %d ended with %x", what, k, size, status);
+    }
+    for (int i = 0; i < size; i++)
+        for (int j = 0; j < size; j++)
+            if (i != j) close(ends[i][j]);
+    return results;
+}
+
+// ------------------------------------------------------------------------------------------------
+// What they exchange
+
+enum { BYTES = 300000 };  // more than a socket holds
+
+// Rank k gives 2000 k^2 + 1 bytes, rank 2 nothing; their places are in reverse order.
+static size_t fill_parts(const ranks* r, span* part) {
+    size_t at = 0;
+    for (int k = r->size - 1; k >= 0; k--) {
+        part[k] = (span){at, k == 2 ? 0 : (size_t)k * k * 2000 + 1};
+        at += part[k].bytes;
+    }
+    return at;
+}
+
+static void exchange_work(ranks* r, void* result) {
+    span part[RANKS_MOST];
+    size_t bytes = fill_parts(r, part);
+    int* wrong = result;
+    char* data = xalloc(BYTES, 1, "a test");
+    memset(data + part[r->rank].at, 'a' + r->rank, part[r->rank].bytes);
+    ranks_gather(r, data, part);
+    for (int k = 0; k < r->size; k++)
+        for (size_t i = 0; i < part[k].bytes; i++) *wrong += data[part[k].at + i] != 'a' + k;
+    *wrong += data[bytes] != 0;
+    // A rank passes on all parts but the one that its neighbour gave.
+    *wrong += r->sent != (int64_t)(bytes - part[(r->rank + 1) % r->size].bytes);
+
+    memset(data, r->rank, BYTES);
+    ranks_broadcast(r, data, BYTES);
+    for (int i = 0; i < BYTES; i++) *wrong += data[i] != 0;
+    *wrong += ranks_most(r, r->rank == r->size / 2 ? 7 : -r->rank) != 7;
+    *wrong += ranks_most(r, -1 - r->rank) != -1;
+    *wrong += ranks_other(r, 5) != 0;
+    *wrong += ranks_other(r, r->rank >= r->size / 2 ? 6 : 5) != r->size / 2;
+    free(data);
+}
+
+static void test_exchange(void) {
+    for (int size = 2; size <= RANKS_MOST; size++) {
+        int* wrong = (int*)run_ranks(size, exchange_work, sizeof *wrong, "an exchange");
+        for (int k = 0; k < size; k++)
+            CHECK(!wrong[k], "%d of %d ranks: %d are wrong", k, size, wrong[k]);
+        munmap(wrong, size * sizeof *wrong);
+    }
+}
+
+static void test_share(void) {
+    for (int size = 1; size <= RANKS_MOST; size++)
+        for (int count = 0; count < 30; count++) {
+            ranks r = {.size = size};
+            int next = 0, share[2];
+            for (int k = 0; k < size; k++) {
+                ranks_share(&r, k, count, share);
+                CHECK(share[0] == next, "the share of %d of %d begins at %d", k, size, share[0]);
+                int n = share[1] - share[0];
+                CHECK(n == count / size || n == (count + size - 1) / size, "%d of %d: %d of %d", k,
+                      size, n, count);
+                next = share[1];
+            }
+            CHECK(next == count, "%d ranks share %d of %d", size, next, count);
+        }
+}
+
+static void test_alone(void) {
+    ranks* r = ranks_alone();
+    uint32_t kept[2] = {3, 4};
+    ranks_gather_rows(r, kept, sizeof kept);
+    ranks_broadcast(r, kept, sizeof kept);
+    CHECK(kept[0] == 3 && kept[1] == 4 && r->sent == 0, "one rank changes nothing");
+    CHECK(ranks_most(r, -3) == -3 && ranks_other(r, 9) == 0, "one rank agrees with itself");
+}
+
+// ------------------------------------------------------------------------------------------------
+// The optimizer
+
+enum { SHARDS = 8, UPDATES = 3 };
+static model tiny;
+static const format* weight_format;
+static int with_nan;  // in the last shard of the second update
+
+typedef struct trained {
+    double norm[UPDATES];
+    int skipped[UPDATES];
+    int64_t sent;
+    size_t own, held;
+    float values[];  // parameters, m, v: (count) each
+} trained;
+
+// Gradients far enough apart that another order of their sum has other bits.
+static void fill_gradient(float* g, size_t n, int update, int shard) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t random[4];
+        random_at(random, 1, STREAM_INIT, (uint32_t)update, (uint32_t)shard, (uint32_t)i);
+        g[i] = ((float)(random[0] >> 8) * 0x1p-24f - 0.5f) * (float)(1 << random[1] % 12);
+    }
+    if (with_nan && update == 1 && shard == SHARDS - 1) g[n / 3] = NAN;
+}
+
+static void optimizer_work(ranks* r, void* result) {
+    trained* t = result;
+    backend* b = plain_open();
+    optimizer_config c = {.beta1 = 0.9,
+                          .beta2 = 0.95,
+                          .eps = 1e-8,
+                          .weight_decay = 0.1,
+                          .clip = 1,
+                          .format = weight_format,
+                          .seed = 7,
+                          .shards = SHARDS,
+                          .ranks = r};
+    optimizer* o = optimizer_create(b, &tiny, &c);
+    size_t n = tiny.parameters;
+    float* w = t->values;
+    model_init(&tiny, w, 5);
+    if (weight_format != &FORMAT_FP32) b->cast(b, w, w, n, weight_format);
+    for (int u = 0; u < UPDATES; u++) {
+        for (int i = 0; i < o->shards; i++) {
+            optimizer_clear_gradients(o);
+            fill_gradient(o->gradients.all, n, u, r->rank * o->shards + i);
+            optimizer_add_shard(o, i);
+        }
+        optimizer_result step = optimizer_step(o, w, 1e-2);
+        t->norm[u] = step.grad_norm;
+        t->skipped[u] = step.skipped;
+    }
+    t->sent = r->sent;
+    t->own = o->own;
+    t->held = o->bytes;
+    optimizer_get_moments(o, w + n, w + 2 * n);
+    optimizer* again = optimizer_create(b, &tiny, &c);
+    optimizer_put_moments(again, w + n, w + 2 * n);
+    if (memcmp(again->m, o->m, o->own * sizeof(float)) ||
+        memcmp(again->v, o->v, o->own * sizeof(float)))
+        exit(3);
+}
+
+static void check_optimizer(const char* what) {
+    size_t n = tiny.parameters, bytes = sizeof(trained) + 3 * n * sizeof(float);
+    bytes = (bytes + 7) / 8 * 8;
+    trained* one = xalloc(bytes, 1, "a test");
+    optimizer_work(ranks_alone(), one);
+    CHECK(one->skipped[1] == with_nan && !one->skipped[0], "%s: skipped", what);
+    for (int size = 2; size <= SHARDS; size *= 2) {
+        char* results = run_ranks(size, optimizer_work, bytes, what);
+        size_t sum = 0;
+        for (int k = 0; k < size; k++) {
+            const trained* t = (const trained*)(results + k * bytes);
+            CHECK(!memcmp(t->values, one->values, 3 * n * sizeof(float)),
+                  "%s: rank %d of %d has other weights or moments", what, k, size);
+            CHECK(!memcmp(t->norm, one->norm, sizeof t->norm), "%s: rank %d of %d, norms %g", what,
+                  k, size, t->norm[0]);
+            // Half of the gradient, then half of that, ...; new weights; both moments once: and all
+            // but the neighbour's slice of what is gathered passes through each rank.
+            double share = (double)n / size, most = share + 2.0 * SUM_CHUNK;
+            double sends = (UPDATES * 2 + 2) * (double)(n + 2 * SUM_CHUNK) * sizeof(float);
+            CHECK((double)t->own <= most, "%s: rank %d of %d owns %zu of %zu", what, k, size,
+                  t->own, n);
+            CHECK((double)t->sent < sends, "%s: rank %d of %d sends %lld bytes", what, k, size,
+                  (long long)t->sent);
+            sum += t->own;
+        }
+        CHECK(sum == n, "%s: %d ranks own %zu of %zu", what, size, sum, n);
+        munmap(results, size * bytes);
+    }
+    free(one);
+}
+
+static void test_optimizer(void) {
+    tiny = model_gpt2(23, 16, 2, 2, 40);  // 46 thousand parameters: slices end inside weights
+    weight_format = &FORMAT_FP32;
+    check_optimizer("fp32");
+    with_nan = 1;
+    check_optimizer("a gradient that is not finite");
+    with_nan = 0;
+    weight_format = &FORMAT_BF16;
+    check_optimizer("bf16, rounded stochastically");
+    tiny = model_gpt2(5, 4, 1, 1, 4);  // fewer than a chunk: one rank owns all
+    weight_format = &FORMAT_FP32;
+    check_optimizer("a slice of nothing");
+}
+
+// ------------------------------------------------------------------------------------------------
+// Whole runs under a launcher
+
+static const char* one_process;  // the program without a launcher
+
+static int found(const char* command) {
+    char* shell = xprintf("command -v %s >%s 2>&1", command, at_home("said"));
+    int status = system(shell);
+    free(shell);
+    return status == 0;
+}
+
+// From now on the program is started as so many ranks (1: as one process), each of which leaves its
+// process number in home/pid.RANK.
+static void use_ranks(const char* launcher, int size) {
+    static char script[512];
+    program = one_process;
+    if (size == 1) return;
+    snprintf(script, sizeof script, "%s", at_home("ranks"));
+    char* text = xprintf(
+        "#!/bin/sh\nrm -f %s/pid.*\n"
+        "exec %s -np %d /bin/sh -c '"
+        "echo $$ >%s/pid.$OMPI_COMM_WORLD_RANK$PMI_RANK; exec %s \"$@\"' sh \"$@\"\n",
+        home, launcher, size, home, one_process);
+    write_whole(script, text, strlen(text));
+    chmod(script, 0755);
+    free(text);
+    program = script;
+}
+
+static const char* const RUNS[] = {
+    "",
+    "--train-dtype fp8_e4m3 --grad-dtype fp8_e5m2 --rollout-dtype fp8_e4m3 --kv-dtype fp8_e4m3",
+    "--train-dtype bf16 --rollout-dtype fp8_e4m3 --lag 2 --kl-coef 0.1 --top-p 0.9 --top-k 12",
+    "--objective dppo-topk-kl --top-candidates 5 --correct seq-tis --train-dtype bf16 "
+    "--master-weights 0 --rollout-dtype bf16",
+    "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3",
+};
+
+// Each rank does its share, and no more.
+static void check_work(const char* out, int size) {
+    run_lines log = read_log(out);
+    double sampled[2] = {1e9, 0}, each = value_of(nth(&log, "rank", 0), "trained");
+    CHECK(count_lines(&log, "rank") == size, "%s: %d ranks", out, count_lines(&log, "rank"));
+    for (int k = 0; k < size; k++) {
+        const line* l = nth(&log, "rank", k);
+        double n = value_of(l, "sampled");
+        CHECK(value_of(l, "rank") == k, "%s: rank %g is the %dth", out, value_of(l, "rank"), k);
+        CHECK(value_of(l, "trained") == each, "%s: rank %d trained on %g", out, k,
+              value_of(l, "trained"));
+        if (n < sampled[0]) sampled[0] = n;
+        if (n > sampled[1]) sampled[1] = n;
+    }
+    // 80 steps of warm-up on 32 sequences, 3 steps of 2 passes over 64.
+    CHECK(each == (80 * 32 + 3 * 2 * 64) / size, "%s: a rank trained on %g", out, each);
+    // Evaluations of 12 prompts, 50 of the sanity protocol and 3 examples cannot always be shared
+    // evenly.
+    CHECK(sampled[1] <= 1.3 * sampled[0] && sampled[0] >= 192 / size, "%s: %g to %g are sampled",
+          out, sampled[0], sampled[1]);
+    free(log.line);
+}
+
+static void test_runs(const char* const* launchers) {
+    int count = getenv("TEST_QUICK") ? 2 : sizeof RUNS / sizeof *RUNS;
+    for (int i = 0; i < count; i++) {
+        char* flags = xprintf("--shards 4 %s", RUNS[i]);
+        use_ranks(NULL, 1);
+        good_run("one", flags);
+        for (int size = 2, l = i; size <= 4; size *= 2, l++) {
+            if (!launchers[l % 2]) continue;
+            use_ranks(launchers[l % 2], size);
+            char* what = xprintf("%d ranks of %s, %s", size, launchers[l % 2], flags);
+            good_run("many", flags);
+            check_same_run("many", "one", what, 1);
+            check_work("many", size);
+            remove_tree(at_home("many"));
+            free(what);
+        }
+        remove_tree(at_home("one"));
+        free(flags);
+    }
+}
+
+static int read_number(const char* path) {
+    size_t bytes;
+    char* text = read_whole(path, &bytes);
+    int n = atoi(text);
+    free(text);
+    return n;
+}
+
+// One rank is killed while the run goes on; then all have to end, and another number of ranks goes
+// on.
+static void check_kill(const char* launcher, int trial, const char* flags) {
+    static const int after[] = {4, 1, 2};
+    int size = trial % 2 ? 2 : 4;
+    char* all = xprintf("--out %s --resume=auto %s", at_home("killed"), flags);
+    use_ranks(launcher, size);
+    pid_t child = start(all);
+    char* pid = at_home("pid.%d", trial % size);
+    wait_for_file(child, pid);
+    sleep_ms(100 + trial * 397 % 1500);
+    int victim = read_number(pid);
+    if (victim > 0 && !has_ended(child)) kill(victim, SIGKILL);
+    ended e = {0};
+    CHECK(wait_at_most(child, 60000, &e), "trial %d: the other ranks go on without one", trial);
+    use_ranks(launcher, after[trial % 3]);
+    e = wait_for(start(all));
+    CHECK(exit_code(&e) == 0, "trial %d: ended with %x, said \"%s\"", trial, e.status, e.err);
+    check_same_run("killed", "one", "a rank was killed", 1);
+    remove_tree(at_home("killed"));
+    free(all);
+}
+
+static void test_kills(const char* const* launchers) {
+    static const char flags[] = "--shards 4 --steps 6 --checkpoint-every 2";
+    const char* given = getenv("TEST_KILLS");
+    int trials = given ? atoi(given) : getenv("TEST_QUICK") ? 1 : 4;
+    use_ranks(NULL, 1);
+    good_run("one", flags);
+    for (int i = 0; i < trials; i++) check_kill(launchers[0], i, flags);
+    remove_tree(at_home("one"));
+}
+
+// What a launcher says of a run that it ended stands around our sentence.
+static void check_said(const char* command, const char* words) {
+    char* shell = xprintf("%s >%s 2>&1", command, at_home("said"));
+    int status = system(shell);
+    size_t bytes;
+    char* text = read_whole(at_home("said"), &bytes);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status), "%s: ended with %x", command, status);
+    CHECK(strstr(text, words), "%s: \"%s\" expected in \"%s\"", command, words, text);
+    free(text);
+    free(shell);
+}
+
+static void test_refusals(const char* launcher) {
+    static const struct {
+        const char *first, *second, *words;
+    } cases[] = {
+        {"--seed 1", "--seed 2", "train_gpt2_rl: rank 1 has other flags than rank 0"},
+        {"", "", "train_gpt2_rl: --shards 1 cannot be shared out to 2 ranks"},
+        {"--shards 2", "--shards 2 --init none", "train_gpt2_rl: rank 1: none cannot be read"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char* command = xprintf("%s -np 1 %s %s : -np 1 %s %s", launcher, one_process,
+                                cases[i].first, one_process, cases[i].second);
+        check_said(command, cases[i].words);
+        free(command);
+    }
+    char* alone = xprintf("OMPI_COMM_WORLD_SIZE=2 PMI_SIZE=2 %s --steps 0", one_process);
+    check_said(alone, "each process is alone in it");
+    free(alone);
+}
+
+// A signal to one rank saves the run of all.
+static void test_signal(const char* launcher) {
+    static const char flags[] = "--shards 2 --steps 12";
+    use_ranks(NULL, 1);
+    good_run("one", flags);
+    use_ranks(launcher, 2);
+    char* all = xprintf("--out %s %s", at_home("many"), flags);
+    pid_t child = start(all);
+    wait_for_line(child, "many", "rollout", 2);
+    kill(read_number(at_home("pid.1")), SIGUSR1);
+    ended e = wait_for(child);
+    CHECK(exit_code(&e) == 128 + SIGUSR1, "ended with %x, said \"%s\"", e.status, e.err);
+    e = wait_for(start((sprintf(all, "--resume --out %s", at_home("many")), all)));
+    CHECK(exit_code(&e) == 0, "resumed: ended with %x, said \"%s\"", e.status, e.err);
+    check_same_run("many", "one", "a signal to a rank", 1);
+    remove_tree(at_home("one"));
+    remove_tree(at_home("many"));
+    free(all);
+}
+
+static void test_launchers(void) {
+    static const char open_mpi[] = "mpirun.openmpi --allow-run-as-root --oversubscribe";
+    const char* launchers[] = {found("mpirun.openmpi") ? open_mpi : NULL,
+                               found("mpirun.mpich") ? "mpirun.mpich" : NULL};
+    if (!launchers[0]) printf("no mpirun.openmpi: runs of several ranks are not tested\n");
+    if (!launchers[1]) printf("no mpirun.mpich: MPICH's binary interface is not tested\n");
+    static char path[PATH_MAX];
+    one_process = realpath(program, path);
+    test_runs(launchers);
+    if (!launchers[0]) return;
+    test_refusals(launchers[0]);
+    test_signal(launchers[0]);
+    test_kills(launchers);
+}
+
+int main(void) {
+    test_share();
+    test_alone();
+    test_exchange();
+    test_optimizer();
+    if (!begin_runs()) return 1;
+    test_launchers();
+    end_runs();
+    return test_report();
+}
