@@ -318,6 +318,33 @@ static inline int same_log(const char* a, const char* b, int slots) {
 // ---------------------------------------------------------------------------------------------
 // Comparing runs
 
+// A launcher, or NULL: where to look for it, and what it is started with.
+static const char OPEN_MPI[] = "mpirun.openmpi --allow-run-as-root --oversubscribe";
+static inline int has_command(const char* command) {
+    char* shell = xprintf("command -v %s >%s 2>&1", command, at_home("said"));
+    int status = system(shell);
+    free(shell);
+    return status == 0;
+}
+
+// From now on `program` is `one_process` started as so many ranks (1: as one process), each of
+// which leaves its process number in home/pid.RANK.
+static inline void use_ranks(const char* one_process, const char* launcher, int size) {
+    static char script[512];
+    program = one_process;
+    if (size == 1) return;
+    snprintf(script, sizeof script, "%s", at_home("ranks"));
+    char* text = xprintf(
+        "#!/bin/sh\nrm -f %s/pid.*\n"
+        "exec %s -np %d /bin/sh -c '"
+        "echo $$ >%s/pid.$OMPI_COMM_WORLD_RANK$PMI_RANK; exec %s \"$@\"' sh \"$@\"\n",
+        home, launcher, size, home, one_process);
+    write_whole(script, text, strlen(text));
+    chmod(script, 0755);
+    free(text);
+    program = script;
+}
+
 static char* checkpoint_file(const char* out, const char* name) {
     int newest;
     count_checkpoints(out, &newest);
@@ -390,7 +417,7 @@ static inline int wait_for_file(pid_t child, const char* path) {
 static inline void signal_at(const char* out, const char* flags, const char* phase, int step,
                              int number) {
     ended e = {0};
-    for (int attempt = 0; attempt < 5; attempt++) {
+    for (int attempt = 0; attempt < 30; attempt++) {
         char all[1024];
         remove_tree(at_home("%s", out));
         snprintf(all, sizeof all, "--out %s %s", at_home("%s", out), flags);

@@ -26,7 +26,7 @@ static void check_names(void) {
     CHECK(!strncmp(best->name, widest->name, isa), "auto takes %s of %s", best->name, widest->name);
     cpu_close(best);
     const char* why;
-    backend* b = backend_open("plain", 7, "avx512", PRODUCTS_AUTO, &why);
+    backend* b = backend_open("plain", 7, "avx512", PRODUCTS_AUTO, 0, &why);
     CHECK(!strcmp(b->name, plain_device->name) && !why, "--device plain is %s", b->name);
     plain_close(b);
 }

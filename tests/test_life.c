@@ -98,7 +98,7 @@ static void test_interrupted_evaluation(void) {
     good_run("evaluated", flags);
     for (int step = 0; step <= 2; step += 2) {
         ended e;
-        for (int attempt = 0; attempt < 5 && !interrupt_evaluation(flags, step, &e); attempt++)
+        for (int attempt = 0; attempt < 30 && !interrupt_evaluation(flags, step, &e); attempt++)
             continue;
         CHECK(exit_code(&e) == 130 && !*e.err, "step %d: %x, \"%s\"", step, e.status, e.err);
         run_lines log = read_log("stopped");

@@ -257,31 +257,6 @@ static void test_optimizer(void) {
 
 static const char* one_process;  // the program without a launcher
 
-static int found(const char* command) {
-    char* shell = xprintf("command -v %s >%s 2>&1", command, at_home("said"));
-    int status = system(shell);
-    free(shell);
-    return status == 0;
-}
-
-// From now on the program is started as so many ranks (1: as one process), each of which leaves its
-// process number in home/pid.RANK.
-static void use_ranks(const char* launcher, int size) {
-    static char script[512];
-    program = one_process;
-    if (size == 1) return;
-    snprintf(script, sizeof script, "%s", at_home("ranks"));
-    char* text = xprintf(
-        "#!/bin/sh\nrm -f %s/pid.*\n"
-        "exec %s -np %d /bin/sh -c '"
-        "echo $$ >%s/pid.$OMPI_COMM_WORLD_RANK$PMI_RANK; exec %s \"$@\"' sh \"$@\"\n",
-        home, launcher, size, home, one_process);
-    write_whole(script, text, strlen(text));
-    chmod(script, 0755);
-    free(text);
-    program = script;
-}
-
 static const char* const RUNS[] = {
     "",
     "--train-dtype fp8_e4m3 --grad-dtype fp8_e5m2 --rollout-dtype fp8_e4m3 --kv-dtype fp8_e4m3",
@@ -318,11 +293,11 @@ static void test_runs(const char* const* launchers) {
     int count = getenv("TEST_QUICK") ? 2 : sizeof RUNS / sizeof *RUNS;
     for (int i = 0; i < count; i++) {
         char* flags = xprintf("--shards 4 %s", RUNS[i]);
-        use_ranks(NULL, 1);
+        use_ranks(one_process, NULL, 1);
         good_run("one", flags);
         for (int size = 2, l = i; size <= 4; size *= 2, l++) {
             if (!launchers[l % 2]) continue;
-            use_ranks(launchers[l % 2], size);
+            use_ranks(one_process, launchers[l % 2], size);
             char* what = xprintf("%d ranks of %s, %s", size, launchers[l % 2], flags);
             good_run("many", flags);
             check_same_run("many", "one", what, 1);
@@ -349,7 +324,7 @@ static void check_kill(const char* launcher, int trial, const char* flags) {
     static const int after[] = {4, 1, 2};
     int size = trial % 2 ? 2 : 4;
     char* all = xprintf("--out %s --resume=auto %s", at_home("killed"), flags);
-    use_ranks(launcher, size);
+    use_ranks(one_process, launcher, size);
     pid_t child = start(all);
     char* pid = at_home("pid.%d", trial % size);
     wait_for_file(child, pid);
@@ -358,7 +333,7 @@ static void check_kill(const char* launcher, int trial, const char* flags) {
     if (victim > 0 && !has_ended(child)) kill(victim, SIGKILL);
     ended e = {0};
     CHECK(wait_at_most(child, 60000, &e), "trial %d: the other ranks go on without one", trial);
-    use_ranks(launcher, after[trial % 3]);
+    use_ranks(one_process, launcher, after[trial % 3]);
     e = wait_for(start(all));
     CHECK(exit_code(&e) == 0, "trial %d: ended with %x, said \"%s\"", trial, e.status, e.err);
     check_same_run("killed", "one", "a rank was killed", 1);
@@ -370,7 +345,7 @@ static void test_kills(const char* const* launchers) {
     static const char flags[] = "--shards 4 --steps 6 --checkpoint-every 2";
     const char* given = getenv("TEST_KILLS");
     int trials = given ? atoi(given) : getenv("TEST_QUICK") ? 1 : 4;
-    use_ranks(NULL, 1);
+    use_ranks(one_process, NULL, 1);
     good_run("one", flags);
     for (int i = 0; i < trials; i++) check_kill(launchers[0], i, flags);
     remove_tree(at_home("one"));
@@ -410,9 +385,9 @@ static void test_refusals(const char* launcher) {
 // A signal to one rank saves the run of all.
 static void test_signal(const char* launcher) {
     static const char flags[] = "--shards 2 --steps 12";
-    use_ranks(NULL, 1);
+    use_ranks(one_process, NULL, 1);
     good_run("one", flags);
-    use_ranks(launcher, 2);
+    use_ranks(one_process, launcher, 2);
     char* all = xprintf("--out %s %s", at_home("many"), flags);
     pid_t child = start(all);
     wait_for_line(child, "many", "rollout", 2);
@@ -428,9 +403,8 @@ static void test_signal(const char* launcher) {
 }
 
 static void test_launchers(void) {
-    static const char open_mpi[] = "mpirun.openmpi --allow-run-as-root --oversubscribe";
-    const char* launchers[] = {found("mpirun.openmpi") ? open_mpi : NULL,
-                               found("mpirun.mpich") ? "mpirun.mpich" : NULL};
+    const char* launchers[] = {has_command("mpirun.openmpi") ? OPEN_MPI : NULL,
+                               has_command("mpirun.mpich") ? "mpirun.mpich" : NULL};
     if (!launchers[0]) printf("no mpirun.openmpi: runs of several ranks are not tested\n");
     if (!launchers[1]) printf("no mpirun.mpich: MPICH's binary interface is not tested\n");
     static char path[PATH_MAX];

@@ -20,15 +20,15 @@ const capabilities* device_can(const char* device) {
 }
 
 backend* backend_open(const char* device, int threads, const char* isa, product_source whose,
-                      const char** why) {
+                      int number, const char** why) {
     *why = NULL;
     if (!strcmp(device, "cpu")) return cpu_open(threads, isa);
     if (!strcmp(device, "plain")) return plain_open();
 #ifdef HAVE_CUDA
-    backend* b = cuda_open(whose, why);
+    backend* b = cuda_open_number(number, whose, why);
     if (b) return b;
 #else
-    (void)whose;
+    (void)whose, (void)number;
     *why = "this build has no CUDA";
 #endif
     if (!strcmp(device, "cuda")) fatal("--device cuda: %s; use --device cpu", *why);

@@ -101,6 +101,7 @@ typedef struct slot_state {
     end_set ends;
 } slot_state;
 
+enum { GROUP_NAME = 128 };  // bytes
 enum { SUM_CHUNK = 4096 };  // elements that sum_squares adds up at a time
 
 typedef struct adamw_step {
@@ -146,6 +147,14 @@ struct backend {
     void (*clear)(backend* b, void* p, size_t bytes);
     void (*sync)(backend* b);
 
+    // Devices of several processes; NULL where a device's memory is the host's. One process names a
+    // group, all join it at the same time, and then exchange bytes of their devices' memory: each
+    // sends `out` to a rank while it receives `in` from one; 0 bytes: nothing.
+    void (*group_name)(backend* b, char name[GROUP_NAME]);
+    void (*group_join)(backend* b, const char name[GROUP_NAME], int rank, int size);
+    void (*exchange)(backend* b, int to, const void* out, size_t out_bytes, int from, void* in,
+                     size_t in_bytes);
+
 #define OP(result, name, parameters) result(*name) parameters;
 #include "ops.def"
 };
@@ -175,17 +184,19 @@ typedef enum {
     PRODUCTS_INVARIANT
 } product_source;
 
-// The first NVIDIA GPU, or NULL, with the reason in *why (a phrase), where it cannot be used.
+// The NVIDIA GPU of number `number`, modulo how many there are, or NULL, with the reason in *why (a
+// phrase), where it cannot be used.
 // Formats: fp32, tf32, bf16, fp16, in native storage; another is refused by the op that meets it.
 // Fatal where cuBLASLt is asked for by name and cannot be used.
-backend* cuda_open(product_source whose, const char** why);
+backend* cuda_open_number(int number, product_source whose, const char** why);
+backend* cuda_open(product_source whose, const char** why);  // the first one
 void cuda_close(backend* b);
 
 // device: "cpu"; "plain"; "cuda", fatal where there is none; or "auto": the GPU if it can be used,
-// else the CPU, with the reason in *why, which is NULL otherwise. `whose` is cuda_open's, the rest
-// cpu_open's.
+// else the CPU, with the reason in *why, which is NULL otherwise. `whose` and `number` are
+// cuda_open_number's, the rest cpu_open's.
 backend* backend_open(const char* device, int threads, const char* isa, product_source whose,
-                      const char** why);
+                      int number, const char** why);
 
 LLMC_END
 #endif

@@ -96,8 +96,9 @@ void optimizer_free(optimizer* o) {
     free(o);
 }
 
-// Every rank's slice of an array of `count` elements, or of one over their chunks, to all ranks.
-static void gather_slices(const optimizer* o, void* data, size_t element, size_t each) {
+// Every rank's slice of an array of `count` elements, or of one over their chunks, to all ranks. b:
+// whose memory it is; NULL: the host's.
+static void gather_slices(const optimizer* o, backend* b, void* data, size_t element, size_t each) {
     int size = o->ranks->size;
     span* part = xalloc((size_t)size, sizeof *part, "parts");
     for (int k = 0; k < size; k++) {
@@ -105,7 +106,7 @@ static void gather_slices(const optimizer* o, void* data, size_t element, size_t
         range_of(o, k, log2_of(size), &first, &n);
         part[k] = (span){first / each * element, (n + each - 1) / each * element};
     }
-    ranks_gather(o->ranks, data, part);
+    ranks_gather_on(o->ranks, b, data, part);
     free(part);
 }
 
@@ -117,8 +118,8 @@ void optimizer_put_moments(optimizer* o, const float* m, const float* v) {
 void optimizer_get_moments(const optimizer* o, float* m, float* v) {
     o->b->download(o->b, m + o->first, o->m, o->own * sizeof(float));
     o->b->download(o->b, v + o->first, o->v, o->own * sizeof(float));
-    gather_slices(o, m, sizeof(float), 1);
-    gather_slices(o, v, sizeof(float), 1);
+    gather_slices(o, NULL, m, sizeof(float), 1);
+    gather_slices(o, NULL, v, sizeof(float), 1);
 }
 
 void optimizer_clear_gradients(optimizer* o) {
@@ -156,7 +157,6 @@ static void update_scale(optimizer* o, int finite) {
     }
 }
 
-// The device's memory is the host's where there are several ranks.
 static void add_ranks(optimizer* o) {
     ranks* r = o->ranks;
     float* sum = o->gradients.all;
@@ -165,9 +165,8 @@ static void add_ranks(optimizer* o) {
         size_t first, n, given, given_n;
         range_of(o, r->rank, l + 1, &first, &n);
         range_of(o, other, l + 1, &given, &given_n);
-        r->exchange(r, other, sum + given, given_n * sizeof(float), other, o->incoming,
-                    n * sizeof(float));
-        r->sent += (int64_t)(given_n * sizeof(float));
+        ranks_exchange_on(r, o->b, other, sum + given, given_n * sizeof(float), other, o->incoming,
+                          n * sizeof(float));
         o->b->add(o->b, sum + first, o->incoming, n);
     }
 }
@@ -176,7 +175,7 @@ static void add_ranks(optimizer* o) {
 static double sum_squares(optimizer* o) {
     double sum = 0;
     o->b->sum_squares(o->b, o->squares + o->first / SUM_CHUNK, o->gradients.all + o->first, o->own);
-    gather_slices(o, o->squares, sizeof(double), SUM_CHUNK);
+    gather_slices(o, NULL, o->squares, sizeof(double), SUM_CHUNK);
     for (size_t c = 0; c < chunks_of(o->count); c++) sum += o->squares[c];
     return sum;
 }
@@ -225,6 +224,6 @@ optimizer_result optimizer_step(optimizer* o, float* parameters, double lr) {
         .seed = o->config.seed,
         .step = (uint32_t)s->attempts};
     step_slice(o, parameters, how);
-    gather_slices(o, parameters, sizeof(float), 1);
+    gather_slices(o, o->b, parameters, sizeof(float), 1);
     return (optimizer_result){norm, 0};
 }

@@ -24,17 +24,35 @@ void ranks_close(ranks* r) {
     if (r->close) r->close(r);
 }
 
+void ranks_exchange_on(ranks* r, backend* b, int to, const void* out, size_t out_bytes, int from,
+                       void* in, size_t in_bytes) {
+    if (b && b->exchange)
+        b->exchange(b, to, out, out_bytes, from, in, in_bytes);
+    else
+        r->exchange(r, to, out, out_bytes, from, in, in_bytes);
+    r->sent += (int64_t)out_bytes;
+}
+
+void ranks_join_devices(ranks* r, backend* b) {
+    char name[GROUP_NAME] = "";
+    if (r->size == 1 || !b->exchange) return;
+    if (r->rank == 0) b->group_name(b, name);
+    ranks_broadcast(r, name, sizeof name);
+    b->group_join(b, name, r->rank, r->size);
+}
+
 // A ring: in each round a rank passes on what it got in the one before.
-void ranks_gather(ranks* r, void* data, const span* part) {
+void ranks_gather_on(ranks* r, backend* b, void* data, const span* part) {
     int next = (r->rank + 1) % r->size, before = (r->rank + r->size - 1) % r->size;
     for (int i = 0; i < r->size - 1; i++) {
         const span* out = &part[(r->rank + r->size - i) % r->size];
         const span* in = &part[(before + r->size - i) % r->size];
-        r->exchange(r, next, (char*)data + out->at, out->bytes, before, (char*)data + in->at,
-                    in->bytes);
-        r->sent += (int64_t)out->bytes;
+        ranks_exchange_on(r, b, next, (char*)data + out->at, out->bytes, before,
+                          (char*)data + in->at, in->bytes);
     }
 }
+
+void ranks_gather(ranks* r, void* data, const span* part) { ranks_gather_on(r, NULL, data, part); }
 
 void ranks_gather_rows(ranks* r, void* rows, size_t bytes) {
     span* part = xalloc((size_t)r->size, sizeof *part, "parts");

@@ -7,14 +7,14 @@
 #ifndef LLMC_RANKS_H
 #define LLMC_RANKS_H
 
-#include "../base/common.h"
+#include "../device/backend.h"
 
 LLMC_BEGIN
 
 typedef struct ranks ranks;
 struct ranks {
     int rank, size;            // 0 and 1 for a process alone
-    int here;                  // how many of them this machine has
+    int here, place;           // how many of them this machine has, and which of these this is
     int64_t sampled, trained;  // sequences that this rank has sampled, and run through an update
     int64_t sent;              // bytes
     // Sends `out` to a rank while it receives `in` from one; 0 bytes: nothing is sent, or received.
@@ -38,6 +38,12 @@ typedef struct span {
 } span;
 // Rank k gives its part[k] of `data`; all get all parts, each in its place. part: (size)
 void ranks_gather(ranks* r, void* data, const span* part);
+// The same, and an exchange, of the device's memory.
+void ranks_gather_on(ranks* r, backend* b, void* data, const span* part);
+void ranks_exchange_on(ranks* r, backend* b, int to, const void* out, size_t out_bytes, int from,
+                       void* in, size_t in_bytes);
+// Devices with memory of their own become able to do so.
+void ranks_join_devices(ranks* r, backend* b);
 void ranks_gather_rows(ranks* r, void* rows, size_t bytes);  // rank k gives row k, of `bytes` bytes
 void ranks_broadcast(ranks* r, void* data, size_t bytes);    // rank 0's
 int ranks_most(ranks* r, int value);                         // the largest of all ranks' values

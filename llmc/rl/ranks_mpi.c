@@ -107,13 +107,16 @@ static int ask_world(const mpi* m, const char* name) {
     return answer;
 }
 
-// The names that launchers give the number of processes on this machine.
-static int count_here(void) {
-    static const char* const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
-                                        "SLURM_NTASKS_PER_NODE"};
-    for (int i = 0; i < 3; i++)
-        if (several(names[i])) return atoi(getenv(names[i]));
-    return 1;
+// What launchers call the number of processes on this machine, and which of them this one is; the
+// environment's number of the first name that is there, else `otherwise`.
+static const char* const HERE[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
+                                   "SLURM_NTASKS_PER_NODE", NULL};
+static const char* const PLACE[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                    "SLURM_LOCALID", NULL};
+static int number_of(const char* const* names, int otherwise) {
+    for (; *names; names++)
+        if (getenv(*names)) return atoi(getenv(*names));
+    return otherwise;
 }
 
 ranks* ranks_open_mpi(void) {
@@ -130,7 +133,8 @@ ranks* ranks_open_mpi(void) {
         fatal("MPI_Init failed; is the library that of the launcher?");
     r = (ranks){.rank = ask_world(&m, "MPI_Comm_rank"),
                 .size = ask_world(&m, "MPI_Comm_size"),
-                .here = count_here(),
+                .here = number_of(HERE, 1),
+                .place = number_of(PLACE, 0),
                 .exchange = mpi_exchange,
                 .abort = mpi_abort,
                 .close = mpi_close,

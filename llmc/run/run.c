@@ -174,8 +174,6 @@ static void check_ranks(const run* r) {
             "--shards %d cannot be shared out to %d ranks; start as many as divide it, or give "
             "other --shards, a power of two",
             s->shards, size);
-    if (s->device == DEVICE_CUDA)
-        fatal("several ranks on GPUs are not there yet; start one, or use --device cpu");
     if (*s->prompt) fatal("--prompt is for one process; start it without a launcher");
 }
 
@@ -189,8 +187,9 @@ run* run_open(int argc, char** argv) {
     r->source = settings_source(is_first(r));
     settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective, &r->correction);
     r->parameters = r->model.parameters;
-    r->device = settings_open_device(&r->model, r->ranks->here, &r->why_cpu);
+    r->device = settings_open_device(&r->model, r->ranks->here, r->ranks->place, &r->why_cpu);
     check_ranks(r);
+    ranks_join_devices(r->ranks, r->device);
     if (is_first(r)) warmup_check_cache(r->settings);
     if (is_first(r) && *r->settings->out) directory_open(r->settings->out);
     if (is_first(r)) settings_check_out();  // once more: another process may have begun a run

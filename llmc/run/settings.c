@@ -729,7 +729,7 @@ static int threads_of_rank(int here) {
     return threads < most ? threads : most;
 }
 
-backend* settings_open_device(const model* m, int here, const char** why_cpu) {
+backend* settings_open_device(const model* m, int here, int place, const char** why_cpu) {
     demand d = {m, settings_train_precision(&given), settings_rollout_precision(&given),
                 settings_kv_format(&given), given.batch_invariant};
     int device = given.device;
@@ -739,7 +739,7 @@ backend* settings_open_device(const model* m, int here, const char** why_cpu) {
     if (given.batch_invariant && whose == PRODUCTS_AUTO) whose = PRODUCTS_INVARIANT;
     int threads = given.threads || here == 1 ? given.threads : threads_of_rank(here);
     backend* b = backend_open(DEVICES[reason ? (int)DEVICE_CPU : device], threads, ISAS[given.isa],
-                              whose, why_cpu);
+                              whose, place, why_cpu);
     if (reason) *why_cpu = reason;
     if (device == DEVICE_AUTO)
         given.device = strncmp(b->name, "cuda", 4) ? DEVICE_CPU : DEVICE_CUDA;

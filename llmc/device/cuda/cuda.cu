@@ -9,6 +9,7 @@
 #include "gelu.cuh"
 #include "head.cuh"
 #include "matmul.cuh"
+#include "nccl.cuh"
 #include "norm.cuh"
 #include "sample.cuh"
 #include "update.cuh"
@@ -104,28 +105,35 @@ static void fill_table(backend* b) {
     b->copy = cuda_copy;
     b->clear = cuda_clear;
     b->sync = cuda_sync;
+    b->group_name = cuda_group_name;
+    b->group_join = cuda_group_join;
+    b->exchange = cuda_exchange;
 #define OP(result, name, parameters) b->name = cuda_##name;
 #include "../ops.def"
 }
 
 enum { CAPABILITY_MIN = 8 };  // Ampere: bf16 tensor cores and asynchronous copies
 
-// NULL where the first GPU can be used, else why not.
-static const char* unusable(cudaDeviceProp* gpu) {
+// NULL where the GPU can be used, else why not.
+static const char* unusable(int number, cudaDeviceProp* gpu) {
     int count = 0;
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e == cudaErrorInsufficientDriver) return "there is no NVIDIA driver, or it is too old";
     if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0)) return "there is no NVIDIA GPU";
-    if (e == cudaSuccess) e = cudaSetDevice(0);
-    if (e == cudaSuccess) e = cudaGetDeviceProperties(gpu, 0);
+    if (e == cudaSuccess) e = cudaSetDevice(number % count);
+    if (e == cudaSuccess) e = cudaGetDeviceProperties(gpu, number % count);
     if (e != cudaSuccess) return cudaGetErrorString(e);
     if (gpu->major < CAPABILITY_MIN) return "the GPU is older than Ampere (compute capability 8.0)";
     return NULL;
 }
 
 backend* cuda_open(product_source whose, const char** why) {
+    return cuda_open_number(0, whose, why);
+}
+
+backend* cuda_open_number(int number, product_source whose, const char** why) {
     cudaDeviceProp gpu;
-    *why = unusable(&gpu);
+    *why = unusable(number, &gpu);
     if (*why) return NULL;
     cuda_device* d = (cuda_device*)xalloc(1, sizeof *d, "the CUDA device");
     cuda_context* c = &d->context;
@@ -152,6 +160,7 @@ backend* cuda_open(product_source whose, const char** why) {
 
 void cuda_close(backend* b) {
     cuda_context* c = context_of(b);
+    nccl_leave();
     if (c->products) cublaslt_close(b, c->products);
     for (int i = 0; i < SCRATCHES; i++)
         if (c->scratch[i].data) cuda_release(b, c->scratch[i].data, c->scratch[i].bytes);
