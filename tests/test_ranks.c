@@ -310,6 +310,34 @@ static void test_runs(const char* const* launchers) {
     }
 }
 
+// The program that judges is started once a run; it gives 1 and 0 in turn, so that a response that
+// is judged twice, or in another order, shows.
+static void test_reward_program(const char* launcher) {
+    char *lines = at_home("sums"), *judge = at_home("judge"), *started = at_home("started");
+    char* text =
+        xprintf("#!/bin/sh\necho x >>%s\nwhile read line; do echo $((n = 1 - n)); done\n", started);
+    write_whole(judge, text, strlen(text));
+    chmod(judge, 0755);
+    free(text);
+    FILE* f = file_open(lines, "w");
+    for (int i = 0; i < 200; i++)
+        fprintf(f, "{\"prompt\":\"%d+%d=\",\"response\":\"%d\"}\n", i % 20, i / 20,
+                i % 20 + i / 20);
+    file_close(f, lines);
+    char* flags = xprintf("--shards 2 --data %s --reward-cmd %s", lines, judge);
+    for (int size = 1; size <= 2; size++) {
+        use_ranks(one_process, launcher, size);
+        remove(started);
+        good_run(size == 1 ? "one" : "many", flags);
+        CHECK(file_size(started) == 2, "%d ranks started the program %d times", size,
+              (int)file_size(started) / 2);
+    }
+    check_same_run("many", "one", "a reward program", 1);
+    remove_tree(at_home("one"));
+    remove_tree(at_home("many"));
+    free(flags);
+}
+
 static int read_number(const char* path) {
     size_t bytes;
     char* text = read_whole(path, &bytes);
@@ -412,6 +440,7 @@ static void test_launchers(void) {
     test_runs(launchers);
     if (!launchers[0]) return;
     test_refusals(launchers[0]);
+    test_reward_program(launchers[0]);
     test_signal(launchers[0]);
     test_kills(launchers);
 }
