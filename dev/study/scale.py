@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""How far data parallelism carries, on paper: the efficiency of R ranks with a GPU each.
+
+    python3 dev/study/scale.py [--link GB/s] [--node-link GB/s] [--sequences N] [--length L] [--updates U]
+
+A rank keeps its work: R ranks sample R times as many sequences a step (weak scaling). Efficiency is
+the time of a step of one rank over that of R. What is assumed, a line each:
+
+- rates of one H100: 124M's, and 1558M's training, as measured (dev/gpu/README.md); elsewhere training at
+  1558M's 47 % of 989 TFLOP/s, and sampling at 25 % of what 3.35 TB/s let through (256 sequences);
+- a gradient (4 bytes a parameter) is added by recursive halving, new weights (4 bytes) go round a ring, each
+  update: (1 - 1/R) of both leaves every rank, not overlapped with the backward pass; 20 us a round;
+- ranks of one machine (8) have its link, more have the slower one between machines;
+- a rollout (12 bytes a token, 5 arrays) goes round a ring, and every rank does the whole step's host work
+  (its metrics above all): 600 ns a token, twice the 0.3 us of mismatch_measure on one core;
+- memory: fp32 weights and gradient, bf16 weights, activations and cache of 16 GB; moments / R.
+"""
+import argparse
+import math
+
+FLOPS, BANDWIDTH, SEQUENCES = 989e12, 3.35e12, 256
+
+
+def sampling_rate(parameters, cache, length):
+    """Tokens/s; cache: bytes of a token's keys and values."""
+    return 0.25 * SEQUENCES * BANDWIDTH / (2 * parameters + SEQUENCES * cache * length / 2)
+
+
+# name, parameters, tokens/s of training and of sampling on one GPU
+MODELS = [("124M", 124e6, 347e3, 151e3),
+          ("1558M", 1558e6, 37e3, sampling_rate(1558e6, 48 * 2 * 1600 * 2, 512)),
+          ("8B", 8.0e9, 0.47 * FLOPS / 6 / 8.0e9, sampling_rate(8.0e9, 32 * 2 * 1024 * 2, 512))]
+RANKS = [1, 2, 4, 8, 16, 64, 256, 1024]
+MACHINE, ROUND, HOST, OTHER_BYTES, CARD = 8, 20e-6, 600e-9, 16e9, 80e9
+
+
+def step_seconds(ranks, parameters, train, sample, a):
+    """The parts of a step: sampling, training, gradients and weights, the rollout, host work."""
+    link = (a.node_link if ranks <= MACHINE else a.link) * 1e9
+    tokens = a.sequences * a.length
+    left = 1 - 1 / ranks
+    exchange = 2 * 4 * parameters * left / link + ROUND * (math.log2(ranks) + ranks - 1)
+    rollout = 12 * tokens * ranks * left / link + 5 * ROUND * (ranks - 1)
+    return [tokens / sample, tokens / train, a.updates * exchange, rollout, HOST * tokens * ranks]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--link", type=float, default=50, help="GB/s a GPU between machines (50: 400 Gbit/s)")
+    p.add_argument("--node-link", type=float, default=300, help="GB/s a GPU within a machine")
+    p.add_argument("--sequences", type=int, default=256, help="a rank and step")
+    p.add_argument("--length", type=int, default=512, help="tokens of a response")
+    p.add_argument("--updates", type=int, default=4, help="a step")
+    a = p.parse_args()
+    print(f"{'model':8s}{'ranks':>6s}{'step':>9s}{'sampling':>10s}{'training':>10s}{'exchange':>10s}"
+          f"{'rollout':>9s}{'host':>8s}{'efficiency':>12s}{'memory a GPU':>14s}")
+    for name, parameters, train, sample in MODELS:
+        alone = sum(step_seconds(1, parameters, train, sample, a))
+        for ranks in RANKS:
+            parts = step_seconds(ranks, parameters, train, sample, a)
+            memory = parameters * (4 + 4 + 2 + 8 / ranks) + OTHER_BYTES
+            fits = f"{memory / 1e9:8.0f} GB" + ("" if memory <= CARD else " ✗")
+            print(f"{name:8s}{ranks:6d}{sum(parts):8.2f}s" + f"{parts[0]:9.2f}s{parts[1]:9.2f}s{parts[2]:9.3f}s"
+                  f"{parts[3]:8.3f}s{parts[4]:7.2f}s{100 * alone / sum(parts):11.0f}%{fits:>14s}")
+
+
+if __name__ == "__main__":
+    main()
