@@ -364,12 +364,13 @@ RUNS = {**{d: plain_run(d) for d in DTYPES},
         **{f"slots {d}": plain_run(d, **INVARIANT, **{"--slots": 3}) for d in DTYPES}}
 
 
-def whole_run(check, name, folder):
+def whole_run(check, name, folder, launcher=(), run=None):
     """Log lines and hash of the final model of a run, by its name in RUNS."""
     out = os.path.join(folder, name.replace(" ", "-"))
     shape = SMALL if check.ptx else LARGER
-    flags = {**shape, "--objective": "sft", **RUNS[name], "--out": out}
-    command = [check.binary("train_gpt2_rl"), *(str(x) for item in flags.items() for x in item if x is not SWITCH)]
+    flags = {**shape, "--objective": "sft", **(run or RUNS[name]), "--out": out}
+    command = [*launcher, check.binary("train_gpt2_rl"),
+               *(str(x) for item in flags.items() for x in item if x is not SWITCH)]
     status, _, err = check.run(command, 60)
     if status != 0:
         raise Failed(f"run {name} ended with status {status}: {last_lines(err)}")
@@ -463,6 +464,26 @@ def runs_beside_cpu(_, runs):
     return f"losses apart by {apart:.1e}, {LOSS_TOLERANCE:.1e} is allowed"
 
 
+def runs_ranks(check):
+    """As many ranks as there are GPUs, at most 4, have the bits of one process."""
+    if check.ptx:
+        raise Skipped("make test runs several ranks on the PTX machine")
+    gpus = len(said("nvidia-smi", "-L").splitlines())
+    size = 4 if gpus >= 4 else 2
+    if gpus < 2:
+        raise Skipped("there is one GPU")
+    if not shutil.which("mpirun"):
+        raise Skipped("there is no mpirun")
+    run = plain_run("bf16", **INVARIANT, **{"--shards": size, "--prompts": 2 * size, "--updates": 2})
+    launcher = ["mpirun", "-np", str(size)] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
+    with tempfile.TemporaryDirectory() as folder:
+        one = whole_run(check, "one", folder, run=run)
+        many = whole_run(check, "many", folder, launcher, run)
+    if one[1] != many[1]:
+        raise Failed("the final model has other bits")
+    return f"{size} ranks, {of_phase(many[0], 'rank')[0]['sent'] / 1e6:.1f} MB sent by the first"
+
+
 def whole_runs(check):
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -474,6 +495,7 @@ def whole_runs(check):
     check.step("whole runs: twice the same bits", 0, runs_same_bits, runs, "again")
     check.step("whole runs: --recompute 2 leaves no trace", 0, runs_same_bits, runs, "recompute")
     check.step("whole runs: fp32 as on the CPU device", 0, runs_beside_cpu, runs)
+    check.step("whole runs: several ranks have the bits of one", 10, runs_ranks)
 
 
 # --------------------------------------------------------------------------------------------------

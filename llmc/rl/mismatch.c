@@ -73,9 +73,13 @@ typedef struct sums {
 } sums;
 
 static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double delta) {
-    double x = log_pi == log_mu ? 0.0 : log_pi - log_mu;
-    double r = num_exp(x < -20 ? -20 : x > 20 ? 20 : x);
-    double gap = num_exp(log_pi) - num_exp(log_mu);
+    double x = log_pi == log_mu ? 0.0 : log_pi - log_mu, r = 1, gap = 0;
+    if (x != 0) {  // these take nearly all of the time
+        r = num_exp(x < -20 ? -20 : x > 20 ? 20 : x);
+        gap = num_exp(log_pi) - num_exp(log_mu);
+        s->k3 += k3(x);
+        s->chi2 += num_expm1(2 * x);
+    }
     m->logp_diff_max = larger(m->logp_diff_max, fabs(x));
     m->prob_diff_max = larger(m->prob_diff_max, gap);
     m->prob_diff_min = smaller(m->prob_diff_min, gap);
@@ -84,8 +88,6 @@ static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double
     s->x += x;
     s->seq_x += x;
     s->abs_x += fabs(x);
-    s->k3 += k3(x);
-    s->chi2 += num_expm1(2 * x);
     s->r += r;
     s->r2 += r * r;
     s->abs_gap += fabs(gap);
