@@ -157,6 +157,7 @@ static void update_scale(optimizer* o, int finite) {
     }
 }
 
+// The gradient's sum over ranks, of the own slice.
 static void add_ranks(optimizer* o) {
     ranks* r = o->ranks;
     float* sum = o->gradients.all;

@@ -38,11 +38,11 @@ typedef struct span {
 } span;
 // Rank k gives its part[k] of `data`; all get all parts, each in its place. part: (size)
 void ranks_gather(ranks* r, void* data, const span* part);
-// The same, and an exchange, of the device's memory.
+// The same, and an exchange, of a device's memory; b NULL: the host's.
 void ranks_gather_on(ranks* r, backend* b, void* data, const span* part);
 void ranks_exchange_on(ranks* r, backend* b, int to, const void* out, size_t out_bytes, int from,
                        void* in, size_t in_bytes);
-// Devices with memory of their own become able to do so.
+// Makes devices with memory of their own able to do so, before they do.
 void ranks_join_devices(ranks* r, backend* b);
 void ranks_gather_rows(ranks* r, void* rows, size_t bytes);  // rank k gives row k, of `bytes` bytes
 void ranks_broadcast(ranks* r, void* data, size_t bytes);    // rank 0's

@@ -123,7 +123,6 @@ rollout* rollout_own(rollout* d) {
     int share[2];
     if (!own) return d;
     ranks_share(d->ranks, d->ranks->rank, d->prompts, share);
-    d->own_first = share[0];
     own->prompts = share[1] - share[0];
     own->group = d->group;
     own->first = d->first + (uint32_t)(share[0] * d->group);

@@ -43,7 +43,6 @@ typedef struct rollout {
     judgement judged;           // of all sequences
     ranks* ranks;               // who samples it
     struct rollout* own;        // the prompts that this rank samples; NULL where it samples all
-    int own_first;              // which of the prompts are own's
 } rollout;
 
 rollout* rollout_create(int capacity, int max_prompt, int max_new, int nucleus_words);

@@ -158,9 +158,19 @@ static void check_same(const run* r, uint64_t value, const char* what, const cha
     if (other && is_first(r)) fatal("rank %d has %s than rank 0; %s", other, what, advice);
 }
 
-static void check_ranks(const run* r) {
+static void check_number(const run* r) {
     const settings* s = r->settings;
     int size = r->ranks->size;
+    if (s->shards % size)
+        fatal(
+            "--shards %d cannot be shared out to %d ranks; start as many as divide it, or give "
+            "other --shards, a power of two",
+            s->shards, size);
+    if (*s->prompt) fatal("--prompt is for one process; start it without a launcher");
+}
+
+static void check_ranks(const run* r) {
+    if (r->ranks->size == 1) return;
     char* described = model_text(&r->model);
     check_same(r, settings_build(), "another program", "start one build everywhere");
     check_same(r, settings_checksum(), "other flags", "give all ranks the same");
@@ -168,13 +178,8 @@ static void check_ranks(const run* r) {
                "give all ranks the same files");
     check_same(r, hash_text(described), "another model", "give all ranks the same files");
     free(described);
-    if (size == 1 || !is_first(r)) return;
-    if (s->shards % size)
-        fatal(
-            "--shards %d cannot be shared out to %d ranks; start as many as divide it, or give "
-            "other --shards, a power of two",
-            s->shards, size);
-    if (*s->prompt) fatal("--prompt is for one process; start it without a launcher");
+    if (is_first(r)) check_number(r);
+    ranks_most(r->ranks, 0);  // wait for that
 }
 
 run* run_open(int argc, char** argv) {
@@ -371,8 +376,9 @@ static void begin_fresh(run* r) {
     if (weight)
         fatal("%s: the weight %s holds values that are not finite; give another model", start,
               weight);
-    check_same(r, hash_words(r->base, r->parameters), "other weights to start with",
-               "give all ranks the same files");
+    if (r->ranks->size > 1)
+        check_same(r, hash_words(r->base, r->parameters), "other weights to start with",
+                   "give all ranks the same files");
     trainer_load(r->trainer, r->base);
     if (!s->warmup_steps || warmup_from_cache(r)) return;
     r->state.phase = PHASE_WARMUP;
