@@ -487,12 +487,18 @@ static void take_tokenizer_of_run(void) {
         free(folder);
 }
 
+// Where a resumed run keeps its tokenizer; "": it keeps none, or is not resumed.
+static const char* own_tokenizer(void) {
+    char* folder = given.resume ? xprintf("%s/tokenizer", given.out) : NULL;
+    return folder && bpe_is_there(folder) ? folder : "";
+}
+
 // A model's folder often holds its tokenizer.
 tokenizer settings_tokenizer(void) {
     take_tokenizer_of_run();
-    const char* folder = *given.tokenizer                          ? given.tokenizer
-                         : *given.init && bpe_is_there(given.init) ? given.init
-                                                                   : "";
+    const char* folder = own_tokenizer();
+    if (!*folder) folder = given.tokenizer;
+    if (!*folder && *given.init && bpe_is_there(given.init)) folder = given.init;
     if (*folder)
         return tokenizer_open(folder, (chat_kind)given.chat, *given.system ? given.system : NULL);
     refuse_unread(given.chat != CHAT_AUTO && given.chat != CHAT_NONE, "--chat",
