@@ -415,6 +415,21 @@ static void test_refusals(const char* launcher) {
     free(alone);
 }
 
+// Ranks of one machine share its cores, where the launcher binds them to none.
+static void test_threads(const char* launcher) {
+    int all = cpu_default_threads(), half = (int)sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    if (half < 1) half = 1;
+    use_ranks(one_process, launcher, 2);
+    good_run("many", "--shards 2 --steps 0 --warmup-steps 0 --threads 0");
+    size_t bytes;
+    char* text = read_whole(at_home("stdout"), &bytes);
+    char* words = xprintf(", %d thread", all < half ? all : half);
+    CHECK(strstr(text, words), "\"%s\" expected in \"%.300s\"", words, text);
+    free(words);
+    free(text);
+    remove_tree(at_home("many"));
+}
+
 // A signal to one rank saves the run of all.
 static void test_signal(const char* launcher) {
     static const char flags[] = "--shards 2 --steps 12";
@@ -443,6 +458,7 @@ static void test_launchers(void) {
     static char path[PATH_MAX];
     one_process = realpath(program, path);
     test_runs(launchers);
+    if (launchers[1]) test_threads(launchers[1]);
     if (!launchers[0]) return;
     test_refusals(launchers[0]);
     test_reward_program(launchers[0]);
