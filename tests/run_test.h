@@ -318,12 +318,14 @@ static inline int same_log(const char* a, const char* b, int slots) {
 // ---------------------------------------------------------------------------------------------
 // Comparing runs
 
-// A launcher, or NULL: where to look for it, and what it is started with.
+// Launchers of ranks, and whether one is there and starts two processes.
 static const char OPEN_MPI[] = "mpirun.openmpi --allow-run-as-root --oversubscribe";
-static inline int has_command(const char* command) {
-    char* shell = xprintf("command -v %s >%s 2>&1", command, at_home("said"));
+static const char MPICH[] = "mpirun.mpich";
+static inline int launches(const char* launcher) {
+    char* shell = xprintf("%s -np 2 true >%s 2>&1", launcher, at_home("said"));
     int status = system(shell);
     free(shell);
+    if (status) printf("%s does not start: its ranks are not tested\n", launcher);
     return status == 0;
 }
 

@@ -451,10 +451,8 @@ static void test_signal(const char* launcher) {
 }
 
 static void test_launchers(void) {
-    const char* launchers[] = {has_command("mpirun.openmpi") ? OPEN_MPI : NULL,
-                               has_command("mpirun.mpich") ? "mpirun.mpich" : NULL};
-    if (!launchers[0]) printf("no mpirun.openmpi: runs of several ranks are not tested\n");
-    if (!launchers[1]) printf("no mpirun.mpich: MPICH's binary interface is not tested\n");
+    const char* launchers[] = {launches(OPEN_MPI) ? OPEN_MPI : NULL,
+                               launches(MPICH) ? MPICH : NULL};
     static char path[PATH_MAX];
     one_process = realpath(program, path);
     test_runs(launchers);

@@ -31,8 +31,7 @@ int main(int count, char** arguments) {
     one_process = xprintf("%s/train_gpt2_rl", path);
     setenv("TRAIN_GPT2_RL", one_process, 1);
     if (!begin_runs()) return 1;
-    if (!has_command("mpirun.openmpi")) {
-        printf("no mpirun.openmpi: runs of several GPUs are not tested\n");
+    if (!launches(OPEN_MPI)) {
         end_runs();
         return test_report();
     }
