@@ -415,6 +415,44 @@ static void test_refusals(const char* launcher) {
     free(alone);
 }
 
+// Two ranks in folders of their own, each with a file of the same name, which differ.
+static void check_files(const char* launcher, const char* flags, const char* words) {
+    char* command =
+        xprintf("%s -np 1 -wdir %s %s --shards 2 %s : -np 1 -wdir %s %s --shards 2 %s", launcher,
+                at_home("a"), one_process, flags, at_home("b"), one_process, flags);
+    check_said(command, words);
+    free(command);
+}
+
+static void write_sums(const char* path, int from) {
+    FILE* f = file_open(path, "w");
+    for (int i = from; i < from + 50; i++)
+        fprintf(f, "{\"prompt\":\"%d+1=\",\"answer\":\"%d\"}\n", i, i + 1);
+    file_close(f, path);
+}
+
+static void test_other_files(const char* launcher) {
+    static const char* const flags[] = {"--seed 1", "--seed 2", "--channels 16"};
+    static const char init[] = "--init m --task add:digits=1 --max-new-tokens 12 --warmup-steps 0";
+    use_ranks(one_process, NULL, 1);
+    dir_create(at_home("a"));
+    dir_create(at_home("b"));
+    write_sums(at_home("a/sums"), 1);
+    write_sums(at_home("b/sums"), 2);
+    check_files(launcher, "--warmup-steps 0 --data sums --reward exact",
+                "rank 1 has other problems");
+    for (int i = 0; i < 3; i++) {
+        char* all = xprintf("--steps 0 --warmup-steps 1 --shards 1 %s", flags[i]);
+        good_run("one", all);
+        if (i == 0) rename(at_home("one/checkpoints/warmup-000001/model.bin"), at_home("a/m"));
+        if (i > 0) rename(at_home("one/checkpoints/warmup-000001/model.bin"), at_home("b/m"));
+        if (i == 1) check_files(launcher, init, "rank 1 has other weights to start with");
+        if (i == 2) check_files(launcher, init, "rank 1 has another model");
+        remove_tree(at_home("one"));
+        free(all);
+    }
+}
+
 // Ranks of one machine share its cores, where the launcher binds them to none.
 static void test_threads(const char* launcher) {
     int all = cpu_default_threads(), half = (int)sysconf(_SC_NPROCESSORS_ONLN) / 2;
@@ -460,6 +498,7 @@ static void test_launchers(void) {
     if (!launchers[0]) return;
     test_refusals(launchers[0]);
     test_reward_program(launchers[0]);
+    test_other_files(launchers[0]);
     test_signal(launchers[0]);
     test_kills(launchers);
 }

@@ -173,10 +173,10 @@ static void check_ranks(const run* r) {
     if (r->ranks->size == 1) return;
     char* described = model_text(&r->model);
     check_same(r, settings_build(), "another program", "start one build everywhere");
-    check_same(r, settings_checksum(), "other flags", "give all ranks the same");
     check_same(r, texts_checksum(r), "other problems or another tokenizer",
                "give all ranks the same files");
     check_same(r, hash_text(described), "another model", "give all ranks the same files");
+    check_same(r, settings_checksum(), "other flags", "give all ranks the same");
     free(described);
     if (is_first(r)) check_number(r);
     ranks_most(r->ranks, 0);  // wait for that
