@@ -140,8 +140,8 @@ static void update_once(run* r, int i, double lr, step_report* found) {
 static void update(run* r, step_report* found) {
     const settings* s = r->settings;
     int count = s->updates * s->epochs;
-    double lr =
-        schedule_lr((schedule_kind)s->schedule, s->lr, r->state.step, s->lr_warmup, s->steps);
+    double lr = schedule_lr((schedule_kind)s->schedule, s->lr, s->lr_final, r->state.step,
+                            s->lr_warmup, s->lr_decay_steps ? s->lr_decay_steps : s->steps);
     for (int i = 0; i < count; i++) {
         update_once(r, i, lr, found);
         report_progress(r, "update", (double)(i + 1) / count, &r->updating);

@@ -53,9 +53,27 @@ static void test_schedules(void) {
         char what[96];
         snprintf(what, sizeof what, "%s, step %d, %d of warm-up, of %d",
                  SCHEDULE_NAMES[cases[i].kind], cases[i].step, cases[i].warmup, cases[i].total);
-        double lr = schedule_lr(cases[i].kind, 8, cases[i].step, cases[i].warmup, cases[i].total);
+        double lr =
+            schedule_lr(cases[i].kind, 8, 0, cases[i].step, cases[i].warmup, cases[i].total);
         CHECK_NEAR(lr, cases[i].expected, 1e-14, what);
     }
+}
+
+// Down to a share of the rate, and no further.
+static void test_last_rate(void) {
+    static const struct {
+        schedule_kind kind;
+        double last;
+        int step;
+        double expected;  // of a rate of 8, 4 steps of warm-up, 12 in all
+    } cases[] = {{SCHEDULE_LINEAR, 0.25, 1, 4},  {SCHEDULE_LINEAR, 0.25, 4, 8},
+                 {SCHEDULE_LINEAR, 0.25, 8, 5},  {SCHEDULE_LINEAR, 0.25, 12, 2},
+                 {SCHEDULE_LINEAR, 0.25, 20, 2}, {SCHEDULE_LINEAR, 0, 20, 0},
+                 {SCHEDULE_COSINE, 0.25, 8, 5},  {SCHEDULE_COSINE, 0.25, 30, 2},
+                 {SCHEDULE_COSINE, 0, 30, 0},    {SCHEDULE_CONSTANT, 0.25, 20, 8}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK_NEAR(schedule_lr(cases[i].kind, 8, cases[i].last, cases[i].step, 4, 12),
+                   cases[i].expected, 1e-14, SCHEDULE_NAMES[cases[i].kind]);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -444,6 +462,7 @@ static void test_rounding_keys(void) {
 int main(void) {
     MODEL = model_gpt2(10, 19, 2, 2, 12);
     test_schedules();
+    test_last_rate();
     test_adamw();
     test_scale();
     test_first_step();

@@ -16,12 +16,12 @@ const char* const SCHEDULE_NAMES[] = {"constant", "linear", "cosine", NULL};
 enum { SCALE_INTERVAL = 200 };
 static const double FIRST_SCALE = 65536, SMALLEST_SCALE = 1;
 
-double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total) {
+double schedule_lr(schedule_kind kind, double lr, double last, int step, int warmup, int total) {
     if (step < warmup) return lr * (step + 1) / warmup;
     if (kind == SCHEDULE_CONSTANT || total <= warmup) return lr;
-    double done = (double)(step - warmup) / (total - warmup);
-    if (kind == SCHEDULE_LINEAR) return lr * (1 - done);
-    return lr * 0.5 * (1 + num_cospi(done));
+    double done = step < total ? (double)(step - warmup) / (total - warmup) : 1;
+    double left = kind == SCHEDULE_LINEAR ? 1 - done : 0.5 * (1 + num_cospi(done));
+    return lr * (last + (1 - last) * left);
 }
 
 // Of a tied embedding's gradient as a lookup.

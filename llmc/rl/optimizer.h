@@ -15,9 +15,9 @@ LLMC_BEGIN
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE } schedule_kind;
 extern const char* const SCHEDULE_NAMES[];
 
-// Learning rate of step `step` (from 0) of `total`: rises linearly over `warmup` steps, then stays,
-// or falls to 0 linearly or along a half cosine.
-double schedule_lr(schedule_kind kind, double lr, int step, int warmup, int total);
+// Learning rate of step `step` (from 0): rises linearly over `warmup` steps, then stays, or falls
+// to `last` times lr, which it has from step `total` on, linearly or along a half cosine.
+double schedule_lr(schedule_kind kind, double lr, double last, int step, int warmup, int total);
 
 enum { LOSS_SCALE_MOST = 1 << 24, SHARD_LEVELS = 24, SHARDS_MOST = 1 << SHARD_LEVELS };
 

@@ -692,6 +692,13 @@ static void check_meaning(const model* m) {
             "--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave "
             "it out",
             s->train_dtype);
+    refuse_unread(s->schedule == SCHEDULE_CONSTANT && s->lr_final != DEFAULTS.lr_final,
+                  "--lr-final", "to --schedule constant, which does not fall");
+    refuse_unread(s->schedule == SCHEDULE_CONSTANT && s->lr_decay_steps, "--lr-decay-steps",
+                  "to --schedule constant, which does not fall");
+    if (s->lr_decay_steps && s->lr_decay_steps <= s->lr_warmup)
+        fatal("--lr-decay-steps %d: the rate still rises then, over --lr-warmup %d steps; raise it",
+              s->lr_decay_steps, s->lr_warmup);
     if (s->reg != REG_NONE && s->reg_coef == 0)
         fatal("--reg %s means nothing without --reg-coef; give it, for example 0.1",
               REG_NAMES[s->reg]);

@@ -70,7 +70,8 @@ warmup_result warmup_step(run* r) {
     rollout* d = r->warmup_data;
     double start = clock_seconds();
     int step = r->state.warmup_step;
-    double lr = schedule_lr(SCHEDULE_COSINE, s->warmup_lr, step, WARMUP_LR_STEPS, s->warmup_steps);
+    double lr =
+        schedule_lr(SCHEDULE_COSINE, s->warmup_lr, 0, step, WARMUP_LR_STEPS, s->warmup_steps);
     draw_examples(r);
     warmup_result w = {.lr = lr};
     w.update = trainer_update(r->warmup, d, 0, d->sequences, &sft, AGGREGATE_TOKEN_MEAN, 1, lr);
