@@ -1,5 +1,5 @@
-// The CUDA device's memory, and its ops on rows: embeddings, layer norm, GELU. See cuda_test.h for
-// the method.
+// The CUDA device's memory, and its ops on rows: embeddings, the norms, the norm and the rotation
+// of heads, the activations. See cuda_test.h for the method.
 #include "cuda_test.h"
 #include "refusal.h"
 
@@ -122,7 +122,9 @@ static void test_embed(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Layer norm. float64 from the same rounded inputs.
+// Layer norm and RMS norm. float64 from the same rounded inputs.
+
+#define EPS 1e-5f
 
 typedef struct norm_exact {
     double *out, *stats, *dresidual, *dgain, *dbias;  // (rows, cols), (rows, 2), ..., (cols)
@@ -135,26 +137,27 @@ static norm_exact norm_exact_new(int rows, int cols) {
     return e;
 }
 
-// total: the rounded residual sum, which is exact by construction.
+// total: the rounded residual sum, which is exact by construction. bias: NULL for RMS norm, which
+// takes 0 for the means of x and of the gradient.
 static norm_exact norm_in_double(tensor total, const float* gain, const float* bias, tensor dout,
                                  tensor dlater, const float* dgain, const float* dbias) {
     int n = total.cols;
     norm_exact e = norm_exact_new(total.rows, n);
-    for (int c = 0; c < n; c++) e.dgain[c] = dgain[c], e.dbias[c] = dbias[c];
+    for (int c = 0; c < n; c++) e.dgain[c] = dgain[c], e.dbias[c] = bias ? dbias[c] : 0;
     for (int r = 0; r < total.rows; r++) {
         const float *x = row_at(total, r), *d = row_at(dout, r);
         double mean = 0, variance = 0, mean_d = 0, mean_dh = 0;
-        for (int c = 0; c < n; c++) mean += (double)x[c] / n;
+        for (int c = 0; c < n && bias; c++) mean += (double)x[c] / n;
         for (int c = 0; c < n; c++) variance += (x[c] - mean) * (x[c] - mean) / n;
-        double rstd = 1 / sqrt(variance + 1e-5);
+        double rstd = 1 / sqrt(variance + (double)EPS);
         e.stats[2 * r] = mean;
         e.stats[2 * r + 1] = rstd;
         for (int c = 0; c < n; c++) {
             double h = (x[c] - mean) * rstd, dn = (double)d[c] * gain[c];
-            e.out[(size_t)r * n + c] = h * gain[c] + bias[c];
+            e.out[(size_t)r * n + c] = h * gain[c] + (bias ? bias[c] : 0);
             e.dgain[c] += d[c] * h;
             e.dbias[c] += d[c];
-            mean_d += dn / n;
+            mean_d += bias ? dn / n : 0;
             mean_dh += dn * h / n;
         }
         for (int c = 0; c < n; c++) {
@@ -174,9 +177,27 @@ static void same_as_first(tensor now, tensor* first, int s, const char* name, co
         check_same(now, *first, name, what, gpu);
 }
 
-static void check_norm(int rows, int cols, const format* f, int with_add, on_gpu* put) {
+// Forward and backward of either norm. RMS norm has no bias and leaves dbias as it is.
+typedef struct norm_results {
+    tensor out, total, stats, dresidual, dgain, dbias;
+} norm_results;
+
+static void run_norm(backend* b, int rms, const norm_results* r, tensor residual, tensor add,
+                     const float* gain, const float* bias, tensor dout) {
+    float *stats = r->stats.data, *dgain = r->dgain.data;
+    if (rms) {
+        b->rms_forward(b, r->out, r->total, stats, residual, add, gain, EPS);
+        b->rms_backward(b, r->dresidual, dgain, dout, r->total, stats, gain);
+    } else {
+        b->norm_forward(b, r->out, r->total, stats, residual, add, gain, bias, EPS);
+        b->norm_backward(b, r->dresidual, dgain, r->dbias.data, dout, r->total, stats, gain);
+    }
+}
+
+static void check_norm(int rms, int rows, int cols, const format* f, int with_add, on_gpu* put) {
     int mark = array_count, gpu_mark = gpu_array_count;
-    const char* what = text("norm %d x %d, %s%s", rows, cols, f->name, with_add ? " + add" : "");
+    const char* what = text("%s %d x %d, %s%s", rms ? "RMS norm" : "norm", rows, cols, f->name,
+                            with_add ? " + add" : "");
     tensor residual = matrix_random(rows, cols, f), add = matrix_random(rows, cols, f);
     tensor gain = vector_random(cols), bias = vector_random(cols);
     tensor dout = matrix_random(rows, cols, &FORMAT_FP32), dlater = matrix_random(rows, cols, f);
@@ -184,41 +205,43 @@ static void check_norm(int rows, int cols, const format* f, int with_add, on_gpu
     tensor none = {NULL, 0, 0, 0, NULL};
 
     // The CPU device
-    tensor total = matrix_copy(residual), out = matrix_new(rows, cols, f);
-    tensor stats = vector_new(2 * rows), dres = matrix_copy(dlater);
-    tensor dg = matrix_copy(dgain), db = matrix_copy(dbias);
-    cpu->norm_forward(cpu, out, total, stats.data, residual, with_add ? add : none, gain.data,
-                      bias.data, 1e-5f);
-    cpu->norm_backward(cpu, dres, dg.data, db.data, dout, total, stats.data, gain.data);
-    norm_exact e =
-        norm_in_double(total, gain.data, bias.data, dout, dlater, dgain.data, dbias.data);
+    norm_results plain = {matrix_new(rows, cols, f), matrix_copy(residual), vector_new(2 * rows),
+                          matrix_copy(dlater),       matrix_copy(dgain),    matrix_copy(dbias)};
+    run_norm(cpu, rms, &plain, residual, with_add ? add : none, gain.data, bias.data, dout);
+    norm_exact e = norm_in_double(plain.total, gain.data, rms ? NULL : bias.data, dout, dlater,
+                                  dgain.data, dbias.data);
 
     tensor ggain = gpu_matrix(gain), gbias = gpu_matrix(bias), gdout = put_wider(put, dout, 1);
     tensor gadd = put_wider(put, add, 2);
     tensor first[6] = {{0}};
     for (int s = 0; s < schedules; s++) {
         schedule_set(s);
-        tensor gresidual = put_wider(put, residual, 3), gtotal = with_add ? put(out) : gresidual;
-        tensor gout = put_wider(put, out, 4), gstats = gpu_matrix(stats), gdres = put(dlater);
-        tensor gdg = gpu_matrix(dgain), gdb = gpu_matrix(dbias);
-        gpu->norm_forward(gpu, gout, gtotal, gstats.data, gresidual, with_add ? gadd : none,
-                          ggain.data, gbias.data, 1e-5f);
-        gpu->norm_backward(gpu, gdres, gdg.data, gdb.data, gdout, gtotal, gstats.data, ggain.data);
-        same_as_first(gpu_read(gtotal), &first[0], s, "total", what);
-        same_as_first(gpu_read(gout), &first[1], s, "out", what);
-        same_as_first(gpu_read(gstats), &first[2], s, "stats", what);
-        same_as_first(gpu_read(gdres), &first[3], s, "dresidual", what);
-        same_as_first(gpu_read(gdg), &first[4], s, "dgain", what);
-        same_as_first(gpu_read(gdb), &first[5], s, "dbias", what);
+        tensor gresidual = put_wider(put, residual, 3);
+        norm_results r = {put_wider(put, plain.out, 4),
+                          with_add ? put(plain.out) : gresidual,
+                          gpu_matrix(plain.stats),
+                          put(dlater),
+                          gpu_matrix(dgain),
+                          gpu_matrix(dbias)};
+        run_norm(gpu, rms, &r, gresidual, with_add ? gadd : none, ggain.data, gbias.data, gdout);
+        same_as_first(gpu_read(r.total), &first[0], s, "total", what);
+        same_as_first(gpu_read(r.out), &first[1], s, "out", what);
+        same_as_first(gpu_read(r.stats), &first[2], s, "stats", what);
+        same_as_first(gpu_read(r.dresidual), &first[3], s, "dresidual", what);
+        same_as_first(gpu_read(r.dgain), &first[4], s, "dgain", what);
+        same_as_first(gpu_read(r.dbias), &first[5], s, "dbias", what);
     }
-    check_same(first[0], total, "total", what, gpu);
+    check_same(first[0], plain.total, "total", what, gpu);
     // A row of one element is its own mean: its results are exactly bias and 0, on both devices.
-    check_error(first[1], out, e.out, 0, "out", what);
+    check_error(first[1], plain.out, e.out, 0, "out", what);
     // 1 / root is rounded twice, and mostly between 1 and 2.
-    check_error(first[2], stats, e.stats, 0x1p-23, "stats", what);
-    check_error(first[3], dres, e.dresidual, 0x1p-24, "dresidual", what);
-    check_error(first[4], dg, e.dgain, 0x1p-22, "dgain", what);
-    check_error(first[5], db, e.dbias, 0x1p-22, "dbias", what);
+    check_error(first[2], plain.stats, e.stats, 0x1p-23, "stats", what);
+    check_error(first[3], plain.dresidual, e.dresidual, 0x1p-24, "dresidual", what);
+    check_error(first[4], plain.dgain, e.dgain, 0x1p-22, "dgain", what);
+    if (rms)
+        check_same(first[5], dbias, "dbias", what, gpu);
+    else
+        check_error(first[5], plain.dbias, e.dbias, 0x1p-22, "dbias", what);
     free(e.out);
     gpu_arrays_free(gpu_mark);
     arrays_free(mark, what);
@@ -228,31 +251,183 @@ static void test_norm(void) {
     static const int SHAPES[][2] = {{1, 1},   {3, 7},   {5, 8},    {40, 64},
                                     {65, 72}, {9, 257}, {130, 768}};
     int shapes = quick() ? 5 : 7;
-    for (int i = 0; i < STORE_COUNT; i++)
+    for (int i = 0; i < 2 * STORE_COUNT; i++)
         for (int j = 0; j < shapes; j++) {
             on_gpu* put = (i + j) % 3 ? gpu_matrix : gpu_matrix_odd;
-            check_norm(SHAPES[j][0], SHAPES[j][1], STORES[i], 1, put);
-            if (j % 2) check_norm(SHAPES[j][0], SHAPES[j][1], STORES[i], 0, put);
+            int rms = i / STORE_COUNT, with_add = !rms || j % 2 == 0;
+            const format* f = STORES[i % STORE_COUNT];
+            check_norm(rms, SHAPES[j][0], SHAPES[j][1], f, with_add, put);
+            if (!rms && j % 2) check_norm(rms, SHAPES[j][0], SHAPES[j][1], f, 0, put);
         }
-    if (!quick()) check_norm(520 * 16 + 3, 8, &FORMAT_BF16, 1, gpu_matrix);  // the longer strips
+    for (int rms = 0; rms < 2 && !quick(); rms++)  // the longer strips
+        check_norm(rms, 520 * 16 + 3, 8, &FORMAT_BF16, 1, gpu_matrix);
 }
 
 // ------------------------------------------------------------------------------------------------
-// GELU: the same bits as on the CPU.
+// The norm of the heads of queries and keys, against float64 as above: with the queries' heads, and
+// then the keys', as rows of a matrix. The values pass with the bits that the CPU gives them.
 
-static void check_gelu(int rows, int cols, const format* f, on_gpu* put) {
-    int mark = array_count, gpu_mark = gpu_array_count;
-    const char* what = text("gelu %d x %d, %s", rows, cols, f->name);
-    tensor pre = matrix_random(rows, cols, f), dout = matrix_random(rows, cols, &FORMAT_FP32);
-    tensor out = matrix_new(rows, cols, f), dpre = matrix_new(rows, cols, f);
-    cpu->gelu_forward(cpu, out, pre);
-    cpu->gelu_backward(cpu, dpre, dout, pre);
-    tensor gpre = put_wider(put, pre, 1), gdout = put_wider(put, dout, 2);
+static const head_shape HEADS[] = {{1, 1, 2}, {4, 2, 8}, {3, 1, 18}, {2, 2, 64}, {5, 1, 136}};
+enum { HEADS_COUNT = sizeof HEADS / sizeof *HEADS };
+
+static int columns_in(head_shape h) { return (h.query + 2 * h.kv) * h.dim; }
+
+// Heads first .. first + n - 1 of each row, one below the other.
+static tensor heads_as_rows(tensor t, int first, int n, int dim) {
+    tensor to = matrix_new(t.rows * n, dim, t.format);
+    for (int r = 0; r < to.rows; r++)
+        memcpy(row_at(to, r), row_at(t, r / n) + (first + r % n) * dim, dim * sizeof(float));
+    return to;
+}
+
+// Statistics as columns of norm_exact's: 0 stands for the mean.
+static tensor heads_stats(tensor stats, int first, int n) {
+    tensor to = matrix_new(stats.rows * n, 2, &FORMAT_FP32);
+    for (int r = 0; r < to.rows; r++) {
+        row_at(to, r)[0] = 0;
+        row_at(to, r)[1] = row_at(stats, r / n)[first + r % n];
+    }
+    return to;
+}
+
+typedef struct qk_results {
+    tensor out, stats, dqkv, dgain;
+} qk_results;
+
+static void run_qk_norm(backend* b, const qk_results* r, tensor qkv, const float* gain, tensor dout,
+                        head_shape heads) {
+    b->qk_norm_forward(b, r->out, r->stats.data, qkv, gain, heads, EPS);
+    b->qk_norm_backward(b, r->dqkv, r->dgain.data, dout, qkv, r->stats.data, gain, heads);
+}
+
+static void check_qk_part(const qk_results* is, const qk_results* plain, tensor qkv, tensor gain,
+                          tensor dout, tensor dgain, head_shape heads, int keys, const char* what) {
+    int first = keys ? heads.query : 0, n = keys ? heads.kv : heads.query, dim = heads.dim;
+    tensor x = heads_as_rows(qkv, first, n, dim), d = heads_as_rows(dout, first, n, dim);
+    tensor nothing = matrix_new(x.rows, dim, &FORMAT_FP32);
+    set_zero(nothing);
+    norm_exact e =
+        norm_in_double(x, row_at(gain, keys), NULL, d, nothing, row_at(dgain, keys), NULL);
+    check_error(heads_as_rows(is->out, first, n, dim), heads_as_rows(plain->out, first, n, dim),
+                e.out, 0, "out", what);
+    check_error(heads_stats(is->stats, first, n), heads_stats(plain->stats, first, n), e.stats,
+                0x1p-23, "stats", what);
+    check_error(heads_as_rows(is->dqkv, first, n, dim), heads_as_rows(plain->dqkv, first, n, dim),
+                e.dresidual, 0x1p-24, "dqkv", what);
+    check_error(rows_of(is->dgain, keys, 1), rows_of(plain->dgain, keys, 1), e.dgain, 0x1p-22,
+                "dgain", what);
+    free(e.out);
+}
+
+static void check_qk_norm(int rows, head_shape heads, const format* f, on_gpu* put) {
+    int mark = array_count, gpu_mark = gpu_array_count, cols = columns_in(heads);
+    int normed = heads.query + heads.kv;
+    const char* what = text("qk_norm, %d rows, %d and %d heads of %d, %s", rows, heads.query,
+                            heads.kv, heads.dim, f->name);
+    tensor qkv = matrix_random(rows, cols, f), dout = matrix_random(rows, cols, &FORMAT_FP32);
+    tensor gain = weight_random(2, heads.dim), dgain = weight_random(2, heads.dim);
+    qk_results plain = {matrix_new(rows, cols, f), array_new(rows, normed, 0, &FORMAT_FP32),
+                        matrix_new(rows, cols, f), matrix_copy(dgain)};
+    tensor stats = plain.stats, gqkv = put_wider(put, qkv, 1), gdout = put_wider(put, dout, 2);
+    tensor ggain = gpu_matrix(gain);
+    qk_results first = {0};
     for (int s = 0; s < schedules; s++) {
         schedule_set(s);
-        tensor gout = put(dpre), gdpre = put(out);  // to be overwritten
-        gpu->gelu_forward(gpu, gout, gpre);
-        gpu->gelu_backward(gpu, gdpre, gdout, gpre);
+        qk_results r = {put(plain.out), gpu_matrix(stats), put_wider(put, plain.out, 3),
+                        gpu_matrix(dgain)};
+        run_qk_norm(gpu, &r, gqkv, ggain.data, gdout, heads);
+        same_as_first(gpu_read(r.out), &first.out, s, "out", what);
+        same_as_first(gpu_read(r.stats), &first.stats, s, "stats", what);
+        same_as_first(gpu_read(r.dqkv), &first.dqkv, s, "dqkv", what);
+        same_as_first(gpu_read(r.dgain), &first.dgain, s, "dgain", what);
+    }
+    run_qk_norm(cpu, &plain, qkv, gain.data, dout, heads);
+    for (int keys = 0; keys < 2; keys++)
+        check_qk_part(&first, &plain, qkv, gain, dout, dgain, heads, keys, what);
+    int values = normed * heads.dim, n = heads.kv * heads.dim;
+    check_same(columns_of(first.out, values, n), columns_of(plain.out, values, n), "v", what, gpu);
+    check_same(columns_of(first.dqkv, values, n), columns_of(plain.dqkv, values, n), "dv", what,
+               gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, what);
+}
+
+static void test_qk_norm(void) {
+    static const int rows[] = {1, 5, 37};
+    for (int i = 0; i < STORE_COUNT; i++)
+        for (int j = 0; j < HEADS_COUNT; j++)
+            check_qk_norm(rows[(i + j) % 3], HEADS[j], STORES[i],
+                          (i + j) % 2 ? gpu_matrix : gpu_matrix_odd);
+    if (!quick()) check_qk_norm(520 * 16 + 3, HEADS[1], &FORMAT_BF16, gpu_matrix);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Rotary positions: the same bits as on the CPU. Backward also leaves fp32.
+
+static void check_rope(int rows, head_shape heads, const format* f, on_gpu* put) {
+    enum { POSITIONS = 9 };
+    int mark = array_count, gpu_mark = gpu_array_count, cols = columns_in(heads);
+    const char* what = text("rope, %d rows, %d and %d heads of %d, %s", rows, heads.query, heads.kv,
+                            heads.dim, f->name);
+    tensor qkv = matrix_random(rows, cols, f), turn = weight_random(POSITIONS, heads.dim);
+    tensor gqkv = put_wider(put, qkv, 1), gturn = gpu_matrix(turn);
+    int* position = ints_new(rows);
+    for (int r = 0; r < rows; r++) position[r] = r % 4 == 1 ? -1 : random_below(POSITIONS);
+    int* gposition = gpu_copy(position, rows * sizeof(int));
+    for (int s = 0; s < 3; s++) {
+        int backward = s > 0;
+        tensor out = matrix_new(rows, cols, s == 2 ? &FORMAT_FP32 : f);
+        schedule_set(s);
+        tensor gout = put(out);
+        gpu->rope(gpu, gout, gqkv, gturn.data, gposition, heads, backward);
+        cpu->rope(cpu, out, qkv, turn.data, position, heads, backward);
+        check_same(gpu_read(gout), out, backward ? "turned back" : "turned", what, gpu);
+    }
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, what);
+}
+
+static void test_rope(void) {
+    static const head_shape wide = {3, 1, 32};  // halves of whole spans, and more than one
+    for (int i = 0; i < STORE_COUNT; i++) {
+        for (int j = 0; j < HEADS_COUNT; j++)
+            check_rope(1 + 7 * j, HEADS[j], STORES[i], j % 2 ? gpu_matrix : gpu_matrix_odd);
+        check_rope(33, wide, STORES[i], gpu_matrix);
+        check_rope(6, wide, STORES[i], gpu_matrix_odd);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// GELU and SwiGLU: the same bits as on the CPU.
+
+typedef struct activation {
+    const char* name;
+    void (*forward)(backend* b, tensor out, tensor pre);
+    void (*backward)(backend* b, tensor dpre, tensor dout, tensor pre);
+    int parts;  // columns of pre for each of out
+} activation;
+
+static activation activation_of(const backend* b, int swiglu) {
+    return swiglu ? (activation){"swiglu", b->swiglu_forward, b->swiglu_backward, 2}
+                  : (activation){"gelu", b->gelu_forward, b->gelu_backward, 1};
+}
+
+static void check_activation(int swiglu, int rows, int cols, const format* f, on_gpu* put) {
+    int mark = array_count, gpu_mark = gpu_array_count;
+    activation plain = activation_of(cpu, swiglu), of_gpu = activation_of(gpu, swiglu);
+    int parts = plain.parts;
+    const char* what = text("%s %d x %d, %s", plain.name, rows, cols, f->name);
+    tensor pre = matrix_random(rows, parts * cols, f);
+    tensor dout = matrix_random(rows, cols, &FORMAT_FP32);
+    tensor out = matrix_new(rows, cols, f), dpre = matrix_new(rows, parts * cols, f);
+    tensor gout = put(out), gdpre = put(dpre), gpre = put_wider(put, pre, 1);
+    tensor gdout = put_wider(put, dout, 2);
+    plain.forward(cpu, out, pre);
+    plain.backward(cpu, dpre, dout, pre);
+    for (int s = 0; s < schedules; s++) {
+        schedule_set(s);
+        of_gpu.forward(gpu, gout, gpre);
+        of_gpu.backward(gpu, gdpre, gdout, gpre);
         check_same(gpu_read(gout), out, "out", what, gpu);
         check_same(gpu_read(gdpre), dpre, "dpre", what, gpu);
     }
@@ -260,13 +435,39 @@ static void check_gelu(int rows, int cols, const format* f, on_gpu* put) {
     arrays_free(mark, what);
 }
 
-static void test_gelu(void) {
-    for (int i = 0; i < STORE_COUNT; i++) {
-        check_gelu(1, 1, STORES[i], gpu_matrix);
-        check_gelu(5, 24, STORES[i], gpu_matrix);
-        check_gelu(5, 24, STORES[i], gpu_matrix_odd);
-        check_gelu(33, 65, STORES[i], gpu_matrix);
+static void test_activations(void) {
+    for (int i = 0; i < 2 * STORE_COUNT; i++) {
+        int swiglu = i / STORE_COUNT;
+        const format* f = STORES[i % STORE_COUNT];
+        check_activation(swiglu, 1, 1, f, gpu_matrix);
+        check_activation(swiglu, 5, 24, f, gpu_matrix);
+        check_activation(swiglu, 5, 24, f, gpu_matrix_odd);
+        check_activation(swiglu, 33, 65, f, gpu_matrix);
     }
+}
+
+// ------------------------------------------------------------------------------------------------
+// No rows: nothing is written, and gradients of weights stay as they are.
+
+static void test_no_rows(void) {
+    int mark = array_count, gpu_mark = gpu_array_count;
+    head_shape heads = {2, 1, 8};
+    tensor none = gpu_matrix(matrix_new(0, 32, &FORMAT_FP32));
+    tensor kept = vector_random(32), gkept = gpu_matrix(kept), gain = gpu_matrix(vector_random(32));
+    norm_results r = {none, none, none, none, gkept, gkept};
+    for (int rms = 0; rms < 2; rms++)
+        run_norm(gpu, rms, &r, none, none, gain.data, gain.data, none);
+    run_qk_norm(gpu, &(qk_results){none, none, none, gkept}, none, gain.data, none, heads);
+    gpu->rope(gpu, none, none, gain.data, NULL, heads, 0);
+    for (int swiglu = 0; swiglu < 2; swiglu++) {
+        activation a = activation_of(gpu, swiglu);
+        a.forward(gpu, none, none);
+        a.backward(gpu, none, none, none);
+    }
+    gpu->sync(gpu);
+    check_same(gpu_read(gkept), kept, "a gradient", "no rows", gpu);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "no rows");
 }
 
 int main(void) {
@@ -275,7 +476,10 @@ int main(void) {
     test_memory();
     test_embed();
     test_norm();
-    test_gelu();
+    test_qk_norm();
+    test_rope();
+    test_activations();
+    test_no_rows();
     cuda_test_close();
     return test_report();
 }

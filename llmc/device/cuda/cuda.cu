@@ -2,15 +2,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "activation.cuh"
 #include "attention.cuh"
 #include "cache.cuh"
 #include "cuda.cuh"
 #include "embed.cuh"
-#include "gelu.cuh"
 #include "head.cuh"
 #include "matmul.cuh"
 #include "nccl.cuh"
 #include "norm.cuh"
+#include "rope.cuh"
 #include "sample.cuh"
 #include "update.cuh"
 
@@ -86,15 +87,8 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
 // ------------------------------------------------------------------------------------------------
 // Opening
 
-// What this device does not have yet; refuse() in model/ keeps runs away that need it.
+// What this device does not have; refuse() in model/ keeps runs away that need it.
 #define cuda_weight_plan NULL
-#define cuda_rms_forward NULL
-#define cuda_rms_backward NULL
-#define cuda_qk_norm_forward NULL
-#define cuda_qk_norm_backward NULL
-#define cuda_rope NULL
-#define cuda_swiglu_forward NULL
-#define cuda_swiglu_backward NULL
 
 static void fill_table(backend* b) {
     b->bytes_per = cuda_bytes_per;
