@@ -38,7 +38,7 @@ static tensor moderate(int rows, int cols, const format* f) {
 // not.
 enum { SEQUENCES_MAX = 6 };
 typedef struct pack {
-    int heads, head_dim, sequences, lengths[SEQUENCES_MAX];
+    int heads, kv_heads, head_dim, sequences, lengths[SEQUENCES_MAX];
 } pack;
 
 typedef struct results {
@@ -48,13 +48,18 @@ typedef struct results {
 typedef struct training {
     pack p;
     formats f;
-    int rows, channels, start[SEQUENCES_MAX + 1], prefix[SEQUENCES_MAX], continues;
+    head_shape heads;
+    int channels, kv_channels, width;  // of the queries, of the keys, of a row of qkv
+    int rows, start[SEQUENCES_MAX + 1], prefix[SEQUENCES_MAX], continues;
     tensor qkv, dout;
     char what[160];
 } training;
 
 static training training_new(pack p, formats f) {
-    training t = {.p = p, .f = f, .channels = p.heads * p.head_dim};
+    training t = {.p = p, .f = f, .heads = {p.heads, p.kv_heads, p.head_dim}};
+    t.channels = p.heads * p.head_dim;
+    t.kv_channels = p.kv_heads * p.head_dim;
+    t.width = t.channels + 2 * t.kv_channels;
     char lengths[64] = "";
     for (int s = 0, root = 0; s < p.sequences; s++) {
         if (p.lengths[s] >= 0) root = s;
@@ -64,17 +69,17 @@ static training training_new(pack p, formats f) {
         snprintf(lengths + strlen(lengths), sizeof lengths - strlen(lengths), " %d", p.lengths[s]);
     }
     t.rows = t.start[p.sequences];
-    t.qkv = moderate(t.rows, 3 * t.channels, f.store);
+    t.qkv = moderate(t.rows, t.width, f.store);
     t.dout = moderate(t.rows, t.channels, f.store);
-    snprintf(t.what, sizeof t.what, "%d heads of %d, sequences of%s, %s", p.heads, p.head_dim,
-             lengths, f.operand->name);
+    snprintf(t.what, sizeof t.what, "%d and %d heads of %d, sequences of%s, %s", p.heads,
+             p.kv_heads, p.head_dim, lengths, f.operand->name);
     return t;
 }
 
 static results results_new(const training* t) {
     results r = {matrix_new(t->rows, t->channels, t->f.store),
                  array_new(t->rows, 2 * t->p.heads, 0, &FORMAT_FP32),
-                 matrix_new(t->rows, 3 * t->channels, t->f.store)};
+                 matrix_new(t->rows, t->width, t->f.store)};
     return r;
 }
 
@@ -96,6 +101,11 @@ static int key_row(const training* t, int s, int j) {
     return j < shared ? t->start[prefix] + j : t->start[s] + j - shared;
 }
 
+// The first column of the keys that query head h reads; the values' lie kv_channels further on.
+static int key_column(const training* t, int h) {
+    return t->channels + h / (t->p.heads / t->p.kv_heads) * t->p.head_dim;
+}
+
 // The query of sequence s that key i is the last for, in float64: out and stats, and its part of
 // dqkv. Rows of q, k, v and d (dout) are operands, those of the prefix before its own.
 static void exact_query(const training* t, const exact_results* to, int s, int h, int i,
@@ -107,17 +117,17 @@ static void exact_query(const training* t, const exact_results* to, int s, int h
     for (int j = 0; j <= i; j++) max = fmax(max, p[j] = dot(q, row_at(m[1], j), n) * scale);
     for (int j = 0; j <= i; j++) total += p[j] = exp(p[j] - max);
     for (int j = 0; j <= i; j++) mean += (p[j] /= total) * (dp[j] = dot(d, row_at(m[2], j), n));
-    int64_t row = key_row(t, s, i), at = row * 3 * channels + h * n;
+    int64_t row = key_row(t, s, i), at = row * t->width + h * n;
     to->stats[(row * t->p.heads + h) * 2] = max;
     to->stats[(row * t->p.heads + h) * 2 + 1] = total;
     for (int j = 0; j <= i; j++) {
-        int64_t key = (int64_t)key_row(t, s, j) * 3 * channels + channels + h * n;
+        int64_t key = (int64_t)key_row(t, s, j) * t->width + key_column(t, h);
         double ds = p[j] * (dp[j] - mean) * scale;
         for (int c = 0; c < n; c++) {
             to->out[row * channels + h * n + c] += p[j] * row_at(m[2], j)[c];
             to->dqkv[at + c] += ds * row_at(m[1], j)[c];
             to->dqkv[key + c] += ds * q[c];
-            to->dqkv[key + channels + c] += p[j] * d[c];
+            to->dqkv[key + t->kv_channels + c] += p[j] * d[c];
         }
     }
     free(p);
@@ -128,22 +138,23 @@ static exact_results exact_new(const training* t) {
     size_t rows = t->rows, channels = t->channels;
     exact_results to = {xalloc(rows * channels, sizeof(double), "out"),
                         xalloc(rows * 2 * t->p.heads, sizeof(double), "stats"),
-                        xalloc(rows * 3 * channels, sizeof(double), "dqkv")};
+                        xalloc(rows * t->width, sizeof(double), "dqkv")};
     for (size_t i = 0; i < rows * channels; i++) to.out[i] = 0;
-    for (size_t i = 0; i < rows * 3 * channels; i++) to.dqkv[i] = 0;
+    for (size_t i = 0; i < rows * t->width; i++) to.dqkv[i] = 0;
     for (int s = 0; s < t->p.sequences; s++)
         for (int h = 0; h < t->p.heads; h++) {
             int mark = array_count, n = t->p.head_dim, prefix = t->prefix[s];
             int shared = prefix < 0 ? 0 : t->start[prefix + 1] - t->start[prefix];
             int keys = shared + t->start[s + 1] - t->start[s];
-            tensor m[4], qkv = matrix_new(keys, 3 * t->channels, t->f.store);
+            tensor m[4], qkv = matrix_new(keys, t->width, t->f.store);
             tensor dout = matrix_new(keys, t->channels, t->f.store);
             for (int j = 0; j < keys; j++) {
                 copy_values(rows_of(qkv, j, 1), rows_of(t->qkv, key_row(t, s, j), 1));
                 copy_values(rows_of(dout, j, 1), rows_of(t->dout, key_row(t, s, j), 1));
             }
+            int column[3] = {h * n, key_column(t, h), key_column(t, h) + t->kv_channels};
             for (int i = 0; i < 3; i++)
-                m[i] = operands_of(columns_of(qkv, i * t->channels + h * n, n), t->f.operand);
+                m[i] = operands_of(columns_of(qkv, column[i], n), t->f.operand);
             m[3] = operands_of(columns_of(dout, h * n, n), t->f.operand);
             for (int i = shared; i < keys; i++) exact_query(t, &to, s, h, i, m);
             arrays_drop(mark);
@@ -160,9 +171,8 @@ static void exact_free(exact_results* e) {
 static results on_cpu(const training* t) {
     results r = results_new(t);
     packing cut = {t->p.sequences, t->start, t->prefix};
-    head_shape heads = {t->p.heads, t->p.heads, t->p.head_dim};
-    cpu->attention_forward(cpu, r.out, r.stats.data, t->qkv, &cut, heads, t->f.operand);
-    cpu->attention_backward(cpu, r.dqkv, t->dout, t->qkv, r.out, r.stats.data, &cut, heads,
+    cpu->attention_forward(cpu, r.out, r.stats.data, t->qkv, &cut, t->heads, t->f.operand);
+    cpu->attention_backward(cpu, r.dqkv, t->dout, t->qkv, r.out, r.stats.data, &cut, t->heads,
                             t->f.operand, t->f.operand);
     return r;
 }
@@ -170,7 +180,6 @@ static results on_cpu(const training* t) {
 // With `gap` elements between the rows of all matrices.
 static results on_gpu(const training* t, int gap) {
     int mark = gpu_array_count;
-    head_shape heads = {t->p.heads, t->p.heads, t->p.head_dim};
     // Where a gap leaves rows that no 16-byte access fits, it is in all matrices or in one of two.
     static int turn;
     int alone = gap % 8 ? turn++ % 3 : 0;
@@ -182,8 +191,8 @@ static results on_gpu(const training* t, int gap) {
     tensor stats = gpu_matrix(r.stats);
     packing cut = {t->p.sequences, gpu_copy(t->start, sizeof t->start), NULL};
     if (t->continues) cut.prefix = gpu_copy(t->prefix, sizeof t->prefix);
-    gpu->attention_forward(gpu, out, stats.data, qkv, &cut, heads, t->f.operand);
-    gpu->attention_backward(gpu, dqkv, dout, qkv, out, stats.data, &cut, heads, t->f.operand,
+    gpu->attention_forward(gpu, out, stats.data, qkv, &cut, t->heads, t->f.operand);
+    gpu->attention_backward(gpu, dqkv, dout, qkv, out, stats.data, &cut, t->heads, t->f.operand,
                             t->f.operand);
     r = (results){gpu_read(out), gpu_read(stats), gpu_read(dqkv)};
     gpu_arrays_free(mark);
@@ -221,14 +230,15 @@ static void check_training(pack p, formats f, int gap) {
         check_error(r.stats, plain.stats, exact.stats, f.store == &FORMAT_FP32 ? 0 : ROUNDINGS,
                     "stats", t.what);
         static const char* const names[] = {"dq", "dk", "dv"};
-        for (int i = 0; i < 3; i++) {
-            int c = t.channels;
-            double* part = xalloc((size_t)t.rows * c, sizeof *part, "a third of dqkv");
+        for (int i = 0, column = 0; i < 3; i++) {
+            int c = i ? t.kv_channels : t.channels;
+            double* part = xalloc((size_t)t.rows * c, sizeof *part, "a part of dqkv");
             for (int64_t k = 0; k < (int64_t)t.rows * c; k++)
-                part[k] = exact.dqkv[k / c * 3 * c + i * c + k % c];
-            check_error(columns_of(r.dqkv, i * c, c), columns_of(plain.dqkv, i * c, c), part,
+                part[k] = exact.dqkv[k / c * t.width + column + k % c];
+            check_error(columns_of(r.dqkv, column, c), columns_of(plain.dqkv, column, c), part,
                         single ? ROUNDINGS : 0, names[i], t.what);
             free(part);
+            column += c;
         }
     }
     exact_free(&exact);
@@ -237,9 +247,12 @@ static void check_training(pack p, formats f, int gap) {
 
 static void check_shapes(void) {
     static const int head_dims[] = {8, 16, 20, 48, 64, 80, 128, 160};
-    static const pack packs[] = {
-        {2, 0, 4, {1, 2, 0, 3}},          {1, 0, 2, {130, 17}}, {2, 0, 3, {21, -50, -17}},
-        {1, 0, 5, {65, -3, 64, -1, -70}}, {3, 0, 1, {1}},       {2, 0, 6, {64, 65, 0, 63, 7, 0}}};
+    static const pack packs[] = {{4, 2, 0, 4, {1, 2, 0, 3}},
+                                 {1, 1, 0, 2, {130, 17}},
+                                 {3, 1, 0, 3, {21, -50, -17}},
+                                 {1, 1, 0, 5, {65, -3, 64, -1, -70}},
+                                 {3, 3, 0, 1, {1}},
+                                 {2, 2, 0, 6, {64, 65, 0, 63, 7, 0}}};
     for (int i = 0; i < 8; i++)
         for (int f = 0; f < 4; f++)
             for (int k = 0; k < 6; k++) {
@@ -259,8 +272,9 @@ static void check_prefix(void) {
     for (int i = 0; i < 16; i++) {
         int mark = array_count, shared = 70, n = 45;
         if (quick() && (i + i / 4) % 4) continue;
-        pack p = {2, head_dims[i % 4], 3, {shared, -9, -n}},
-             one = {2, head_dims[i % 4], 1, {shared + n}};
+        pack p = {2, 1 + i / 4 % 2, head_dims[i % 4], 3, {shared, -9, -n}}, one = p;
+        one.sequences = 1;
+        one.lengths[0] = shared + n;
         training t = training_new(p, FORMATS_HERE[i / 4]),
                  alone = training_new(one, FORMATS_HERE[i / 4]);
         copy_values(rows_of(alone.qkv, 0, shared), rows_of(t.qkv, 0, shared));
@@ -284,7 +298,7 @@ static void check_prefix(void) {
 static void check_apart(void) {
     for (int f = 0; f < 4; f++) {
         int mark = array_count;
-        pack p = {2, 32, 3, {21, 70, 5}}, one = {2, 32, 1, {70}};
+        pack p = {2, 2, 32, 3, {21, 70, 5}}, one = {2, 2, 32, 1, {70}};
         training t = training_new(p, FORMATS_HERE[f]), alone = training_new(one, FORMATS_HERE[f]);
         copy_values(alone.qkv, rows_of(t.qkv, 21, 70));
         copy_values(alone.dout, rows_of(t.dout, 21, 70));
@@ -297,6 +311,28 @@ static void check_apart(void) {
     }
 }
 
+// dV of a key head is summed over its query heads in order. In a sequence of one token every p is
+// 1: what is small is kept only where the two large gradients before it cancel first.
+static void check_head_order(void) {
+    static const int head_dims[] = {16, 160};
+    for (int i = 0; i < 8; i++) {
+        int mark = array_count, dim = head_dims[i % 2];
+        pack p = {6, 2, dim, 2, {1, 1}};
+        training t = training_new(p, FORMATS_HERE[i / 2]);
+        float large = 0x1p15f, small = 0x1p-12f;
+        for (int h = 0; h < 6; h++)
+            set_rows(columns_of(t.dout, h * dim, dim), 0, 2,
+                     (float[]){large, -large, small}[h % 3]);
+        tensor expected = matrix_new(2, t.kv_channels, t.f.store);
+        set_rows(expected, 0, 2, small);
+        schedule_next();
+        results r = on_gpu(&t, 0);
+        check_same(columns_of(r.dqkv, t.channels + t.kv_channels, t.kv_channels), expected, "dv",
+                   t.what, gpu);
+        arrays_free(mark, t.what);
+    }
+}
+
 static void round_to(tensor t, const format* f) {
     for (int r = 0; r < t.rows; r++)
         for (int c = 0; c < t.cols; c++) row_at(t, r)[c] = format_round(row_at(t, r)[c], f);
@@ -306,7 +342,7 @@ static void round_to(tensor t, const format* f) {
 // exp(s - max), p and ds is what is left of the difference from fp32.
 static void check_rounding_shows(void) {
     int mark = array_count;
-    pack p = {1, 16, 1, {20}};
+    pack p = {1, 1, 16, 1, {20}};
     training t = training_new(p, FORMATS_HERE[1]), plain = t;
     plain.f.operand = &FORMAT_FP32;
     schedule_set(0);
@@ -336,7 +372,9 @@ static const int positions_of[SLOTS - 1] = {150, 33, 1};
 
 typedef struct cached {
     const format *rows, *kv, *operand;
-    int heads, head_dim, n;  // rows
+    head_shape heads;
+    int channels, kv_channels;  // of the queries, of the keys
+    int n;                      // rows
     int slot[ROWS], position[ROWS], table[SLOTS][SLOT_PAGES];
     tensor qkv;
     char what[160];
@@ -348,9 +386,11 @@ static void swap(int* a, int* b) {
     *b = t;
 }
 
-static cached cached_new(int heads, int head_dim, const format* rows, const format* kv,
+static cached cached_new(head_shape heads, const format* rows, const format* kv,
                          const format* operand) {
-    cached c = {.rows = rows, .kv = kv, .operand = operand, .heads = heads, .head_dim = head_dim};
+    cached c = {.rows = rows, .kv = kv, .operand = operand, .heads = heads};
+    c.channels = heads.query * heads.dim;
+    c.kv_channels = heads.kv * heads.dim;
     for (int s = 0; s < SLOTS - 1; s++)
         for (int i = -1; i < positions_of[s]; i++, c.n++) {
             c.slot[c.n] = s;
@@ -368,16 +408,16 @@ static cached cached_new(int heads, int head_dim, const format* rows, const form
     for (int s = 0, next = 0; s < SLOTS; s++)
         for (int i = 0; i < SLOT_PAGES; i++)
             c.table[s][i] = s < 3 && i * KV_PAGE < positions_of[s] ? page[next++] : PAGES - 1;
-    c.qkv = moderate(c.n, 3 * heads * head_dim, rows);
-    snprintf(c.what, sizeof c.what, "cached, %d heads of %d, rows %s, cache %s, operands %s", heads,
-             head_dim, rows->name, kv->name, operand->name);
+    c.qkv = moderate(c.n, c.channels + 2 * c.kv_channels, rows);
+    snprintf(c.what, sizeof c.what, "cached, %d and %d heads of %d, rows %s, cache %s, operands %s",
+             heads.query, heads.kv, heads.dim, rows->name, kv->name, operand->name);
     return c;
 }
 
 static kv_cache cache_of(const cached* c, backend* b) {
     kv_cache kv = {.layers = LAYERS,
                    .pages = PAGES,
-                   .heads = {c->heads, c->heads, c->head_dim},
+                   .heads = c->heads,
                    .pages_per_slot = SLOT_PAGES,
                    .operand = c->operand,
                    .format = c->kv};
@@ -396,25 +436,25 @@ static double kept(float x, const cached* c) {
 
 // Row r in float64: looks for the rows that hold the keys it sees.
 static void exact_row(const cached* c, double* out, int r, int h) {
-    int n = c->head_dim, channels = c->heads * n;
+    int n = c->heads.dim, key = c->channels + h / (c->heads.query / c->heads.kv) * n;
     double total = 0, p;
     for (int d = 0; d < n; d++) out[d] = 0;
     if (c->position[r] < 0) return;
     for (int j = 0; j < c->n; j++) {
         if (c->slot[j] != c->slot[r] || c->position[j] < 0 || c->position[j] > c->position[r])
             continue;
-        const float *q = row_at(c->qkv, r) + h * n, *k = row_at(c->qkv, j) + channels + h * n;
+        const float *q = row_at(c->qkv, r) + h * n, *k = row_at(c->qkv, j) + key;
         double s = 0;
         for (int d = 0; d < n; d++) s += format_round(q[d], c->operand) * kept(k[d], c);
         total += p = exp(s / sqrt(n));  // scores are moderate
-        for (int d = 0; d < n; d++) out[d] += p * kept(k[channels + d], c);
+        for (int d = 0; d < n; d++) out[d] += p * kept(k[c->kv_channels + d], c);
     }
     for (int d = 0; d < n; d++) out[d] /= total;
 }
 
 static tensor cached_on_cpu(const cached* c) {
     kv_cache kv = cache_of(c, cpu);
-    tensor out = matrix_new(c->n, c->heads * c->head_dim, c->rows);
+    tensor out = matrix_new(c->n, c->channels, c->rows);
     kv.page_table = c->table[0];
     cpu->kv_write(cpu, &kv, 1, c->qkv, c->slot, c->position);
     cpu->attention_cached(cpu, out, &kv, 1, c->qkv, c->slot, c->position);
@@ -425,7 +465,7 @@ static tensor cached_on_cpu(const cached* c) {
 // Rows first .. first + n - 1 attend, in one call.
 static tensor attend_rows(const cached* c, const kv_cache* kv, int gap, int first, int n) {
     int mark = gpu_array_count;
-    tensor out = gpu_matrix_gap(matrix_new(n, c->heads * c->head_dim, c->rows), gap);
+    tensor out = gpu_matrix_gap(matrix_new(n, c->channels, c->rows), gap);
     tensor qkv = gpu_matrix_gap(rows_of(c->qkv, first, n), gap);
     const int* slot = gpu_copy(c->slot + first, n * sizeof(int));
     const int* position = gpu_copy(c->position + first, n * sizeof(int));
@@ -482,14 +522,15 @@ static tensor cached_on_gpu(const cached* from, int gap) {
     return out;
 }
 
-static void check_cached_case(int heads, int head_dim, const format* rows, const format* kv,
+static void check_cached_case(head_shape heads, const format* rows, const format* kv,
                               const format* operand, int gap) {
-    int mark = array_count, channels = heads * head_dim, runs = runs_next();
-    cached c = cached_new(heads, head_dim, rows, kv, operand);
+    int mark = array_count, runs = runs_next();
+    cached c = cached_new(heads, rows, kv, operand);
+    int channels = c.channels;
     double* exact = xalloc((size_t)c.n * channels, sizeof *exact, "out");
     for (int r = 0; r < c.n; r++)
-        for (int h = 0; h < heads; h++)
-            exact_row(&c, exact + (size_t)r * channels + h * head_dim, r, h);
+        for (int h = 0; h < heads.query; h++)
+            exact_row(&c, exact + (size_t)r * channels + h * heads.dim, r, h);
     tensor plain = cached_on_cpu(&c), first = {0};
     for (int s = 0; s < runs; s++) {
         int inner = array_count;
@@ -513,7 +554,7 @@ static void check_cached_case(int heads, int head_dim, const format* rows, const
 // As check_rounding_shows.
 static void check_cached_rounding(void) {
     int mark = array_count;
-    cached c = cached_new(1, 16, &FORMAT_FP32, &FORMAT_FP32, &FORMAT_TF32);
+    cached c = cached_new((head_shape){1, 1, 16}, &FORMAT_FP32, &FORMAT_FP32, &FORMAT_TF32);
     schedule_set(0);
     tensor before = cached_on_gpu(&c, 0);
     round_to(c.qkv, &FORMAT_TF32);
@@ -541,6 +582,15 @@ static void check_cached_rounding(void) {
     arrays_free(mark, "cached tf32");
 }
 
+// Heads of queries and of keys: alone, grouped, apart, and more in a group than a warp takes at
+// once.
+static head_shape grouped(int i, int head_dim) {
+    static const head_shape shapes[] = {{1, 1, 0}, {4, 2, 0}, {3, 3, 0}, {10, 1, 0}};
+    head_shape h = shapes[i % 4];
+    h.dim = head_dim;
+    return h;
+}
+
 // Every storage of rows with every format of the cache; operands like the rows, and narrower than
 // the cache. The quick part leaves out what no kernel needs in order to run.
 static void check_cached(void) {
@@ -554,39 +604,37 @@ static void check_cached(void) {
                 int head_dim = head_dims[turn % 7], gap = turn % 2 ? 3 : 8;
                 turn++;
                 if (quick() && (turn % 4 == 1 || turn % 7 == 3)) continue;
-                check_cached_case(1 + turn % 3, head_dim, all[t], all[kv], all[o], gap);
+                check_cached_case(grouped(turn % 3, head_dim), all[t], all[kv], all[o], gap);
             }
 }
 
 // Values of later keys are larger, up to 2^9 times: what a row does not see must not shift its
 // sums.
 static void raise_values(cached* c) {
-    int channels = c->heads * c->head_dim;
     for (int r = 0; r < c->n; r++)
-        for (int d = 2 * channels; c->position[r] > 0 && d < 3 * channels; d++)
+        for (int d = c->channels + c->kv_channels; c->position[r] > 0 && d < c->qkv.cols; d++)
             row_at(c->qkv, r)[d] *= ldexpf(1, c->position[r] / 16);
 }
 
 // A row of the cache gets the bits that training gives it, in every format.
-static void check_decoding_case(int heads, int head_dim, formats f, int gap) {
-    int mark = array_count, gpu_mark = gpu_array_count, start[SLOTS] = {0},
-        channels = heads * head_dim;
-    cached c = cached_new(heads, head_dim, f.store, f.operand, f.operand);
+static void check_decoding_case(head_shape heads, formats f, int gap) {
+    int mark = array_count, gpu_mark = gpu_array_count, start[SLOTS] = {0};
+    cached c = cached_new(heads, f.store, f.operand, f.operand);
     raise_values(&c);
     for (int s = 0; s < SLOTS - 1; s++) start[s + 1] = start[s] + positions_of[s];
     int rows = start[SLOTS - 1];
-    tensor packed = matrix_new(rows, 3 * channels, f.store);
+    tensor packed = matrix_new(rows, c.qkv.cols, f.store);
     for (int r = 0; r < c.n; r++)
         if (c.position[r] >= 0)
             memcpy(row_at(packed, start[c.slot[r]] + c.position[r]), row_at(c.qkv, r),
                    (size_t)c.qkv.cols * sizeof(float));
     schedule_next();
     tensor decoded = cached_on_gpu(&c, gap);
-    tensor out = gpu_matrix(matrix_new(rows, channels, f.store));
-    tensor stats = gpu_matrix(matrix_new(rows, 2 * heads, &FORMAT_FP32));
+    tensor out = gpu_matrix(matrix_new(rows, c.channels, f.store));
+    tensor stats = gpu_matrix(matrix_new(rows, 2 * heads.query, &FORMAT_FP32));
     packing cut = {SLOTS - 1, gpu_copy(start, sizeof start), NULL};
-    gpu->attention_forward(gpu, out, stats.data, gpu_matrix_gap(packed, gap), &cut,
-                           (head_shape){heads, heads, head_dim}, f.operand);
+    gpu->attention_forward(gpu, out, stats.data, gpu_matrix_gap(packed, gap), &cut, heads,
+                           f.operand);
     tensor trained = gpu_read(out);
     for (int r = 0; r < c.n; r++)
         if (c.position[r] >= 0)
@@ -602,7 +650,7 @@ static void check_decoding(void) {
     for (int f = 0; f < 4; f++)
         for (int d = 0; d < 7; d++)
             if (!quick() || (f > 1 ? d < 4 : (f + d) % 3 == 0))  // each kernel once
-                check_decoding_case(1 + (f + d) % 3, head_dims[d], FORMATS_HERE[f], d % 2 ? 3 : 8);
+                check_decoding_case(grouped(f + d, head_dims[d]), FORMATS_HERE[f], d % 2 ? 3 : 8);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -631,6 +679,7 @@ int main(void) {
     check_shapes();
     check_prefix();
     check_apart();
+    check_head_order();
     check_rounding_shows();
     check_cached();
     check_cached_rounding();

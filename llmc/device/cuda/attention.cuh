@@ -5,7 +5,8 @@
 //
 // Backward recomputes the scores from stats = {max, sum}. Three kernels, no atomics:
 //   backward_rows  dout . out of every row and head, beside the row's stats;
-//   backward_keys  a tile of keys: dK and dV, summed over the queries that see them;
+//   backward_keys  a tile of keys of a key head: dK and dV, summed over its query heads in order,
+//                  and for each over the queries that see them;
 //   backward_queries  a tile of queries: dQ, summed over the keys they see.
 //
 // Each exists twice. _mma: bf16 and fp16 with head_dim up to 128, on tensor cores; a warp owns 16
@@ -27,7 +28,7 @@
 // What all kernels share
 
 // How operands of products are rounded.
-enum rounding { ROUND_NONE, ROUND_TF32, ROUND_BF16, ROUND_FP16 };
+enum rounding : uint8_t { ROUND_NONE, ROUND_TF32, ROUND_BF16, ROUND_FP16 };
 
 static inline rounding rounding_of(const format* f) {
     switch (storage_of(f)) {
@@ -73,16 +74,18 @@ static matrix<T> matrix_of(const tensor& t) {
 // The arguments of all kernels.
 template <class T>
 struct attention_call {
-    matrix<T> qkv, dqkv;   // (rows, 3 * heads * head_dim)
+    matrix<T> qkv, dqkv;   // (rows, (heads + 2 * key_heads) * head_dim)
     matrix<T> out, dout;   // (rows, heads * head_dim)
     float* stats;          // (rows, heads, 2): {max, sum}
     query_stats* queries;  // (heads, rows)
     packing pack;          // arrays on the device
-    int rows, heads, head_dim;
+    int rows, heads, key_heads, head_dim;
     float scale;  // 1 / sqrt(head_dim)
     rounding operand;
     bool packed;  // every head of every row can be moved 16 bytes at a time
 };
+// Of a larger one nvcc would keep the address instead of what it reads there.
+static_assert(sizeof(attention_call<float>) <= 128);
 
 // Where a block works: a sequence's number, first row and length, and the first position of the
 // tile; of its prefix, the first row, and how many.
@@ -128,13 +131,21 @@ static inline dim3 tile_grid(int rows, int sequences, int heads, int tile) {
     return dim3(rows / tile + sequences, heads);
 }
 
-// The block's head of its sequence, from the sequence's first row on: q, k or v (0, 1, 2) of a
-// matrix like qkv.
+// What a row holds one after another; out and dout have the queries' columns only.
+enum row_part { Q_PART, K_PART, V_PART };
+
+// The first column of a head: a query head, or a key head.
+template <class T>
+static __device__ inline int column_of(const attention_call<T>& x, row_part part, int head) {
+    int before = part == Q_PART ? 0 : x.heads + (part == V_PART ? x.key_heads : 0);
+    return (before + head) * x.head_dim;
+}
+
+// A head of the block's sequence, from the sequence's first row on.
 template <class T>
 static __device__ inline matrix<T> head_of(matrix<T> m, const attention_call<T>& x,
-                                           const tile_place& at, int which) {
-    return {m.data + at.start * m.stride + (which * x.heads + (int)blockIdx.y) * x.head_dim,
-            m.stride};
+                                           const tile_place& at, row_part part, int head) {
+    return {m.data + at.start * m.stride + column_of(x, part, head), m.stride};
 }
 template <class T>
 static __device__ inline T* row_at(const matrix<T>& m, int r) {
@@ -149,8 +160,8 @@ struct key_rows {
 };
 template <class T>
 static __device__ inline key_rows<T> keys_of(matrix<T> m, const attention_call<T>& x,
-                                             const tile_place& at, int which) {
-    T* column = m.data + (which * x.heads + (int)blockIdx.y) * x.head_dim;
+                                             const tile_place& at, row_part part, int head) {
+    T* column = m.data + column_of(x, part, head);
     return {{column + (at.start - at.shared) * m.stride, m.stride},
             {column + at.before * m.stride, m.stride},
             at.shared};
@@ -355,15 +366,16 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
     // The last tiles of a sequence take longest: they go first.
     tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
+    int head = blockIdx.y, key_head = head / (x.heads / x.key_heads);
     int end = min(at.first + MMA_TILE, at.length), keys = at.shared + end;
     int steps = (keys + STEP - 1) / STEP;
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, 1), first, keys, x);
-        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, 2), first, keys, x);
+        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, K_PART, key_head), first, keys, x);
+        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, V_PART, key_head), first, keys, x);
         cp_async_commit();
     };
-    mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
+    mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, Q_PART, head), at.first, end, x);
     load_step(0);
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;  // the warp's first row
@@ -387,11 +399,12 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
         inverse[half] = 1.0f / sum[half];
         int r = half * 8 + lane / 4;
         if (lane % 4 || first + r >= end) continue;
-        float* to = x.stats + ((int64_t)(at.start + first + r) * x.heads + blockIdx.y) * 2;
+        float* to = x.stats + ((int64_t)(at.start + first + r) * x.heads + head) * 2;
         to[0] = max[half];
         to[1] = sum[half];
     }
-    mma_store<T, D>(head_of(x.out, x, at, 0), first, end, q + row * STRIDE, o, inverse, x);
+    mma_store<T, D>(head_of(x.out, x, at, Q_PART, head), first, end, q + row * STRIDE, o, inverse,
+                    x);
 }
 
 // p and ds of a query and a key that it sees, whose scores are 0 where it does not.
@@ -421,20 +434,23 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
     query_stats* queries = (query_stats*)(dout + 2 * BUFFER);
     tile_place at = place_of(x.pack, blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
-    int seeing = seeing_rows(x.pack, at), steps = (seeing - at.first + STEP - 1) / STEP;
+    int head = blockIdx.y, group = x.heads / x.key_heads, seeing = seeing_rows(x.pack, at);
+    int each = (seeing - at.first + STEP - 1) / STEP, steps = group * each;  // of a query head
     auto load_step = [&](int step) {
-        int buffer = step % 2 * BUFFER, first = at.first + step * STEP;
-        mma_load<D, STEP>(q + buffer, head_of(x.qkv, x, at, 0), first, seeing, x);
-        mma_load<D, STEP>(dout + buffer, head_of(x.dout, x, at, 0), first, seeing, x);
-        const query_stats* from = x.queries + (int64_t)blockIdx.y * x.rows + at.start;
+        int buffer = step % 2 * BUFFER, first = at.first + step % each * STEP;
+        int query_head = head * group + step / each;
+        mma_load<D, STEP>(q + buffer, head_of(x.qkv, x, at, Q_PART, query_head), first, seeing, x);
+        mma_load<D, STEP>(dout + buffer, head_of(x.dout, x, at, Q_PART, query_head), first, seeing,
+                          x);
+        const query_stats* from = x.queries + (int64_t)query_head * x.rows + at.start;
         for (int i = threadIdx.x; i < STEP; i += MMA_THREADS) {
             bool valid = first + i < seeing;  // p = exp(0 - 0) * 0 where not
             cp_async_16(queries + step % 2 * STEP + i, valid ? from + first + i : from, valid);
         }
         cp_async_commit();
     };
-    mma_load<D, MMA_TILE>(k, head_of(x.qkv, x, at, 1), at.first, at.length, x);
-    mma_load<D, MMA_TILE>(v, head_of(x.qkv, x, at, 2), at.first, at.length, x);
+    mma_load<D, MMA_TILE>(k, head_of(x.qkv, x, at, K_PART, head), at.first, at.length, x);
+    mma_load<D, MMA_TILE>(v, head_of(x.qkv, x, at, V_PART, head), at.first, at.length, x);
     load_step(0);
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
@@ -458,11 +474,12 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
                     ds[n][e] = g.ds;
                 }
             }
-        if (step * STEP < row + 16) {  // some of the queries come before some of the keys
+        int ahead = step % each * STEP;
+        if (ahead < row + 16) {  // some of the queries come before some of the keys
 #pragma unroll
             for (int n = 0; n < STEP / 8; n++)
                 for (int e = 0; e < 4; e++) {
-                    int query = step * STEP + n * 8 + lane % 4 * 2 + e % 2;
+                    int query = ahead + n * 8 + lane % 4 * 2 + e % 2;
                     if (row + lane / 4 + e / 2 * 8 > query) p[n][e] = ds[n][e] = 0;
                 }
         }
@@ -472,8 +489,9 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
 
     float scale[2] = {x.scale, x.scale}, one[2] = {1.0f, 1.0f};
     int first = at.first + row, end = at.length;
-    mma_store<T, D>(head_of(x.dqkv, x, at, 1), first, end, k + row * STRIDE, dk, scale, x);
-    mma_store<T, D>(head_of(x.dqkv, x, at, 2), first, end, v + row * STRIDE, dv, one, x);
+    mma_store<T, D>(head_of(x.dqkv, x, at, K_PART, head), first, end, k + row * STRIDE, dk, scale,
+                    x);
+    mma_store<T, D>(head_of(x.dqkv, x, at, V_PART, head), first, end, v + row * STRIDE, dv, one, x);
 }
 
 template <class T, int D>
@@ -485,16 +503,17 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
       *v = k + 2 * BUFFER;
     tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
+    int head = blockIdx.y, key_head = head / (x.heads / x.key_heads);
     int end = min(at.first + MMA_TILE, at.length), keys = at.shared + end;
     int steps = (keys + STEP - 1) / STEP;
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, 1), first, keys, x);
-        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, 2), first, keys, x);
+        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, K_PART, key_head), first, keys, x);
+        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, V_PART, key_head), first, keys, x);
         cp_async_commit();
     };
-    mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
-    mma_load<D, MMA_TILE>(dout, head_of(x.dout, x, at, 0), at.first, end, x);
+    mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, Q_PART, head), at.first, end, x);
+    mma_load<D, MMA_TILE>(dout, head_of(x.dout, x, at, Q_PART, head), at.first, end, x);
     load_step(0);
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
@@ -502,8 +521,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
     query_stats stats[2] = {};
     for (int half = 0; half < 2; half++) {
         int r = half * 8 + lane / 4;
-        int64_t head = (int64_t)blockIdx.y * x.rows;
-        if (first + r < end) stats[half] = x.queries[head + at.start + first + r];
+        if (first + r < end) stats[half] = x.queries[(int64_t)head * x.rows + at.start + first + r];
     }
     float dq[D / 8][4] = {}, scale_log2 = x.scale * LOG2_E;
     for (int step = 0; step < steps; step++) {
@@ -529,7 +547,8 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
         mma_weighted<T, D, STEP>(dq, ds, k + buffer);
     }
     float scale[2] = {x.scale, x.scale};
-    mma_store<T, D>(head_of(x.dqkv, x, at, 0), first, end, q + row * STRIDE, dq, scale, x);
+    mma_store<T, D>(head_of(x.dqkv, x, at, Q_PART, head), first, end, q + row * STRIDE, dq, scale,
+                    x);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -690,16 +709,17 @@ static __global__ void __launch_bounds__(SQUARE_THREADS) forward_fma(attention_c
     float *q = (float*)memory, *k = q + MATRIX, *v = k + MATRIX, *p = v + MATRIX;
     tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, TILE);
     if (at.first >= at.length) return;
+    int head = blockIdx.y, key_head = head / (x.heads / x.key_heads);
     int end = min(at.first + TILE, at.length), keys = at.shared + end;
-    fma_load<D>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
+    fma_load<D>(q, head_of(x.qkv, x, at, Q_PART, head), at.first, end, x);
 
     float o[ROWS][COLUMNS] = {}, max[ROWS], sum[ROWS] = {};
     for (int i = 0; i < ROWS; i++) max[i] = minus_infinity();
     for (int key = 0; key < keys; key += TILE) {
         float s[ROWS][ROWS];
         __syncthreads();  // the last step's keys have been read
-        fma_load<D>(k, keys_of(x.qkv, x, at, 1), key, keys, x);
-        fma_load<D>(v, keys_of(x.qkv, x, at, 2), key, keys, x);
+        fma_load<D>(k, keys_of(x.qkv, x, at, K_PART, key_head), key, keys, x);
+        fma_load<D>(v, keys_of(x.qkv, x, at, V_PART, key_head), key, keys, x);
         __syncthreads();
         fma_scores<D>(s, q, k, x.head_dim);
         fma_softmax<D>(s, o, max, sum, at.shared + at.first, key, x.scale);
@@ -713,11 +733,11 @@ static __global__ void __launch_bounds__(SQUARE_THREADS) forward_fma(attention_c
         for (int c = 0; c < COLUMNS; c++) o[i][c] /= total;
         int row = at.first + threadIdx.x / FMA_SIDE + i * FMA_SIDE;
         if (threadIdx.x % FMA_SIDE || row >= end) continue;
-        float* to = x.stats + ((int64_t)(at.start + row) * x.heads + blockIdx.y) * 2;
+        float* to = x.stats + ((int64_t)(at.start + row) * x.heads + head) * 2;
         to[0] = max[i];
         to[1] = total;
     }
-    fma_store<D>(head_of(x.out, x, at, 0), at.first, end, o, 1.0f, x.head_dim);
+    fma_store<D>(head_of(x.out, x, at, Q_PART, head), at.first, end, o, 1.0f, x.head_dim);
 }
 
 template <class T, int D>
@@ -730,43 +750,46 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2) backward_keys_fma(at
     query_stats* queries = (query_stats*)(scores + fma_shape<D>::SCORES);
     tile_place at = place_of(x.pack, blockIdx.x, TILE);
     if (at.first >= at.length) return;
-    fma_load<D>(k, head_of(x.qkv, x, at, 1), at.first, at.length, x);
-    fma_load<D>(v, head_of(x.qkv, x, at, 2), at.first, at.length, x);
+    int head = blockIdx.y, group = x.heads / x.key_heads;
+    fma_load<D>(k, head_of(x.qkv, x, at, K_PART, head), at.first, at.length, x);
+    fma_load<D>(v, head_of(x.qkv, x, at, V_PART, head), at.first, at.length, x);
 
     float dk[ROWS][COLUMNS] = {}, dv[ROWS][COLUMNS] = {};
     int key = at.first + threadIdx.x / FMA_SIDE, column = threadIdx.x % FMA_SIDE;
     int seeing = seeing_rows(x.pack, at);
-    for (int first = at.first; first < seeing; first += TILE) {
-        float p[ROWS][ROWS], ds[ROWS][ROWS];  // transposed: a row for each key
-        __syncthreads();                      // the last step's queries have been read
-        fma_load<D>(q, head_of(x.qkv, x, at, 0), first, seeing, x);
-        fma_load<D>(dout, head_of(x.dout, x, at, 0), first, seeing, x);
-        if (threadIdx.x < TILE) {
-            query_stats none = {};  // p = exp(0 - 0) * 0
-            int64_t row = (int64_t)blockIdx.y * x.rows + at.start + first + threadIdx.x;
-            queries[threadIdx.x] = first + (int)threadIdx.x < seeing ? x.queries[row] : none;
-        }
-        __syncthreads();
-        fma_scores<D>(p, k, q, x.head_dim);
-        fma_scores<D>(ds, v, dout, x.head_dim);
-#pragma unroll
-        for (int j = 0; j < ROWS; j++) {
-            int query = column + j * FMA_SIDE;
-            query_stats stats = queries[query];
-            for (int i = 0; i < ROWS; i++) {
-                bool visible = key + i * FMA_SIDE <= first + query;
-                gradient_pair g = gradient_of(p[i][j] * x.scale, ds[i][j], stats, visible);
-                p[i][j] = g.p;
-                ds[i][j] = g.ds;
+    for (int query_head = head * group; query_head < (head + 1) * group; query_head++)
+        for (int first = at.first; first < seeing; first += TILE) {
+            float p[ROWS][ROWS], ds[ROWS][ROWS];  // transposed: a row for each key
+            __syncthreads();                      // the last step's queries have been read
+            fma_load<D>(q, head_of(x.qkv, x, at, Q_PART, query_head), first, seeing, x);
+            fma_load<D>(dout, head_of(x.dout, x, at, Q_PART, query_head), first, seeing, x);
+            if (threadIdx.x < TILE) {
+                query_stats none = {};  // p = exp(0 - 0) * 0
+                int64_t row = (int64_t)query_head * x.rows + at.start + first + threadIdx.x;
+                queries[threadIdx.x] = first + (int)threadIdx.x < seeing ? x.queries[row] : none;
             }
+            __syncthreads();
+            fma_scores<D>(p, k, q, x.head_dim);
+            fma_scores<D>(ds, v, dout, x.head_dim);
+#pragma unroll
+            for (int j = 0; j < ROWS; j++) {
+                int query = column + j * FMA_SIDE;
+                query_stats stats = queries[query];
+                for (int i = 0; i < ROWS; i++) {
+                    bool visible = key + i * FMA_SIDE <= first + query;
+                    gradient_pair g = gradient_of(p[i][j] * x.scale, ds[i][j], stats, visible);
+                    p[i][j] = g.p;
+                    ds[i][j] = g.ds;
+                }
+            }
+            fma_keep<D>(scores, p, x.operand);
+            fma_weighted<D>(dv, scores, dout);
+            fma_keep<D>(scores, ds, x.operand);
+            fma_weighted<D>(dk, scores, q);
         }
-        fma_keep<D>(scores, p, x.operand);
-        fma_weighted<D>(dv, scores, dout);
-        fma_keep<D>(scores, ds, x.operand);
-        fma_weighted<D>(dk, scores, q);
-    }
-    fma_store<D>(head_of(x.dqkv, x, at, 1), at.first, at.length, dk, x.scale, x.head_dim);
-    fma_store<D>(head_of(x.dqkv, x, at, 2), at.first, at.length, dv, 1.0f, x.head_dim);
+    fma_store<D>(head_of(x.dqkv, x, at, K_PART, head), at.first, at.length, dk, x.scale,
+                 x.head_dim);
+    fma_store<D>(head_of(x.dqkv, x, at, V_PART, head), at.first, at.length, dv, 1.0f, x.head_dim);
 }
 
 template <class T, int D>
@@ -779,22 +802,23 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2)
           *scores = v + MATRIX;
     tile_place at = place_of(x.pack, gridDim.x - 1 - blockIdx.x, TILE);
     if (at.first >= at.length) return;
+    int head = blockIdx.y, key_head = head / (x.heads / x.key_heads);
     int end = min(at.first + TILE, at.length), keys = at.shared + end;
-    fma_load<D>(q, head_of(x.qkv, x, at, 0), at.first, end, x);
-    fma_load<D>(dout, head_of(x.dout, x, at, 0), at.first, end, x);
+    fma_load<D>(q, head_of(x.qkv, x, at, Q_PART, head), at.first, end, x);
+    fma_load<D>(dout, head_of(x.dout, x, at, Q_PART, head), at.first, end, x);
 
     float dq[ROWS][COLUMNS] = {};
     query_stats stats[ROWS] = {};
     int query = at.first + threadIdx.x / FMA_SIDE, column = threadIdx.x % FMA_SIDE;
     for (int i = 0; i < ROWS; i++) {
-        int64_t row = (int64_t)blockIdx.y * x.rows + at.start + query + i * FMA_SIDE;
+        int64_t row = (int64_t)head * x.rows + at.start + query + i * FMA_SIDE;
         if (query + i * FMA_SIDE < end) stats[i] = x.queries[row];
     }
     for (int key = 0; key < keys; key += TILE) {
         float s[ROWS][ROWS], ds[ROWS][ROWS];
         __syncthreads();  // the last step's keys have been read
-        fma_load<D>(k, keys_of(x.qkv, x, at, 1), key, keys, x);
-        fma_load<D>(v, keys_of(x.qkv, x, at, 2), key, keys, x);
+        fma_load<D>(k, keys_of(x.qkv, x, at, K_PART, key_head), key, keys, x);
+        fma_load<D>(v, keys_of(x.qkv, x, at, V_PART, key_head), key, keys, x);
         __syncthreads();
         fma_scores<D>(s, q, k, x.head_dim);
         fma_scores<D>(ds, dout, v, x.head_dim);
@@ -807,7 +831,7 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2)
         fma_keep<D>(scores, ds, x.operand);
         fma_weighted<D>(dq, scores, k);
     }
-    fma_store<D>(head_of(x.dqkv, x, at, 0), at.first, end, dq, x.scale, x.head_dim);
+    fma_store<D>(head_of(x.dqkv, x, at, Q_PART, head), at.first, end, dq, x.scale, x.head_dim);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -822,7 +846,8 @@ static void mma_launch(backend* b, const attention_call<T>& x, bool backward) {
         LAUNCH((forward_mma<T, D>), grid, block, shape::FORWARD, stream, x);
         return;
     }
-    LAUNCH((backward_keys_mma<T, D>), grid, block, shape::KEYS, stream, x);
+    dim3 keys(grid.x, x.key_heads);
+    LAUNCH((backward_keys_mma<T, D>), keys, block, shape::KEYS, stream, x);
     LAUNCH((backward_queries_mma<T, D>), grid, block, shape::QUERIES, stream, x);
 }
 
@@ -835,7 +860,8 @@ static void fma_launch(backend* b, const attention_call<T>& x, bool backward) {
         LAUNCH((forward_fma<T, D>), grid, block, shape::FORWARD, stream, x);
         return;
     }
-    LAUNCH((backward_keys_fma<T, D>), grid, block, shape::KEYS, stream, x);
+    dim3 keys(grid.x, x.key_heads);
+    LAUNCH((backward_keys_fma<T, D>), keys, block, shape::KEYS, stream, x);
     LAUNCH((backward_queries_fma<T, D>), grid, block, shape::QUERIES, stream, x);
 }
 
@@ -871,6 +897,7 @@ static attention_call<T> attention_call_of(tensor out, tensor qkv, const packing
     x.pack = *pack;
     x.rows = out.rows;
     x.heads = heads.query;
+    x.key_heads = heads.kv;
     x.head_dim = heads.dim;
     x.scale = 1.0f / sqrtf((float)x.head_dim);
     x.operand = rounding_of(operand);

@@ -1,7 +1,7 @@
 // Attention over the KV cache, and what moves rows about.
 //
-// The cache is (layers, pages, heads, 2, KV_PAGE, head_dim) in the storage of its own format: the
-// keys of a page and head lie together, and so do the values. What is written is rounded to the
+// The cache is (layers, pages, key heads, 2, KV_PAGE, head_dim) in the storage of its own format:
+// the keys of a page and head lie together, and so do the values. What is written is rounded to the
 // cache's format; what is read, to the operands' format. A row's bits depend on its position and
 // what it sees, and on nothing else in the call. Positions beyond the row's own are not read.
 #ifndef LLMC_CUDA_CACHE_CUH
@@ -15,7 +15,7 @@ template <class C>
 struct cache_pages {
     C* data;  // of the layer
     const int *page_table, *row_slot, *row_position;
-    int pages_per_slot, heads, head_dim;
+    int pages_per_slot, heads, key_heads, head_dim;
     rounding format, operand;
     bool packed;  // keys and values can be read 16 bytes at a time
 };
@@ -30,17 +30,18 @@ static cache_pages<C> cache_pages_of(const kv_cache* kv, int layer, const int* r
             row_position,
             kv->pages_per_slot,
             kv->heads.query,
+            kv->heads.kv,
             kv->heads.dim,
             rounding_of(kv->format),
             rounding_of(kv->operand),
             kv->heads.dim % packet<C>::N == 0};
 }
 
-// The keys of a row's page `i` and a head; the values lie KV_PAGE * head_dim further on.
+// The keys of a row's page `i` and a key head; the values lie KV_PAGE * head_dim further on.
 template <class C>
-static __device__ inline C* page_of(const cache_pages<C>& x, int row, int i, int head) {
+static __device__ inline C* page_of(const cache_pages<C>& x, int row, int i, int key_head) {
     int page = x.page_table[(int64_t)x.row_slot[row] * x.pages_per_slot + i];
-    return x.data + ((int64_t)page * x.heads + head) * 2 * KV_PAGE * x.head_dim;
+    return x.data + ((int64_t)page * x.key_heads + key_head) * 2 * KV_PAGE * x.head_dim;
 }
 
 static size_t cuda_kv_bytes(const kv_cache* kv) {
@@ -54,9 +55,9 @@ static size_t cuda_kv_bytes(const kv_cache* kv) {
 // A block a row: its keys, then its values.
 template <class T, class C>
 static __global__ void kv_write_kernel(cache_pages<C> x, matrix<T> qkv) {
-    int row = blockIdx.x, position = x.row_position[row], channels = x.heads * x.head_dim;
+    int row = blockIdx.x, position = x.row_position[row], channels = x.key_heads * x.head_dim;
     if (position < 0) return;
-    const T* from = qkv.data + row * qkv.stride + channels;
+    const T* from = qkv.data + row * qkv.stride + x.heads * x.head_dim;
     for (int i = threadIdx.x; i < 2 * channels; i += blockDim.x) {
         int which = i / channels, head = i % channels / x.head_dim, d = i % x.head_dim;
         C* page = page_of(x, row, position / KV_PAGE, head);
@@ -97,18 +98,20 @@ static void cuda_kv_copy_page(backend* b, const kv_cache* kv, int to_page, int f
 // operands and the rows have one format, a row has the bits that training gives it (N2). What
 // training does beyond a query's own step changes nothing: those keys weigh 0.
 
-// On tensor cores: a warp for each row and head, the row the first of 16, the others zeros.
+// On tensor cores: a warp for each row and up to CACHED_HEADS query heads of a key head. These are
+// the first of the 16 rows of a tile, the others zeros.
+constexpr int CACHED_HEADS = 8;
 
 // Positions first .. first + N - 1 of the block's row, keys (0) or values (1), into shared memory
 // as mma_load leaves them, whose `end` is the first position that the row does not see.
 template <int D, int N, class T>
-static __device__ inline void load_pages(T* shared, const cache_pages<T>& x, int which, int first,
-                                         int end) {
+static __device__ inline void load_pages(T* shared, const cache_pages<T>& x, int key_head,
+                                         int which, int first, int end) {
     constexpr int STRIDE = mma_shape<D>::STRIDE, EACH = packet<T>::N;
     for (int p = 0; p < N; p += KV_PAGE) {
         const T* page = NULL;
         if (first + p < end)
-            page = page_of(x, blockIdx.x, (first + p) / KV_PAGE, blockIdx.y) +
+            page = page_of(x, blockIdx.x, (first + p) / KV_PAGE, key_head) +
                    which * KV_PAGE * x.head_dim;
         for (int i = threadIdx.x; x.packed && i < KV_PAGE * D / EACH; i += WARP) {
             int r = i / (D / EACH), c = i % (D / EACH) * EACH;
@@ -132,21 +135,28 @@ static __global__ void __launch_bounds__(WARP)
     DYN_SHARED(packet<T>, memory);
     T *q = (T*)memory, *k = q + 16 * STRIDE, *v = k + 2 * BUFFER;
     int position = x.row_position[blockIdx.x], lane = threadIdx.x;
-    T* to_row = out.data + blockIdx.x * out.stride + blockIdx.y * x.head_dim;
+    int group = x.heads / x.key_heads, parts = (group + CACHED_HEADS - 1) / CACHED_HEADS;
+    int key_head = blockIdx.y / parts, first_head = blockIdx.y % parts * CACHED_HEADS;
+    int heads = min(group - first_head, CACHED_HEADS), columns = heads * x.head_dim;
+    int first_column = (key_head * group + first_head) * x.head_dim;
+    T* to_row = out.data + blockIdx.x * out.stride + first_column;
     if (position < 0) {
-        for (int d = lane; d < x.head_dim; d += WARP) to_row[d] = to<T>(0.0f);
+        for (int d = lane; d < columns; d += WARP) to_row[d] = to<T>(0.0f);
         return;
     }
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        load_pages<D, STEP>(k + buffer, x, 0, first, position + 1);
-        load_pages<D, STEP>(v + buffer, x, 1, first, position + 1);
+        load_pages<D, STEP>(k + buffer, x, key_head, 0, first, position + 1);
+        load_pages<D, STEP>(v + buffer, x, key_head, 1, first, position + 1);
         cp_async_commit();
     };
     load_step(0);
-    const T* from = qkv.data + blockIdx.x * qkv.stride + blockIdx.y * x.head_dim;
-    for (int i = lane; i < 16 * D; i += WARP)
-        q[i / D * STRIDE + i % D] = i < x.head_dim ? from[i] : to<T>(0.0f);
+    const T* from = qkv.data + blockIdx.x * qkv.stride + first_column;
+    for (int i = lane; i < 16 * D; i += WARP) {
+        int h = i / D, d = i % D;
+        bool valid = h < heads && d < x.head_dim;
+        q[h * STRIDE + d] = valid ? from[h * x.head_dim + d] : to<T>(0.0f);
+    }
 
     int query[2] = {position}, steps = position / STEP + 1;
     float o[D / 8][4] = {}, max[2] = {minus_infinity(), minus_infinity()}, sum[2] = {};
@@ -162,8 +172,9 @@ static __global__ void __launch_bounds__(WARP)
     }
     mma_sums(sum);
     float inverse = 1.0f / sum[0];
-    for (int i = 0; lane < 4 && i < D / 4; i++) {
-        int d = i / 2 * 8 + lane * 2 + i % 2;
+    to_row += lane / 4 * x.head_dim;
+    for (int i = 0; lane / 4 < heads && i < D / 4; i++) {
+        int d = i / 2 * 8 + lane % 4 * 2 + i % 2;
         if (d < x.head_dim) to_row[d] = to<T>(o[i / 2][i % 2] * inverse);
     }
 }
@@ -216,7 +227,7 @@ static __global__ void __launch_bounds__(WARP)
     __shared__ float queries[WARP / FMA_SIDE][D];
     int row = blockIdx.x, position = x.row_position[row], column = threadIdx.x % FMA_SIDE;
     int own = blockIdx.y * (WARP / FMA_SIDE) + threadIdx.x / FMA_SIDE;  // one too many may be
-    int head = min(own, x.heads - 1);
+    int head = min(own, x.heads - 1), key_head = head / (x.heads / x.key_heads);
     int64_t first = (int64_t)head * x.head_dim;
     float* q = queries[threadIdx.x / FMA_SIDE];
     for (int d = column; d < D; d += FMA_SIDE) {
@@ -234,7 +245,7 @@ static __global__ void __launch_bounds__(WARP)
 #pragma unroll
         for (int j = 0; j < ROWS; j++) {
             int page = tile / KV_PAGE + j;
-            keys[j] = page * KV_PAGE <= position ? page_of(x, row, page, head) : NULL;
+            keys[j] = page * KV_PAGE <= position ? page_of(x, row, page, key_head) : NULL;
             bool visible = tile + j * FMA_SIDE + column <= position;
             for (int d = 0; visible && d < x.head_dim; d += 4) {
                 float k[4];
@@ -282,8 +293,9 @@ static void cached_mma_launch(backend* b, const tensor& out, const cache_pages<T
                               const tensor& qkv, float scale) {
     constexpr size_t shared =
         (16 + 4 * mma_shape<D>::FORWARD_STEP) * mma_shape<D>::STRIDE * sizeof(T);
-    LAUNCH((cached_mma<T, D>), dim3(out.rows, x.heads), dim3(WARP), shared, stream_of(b), x,
-           matrix_of<T>(out), matrix_of<T>(qkv), scale);
+    dim3 grid(out.rows, x.key_heads * blocks_for(x.heads / x.key_heads, CACHED_HEADS));
+    LAUNCH((cached_mma<T, D>), grid, dim3(WARP), shared, stream_of(b), x, matrix_of<T>(out),
+           matrix_of<T>(qkv), scale);
 }
 
 template <class C, int D>
