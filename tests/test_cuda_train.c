@@ -20,6 +20,7 @@
 #include "small_model.h"
 
 static model MODEL;
+static const format* const TRAINED[] = {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32};
 enum { PROMPTS = 3, GROUP = 4, MAX_PROMPT = 7, MAX_NEW = 9, STEPS = 3, FP32_FACTOR = 8 };
 
 static optimizer_config adamw(const format* dtype, uint64_t seed) {
@@ -188,8 +189,8 @@ static void compare(run_pair* p, const state* from, int step, const char* what) 
     for (int i = 0; i < 3 - fp32; i++) {
         double allowed = factor * distance(of[i].plain, of[i].exact, of[i].from, of[i].count);
         double is = distance(of[i].of_gpu, of[i].exact, of[i].from, of[i].count);
-        CHECK(is <= allowed, "%s, %s, step %d: %s is off by %.3g, allowed %.3g", p->dtype->name,
-              what, step, of[i].name, is, allowed);
+        CHECK(is <= allowed, "%s, %s, %s, step %d: %s is off by %.3g, allowed %.3g",
+              MODEL.family->name, p->dtype->name, what, step, of[i].name, is, allowed);
         if (is / allowed > p->worst[i]) p->worst[i] = is / allowed;
     }
 }
@@ -200,8 +201,9 @@ static void check_optimizer(const state* from, const result* r, const format* dt
     size_t bytes = t->count * sizeof(float);
     put_state(t, from);
     cpu->upload(cpu, t->optimizer->gradients.all, r->gradients, bytes);
-    cpu->clear(cpu, t->optimizer->gradients.lookup,
-               (size_t)MODEL.shape.vocab * MODEL.shape.channels * 4);
+    if (MODEL.shape.tied)
+        cpu->clear(cpu, t->optimizer->gradients.lookup,
+                   (size_t)MODEL.shape.vocab * MODEL.shape.channels * 4);
     optimizer_result o = optimizer_step(t->optimizer, t->parameters, LR);
     get_state(t, &after);
     CHECK(o.grad_norm == r->update.grad_norm, "gradient norm %.17g, on the CPU %.17g",
@@ -263,8 +265,9 @@ static void compare_steps(const format* dtype, objective_kind kind, const char* 
         rollout_free(d);
     }
     if (getenv("TEST_VERBOSE"))
-        printf("%-5s %-8s share of what is allowed: log pi %.2f, gradients %.2f, weights %.2f\n",
-               dtype->name, what, p.worst[0], p.worst[1], p.worst[2]);
+        printf(
+            "%-5s %-5s %-8s share of what is allowed: log pi %.2f, gradients %.2f, weights %.2f\n",
+            MODEL.family->name, dtype->name, what, p.worst[0], p.worst[1], p.worst[2]);
     trainer_free(exact);
     trainer_free(plain);
     trainer_free(of_gpu);
@@ -334,8 +337,8 @@ static void check_sampler(const format* dtype, int exact) {
     // roundoff are generous for their sum and little against an error in any of them.
     double roundoff = ldexp(1, -dtype->mantissa_bits - 1);
     double off = largest_difference(d, d->log_mu, d->log_pi);
-    CHECK(off <= (exact ? 0 : 64 * roundoff), "%s: log mu and log pi differ by %g", dtype->name,
-          off);
+    CHECK(off <= (exact ? 0 : 64 * roundoff), "%s, %s: log mu and log pi differ by %g",
+          MODEL.family->name, dtype->name, off);
     schedule_set(3);
     rollout* again = sample_on(gpu, dtype, exact ? 5 : PROMPTS * GROUP, &s, 0, 0);
     schedule_set(0);
@@ -386,8 +389,34 @@ static void check_invariant(const format* dtype) {
     gpu = usual;
 }
 
+// A model of each other family. Their groups of heads, and whether 16-byte accesses fit, differ.
+static void check_families(void) {
+    static const struct {
+        const family* family;
+        int heads, kv_heads, head_dim, tied;
+    } models[] = {
+        {&LLAMA_FAMILY, 4, 2, 16, 1}, {&QWEN2_FAMILY, 3, 1, 8, 0}, {&QWEN3_FAMILY, 2, 1, 20, 1}};
+    for (int i = 0; i < 3; i++) {
+        MODEL = model_of(models[i].family, (shape){.context = 24,
+                                                   .vocab = 24,
+                                                   .layers = quick() ? 1 : 2,
+                                                   .channels = 32,
+                                                   .heads = models[i].heads,
+                                                   .kv_heads = models[i].kv_heads,
+                                                   .head_dim = models[i].head_dim,
+                                                   .hidden = 40,
+                                                   .tied = models[i].tied,
+                                                   .norm_eps = 1e-5f,
+                                                   .rope_theta = 100});
+        for (int f = 0; f < 2; f++) {
+            compare_steps(TRAINED[f], OBJECTIVE_DRPO, "RL");
+            check_sampler(TRAINED[f], !library());
+            if (library()) check_invariant(TRAINED[f]);
+        }
+    }
+}
+
 int main(void) {
-    static const format* const TRAINED[] = {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32};
     MODEL = model_gpt2(24, 24, 2, 2, 32);
     cuda_test_open();
     for (int i = 0; i < (quick() ? 2 : 4); i++) {
@@ -397,6 +426,7 @@ int main(void) {
         check_sampler(TRAINED[i], !library());
         if (library()) check_invariant(TRAINED[i]);
     }
+    check_families();
     cuda_test_close();
     return test_report();
 }

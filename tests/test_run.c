@@ -924,7 +924,6 @@ static void test_refusals(void) {
         {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
         {"--batch-invariant --products cublaslt", "leave one out"},
-        {"--device cuda --family qwen2", "--family qwen2: the GPU has gpt2 only"},
         {"--family qwen", "--family"},
         {"--rope-theta 500", "--rope-theta means nothing to --family gpt2"},
         {"--kv-heads 1", "--kv-heads means nothing to --family gpt2"},

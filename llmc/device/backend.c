@@ -3,11 +3,9 @@
 
 #include <string.h>
 
-enum { CAN_ALL = CAN_RMS | CAN_QK_NORM | CAN_ROPE | CAN_SWIGLU | CAN_GROUP_HEADS };
-
-static const capabilities CPU = {"the CPU", CAN_ALL, 1, 1, 1};
-static const capabilities PLAIN = {"the plain device", CAN_ALL, 1, 1, 1};
-static const capabilities CUDA = {"the GPU", 0, 0, 0, 1};
+static const capabilities CPU = {"the CPU", 1, 1, 1};
+static const capabilities PLAIN = {"the plain device", 1, 1, 1};
+static const capabilities CUDA = {"the GPU", 0, 0, 1};
 
 #ifdef HAVE_CUDA
 const char BUILT_DEVICES[] = "cpu, plain, cuda";

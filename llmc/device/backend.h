@@ -114,10 +114,8 @@ typedef struct adamw_step {
 } adamw_step;
 
 // What a device can do, known before it is opened. What it cannot, refuse() in model/ keeps away.
-enum { CAN_RMS = 1, CAN_QK_NORM = 2, CAN_ROPE = 4, CAN_SWIGLU = 8, CAN_GROUP_HEADS = 16 };
 typedef struct capabilities {
     const char* name;     // "the GPU"
-    unsigned ops;         // of the families: CAN_*
     int any_format;       // simulated in fp32; else fp32, tf32, bf16 and fp16
     int plans;            // products that differ from the default (linear_plan)
     int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for

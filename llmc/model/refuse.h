@@ -1,15 +1,15 @@
-// refuse: the one place that says what a device cannot do for a model in a precision.
+// refuse: the one place that says what a device cannot do in a precision.
 #ifndef LLMC_REFUSE_H
 #define LLMC_REFUSE_H
 
-#include "model.h"
+#include "../device/backend.h"
+#include "precision.h"
 
 LLMC_BEGIN
 
 // What a run asks of a device.
 typedef struct demand {
-    const struct model* model;
-    struct precision train, rollout;
+    precision train, rollout;
     const format* kv;     // of cached keys and values
     int batch_invariant;  // no bit of a row may depend on its batch
 } demand;

@@ -192,7 +192,7 @@ run* run_open(int argc, char** argv) {
     r->source = settings_source(is_first(r));
     settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective, &r->correction);
     r->parameters = r->model.parameters;
-    r->device = settings_open_device(&r->model, r->ranks->here, r->ranks->place, &r->why_cpu);
+    r->device = settings_open_device(r->ranks->here, r->ranks->place, &r->why_cpu);
     check_ranks(r);
     ranks_join_devices(r->ranks, r->device);
     if (is_first(r)) warmup_check_cache(r->settings);

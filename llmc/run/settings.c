@@ -742,8 +742,8 @@ static int threads_of_rank(int here) {
     return threads < most ? threads : most;
 }
 
-backend* settings_open_device(const model* m, int here, int place, const char** why_cpu) {
-    demand d = {m, settings_train_precision(&given), settings_rollout_precision(&given),
+backend* settings_open_device(int here, int place, const char** why_cpu) {
+    demand d = {settings_train_precision(&given), settings_rollout_precision(&given),
                 settings_kv_format(&given), given.batch_invariant};
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);

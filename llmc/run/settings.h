@@ -49,7 +49,7 @@ uint64_t settings_checksum(void);
 // Opens the device of rank `place` of the `here` ones on this machine, and notes which it is, since
 // another one would give other bits. `why_cpu`: why
 // --device auto came to the CPU, or NULL.
-backend* settings_open_device(const struct model* m, int here, int place, const char** why_cpu);
+backend* settings_open_device(int here, int place, const char** why_cpu);
 // Refuses a fresh start in a directory that holds a run, or what is left of one.
 void settings_check_out(void);
 void settings_write(const char* path);  // as a file of flags, for --resume and --config

@@ -27,22 +27,57 @@ static const struct {
     {"cublaslt", {0xbc8dc24b7c63cb97, 0xadcac69b572dd1ab, BF16}},
 };
 
+// The other families. In each step log pi is log mu at every token.
+static const struct {
+    const char *sum, *family, *flags;
+    uint64_t model, log;
+} FAMILY_RUNS[] = {
+    {"chain", "llama --kv-heads 1", FP32, 0x6ab2d1d0b3218aff, 0x4b6ce7f175152ea1},
+    {"chain", "qwen2 --kv-heads 1", BF16, 0x7aaf7a5a297ba1ad, 0x468a89a595893774},
+    {"chain", "qwen3 --kv-heads 1", FP32, 0xc434672fb169ac42, 0xffcc015eff611e21},
+    {"block16", "llama --kv-heads 1", BF16, 0xec22007875ffe4cf, 0x4da77915b83658a3},
+    {"block16", "qwen3 --kv-heads 1", BF16, 0x7a824d120f672538, 0x27fa73cf4bcd3c97},
+    {"cublaslt", "qwen2 --kv-heads 1", FP32, 0xf926af0af4e70ab5, 0xdd9058425445559d},
+    {"cublaslt", "qwen3 --kv-heads 1", BF16, 0x055583348cf41caf, 0xeee1655aaff6a532},
+};
+
+// The CPU device warms the model up.
+static void warm_up(const char* program, const char* folder, const char* flags) {
+    golden_shell(
+        "%s --config %s/base --device cpu --steps 0 --warmup-steps 80 --warmup-batch 32 %s "
+        "--out %s/%s",
+        program, golden_home, flags, golden_home, folder);
+}
+
+// `number` is how many runs golden_check has seen.
+static void check_family(const char* program, int i, int number) {
+    char* family = xprintf("--family %s", FAMILY_RUNS[i].family);
+    char* folder = xprintf("warm-%d", number);
+    warm_up(program, folder, family);
+    char* flags = xprintf("%s --batch-invariant %s --init %s/%s/checkpoints/warmup-000080/model",
+                          family, FAMILY_RUNS[i].flags, golden_home, folder);
+    golden_run run = {FAMILY_RUNS[i].model, FAMILY_RUNS[i].log, flags};
+    golden_check(program, &run, STEPS, 0);
+    golden_shell("test $(grep -c 'numerics.*\"logp_diff_max\":0,' %s/%d/log.jsonl) = %d",
+                 golden_home, number, STEPS);
+    free(flags), free(folder), free(family);
+}
+
 int main(int count, char** arguments) {
     const char* sum = getenv("CUDA_PRODUCTS") ? getenv("CUDA_PRODUCTS") : getenv("PTX_SUM");
+    if (!sum) sum = "chain";
     const char* end = count ? strrchr(arguments[0], '/') : NULL;
     if (!end) fatal("say where the program is: start the test as ./test_golden");
     char* program = xprintf("%.*s/train_gpt2_rl", (int)(end - arguments[0]), arguments[0]);
     golden_begin(BASE);
-    // The CPU device warms the model up.
-    golden_shell(
-        "%s --config %s/base --device cpu --steps 0 --warmup-steps 80 --warmup-batch 32 "
-        "--out %s/warm",
-        program, golden_home, golden_home);
+    int runs = 0;
+    for (size_t i = 0; i < sizeof FAMILY_RUNS / sizeof *FAMILY_RUNS; i++)
+        if (!strcmp(FAMILY_RUNS[i].sum, sum)) check_family(program, (int)i, runs++);
+    warm_up(program, "warm", "");
     golden_shell("echo init = %s/warm/checkpoints/warmup-000080/model.bin >>%s/base", golden_home,
                  golden_home);
     for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++)
-        if (!strcmp(RUNS[i].sum, sum ? sum : "chain"))
-            golden_check(program, &RUNS[i].run, STEPS, 0);
+        if (!strcmp(RUNS[i].sum, sum)) golden_check(program, &RUNS[i].run, STEPS, 0);
     golden_end();
     free(program);
     return test_report();

@@ -757,36 +757,38 @@ static __global__ void __launch_bounds__(SQUARE_THREADS, 2) backward_keys_fma(at
     float dk[ROWS][COLUMNS] = {}, dv[ROWS][COLUMNS] = {};
     int key = at.first + threadIdx.x / FMA_SIDE, column = threadIdx.x % FMA_SIDE;
     int seeing = seeing_rows(x.pack, at);
-    for (int query_head = head * group; query_head < (head + 1) * group; query_head++)
-        for (int first = at.first; first < seeing; first += TILE) {
-            float p[ROWS][ROWS], ds[ROWS][ROWS];  // transposed: a row for each key
-            __syncthreads();                      // the last step's queries have been read
-            fma_load<D>(q, head_of(x.qkv, x, at, Q_PART, query_head), first, seeing, x);
-            fma_load<D>(dout, head_of(x.dout, x, at, Q_PART, query_head), first, seeing, x);
-            if (threadIdx.x < TILE) {
-                query_stats none = {};  // p = exp(0 - 0) * 0
-                int64_t row = (int64_t)query_head * x.rows + at.start + first + threadIdx.x;
-                queries[threadIdx.x] = first + (int)threadIdx.x < seeing ? x.queries[row] : none;
-            }
-            __syncthreads();
-            fma_scores<D>(p, k, q, x.head_dim);
-            fma_scores<D>(ds, v, dout, x.head_dim);
-#pragma unroll
-            for (int j = 0; j < ROWS; j++) {
-                int query = column + j * FMA_SIDE;
-                query_stats stats = queries[query];
-                for (int i = 0; i < ROWS; i++) {
-                    bool visible = key + i * FMA_SIDE <= first + query;
-                    gradient_pair g = gradient_of(p[i][j] * x.scale, ds[i][j], stats, visible);
-                    p[i][j] = g.p;
-                    ds[i][j] = g.ds;
-                }
-            }
-            fma_keep<D>(scores, p, x.operand);
-            fma_weighted<D>(dv, scores, dout);
-            fma_keep<D>(scores, ds, x.operand);
-            fma_weighted<D>(dk, scores, q);
+    int query_head = head * group, first = at.first;
+    while (query_head < (head + 1) * group) {
+        float p[ROWS][ROWS], ds[ROWS][ROWS];  // transposed: a row for each key
+        __syncthreads();                      // the last step's queries have been read
+        fma_load<D>(q, head_of(x.qkv, x, at, Q_PART, query_head), first, seeing, x);
+        fma_load<D>(dout, head_of(x.dout, x, at, Q_PART, query_head), first, seeing, x);
+        if (threadIdx.x < TILE) {
+            query_stats none = {};  // p = exp(0 - 0) * 0
+            int64_t row = (int64_t)query_head * x.rows + at.start + first + threadIdx.x;
+            queries[threadIdx.x] = first + (int)threadIdx.x < seeing ? x.queries[row] : none;
         }
+        __syncthreads();
+        fma_scores<D>(p, k, q, x.head_dim);
+        fma_scores<D>(ds, v, dout, x.head_dim);
+#pragma unroll
+        for (int j = 0; j < ROWS; j++) {
+            int query = column + j * FMA_SIDE;
+            query_stats stats = queries[query];
+            for (int i = 0; i < ROWS; i++) {
+                bool visible = key + i * FMA_SIDE <= first + query;
+                gradient_pair g = gradient_of(p[i][j] * x.scale, ds[i][j], stats, visible);
+                p[i][j] = g.p;
+                ds[i][j] = g.ds;
+            }
+        }
+        fma_keep<D>(scores, p, x.operand);
+        fma_weighted<D>(dv, scores, dout);
+        fma_keep<D>(scores, ds, x.operand);
+        fma_weighted<D>(dk, scores, q);
+        first += TILE;
+        if (first >= seeing) query_head++, first = at.first;
+    }
     fma_store<D>(head_of(x.dqkv, x, at, K_PART, head), at.first, at.length, dk, x.scale,
                  x.head_dim);
     fma_store<D>(head_of(x.dqkv, x, at, V_PART, head), at.first, at.length, dv, 1.0f, x.head_dim);

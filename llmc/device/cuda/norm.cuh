@@ -242,7 +242,7 @@ static void cuda_rms_backward(backend* b, tensor dresidual, float* dgain, tensor
 
 // Block (r, j): row r, a warp for each of NORM_WARPS heads. The values are copied.
 template <class T, int N>
-static __global__ void __launch_bounds__(NORM_THREADS)
+static __global__ void __launch_bounds__(NORM_THREADS, 8)
     qk_norm_forward_kernel(T* out, const T* qkv, float* stats, int64_t out_stride,
                            int64_t qkv_stride, const float* gain, head_shape heads, float eps) {
     DYN_SHARED(float, memory);
@@ -285,7 +285,7 @@ static void cuda_qk_norm_forward(backend* b, tensor out, float* stats, tensor qk
 
 // Block s: rows s * strip and on, a warp for each. partial: (strips, 2 head_dim).
 template <class T, int N>
-static __global__ void __launch_bounds__(NORM_THREADS)
+static __global__ void __launch_bounds__(NORM_THREADS, 8)
     qk_norm_backward_kernel(T* dqkv, float* partial, const float* dout, const T* qkv,
                             int64_t dqkv_stride, int64_t dout_stride, int64_t qkv_stride,
                             const float* stats, const float* gain, head_shape heads, int rows,
