@@ -1,6 +1,7 @@
 // profile: what a GPU would have to do, counted without one. A training step and decoding at the
 // sizes of GPT-2 124M, with few layers, run on the PTX machine, which counts what each kernel
-// issues and moves, and predicts times (tests/ptx/README.md).
+// issues and moves, and predicts times (tests/ptx/README.md). --family takes another family at
+// these sizes. --limits runs two: GPT-2, and Qwen3 for the kernels that GPT-2 has not.
 //     build/ptx/profile [--layers N] [--tokens N] ...
 //
 // --limits FILE runs at sizes of its own and holds every kernel against the file: instructions for
@@ -21,6 +22,7 @@ static const char* const DTYPE_NAMES[] = {"bf16", "fp16", "tf32", "fp32", NULL};
 static const format* const DTYPES[] = {&FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32, &FORMAT_FP32};
 
 static int layers = 1, channels = 768, heads = 12, vocab = 8192, tokens = 1024, sequences = 1;
+static int kv_heads, family_number;
 static int slots = 32, prompt = 32, new_tokens = 8, processors = 132, dtype;
 static const char *limits = "", *write_limits = "";
 
@@ -28,7 +30,7 @@ static const char *limits = "", *write_limits = "";
     { name, OPTION_INT, &value, help, 1, 65535, NULL, 0, 0, 0, NULL }
 #define FILE_NAME(name, value, help) \
     { name, OPTION_TEXT, &value, help, 0, 0, NULL, 0, 0, 0, NULL }
-enum { FIRST_SIZE = 1, SIZES = 11 };  // of OPTIONS
+enum { FIRST_SIZE = 1, SIZES = 13 };  // of OPTIONS
 static option OPTIONS[] = {
     {.kind = OPTION_GROUP, .help = "Sizes"},
     SIZE("layers", layers, "blocks of the model"),
@@ -43,6 +45,9 @@ static option OPTIONS[] = {
     SIZE("processors", processors, "of the card; products are cut for them"),
     {"dtype", OPTION_CHOICE, &dtype, "format of operands and of the cache", 0, 0, DTYPE_NAMES, 0, 0,
      0, NULL},
+    {"family", OPTION_CHOICE, &family_number, "of the model", 0, 0, FAMILY_NAMES, 0, 0, 0, NULL},
+    {"kv-heads", OPTION_INT, &kv_heads, "of keys and of values; 0: as many as of queries", 0, 65535,
+     NULL, 0, 0, 0, NULL},
     {.kind = OPTION_GROUP, .help = "Limits"},
     FILE_NAME("limits", limits, "file to compare with"),
     FILE_NAME("write-limits", write_limits, "file to write anew"),
@@ -89,9 +94,31 @@ static void decode(trainer* t, precision p, int count) {
 
 static model model_config(void) {
     int longest = tokens > prompt + new_tokens ? tokens : prompt + new_tokens;
-    return model_gpt2(longest, vocab, layers, heads, channels);
+    const family* f = FAMILIES[family_number];
+    if (f == &GPT2_FAMILY) return model_gpt2(longest, vocab, layers, heads, channels);
+    return model_of(f, (shape){.context = longest,
+                               .vocab = vocab,
+                               .layers = layers,
+                               .channels = channels,
+                               .heads = heads,
+                               .kv_heads = kv_heads ? kv_heads : heads,
+                               .head_dim = channels / heads,
+                               .hidden = 8 * channels / 3,
+                               .tied = 1,
+                               .norm_eps = f->norm_eps,
+                               .rope_theta = f->rope_theta});
 }
 static int few_slots(void) { return slots < 4 ? 1 : slots / 4; }
+
+// What has run, in the units of some kernels' limits.
+static double logits_seen, keys_seen, parameters_seen;
+static void work_add(const model* m) {
+    double seen = prompt + new_tokens - 1,
+           decoded = slots + (few_slots() < slots ? few_slots() : 0);
+    logits_seen += (double)sequences * tokens * vocab;
+    keys_seen += decoded * layers * heads * seen * (seen + 1) / 2;
+    parameters_seen += (double)m->parameters;
+}
 
 static void run(void) {
     const char* why;
@@ -105,6 +132,7 @@ static void run(void) {
     trainer* t = train(b, &m, p);
     decode(t, p, few_slots());
     if (few_slots() < slots) decode(t, p, slots);
+    work_add(&m);
     trainer_free(t);
     cuda_close(b);
 }
@@ -125,17 +153,13 @@ static double ratio(uint64_t a, double b) { return b > 0 ? (double)a / b : 0; }
 // The unit of a kernel's work is an mma where it has these; for the kernels named here what the
 // workload says; for all others a sector of memory that it touches.
 static int figures_of(int i, figures* f) {
-    model m = model_config();
-    double seen = prompt + new_tokens - 1,
-           decoded = slots + (few_slots() < slots ? few_slots() : 0);
-    double logits = (double)sequences * tokens * vocab;
     const struct {
         const char *kernel, *unit;
         double work;
-    } named[] = {{"head_forward_rows", "32-logits", logits / 32},
-                 {"head_backward_rows", "32-logits", logits / 32},
-                 {"cached_mma", "key-and-head", decoded * layers * heads * seen * (seen + 1) / 2},
-                 {"adamw_elements", "32-parameters", (double)m.parameters / 32}};
+    } named[] = {{"head_forward_rows", "32-logits", logits_seen / 32},
+                 {"head_backward_rows", "32-logits", logits_seen / 32},
+                 {"cached_mma", "key-and-head", keys_seen},
+                 {"adamw_elements", "32-parameters", parameters_seen / 32}};
     ptx_counts c;
     const char* name = ptx_profile_kernel(i, &c);
     if (!name) return 0;
@@ -239,12 +263,16 @@ int main(int argc, char** argv) {
     unsetenv("PTX_SCHEDULE");
     if (!with_limits)
         printf(
-            "GPT-2: layers %d, channels %d, heads %d, vocabulary %d, %s. %d sequences of %d "
+            "%s: layers %d, channels %d, heads %d, vocabulary %d, %s. %d sequences of %d "
             "tokens trained; %d and %d of %d + %d tokens decoded. %d processors.\n",
-            layers, channels, heads, vocab, DTYPE_NAMES[dtype], sequences, tokens, few_slots(),
-            slots, prompt, new_tokens, processors);
+            FAMILY_NAMES[family_number], layers, channels, heads, vocab, DTYPE_NAMES[dtype],
+            sequences, tokens, few_slots(), slots, prompt, new_tokens, processors);
     fflush(stdout);
     run();
+    if (with_limits) {
+        family_number = 3, kv_heads = 2, tokens = 128;  // qwen3
+        run();
+    }
     if (*write_limits) limits_write(write_limits);
     return *limits && limits_check(limits) ? 1 : 0;
 }
