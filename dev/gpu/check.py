@@ -329,6 +329,7 @@ def sanitizer(check, tool):
 # Whole runs
 
 DTYPES = ["fp32", "tf32", "bf16", "fp16"]
+FAMILIES = ["llama", "qwen2", "qwen3"]  # besides gpt2
 SMALL = {"--depth": 1, "--channels": 16, "--heads": 2, "--prompts": 2, "--group": 2, "--steps": 1,
          "--warmup-steps": 2, "--warmup-batch": 4, "--eval-prompts": 2, "--eval-samples": 2,
          "--eval-k": 2}
@@ -361,6 +362,7 @@ RUNS = {**{d: plain_run(d) for d in DTYPES},
         "cpu": plain_run("fp32", device_name="cpu"),
         **{f"cpu {d}": plain_run("fp32", d, "cpu") for d in DTYPES if d != "fp32"},
         **{f"invariant {d}": plain_run(d, **INVARIANT) for d in DTYPES},
+        **{f"invariant {f}": plain_run("bf16", **INVARIANT, **{"--family": f, "--kv-heads": 1}) for f in FAMILIES},
         **{f"slots {d}": plain_run(d, **INVARIANT, **{"--slots": 3}) for d in DTYPES}}
 
 
@@ -376,7 +378,8 @@ def whole_run(check, name, folder, launcher=(), run=None):
         raise Failed(f"run {name} ended with status {status}: {last_lines(err)}")
     with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
         lines = [json.loads(line) for line in log]
-    models = sorted(glob.glob(os.path.join(out, "checkpoints", "step-*", "model.bin")))
+    model = "model/model.safetensors" if "--family" in flags else "model.bin"
+    models = sorted(glob.glob(os.path.join(out, "checkpoints", "step-*", model)))
     if not models:
         raise Failed(f"run {name} left no checkpoint")
     with open(models[-1], "rb") as file:
@@ -433,10 +436,10 @@ def runs_mismatch(_, runs):
 
 def runs_invariant(_, runs):
     """With --batch-invariant every token has one log-probability, the sampler's and the trainer's."""
-    for dtype in DTYPES:
-        for line in of_phase(runs[f"invariant {dtype}"][0], "numerics"):
+    for name in DTYPES + FAMILIES:
+        for line in of_phase(runs[f"invariant {name}"][0], "numerics"):
             if line["logp_diff_max"] != 0:
-                raise Failed(f"{dtype}: max |log pi - log mu| is {line['logp_diff_max']:.2e}")
+                raise Failed(f"{name}: max |log pi - log mu| is {line['logp_diff_max']:.2e}")
 
 
 def runs_same_bits(_, runs, name, as_name="fp32"):
