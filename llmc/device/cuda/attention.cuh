@@ -84,7 +84,7 @@ struct attention_call {
     rounding operand;
     bool packed;  // every head of every row can be moved 16 bytes at a time
 };
-// Of a larger one nvcc would keep the address instead of what it reads there.
+// nvcc takes the address of a parameter that is larger, which the PTX machine refuses.
 static_assert(sizeof(attention_call<float>) <= 128);
 
 // Where a block works: a sequence's number, first row and length, and the first position of the
@@ -435,7 +435,8 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
     tile_place at = place_of(x.pack, blockIdx.x, MMA_TILE);
     if (at.first >= at.length) return;
     int head = blockIdx.y, group = x.heads / x.key_heads, seeing = seeing_rows(x.pack, at);
-    int each = (seeing - at.first + STEP - 1) / STEP, steps = group * each;  // of a query head
+    int each = (seeing - at.first + STEP - 1) / STEP;  // steps of a query head
+    int steps = group * each;
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = at.first + step % each * STEP;
         int query_head = head * group + step / each;

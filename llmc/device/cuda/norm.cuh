@@ -160,7 +160,7 @@ static __device__ void norm_backward_row(T* to, float* dgain, float* dbias, cons
     }
 }
 
-// partial[w] of column c, from `sums` floats of each warp on: the warps' sums, added in order.
+// The warps' sums of a column, added in order. `sums`: floats that each warp has.
 template <int N>
 static __device__ inline float add_warps(const float* memory, int sums, int column) {
     int span = column / N;
