@@ -30,6 +30,7 @@ int main(int count, char** arguments) {
     *end = 0;
     one_process = xprintf("%s/train_gpt2_rl", path);
     setenv("TRAIN_GPT2_RL", one_process, 1);
+    unsetenv("PTX_COVERAGE");  // ranks would write into one file at the same time
     if (!begin_runs()) return 1;
     if (!launches(OPEN_MPI)) {
         end_runs();
