@@ -1,5 +1,7 @@
 // The CUDA device's memory, and its ops on rows: embeddings, the norms, the norm and the rotation
 // of heads, the activations. See cuda_test.h for the method.
+#include <dlfcn.h>
+
 #include "cuda_test.h"
 #include "refusal.h"
 
@@ -33,7 +35,25 @@ static void ask_for_too_much(const void* unused) {
     b->alloc(b, (size_t)1 << 50, "the KV cache (lower --slots)");
 }
 
+// In libc's place: notes who asks for NCCL.
+static int nccl_asked_for;
+void* dlopen(const char* name, int flags) {
+    void* (*next)(const char*, int) = (void* (*)(const char*, int))dlsym(RTLD_NEXT, "dlopen");
+    nccl_asked_for |= name && strstr(name, "libnccl");
+    return next(name, flags);
+}
+
+// A device that exchanges nothing does without NCCL.
+static void open_and_close(const void* unused) {
+    const char* why;
+    (void)unused;
+    cuda_close(cuda_open(PRODUCTS_HANDWRITTEN, &why));
+    fatal("opened and closed %s NCCL", nccl_asked_for ? "with" : "without");
+}
+
 static void test_opening(void) {
+    check_refusal(open_and_close, NULL, "a device alone",
+                  (const char* [REFUSAL_WORDS]){"opened and closed without NCCL"});
     check_refusal(open_without_gpu, NULL, "no GPU",
                   (const char* [REFUSAL_WORDS]){"not opened, because there is no NVIDIA"});
     check_refusal(ask_for_too_much, NULL, "a petabyte",

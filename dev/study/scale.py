@@ -12,7 +12,7 @@ the time of a step of one rank over that of R. What is assumed, a line each:
   update: (1 - 1/R) of both leaves every rank, not overlapped with the backward pass; 20 us a round;
 - ranks of one machine (8) have its link, more have the slower one between machines;
 - a rollout (12 bytes a token, 5 arrays) goes round a ring, and every rank does the whole step's host work
-  (its metrics above all): 600 ns a token, twice the 0.3 us of mismatch_measure on one core;
+  (its metrics above all): 400 ns a token, twice what mismatch_measure takes on one quiet core;
 - memory: fp32 weights and gradient, bf16 weights, activations and cache of 16 GB; moments / R.
 """
 import argparse
@@ -26,12 +26,13 @@ def sampling_rate(parameters, cache, length):
     return 0.25 * SEQUENCES * BANDWIDTH / (2 * parameters + SEQUENCES * cache * length / 2)
 
 
-# name, parameters, tokens/s of training and of sampling on one GPU
-MODELS = [("124M", 124e6, 347e3, 151e3),
-          ("1558M", 1558e6, 37e3, sampling_rate(1558e6, 48 * 2 * 1600 * 2, 512)),
-          ("8B", 8.0e9, 0.47 * FLOPS / 6 / 8.0e9, sampling_rate(8.0e9, 32 * 2 * 1024 * 2, 512))]
+# name, parameters, tokens/s of training on one GPU and of sampling where it was measured, else bytes of
+# a token's keys and values
+MODELS = [("124M", 124e6, 347e3, 151e3, None),
+          ("1558M", 1558e6, 37e3, None, 48 * 2 * 1600 * 2),
+          ("8B", 8.0e9, 0.47 * FLOPS / 6 / 8.0e9, None, 32 * 2 * 1024 * 2)]
 RANKS = [1, 2, 4, 8, 16, 64, 256, 1024]
-MACHINE, ROUND, HOST, OTHER_BYTES, CARD = 8, 20e-6, 600e-9, 16e9, 80e9
+MACHINE, ROUND, HOST, OTHER_BYTES, CARD = 8, 20e-6, 400e-9, 16e9, 80e9
 
 
 def step_seconds(ranks, parameters, train, sample, a):
@@ -52,9 +53,13 @@ def main():
     p.add_argument("--length", type=int, default=512, help="tokens of a response")
     p.add_argument("--updates", type=int, default=4, help="a step")
     a = p.parse_args()
+    for name, value in vars(a).items():
+        if value <= 0:
+            p.error(f"--{name.replace('_', '-')} {value} is not above 0")
     print(f"{'model':8s}{'ranks':>6s}{'step':>9s}{'sampling':>10s}{'training':>10s}{'exchange':>10s}"
           f"{'rollout':>9s}{'host':>8s}{'efficiency':>12s}{'memory a GPU':>14s}")
-    for name, parameters, train, sample in MODELS:
+    for name, parameters, train, measured, cache in MODELS:
+        sample = measured or sampling_rate(parameters, cache, a.length)
         alone = sum(step_seconds(1, parameters, train, sample, a))
         for ranks in RANKS:
             parts = step_seconds(ranks, parameters, train, sample, a)

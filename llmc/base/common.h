@@ -18,7 +18,7 @@
 
 LLMC_BEGIN
 
-// Prints "train_gpt2_rl: " and the message to stderr and exits with status 1.
+// Prints "train_gpt2_rl: " and the message, cut at 8 KB, to stderr and exits with status 1.
 void fatal(const char* format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 // What fatal calls between the message and the exit, once; NULL at first. It may leave by longjmp,
 // as tests do that count many refusals in one process.

@@ -101,7 +101,6 @@ typedef struct slot_state {
     end_set ends;
 } slot_state;
 
-enum { GROUP_NAME = 128 };  // bytes
 enum { SUM_CHUNK = 4096 };  // elements that sum_squares adds up at a time
 
 typedef struct adamw_step {
@@ -125,6 +124,7 @@ extern const char BUILT_DEVICES[];  // the names of those that are built in, "cp
 // device: "cpu", "plain" or "cuda".
 const capabilities* device_can(const char* device);
 
+enum { GROUP_NAME = 128 };  // bytes: of a group of devices
 typedef struct backend backend;
 struct backend {
     const char* name;  // "cpu (avx512, 2 threads)"

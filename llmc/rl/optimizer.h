@@ -48,9 +48,8 @@ typedef struct optimizer {
     optimizer_state state;
     size_t count;  // parameters
     ranks* ranks;
-    size_t first,
-        own;       // the slice of this rank: its first parameter, a multiple of SUM_CHUNK; its size
-    float *m, *v;  // moments (own)
+    size_t first, own;  // the slice of this rank: from where, a multiple of SUM_CHUNK; how many
+    float *m, *v;       // moments (own)
     model_gradients gradients;
     int shards, levels;            // of a mini-batch, this rank's; log2 of `shards`
     float* pending[SHARD_LEVELS];  // (levels) of (count): pending[l] holds the sum of 2^l shards

@@ -13,7 +13,7 @@
 // shards. So the bits depend on how many shards there are, and not on which rank computes which.
 //
 // trainer_logprobs and trainer_update are over ranks (ranks.h): each runs its share of the groups,
-// or of the shards, and all get the results of all.
+// or of the shards, and all get the results of all. With several ranks a call has whole groups.
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 

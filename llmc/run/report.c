@@ -23,7 +23,7 @@ static void report_device(const run* r) {
     const settings* s = r->settings;
     if (r->ranks->size > 1)
         log_print(r->log,
-                  "ranks       %d, %d of them on this machine: %d prompts a step are each one's",
+                  "ranks       %d, %d of them on this machine; each samples %d prompts a step",
                   r->ranks->size, r->ranks->here, s->prompts / r->ranks->size);
     log_print(r->log, "device      %s%s%s", r->device->name, r->why_cpu ? ": " : "",
               r->why_cpu ? r->why_cpu : "");

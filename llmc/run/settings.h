@@ -47,8 +47,7 @@ void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, 
 uint64_t settings_build(void);
 uint64_t settings_checksum(void);
 // Opens the device of rank `place` of the `here` ones on this machine, and notes which it is, since
-// another one would give other bits. `why_cpu`: why
-// --device auto came to the CPU, or NULL.
+// another one would give other bits. `why_cpu`: why --device auto came to the CPU, or NULL.
 backend* settings_open_device(int here, int place, const char** why_cpu);
 // Refuses a fresh start in a directory that holds a run, or what is left of one.
 void settings_check_out(void);

@@ -41,7 +41,7 @@ char* reward_counts_text(const reward_counts* c);
 
 typedef struct command_config {
     const char* line;  // for /bin/sh -c
-    int workers;       // processes; 0: none is started, and nothing can be judged (grader.h)
+    int workers;       // processes, at least 1 (0: see reward_open)
     double timeout;    // seconds that a batch may take, above 0
     int skip_missing;  // read by grader.h: a response without a number has the reward NaN, not 0
 } command_config;

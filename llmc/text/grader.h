@@ -30,7 +30,8 @@ typedef struct reward reward;
 // Opens a reward; `spec` may be NULL where there is a command, and means "cmd" then. `command` is
 // NULL without --reward-cmd. Fatal, in one sentence: a malformed spec (with its right form), a name
 // or an option that does not exist (with the nearest one), one grader twice, "cmd" without a
-// command or a command without "cmd", and a command that does not start.
+// command or a command without "cmd", and a command that does not start. A command of 0 workers is
+// not started, for a process that checks the rest and leaves the grading to another.
 reward* reward_open(const char* spec, const command_config* command);
 void reward_free(reward* r);
 

@@ -154,7 +154,7 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
 
 void cuda_close(backend* b) {
     cuda_context* c = context_of(b);
-    nccl_leave();
+    nccl_close(c->group);
     if (c->products) cublaslt_close(b, c->products);
     for (int i = 0; i < SCRATCHES; i++)
         if (c->scratch[i].data) cuda_release(b, c->scratch[i].data, c->scratch[i].bytes);

@@ -258,6 +258,7 @@ static __device__ inline float warp_sum(float x) {
 enum { SCRATCH_PARTIAL, SCRATCH_OPERAND, SCRATCH_LOGITS, SCRATCH_ROWS, SCRATCHES };
 
 struct cublaslt;  // cublaslt.cuh
+struct nccl;      // nccl.cuh
 
 struct cuda_context {
     cudaStream_t stream;
@@ -267,6 +268,7 @@ struct cuda_context {
     } scratch[SCRATCHES];
     cublaslt* products;  // NULL: the handwritten ones
     bool forward_handwritten;
+    nccl* group;     // NULL: the device exchanges nothing with others
     int processors;  // streaming multiprocessors
     char* name;
 };
