@@ -39,8 +39,8 @@ static void draw_prompts(run* r) {
     }
 }
 
-// A group of completions for each prompt, by the sampler with its own copy of the weights, which may
-// be an older one (--lag, --sync-every).
+// A group of completions for each prompt, by the sampler with its own copy of the weights, which
+// may be an older one (--lag, --sync-every).
 static void sample(run* r, step_report* found) {
     rollout* d = r->data;
     sampling how = settings_sampling(r->settings, STREAM_SAMPLE, (uint32_t)r->state.step);
@@ -108,8 +108,8 @@ static void advantages(run* r) {
                                       : 0;
         penalised[i] = d->reward[i] + (float)penalty;
     }
-    objective_advantages((advantage_kind)r->settings->advantage, penalised, d->prompts, d->group,
-                         d->advantage);
+    objective_advantages((advantage_kind)r->settings->advantage, r->settings->advantage_eps,
+                         penalised, d->prompts, d->group, d->advantage);
     rollout_leave_out(d);
     report_samples(r);
 }
@@ -140,8 +140,9 @@ static void update_once(run* r, int i, double lr, step_report* found) {
 static void update(run* r, step_report* found) {
     const settings* s = r->settings;
     int count = s->updates * s->epochs;
-    double lr = schedule_lr((schedule_kind)s->schedule, s->lr, s->lr_final, r->state.step,
-                            s->lr_warmup, s->lr_decay_steps ? s->lr_decay_steps : s->steps);
+    double lr =
+        schedule_lr((schedule_kind)s->schedule, s->lr, s->lr_final, r->state.step,
+                    settings_lr_warmup(s), s->lr_decay_steps ? s->lr_decay_steps : s->steps);
     for (int i = 0; i < count; i++) {
         update_once(r, i, lr, found);
         report_progress(r, "update", (double)(i + 1) / count, &r->updating);

@@ -933,7 +933,7 @@ static void run_check(const void* o) { objective_check(o); }
 static void run_advantage(const void* unused) {
     (void)unused;
     float reward = 1, advantage;
-    objective_advantages(ADVANTAGE_MEAN, &reward, 1, 1, &advantage);
+    objective_advantages(ADVANTAGE_MEAN, 1e-6, &reward, 1, 1, &advantage);
 }
 
 static void check_refusals(void) {
@@ -999,14 +999,18 @@ static void check_advantages(void) {
     // 0.5 / (sqrt(1/3) + 1e-6), 1 / (sqrt(4/3) + 1e-6) in 20 digits
     static const double by_std[2] = {.86602390378703671848, .86602465378508816525};
     float a[8];
-    objective_advantages(ADVANTAGE_MEAN, reward, 2, 4, a);
+    objective_advantages(ADVANTAGE_MEAN, 1e-6, reward, 2, 4, a);
     for (int i = 0; i < 8; i++) CHECK_SAME(a[i], reward[i] - (i < 4 ? .5f : 2.f), "mean");
-    objective_advantages(ADVANTAGE_STD, reward, 2, 4, a);
+    objective_advantages(ADVANTAGE_STD, 1e-6, reward, 2, 4, a);
     for (int i = 0; i < 8; i++) {
         int up = reward[i] > (i < 4 ? .5 : 2);
         CHECK_NEAR(a[i], (up ? 1 : -1) * by_std[i / 4], 0x1p-25, "std");  // half an ulp of fp32
     }
-    objective_advantages(ADVANTAGE_RLOO, reward, 2, 4, a);
+    objective_advantages(ADVANTAGE_STD, 0, reward, 2, 4, a);  // 0.5 / sqrt(1/3)
+    CHECK_NEAR(a[0], .86602540378443864676, 0x1p-25, "std without an epsilon");
+    objective_advantages(ADVANTAGE_STD, .5, reward, 2, 4, a);  // 1 / (sqrt(4/3) + 0.5)
+    CHECK_NEAR(a[7], .60433895850392450, 0x1p-25, "std with a large epsilon");
+    objective_advantages(ADVANTAGE_RLOO, 1e-6, reward, 2, 4, a);
     // 1 - 1/3, 0 - 2/3; 1 - 7/3, 3 - 5/3
     static const double by_rloo[8] = {2 / 3.,  -2 / 3., -2 / 3., 2 / 3.,
                                       -4 / 3., -4 / 3., 4 / 3.,  4 / 3.};
@@ -1021,12 +1025,12 @@ static void check_equal_rewards(void) {
             for (int n = 2; n <= 65; n++) {
                 for (int i = 0; i < n; i++) reward[i] = values[v];
                 if (v == 0) reward[n - 1] = -0.f;
-                objective_advantages((advantage_kind)kind, reward, 1, n, a);
+                objective_advantages((advantage_kind)kind, 1e-6, reward, 1, n, a);
                 for (int i = 0; i < n; i++) CHECK_SAME(a[i], 0.f, "advantage of equal rewards");
             }
     // One ulp apart is not equal.
     reward[0] = .1f, reward[1] = nextafterf(.1f, 1);
-    objective_advantages(ADVANTAGE_MEAN, reward, 1, 2, a);
+    objective_advantages(ADVANTAGE_MEAN, 1e-6, reward, 1, 2, a);
     CHECK(a[0] < 0 && a[1] > 0, "%g, %g", (double)a[0], (double)a[1]);
 }
 
@@ -1034,7 +1038,7 @@ static void check_advantage_sums(void) {
     float reward[5 * 16], a[5 * 16];
     for (int i = 0; i < 80; i++) reward[i] = (float)((i * 37 % 41) / 41.) - (i % 7 == 0);
     for (int kind = ADVANTAGE_MEAN; kind <= ADVANTAGE_RLOO; kind++) {
-        objective_advantages((advantage_kind)kind, reward, 5, 16, a);
+        objective_advantages((advantage_kind)kind, 1e-6, reward, 5, 16, a);
         for (int g = 0; g < 5; g++) {
             double sum = 0, largest = 0;
             for (int i = 0; i < 16; i++) {

@@ -17,6 +17,7 @@ static const char* const DTYPES[] = {"same", "bf16", "fp8_e4m3", "eXmY (bits)", 
 static int depth, top_k, colour, fast, resume;
 static uint64_t seed;
 static double delta, lr, shift, late;
+static step_count rise;
 static const char *out, *init, *dtype;
 
 static option table[] = {
@@ -27,6 +28,7 @@ static option table[] = {
     {.kind = OPTION_GROUP, .help = "objective"},
     {"delta", OPTION_DOUBLE, &delta, "trust region", .min = 0, .max = INFINITY, .above_min = 1},
     {"lr", OPTION_DOUBLE, &lr, "learning rate", .min = 0, .max = 1},
+    {"rise", OPTION_STEPS, &rise, "steps", .min = 0, .max = INT_MAX},
     {"shift", OPTION_DOUBLE, &shift, "any number", .min = -DBL_MAX, .max = DBL_MAX},
     {"late", OPTION_DOUBLE, &late, "chosen later", .min = 0, .max = DBL_MAX},
     {"colour", OPTION_CHOICE, &colour, "a colour", .choices = COLOURS},
@@ -41,6 +43,7 @@ static option table[] = {
 
 static void set_defaults(void) {
     depth = 4, top_k = -1, seed = 1, delta = 0.15, lr = 1e-3, shift = 0, late = NAN;
+    rise = (step_count){.steps = 5};
     colour = 0, fast = 0, resume = 0, out = "runs/a", init = "", dtype = "same";
 }
 
@@ -99,6 +102,29 @@ static void test_values(void) {
     parse_fresh("--top-k=-2147483648|--shift=-1e-310|--fast=1");
     CHECK(top_k == INT_MIN && shift == -1e-310 && fast == 1, "top-k %d shift %g", top_k, shift);
     CHECK(!options_find(table, "model") && !options_find(table, "dept"), "no such options");
+}
+
+// A number is one of steps, a share has its sign, and both read back.
+static void test_steps(void) {
+    static const struct {
+        const char *text, *back;
+        int steps;
+        double percent;
+    } cases[] = {
+        {"0", "0", 0, 0},      {"1", "1", 1, 0},        {"2147483647", "2147483647", INT_MAX, 0},
+        {"10%", "10%", 0, 10}, {"0.5%", "0.5%", 0, .5}, {"100%", "100%", 0, 100},
+        {"3.0%", "3%", 0, 3}};
+    option* o = options_find(table, "rise");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *line = xprintf("--rise=%s", cases[i].text), *text;
+        parse_fresh(line);
+        CHECK(rise.steps == cases[i].steps && rise.percent == cases[i].percent, "%s: %d, %g%%",
+              line, rise.steps, rise.percent);
+        text = option_text(o);
+        CHECK(!strcmp(text, cases[i].back), "%s reads back as %s", line, text);
+        free(line);
+        free(text);
+    }
 }
 
 static void test_refusals(void) {
@@ -171,6 +197,15 @@ static void test_refusals(void) {
         {"--delta=", {"--delta is \"\""}},
         {"--lr|1.0000000000000002", {"--lr", "a number, from 0 to 1"}},
         {"--lr|inf", {"--lr is \"inf\""}},
+        {"--rise|0.1", {"--rise is \"0.1\"", "a whole number, at least 0, or a share such as 10%"}},
+        {"--rise|-1", {"--rise is \"-1\""}},
+        {"--rise|0%", {"--rise is \"0%\""}},
+        {"--rise|100.1%", {"--rise is \"100.1%\""}},
+        {"--rise|-5%", {"--rise is \"-5%\""}},
+        {"--rise|5 %", {"--rise is \"5 %\""}},
+        {"--rise|%", {"--rise is \"%\""}},
+        {"--rise|nan%", {"--rise is \"nan%\""}},
+        {"--rise=", {"--rise is \"\""}},
         {"--shift|inf", {"--shift is \"inf\"; it must be a number\n"}},
         {"--shift|-inf", {"--shift is \"-inf\""}},
         {"--colour|pink", {"--colour is \"pink\"; it must be one of red, green, blue-green"}},
@@ -517,6 +552,7 @@ int main(void) {
     snprintf(saved_path, sizeof saved_path, "%s/saved", folder);
     set_defaults();
     test_values();
+    test_steps();
     test_refusals();
     test_long_flag();
     test_config_refusals();

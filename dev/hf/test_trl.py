@@ -162,14 +162,11 @@ def trl_updates(folder, batch, updates, factor=1.0, reference=None, parts=1, **s
     return list(zip(trainer.weights, trainer.gradients, trainer.weights[1:]))
 
 
-def our_update(folder, batch, updates=1, reference=None, reward_scale=0.01, without_a_token=False,
+def our_update(folder, batch, updates=1, reference=None, reward_scale=1, without_a_token=False,
                **flags):
-    """(gradient, weights after) of the last of so many updates.
-
-    TRL divides by std + 1e-4 and we by std + 1e-6: the same of rewards that are 100 times smaller.
-    """
+    """(gradient, weights after) of the last of so many updates."""
     flags = {"epochs": updates, "lr": 1e-2, "adam_eps": 1e-3, "beta2": 0.999, "advantage": "std",
-             "clip_low": 0.2, "clip_high": 0.2, **flags}
+             "advantage_eps": 1e-4, "clip_low": 0.2, "clip_high": 0.2, **flags}
     if reference:
         flags["reference"] = reference
     with tempfile.TemporaryDirectory() as place:
@@ -216,7 +213,7 @@ VARIANTS = {
         {"objective": "gspo", "aggregate": "seq-mean-token-mean"}),
     "epsilon_high 1": ({"epsilon_high": 1}, {"clip_high": 1}),
     "delta 1.5": ({"delta": 1.5}, {"ratio_cap": 1.5}),
-    "scale_rewards none": ({"scale_rewards": "none"}, {"advantage": "mean", "reward_scale": 1}),
+    "scale_rewards none": ({"scale_rewards": "none"}, {"advantage": "mean"}),
     "temperature 0.7": ({"temperature": 0.7}, {"temperature": 0.7}),
     "weight_decay 0.1": ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
     "beta 0.1": ({"beta": 0.1}, {"kl_coef": 0.1, "kl_estimator": "k2"}),
@@ -228,7 +225,7 @@ ONE_UPDATE = "beta 0.1, use_bias_correction_kl False"  # ours has the ratio as a
 FAULTS = {
     "the loss x 1.01": (1.01, {}),
     "a token left out": (1, {"without_a_token": True}),
-    "std + 1e-6": (1, {"reward_scale": 1}),
+    "std + 1e-6": (1, {"advantage_eps": 1e-6}),
     "lr x 1.01": (1, {"lr": 1.01e-2}),
     "eps x 1.01": (1, {"adam_eps": 1.01e-3}),
 }
@@ -318,7 +315,6 @@ def print_tables():
     print("| TRL | our flags | gradient | weights | second gradient | weights |")
     print("|---|---|---|---|---|---|")
     for name, (_, flags) in VARIANTS.items():
-        flags = {k: v for k, v in flags.items() if k != "reward_scale"}
         ours = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in flags.items())
         numbers = [f"{x:.1e}" for pair in differences(name)[0] for x in pair]
         print("|", " | ".join([f"`{name}`", f"`{ours}`" if ours else "", *numbers]), "|")

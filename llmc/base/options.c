@@ -36,6 +36,11 @@ char* option_text(const option* o) {
         case OPTION_DOUBLE:
             number_text(*(double*)o->value, number);
             return xprintf("%s", number);
+        case OPTION_STEPS:
+            number_text(((step_count*)o->value)->percent, number);
+            return ((step_count*)o->value)->percent > 0
+                       ? xprintf("%s%%", number)
+                       : xprintf("%d", ((step_count*)o->value)->steps);
         case OPTION_CHOICE:
             return xprintf("%s", o->choices[*(int*)o->value]);
         case OPTION_TEXT:
@@ -54,8 +59,9 @@ static char* range_text(const option* o) {
     char low[32], high[32];
     number_text(o->min, low);
     number_text(o->max, high);
-    double least = o->kind == OPTION_INT ? INT_MIN : -DBL_MAX;
-    double most = o->kind == OPTION_INT ? INT_MAX : o->kind == OPTION_U64 ? 0x1p64 : DBL_MAX;
+    int is_int = o->kind == OPTION_INT || o->kind == OPTION_STEPS;
+    double least = is_int ? INT_MIN : -DBL_MAX;
+    double most = is_int ? INT_MAX : o->kind == OPTION_U64 ? 0x1p64 : DBL_MAX;
     if (o->max < most) {
         if (o->min <= least) return xprintf("at most %s", high);
         return o->above_min ? xprintf("above %s, at most %s", low, high)
@@ -90,7 +96,8 @@ static char* legal_text(const option* o) {
     const char* noun = has_choices(o)             ? "one of "
                        : o->kind == OPTION_DOUBLE ? "a number"
                                                   : "a whole number";
-    char* text = xprintf("%s%s%s", noun, !has_choices(o) && *values ? ", " : "", values);
+    const char* share = o->kind == OPTION_STEPS ? ", or a share such as 10%" : "";
+    char* text = xprintf("%s%s%s%s", noun, !has_choices(o) && *values ? ", " : "", values, share);
     free(values);
     return text;
 }
@@ -164,6 +171,26 @@ static int set_u64(const option* o, const char* text) {
     return 1;
 }
 
+// Without the sign a number is one of steps, so that no value can be read in two ways.
+static int set_steps(const option* o, const char* text) {
+    step_count* to = o->value;
+    size_t n = strlen(text);
+    int steps = 0;
+    option count = *o;
+    count.value = &steps;
+    if (!n || text[n - 1] != '%') {
+        if (!set_int(&count, text)) return 0;
+        *to = (step_count){.steps = steps};
+        return 1;
+    }
+    char *share = xprintf("%.*s", (int)n - 1, text), *end;
+    double percent = strtod(share, &end);
+    int legal = made_of(share, ".0123456789") && !*end && percent > 0 && percent <= 100;
+    free(share);
+    if (legal) *to = (step_count){.percent = percent};
+    return legal;
+}
+
 // A number too small for a double becomes the nearest one; one too large is refused.
 static int set_double(const option* o, const char* text) {
     char* end;
@@ -225,9 +252,9 @@ static const char* nearest_choice(const option* o, const char* text) {
 // `text` must outlive the table if the option is an OPTION_TEXT or an OPTION_FORMAT.
 static void option_set(const option* o, const char* text, const char* where) {
     static int (*const set[])(const option*, const char*) = {
-        [OPTION_INT] = set_int,       [OPTION_U64] = set_u64,   [OPTION_DOUBLE] = set_double,
-        [OPTION_CHOICE] = set_choice, [OPTION_TEXT] = set_text, [OPTION_SWITCH] = set_switch,
-        [OPTION_FORMAT] = set_format};
+        [OPTION_INT] = set_int,       [OPTION_U64] = set_u64,       [OPTION_STEPS] = set_steps,
+        [OPTION_DOUBLE] = set_double, [OPTION_CHOICE] = set_choice, [OPTION_TEXT] = set_text,
+        [OPTION_SWITCH] = set_switch, [OPTION_FORMAT] = set_format};
     if (set[o->kind](o, text)) return;
     const char* nearest = nearest_choice(o, text);
     fatal("%s--%s is \"%s\"; it must be %s%s%s%s", where, o->name, quoted(text), legal_text(o),
@@ -404,6 +431,7 @@ static void overrule(option* o, const char* text, const char* where) {
         int i;
         uint64_t u;
         double d;
+        step_count s;
         const char* t;
     } value;
     option in_file = *o;

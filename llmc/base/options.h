@@ -11,6 +11,7 @@ typedef enum {
     OPTION_GROUP,   // a heading of --help: only `help` is set
     OPTION_INT,     // int*
     OPTION_U64,     // uint64_t*
+    OPTION_STEPS,   // step_count*: a whole number, or a share with a percent sign
     OPTION_DOUBLE,  // double*; "inf" is legal where max is infinite; NAN = no value yet
     OPTION_CHOICE,  // int*, index into `choices`
     OPTION_TEXT,    // const char**; "" = not given; the text outlives the table
@@ -18,12 +19,18 @@ typedef enum {
     OPTION_SWITCH   // int*: --name sets 1; --name=0 and --name=1 are legal too
 } option_kind;
 
+// Steps of a run: their number, or a share of all.
+typedef struct step_count {
+    int steps;
+    double percent;  // above 0, up to 100: the share counts, and `steps` is 0
+} step_count;
+
 typedef struct option {
     const char* name;  // without the dashes
     option_kind kind;
     void* value;       // where it is stored; holds the default before options_parse
     const char* help;  // what it means and in what unit, without a full stop
-    double min, max;   // INT, U64, DOUBLE: the legal range, inclusive; INT_MAX, 0x1p64 or
+    double min, max;   // INT, U64, STEPS, DOUBLE: the legal range, inclusive; INT_MAX, 0x1p64 or
                        // DBL_MAX where there is no upper limit
     const char* const*
         choices;      // CHOICE: names, NULL at the end; FORMAT: what to list of them;

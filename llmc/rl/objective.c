@@ -388,7 +388,8 @@ double objective_kl_reward(const objective* o, const float* log_mu, const float*
     return -o->kl_coef * sum;
 }
 
-static void group_advantages(advantage_kind kind, const float* reward, int n, float* advantage) {
+static void group_advantages(advantage_kind kind, double eps, const float* reward, int n,
+                             float* advantage) {
     int equal = 1;
     double sum = 0, squares = 0;
     for (int i = 0; i < n; i++) {
@@ -402,19 +403,19 @@ static void group_advantages(advantage_kind kind, const float* reward, int n, fl
         // Compared, not subtracted: an exact 0 must not hang on how sums round.
         double a = equal                    ? 0.0
                    : kind == ADVANTAGE_RLOO ? reward[i] - (sum - reward[i]) / (n - 1)
-                   : kind == ADVANTAGE_STD  ? (reward[i] - mean) / (std + 1e-6)
+                   : kind == ADVANTAGE_STD  ? (reward[i] - mean) / (std + eps)
                                             : reward[i] - mean;
         advantage[i] = (float)a;
     }
 }
 
-void objective_advantages(advantage_kind kind, const float* reward, int groups, int size,
-                          float* advantage) {
+void objective_advantages(advantage_kind kind, double eps, const float* reward, int groups,
+                          int size, float* advantage) {
     if (size < 2)
         fatal("an advantage compares the samples of a prompt, and there is %d; raise --group",
               size);
     for (int g = 0; g < groups; g++)
-        group_advantages(kind, reward + (size_t)g * size, size, advantage + (size_t)g * size);
+        group_advantages(kind, eps, reward + (size_t)g * size, size, advantage + (size_t)g * size);
 }
 
 void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,

@@ -109,9 +109,10 @@ double objective_kl_reward(const objective* o, const float* log_mu, const float*
                            int length);
 
 // Advantages of `groups` groups of `size` rewards each, all (groups, size). A group of equal
-// rewards gives exactly 0. size < 2 is fatal. `advantage` may be `reward` itself.
-void objective_advantages(advantage_kind kind, const float* reward, int groups, int size,
-                          float* advantage);
+// rewards gives exactly 0. eps is added to the standard deviation of ADVANTAGE_STD. size < 2 is
+// fatal. `advantage` may be `reward` itself.
+void objective_advantages(advantage_kind kind, double eps, const float* reward, int groups,
+                          int size, float* advantage);
 
 // The weight of each token of sequence s, for s < sequences, in a mini-batch of those sequences:
 // weight[s] multiplies every token of s. start: (sequences + 1); s has start[s + 1] - start[s]

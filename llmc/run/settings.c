@@ -32,6 +32,7 @@ static settings given = {
 #define GROUP(help)
 #define INT(name, field, value, low, high, resume, help) .field = value,
 #define U64(name, field, value, resume, help) .field = value,
+#define STEPS(name, field, value, low, high, resume, help) .field = {value, 0},
 #define REAL(name, field, value, low, high, above, resume, help) .field = value,
 #define CHOICE(name, field, value, names, resume, help) .field = value,
 #define FORMAT(name, field, value, names, resume, help) .field = value,
@@ -45,6 +46,7 @@ static const settings DEFAULTS = {
 #define GROUP(help)
 #define INT(name, field, value, low, high, resume, help) .field = value,
 #define U64(name, field, value, resume, help) .field = value,
+#define STEPS(name, field, value, low, high, resume, help) .field = {value, 0},
 #define REAL(name, field, value, low, high, above, resume, help) .field = value,
 #define CHOICE(name, field, value, names, resume, help) .field = value,
 #define FORMAT(name, field, value, names, resume, help) .field = value,
@@ -61,6 +63,8 @@ static option OPTIONS[] = {
 #define INT(name, field, value, low, high, resume, help) \
     ROW(name, OPTION_INT, field, help, low, high, NULL, 0)
 #define U64(name, field, value, resume, help) ROW(name, OPTION_U64, field, help, 0, 0x1p64, NULL, 0)
+#define STEPS(name, field, value, low, high, resume, help) \
+    ROW(name, OPTION_STEPS, field, help, low, high, NULL, 0)
 #define REAL(name, field, value, low, high, above, resume, help) \
     ROW(name, OPTION_DOUBLE, field, help, low, high, NULL, above)
 #define CHOICE(name, field, value, names, resume, help) \
@@ -79,6 +83,7 @@ static const on_resume ON_RESUME[] = {  // as OPTIONS
 #define GROUP(help) KEPT,
 #define INT(name, field, value, low, high, resume, help) resume,
 #define U64(name, field, value, resume, help) resume,
+#define STEPS(name, field, value, low, high, resume, help) resume,
 #define REAL(name, field, value, low, high, above, resume, help) resume,
 #define CHOICE(name, field, value, names, resume, help) resume,
 #define FORMAT(name, field, value, names, resume, help) resume,
@@ -306,6 +311,11 @@ sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) 
 
 int settings_recomputes_anchor(const settings* s) {
     return s->anchor == ANCHOR_RECOMPUTE || s->correct != CORRECT_NONE;
+}
+
+int settings_lr_warmup(const settings* s) {
+    return s->lr_warmup.percent > 0 ? (int)ceil(s->steps * s->lr_warmup.percent / 100)
+                                    : s->lr_warmup.steps;
 }
 
 int settings_filters(const settings* s) { return s->top_k > 0 || (float)s->top_p < 1; }
@@ -629,8 +639,13 @@ static int smallest_inputs(const model* m) {
 }
 
 int settings_warmup_unread(const settings* s) {
-    return s->warmup_steps == 0 && (warmup_replaced || s->warmup_lr != DEFAULTS.warmup_lr ||
-                                    s->warmup_batch != DEFAULTS.warmup_batch || *s->warmup_cache);
+    const settings* d = &DEFAULTS;
+    return s->warmup_steps == 0 &&
+           (warmup_replaced || s->warmup_lr != d->warmup_lr || s->warmup_batch != d->warmup_batch ||
+            s->warmup_lr_rise != d->warmup_lr_rise || s->warmup_lr_final != d->warmup_lr_final ||
+            s->warmup_lr_decay_steps || s->warmup_beta1 != d->warmup_beta1 ||
+            s->warmup_beta2 != d->warmup_beta2 ||
+            s->warmup_weight_decay != d->warmup_weight_decay || *s->warmup_cache);
 }
 
 int settings_task_unread(const settings* s) { return *s->data && strcmp(s->task, DEFAULTS.task); }
@@ -647,6 +662,8 @@ static void check_parts(void) {
     if (*s->prompt && *s->out) fatal("--prompt keeps nothing; leave --out out");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->advantage != d->advantage, "--advantage",
                   "to --objective sft");
+    refuse_unread(s->advantage != ADVANTAGE_STD && s->advantage_eps != d->advantage_eps,
+                  "--advantage-eps", "without --advantage std");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
                   "to --objective sft, which has no ratio");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->correct, "--correct",
@@ -696,9 +713,15 @@ static void check_meaning(const model* m) {
                   "--lr-final", "to --schedule constant, which does not fall");
     refuse_unread(s->schedule == SCHEDULE_CONSTANT && s->lr_decay_steps, "--lr-decay-steps",
                   "to --schedule constant, which does not fall");
-    if (s->lr_decay_steps && s->lr_decay_steps <= s->lr_warmup)
+    if (s->lr_decay_steps && s->lr_decay_steps <= settings_lr_warmup(s))
         fatal("--lr-decay-steps %d: the rate still rises then, over --lr-warmup %d steps; raise it",
-              s->lr_decay_steps, s->lr_warmup);
+              s->lr_decay_steps, settings_lr_warmup(s));
+    if (s->warmup_steps && s->warmup_lr_decay_steps &&
+        s->warmup_lr_decay_steps <= s->warmup_lr_rise)
+        fatal(
+            "--warmup-lr-decay-steps %d: the rate still rises then, over --warmup-lr-rise %d "
+            "steps; raise it",
+            s->warmup_lr_decay_steps, s->warmup_lr_rise);
     if (s->reg != REG_NONE && s->reg_coef == 0)
         fatal("--reg %s means nothing without --reg-coef; give it, for example 0.1",
               REG_NAMES[s->reg]);

@@ -4,6 +4,7 @@
 #ifndef LLMC_SETTINGS_H
 #define LLMC_SETTINGS_H
 
+#include "../base/options.h"
 #include "../model/model.h"
 #include "../rl/correction.h"
 #include "../rl/objective.h"
@@ -17,6 +18,7 @@ typedef struct settings {
 #define GROUP(help)
 #define INT(name, field, value, low, high, resume, help) int field;
 #define U64(name, field, value, resume, help) uint64_t field;
+#define STEPS(name, field, value, low, high, resume, help) step_count field;
 #define REAL(name, field, value, low, high, above, resume, help) double field;
 #define CHOICE(name, field, value, names, resume, help) int field;
 #define FORMAT(name, field, value, names, resume, help) const char* field;
@@ -67,6 +69,7 @@ int settings_any_scaled(const settings* s);               // whether anything is
 optimizer_config settings_optimizer(const settings* s);   // of the RL updates
 sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
 float settings_inverse_temperature(const settings* s);  // 1 / --temperature
+int settings_lr_warmup(const settings* s);  // RL steps over which the learning rate rises
 // The model that the run starts from, --init's or --from's; "": a new one, and a warm-up.
 const char* settings_start(const settings* s);
 // Whether flags about checkpoints are given, and there is no --out where they would be kept.

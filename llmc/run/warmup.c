@@ -8,13 +8,11 @@
 #include "../base/checked.h"
 #include "../model/model_file.h"
 
-enum { WARMUP_LR_STEPS = 50 };
-
 static optimizer_config warmup_optimizer(const settings* s) {
-    return (optimizer_config){.beta1 = 0.9,
-                              .beta2 = 0.95,
+    return (optimizer_config){.beta1 = s->warmup_beta1,
+                              .beta2 = s->warmup_beta2,
                               .eps = 1e-8,
-                              .weight_decay = 0.01,
+                              .weight_decay = s->warmup_weight_decay,
                               .clip = 1,
                               .format = &FORMAT_FP32,
                               .loss_scaling = 0,
@@ -37,6 +35,10 @@ void warmup_free(run* r) {
     rollout_free(r->warmup_data);
     r->warmup = NULL;
     r->warmup_data = NULL;
+}
+
+static int decay_steps(const settings* s) {
+    return s->warmup_lr_decay_steps ? s->warmup_lr_decay_steps : s->warmup_steps;
 }
 
 static void put_response(rollout* d, int i, const token_list* response) {
@@ -70,8 +72,8 @@ warmup_result warmup_step(run* r) {
     rollout* d = r->warmup_data;
     double start = clock_seconds();
     int step = r->state.warmup_step;
-    double lr =
-        schedule_lr(SCHEDULE_COSINE, s->warmup_lr, 0, step, WARMUP_LR_STEPS, s->warmup_steps);
+    double lr = schedule_lr(SCHEDULE_COSINE, s->warmup_lr, s->warmup_lr_final, step,
+                            s->warmup_lr_rise, decay_steps(s));
     draw_examples(r);
     warmup_result w = {.lr = lr};
     w.update = trainer_update(r->warmup, d, 0, d->sequences, &sft, AGGREGATE_TOKEN_MEAN, 1, lr);
@@ -115,12 +117,16 @@ static char* warmup_key(const run* r) {
     // Of one file, the number of problems that were too long says which ones.
     int count = r->source.skipped;
     char* skipped = count ? xprintf(", without %d long problems", count) : xprintf("%s", "");
+    int falls = s->warmup_lr_final > 0 || s->warmup_lr_decay_steps;
+    char* fall = falls ? xprintf(", lr to %.17g at %d", s->warmup_lr_final, decay_steps(s))
+                       : xprintf("%s", "");
     char* key = xprintf(
         "arithmetic %d%s, model %s, task %s, texts %llx, seed %llu, steps %d %d, batch %d, "
-        "shards %d, adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g%s",
+        "shards %d, adamw %.17g %.17g %.17g %.17g %.17g, clip %.17g%s%s",
         ARITHMETIC_VERSION, device, of_model, s->task, (unsigned long long)r->state.texts_checksum,
-        (unsigned long long)s->seed, s->warmup_steps, WARMUP_LR_STEPS, s->warmup_batch, s->shards,
-        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip, skipped);
+        (unsigned long long)s->seed, s->warmup_steps, s->warmup_lr_rise, s->warmup_batch, s->shards,
+        s->warmup_lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip, skipped, fall);
+    free(fall);
     free(of_model);
     free(skipped);
     return key;
