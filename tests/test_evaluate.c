@@ -223,23 +223,23 @@ static void test_known_verdicts(void) {
         odd += (list.item[i].prompt[0] - '0') % 2 / (double)c.prompts;
     problem_list_free(&list);
     evaluation e = evaluated(16, CAPACITY, &c, always);
-    CHECK(e.greedy == 1 && e.pass1 == 1 && e.passk == 1, "all are right");
+    CHECK(e.greedy == 1 && e.pass1 == 1 && e.passk[0] == 1, "all are right");
     CHECK(e.pass1_error == 0, "%g is the error of equal prompts", e.pass1_error);
     // Each prompt greedily, and each sample; 100 prompts do not divide by what fits at once.
     CHECK(seen.asked == 100 + 600 && seen.held_out == seen.asked, "%lld asked, %lld held out",
           (long long)seen.asked, (long long)seen.held_out);
-    CHECK(e.k == 4 && e.prompts == 100, "k and prompts");
+    CHECK(e.ks == 1 && e.k[0] == 4 && e.prompts == 100, "k and prompts");
     CHECK(e.tokens == seen.characters, "%lld tokens, %lld seen", (long long)e.tokens,
           (long long)seen.characters);
     CHECK(e.response_length > 1 && e.response_length < MAX_NEW, "length %g", e.response_length);
     e = evaluated(16, CAPACITY, &c, never);
-    CHECK(e.greedy == 0 && e.pass1 == 0 && e.passk == 0, "none is right");
+    CHECK(e.greedy == 0 && e.pass1 == 0 && e.passk[0] == 0, "none is right");
     e = evaluated(16, CAPACITY, &c, odd_prompts);
     CHECK(odd > 0.2 && odd < 0.8, "%g of the prompts are odd", odd);
     CHECK_NEAR(e.greedy, odd, 1e-12, "greedy, by prompt");
     CHECK_NEAR(e.pass1, odd, 1e-12, "pass@1, by prompt");
     CHECK_NEAR(e.pass1_error, sqrt(odd * (1 - odd) / 99), 1e-12, "its error, by prompt");
-    CHECK_NEAR(e.passk, odd, 1e-12, "pass@k, by prompt");
+    CHECK_NEAR(e.passk[0], odd, 1e-12, "pass@k, by prompt");
 }
 
 // Where the verdict hangs on the sample: pass@1 and pass@k from the samples of the same keys.
@@ -256,7 +256,7 @@ static void test_samples(void) {
     while (sampler_step(again.sampler)) {
     }
     sampler_end(again.sampler);
-    double pass1 = 0, passk = 0, length = 0, share[10], variance = 0;
+    double pass1 = 0, passk = 0, powers[2] = {0}, length = 0, share[10], variance = 0;
     for (int p = 0; p < c.prompts; p++) {
         int right = 0;
         for (int i = 0; i < c.samples; i++) {
@@ -266,14 +266,20 @@ static void test_samples(void) {
         share[p] = right / 6.0;
         pass1 += share[p] / 10;
         passk += count_subsets(c.samples, right, c.k) / c.prompts;
+        for (int i = 0; i < 2; i++)
+            powers[i] += count_subsets(c.samples, right, 2 << i) / c.prompts;
     }
     for (int p = 0; p < 10; p++) variance += (share[p] - pass1) * (share[p] - pass1) / 9;
     CHECK_NEAR(e.pass1, pass1, 1e-12, "pass@1");
     CHECK_NEAR(e.pass1_error, sqrt(variance / 10), 1e-12, "its standard error over prompts");
     CHECK(variance > 0.001, "%g: the prompts differ", variance);
-    CHECK_NEAR(e.passk, passk, 1e-12, "pass@k");
+    CHECK_NEAR(e.passk[0], passk, 1e-12, "pass@k");
     CHECK_NEAR(e.response_length, length, 1e-12, "length of the samples, not of the greedy ones");
     CHECK(pass1 > 0.1 && pass1 < 0.9 && passk > pass1 && passk < 1, "%g, %g", pass1, passk);
+    c.k = 0;  // 2 and 4 of six samples
+    e = evaluated(16, CAPACITY, &c, odd_responses);
+    CHECK(e.ks == 2 && e.k[0] == 2 && e.k[1] == 4, "%d powers of two", e.ks);
+    for (int i = 0; i < 2; i++) CHECK_NEAR(e.passk[i], powers[i], 1e-12, "pass@2, pass@4");
     c.prompts = 1;
     e = evaluated(16, CAPACITY, &c, odd_responses);
     CHECK(isnan(e.pass1_error), "%g is the error of a single prompt", e.pass1_error);
@@ -281,7 +287,7 @@ static void test_samples(void) {
 }
 
 static int same_evaluation(const evaluation* a, const evaluation* b) {
-    return a->greedy == b->greedy && a->pass1 == b->pass1 && a->passk == b->passk &&
+    return a->greedy == b->greedy && a->pass1 == b->pass1 && a->passk[0] == b->passk[0] &&
            a->pass1_error == b->pass1_error && a->tokens == b->tokens;
 }
 

@@ -96,12 +96,78 @@ static void test_advantage_eps(void) {
     check_resumes("--advantage std --advantage-eps 0.1");
 }
 
+// pass@k of all powers of two is that of runs which ask for each.
+static void test_powers(void) {
+    static const char size[] = "--eval-samples 17 --steps 1 --eval-temperature 1.5";
+    char flags[256];
+    snprintf(flags, sizeof flags, "%s --eval-k 0", size);
+    good_run("powers", flags);
+    size_t bytes;
+    char* console = read_whole(at_home("stdout"), &bytes);
+    double least = 0;
+    for (int k = 2; k <= 16; k *= 2) {
+        char key[16];
+        snprintf(flags, sizeof flags, "%s --eval-k %d", size, k);
+        snprintf(key, sizeof key, "pass%d", k);
+        good_run("one", flags);
+        for (int i = 0; i < 2; i++) {
+            double passk = last_of("one", "eval", i, "passk");
+            char* shown = xprintf("  pass@%d %.3f", k, passk);
+            CHECK(last_of("powers", "eval", i, key) == passk, "pass@%d", k);
+            CHECK(strstr(console, shown), "%s is not on the console: %s", shown, console);
+            free(shown);
+            CHECK(i || passk > least, "pass@%d is %g", k, passk);
+            if (!i) least = passk;
+        }
+        remove_tree(at_home("one"));
+    }
+    CHECK(last_of("powers", "eval", 0, "k") == 16, "the largest k");
+    CHECK(last_of("powers", "eval", 0, "passk") == last_of("powers", "eval", 0, "pass16"), "passk");
+    for (char* p = strtok(console, "\n"); p; p = strtok(NULL, "\n"))
+        CHECK(strncmp(p, "  pass@", 7) || strlen(p) <= 60, "%s", p);
+    free(console);
+    remove_tree(at_home("powers"));
+    check_resumes("--eval-k 0 --eval-samples 4");
+    good_run("powers", "--eval-k 0 --eval-samples 1 --steps 0");
+    CHECK(last_of("powers", "eval", 0, "k") == 1, "of one sample");
+    remove_tree(at_home("powers"));
+}
+
+// The completions of steps 0, 2, ..., as in a run that keeps all; or of none.
+static void test_samples(void) {
+    size_t all_bytes, bytes;
+    good_run("all", "");
+    good_run("some", "--samples-every 2");
+    good_run("none", "--samples-every 0");
+    char *all = read_whole(at_home("all/samples.jsonl"), &all_bytes),
+         *some = read_whole(at_home("some/samples.jsonl"), &bytes);
+    char *from = strstr(all, "{\"step\":1,"), *to = strstr(all, "{\"step\":2,");
+    CHECK(from && to, "samples of three steps");
+    if (from && to) memmove(from, to, strlen(to) + 1);
+    CHECK(!strcmp(all, some), "samples of steps 0 and 2");
+    CHECK(file_size(at_home("none/samples.jsonl")) == 0, "no samples");
+    CHECK(same_model("all", "none") && same_log("all", "none", 0), "nothing else changes");
+    free(all);
+    free(some);
+    remove_tree(at_home("all"));
+    remove_tree(at_home("some"));
+    remove_tree(at_home("none"));
+    check_resumes("--samples-every 2");
+    check_resumes("--samples-every 2 --log-tokens");
+    good_run("whole", "--samples-every 2");
+    ended e = run("--resume --out %s --samples-every 1", at_home("whole"));
+    check_refused(&e, "other samples", "must keep");
+    remove_tree(at_home("whole"));
+}
+
 int main(void) {
     if (!begin_runs()) return 1;
     test_lr_warmup();
     test_warmup_rate();
     test_warmup_unread();
     test_advantage_eps();
+    test_powers();
+    test_samples();
     end_runs();
     return test_report();
 }

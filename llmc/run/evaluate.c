@@ -22,9 +22,17 @@ static int sample_and_judge(sampler* r, rollout* d, const source* from, const sa
     return 1;
 }
 
+// The k of pass@k, (EVAL_KS); returns how many.
+static int list_ks(const evaluate_config* c, int* k) {
+    int n = 0;
+    *k = c->k ? c->k : 1;
+    for (int power = 2; !c->k && power <= c->samples; power *= 2) k[n++] = power;
+    return n ? n : 1;
+}
+
 // Sums over the prompts, each with `group` samples.
 typedef struct sums {
-    double right, right_squared, passk;
+    double right, right_squared, passk[EVAL_KS];
     int64_t tokens;
     reward_counts lost;
     int stopped;
@@ -33,6 +41,7 @@ typedef struct sums {
 static sums solve(sampler* r, rollout* d, const source* from, const evaluate_config* c, int group,
                   sampling how) {
     sums sum = {0};
+    int k[EVAL_KS], ks = list_ks(c, k);
     int at_once = d->capacity / group;
     d->group = group;
     for (int first = 0; first < c->prompts; first += at_once) {
@@ -45,7 +54,7 @@ static sums solve(sampler* r, rollout* d, const source* from, const evaluate_con
             for (int i = 0; i < group; i++) right += d->right[p * group + i] > 0;
             sum.right += right;
             sum.right_squared += (double)right * right;
-            sum.passk += evaluate_pass_at_k(group, right, c->k);
+            for (int i = 0; i < ks; i++) sum.passk[i] += evaluate_pass_at_k(group, right, k[i]);
         }
         sum.tokens += (int64_t)d->start[d->sequences];
         reward_counts_add(&sum.lost, &d->judged.lost);
@@ -66,16 +75,17 @@ evaluation evaluate_run(sampler* r, rollout* d, const source* from, const evalua
     if (drawn.stopped) return (evaluation){.stopped = 1};
     double samples = (double)c->prompts * c->samples;
     reward_counts_add(&drawn.lost, &best.lost);
-    return (evaluation){
+    evaluation e = {
         .greedy = best.right / c->prompts,
         .pass1 = drawn.right / samples,
         .pass1_error = standard_error(drawn.right, drawn.right_squared, c->prompts) / c->samples,
-        .passk = drawn.passk / c->prompts,
         .response_length = (double)drawn.tokens / samples,
-        .k = c->k,
         .prompts = c->prompts,
         .tokens = best.tokens + drawn.tokens,
         .lost = drawn.lost};
+    e.ks = list_ks(c, e.k);
+    for (int i = 0; i < e.ks; i++) e.passk[i] = drawn.passk[i] / c->prompts;
+    return e;
 }
 
 evaluation evaluate_policy(run* r) {

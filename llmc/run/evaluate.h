@@ -7,20 +7,24 @@
 
 LLMC_BEGIN
 
+enum { EVAL_KS = 24 };  // powers of two up to the most samples
+
 typedef struct evaluation {
-    double greedy;       // share of prompts solved by the most probable tokens
-    double pass1;        // mean share of right samples
-    double pass1_error;  // its standard error over prompts; NaN: there is only one
-    double passk;        // probability that one of k samples is right, unbiased estimate
+    double greedy;          // share of prompts solved by the most probable tokens
+    double pass1;           // mean share of right samples
+    double pass1_error;     // its standard error over prompts; NaN: there is only one
+    int ks, k[EVAL_KS];     // how many k there are, rising; the k
+    double passk[EVAL_KS];  // probability that one of k samples is right, unbiased estimate
     double response_length;
-    int k, prompts;
+    int prompts;
     int64_t tokens;
     reward_counts lost;  // responses that the reward program did not judge
     int stopped;         // it was left early: nothing above holds
 } evaluation;
 
 typedef struct evaluate_config {
-    int prompts, samples, k;
+    int prompts, samples;
+    int k;                     // of pass@k; 0: every power of two from 2 to `samples`
     sampling how;              // of the samples
     const problem_list* list;  // it begins again at its end
     const tokenizer* tokenizer;

@@ -22,13 +22,14 @@
 //             metrics of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
 //             probability of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
-//             over prompts; null if there is only one), k, prompts, response_length, and of
+//             over prompts; null if there is only one), k (with --eval-k 0 the largest power of
+//             two, and pass2, pass4, ... of each), prompts, response_length, and of
 //             --reward-cmd the four counts of a rollout line, over all its samples
 //   rank      at the end, of several ranks, a line each: rank, sampled and trained (sequences, by
 //             this process, evaluations and warm-up included), sent (bytes), held (bytes of the
 //             device's memory)
 //
-// samples.jsonl: one object a line: step, index (of the completion within the step), prompt,
+// samples.jsonl, of the steps that --samples-every asks for: one object a line: step, index (of the completion within the step), prompt,
 // completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward
 // less its KL penalty). With --log-tokens also three lists, an entry for each token of the
 // completion, its end token included: token (ids), log_mu (the sampler's), log_pi (the trainer's,

@@ -305,24 +305,43 @@ static void report_lost(const run* r, const char* where, const reward_counts* lo
     free(text);
 }
 
+// Four of pass@2, pass@4, ... a line, which has at most 60 columns.
+static void report_passk(const run* r, const evaluation* e) {
+    char line[128] = "";
+    for (int i = 0; i < e->ks; i++) {
+        sprintf(line + strlen(line), "  pass@%d %.3f", e->k[i], e->passk[i]);
+        if (i % 4 < 3 && i < e->ks - 1) continue;
+        log_print(r->log, "%s", line);
+        *line = 0;
+    }
+}
+
 void report_evaluation(const run* r, const evaluation* e) {
     log_begin(r->log, "eval", r->state.step);
     log_number(r->log, "greedy", e->greedy);
     log_number(r->log, "pass1", e->pass1);
     log_number(r->log, "pass1_error", e->pass1_error);
-    log_number(r->log, "passk", e->passk);
-    log_number(r->log, "k", e->k);
+    for (int i = 0; i < e->ks && !r->settings->eval_k; i++) {
+        char* key = xprintf("pass%d", e->k[i]);
+        log_number(r->log, key, e->passk[i]);
+        free(key);
+    }
+    log_number(r->log, "passk", e->passk[e->ks - 1]);
+    log_number(r->log, "k", e->k[e->ks - 1]);
     log_number(r->log, "prompts", e->prompts);
     log_number(r->log, "response_length", e->response_length);
     log_lost(r, &e->lost);
     log_end(r->log);
     report_lost(r, "eval after step", &e->lost, "they get 0 from it");
     char* error = e->prompts > 1 ? xprintf(" ± %.3f", e->pass1_error) : xprintf("%s", "");
+    char* passk =
+        r->settings->eval_k ? xprintf("  pass@%d %.3f", *e->k, *e->passk) : xprintf("%s", "");
     log_print(r->log,
-              "eval after step %d on %d %s prompts: pass@1 %.3f%s  pass@%d %.3f  greedy %.3f  "
-              "length %.1f",
+              "eval after step %d on %d %s prompts: pass@1 %.3f%s%s  greedy %.3f  length %.1f",
               r->state.step, e->prompts, r->sanity.count ? "training" : "held-out", e->pass1, error,
-              e->k, e->passk, e->greedy, e->response_length);
+              passk, e->greedy, e->response_length);
+    if (!r->settings->eval_k) report_passk(r, e);
+    free(passk);
     free(error);
 }
 
@@ -402,7 +421,9 @@ void report_correction(const run* r, const correction_report* c) {
 
 void report_samples(const run* r) {
     const rollout* d = r->data;
-    for (int i = 0; i < d->sequences && *r->settings->out; i++) {
+    int every = r->settings->samples_every;
+    if (!*r->settings->out || !every || r->state.step % every) return;
+    for (int i = 0; i < d->sequences; i++) {
         char* response = rollout_response_text(d, i);
         size_t at = d->start[i];
         sample_tokens t = {rollout_length(d, i), d->token + at, d->log_mu + at, d->log_pi + at};

@@ -685,6 +685,9 @@ static void check_meaning(const model* m) {
     check_parts();
     refuse_unread(s->log_tokens && !*s->out, "--log-tokens",
                   "without --out, where samples.jsonl would be");
+    refuse_unread(s->samples_every != DEFAULTS.samples_every && !*s->out, "--samples-every",
+                  "without --out, where samples.jsonl would be");
+    refuse_unread(s->log_tokens && !s->samples_every, "--log-tokens", "with --samples-every 0");
     check_loss_scale();
     refuse_unread(s->trainer_support && !settings_filters(s), "--trainer-support",
                   "without --top-k or --top-p");
