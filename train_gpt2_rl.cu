@@ -137,6 +137,15 @@ static void update_once(run* r, int i, double lr, step_report* found) {
     report_update(r, i, lr, &u, &m, seconds);
 }
 
+// With --shuffle each epoch deals the groups to mini-batches anew.
+static void deal(run* r, int epoch) {
+    const settings* s = r->settings;
+    rng draw = rng_at(s->seed, STREAM_DEAL, (uint32_t)r->state.step, (uint32_t)epoch);
+    if (!s->shuffle) return;
+    rng_permutation(&draw, (size_t)s->prompts, r->order);
+    rollout_deal(r->data, r->order);
+}
+
 static void update(run* r, step_report* found) {
     const settings* s = r->settings;
     int count = s->updates * s->epochs;
@@ -144,6 +153,7 @@ static void update(run* r, step_report* found) {
         schedule_lr((schedule_kind)s->schedule, s->lr, s->lr_final, r->state.step,
                     settings_lr_warmup(s), s->lr_decay_steps ? s->lr_decay_steps : s->steps);
     for (int i = 0; i < count; i++) {
+        if (i % s->updates == 0) deal(r, i / s->updates);
         update_once(r, i, lr, found);
         report_progress(r, "update", (double)(i + 1) / count, &r->updating);
     }

@@ -446,6 +446,7 @@ static const model* run_model = &TINY;
 static float params[60000], first[60000], second[60000];  // parameters and moments
 static float older[3 * COUNT];                            // copies, of the tiny model alone
 static int older_count;
+static int best = -1;  // the RL step that is kept in any case
 
 static void save(int32_t warmup_step, int32_t step, int k, int keep) {
     run_state s = state_of(warmup_step, step, k);
@@ -455,7 +456,7 @@ static void save(int32_t warmup_step, int32_t step, int k, int keep) {
         second[i] = (float)k + 0.5f;
     }
     for (int i = 0; i < older_count * COUNT; i++) older[i] = (float)(k + i);
-    checkpoint_save(run, &s, run_model, params, first, second, older, older_count, keep);
+    checkpoint_save(run, &s, run_model, params, first, second, older, older_count, keep, best);
 }
 
 // The k of the checkpoint that loads; -1 if there is none, -2 if it is a mixture.
@@ -512,7 +513,7 @@ static void test_state_layout(void) {
     run_state s = state_of(11, 12, 1000);
     s.optimizer.attempts += (int64_t)1 << 40;
     fill_random(p, COUNT, 20), fill_random(m, COUNT, 21), fill_random(v, COUNT, 22);
-    checkpoint_save(run, &s, &TINY, p, m, v, NULL, 0, 1);
+    checkpoint_save(run, &s, &TINY, p, m, v, NULL, 0, 1, -1);
     CHECK(read_bytes(in_run("step-000012/model.bin")) == 5104, "the size of model.bin");
     int64_t model_checksum = (int64_t)fnv(bytes, 0, 5104);
     float* read;
@@ -620,6 +621,34 @@ static void test_retention(void) {
     save(5, 2, 7, 1);
     check_names("step-000002", "the new one is kept, though it is not the newest");
     CHECK_LOADS(7, "the new one");
+    remove_tree(run);
+}
+
+// The best one is kept beside the others and does not count; until it is old it is one of them.
+static void test_retention_of_best(void) {
+    static const char* const left[][2] = {
+        {"step-000001", "step-000001"},
+        {"step-000002", "step-000001 step-000002"},
+        {"step-000002 step-000003", "step-000002 step-000003"},
+        {"step-000002 step-000004", "step-000002 step-000003 step-000004"},
+        {"step-000005", "step-000004 step-000005"}};
+    static const int bests[] = {1, 2, 2, 2, 5};
+    for (int keep = 1; keep <= 2; keep++) {
+        for (int step = 1; step <= 5; step++) {
+            best = bests[step - 1];
+            save(5, step, step, keep);
+            check_names(left[step - 1][keep - 1], "the best one is kept");
+            CHECK_LOADS(step, "the newest");
+        }
+        remove_tree(run);
+    }
+    best = 0;  // the model before RL
+    for (int step = 0; step <= 3; step++) save(5, step, step, 1);
+    check_names("step-000003 warmup-000005", "the best one was before RL");
+    best = 7;  // one that is gone already
+    save(5, 4, 4, 1);
+    check_names("step-000004", "the best one is not there");
+    best = -1;
     remove_tree(run);
 }
 
@@ -1189,6 +1218,7 @@ int main(void) {
     test_state_layout();
     test_names();
     test_retention();
+    test_retention_of_best();
     test_same_name();
     test_damage();
     test_ranges();

@@ -478,6 +478,30 @@ static void test_progress_forms(void) {
     CHECK(!strcmp(text, expected), "got \"%s\"", text);
 }
 
+// The highest pass@1 among the evaluations of a log, the first of equal ones.
+static void test_best(void) {
+    static const double pass1[] = {0.25, 0.5, 0.125, 0.5, 0.4375};
+    double best = -1;
+    remove(log_file);
+    CHECK(log_best(folder, &best) == -1 && best == -1, "there is no log");
+    run_log* l = log_open(folder, 0);
+    for (int i = 0; i < 5; i++) {
+        log_begin(l, "eval", 10 * i);
+        log_number(l, "greedy", 0.9);
+        log_number(l, "pass1", pass1[i]);
+        log_number(l, "pass1_error", 0.75);
+        log_end(l);
+        log_begin(l, "update", 10 * i);
+        log_number(l, "pass1", 0.875);
+        log_end(l);
+    }
+    log_close(l);
+    CHECK(log_best(folder, &best) == 10 && best == 0.5, "%g is the best", best);
+    CHECK(log_best(folder, &best) == -1 && best == 0.5, "nothing is above it");
+    remove(log_file);
+    remove(sample_file);
+}
+
 int main(void) {
     folder_make(__FILE__);
     snprintf(log_file, sizeof log_file, "%s/log.jsonl", folder);
@@ -489,6 +513,7 @@ int main(void) {
     test_killed();
     test_write_failures();
     test_cut();
+    test_best();
     test_pipe();
     test_terminal();
     test_progress_forms();

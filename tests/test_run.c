@@ -964,7 +964,6 @@ static void test_refusals(void) {
         {"--warmup-cache /dev/null/x", "/dev/null"},
         {"--eval-prompts 0", "--eval-prompts"},
         {"--eval-samples 0", "--eval-samples"},
-        {"--eval-k 0", "--eval-k"},
         {"--eval-k 3", "--eval-k 3"},
         {"--prompts 0", "--prompts"},
         {"--prompts 1000000 --group 1000", "--prompts"},
@@ -1039,6 +1038,10 @@ static void test_refusals(void) {
         {"--warmup-weight-decay -1", "--warmup-weight-decay"},
         {"--advantage std --advantage-eps -1", "--advantage-eps"},
         {"--advantage-eps 1e-4", "--advantage-eps means nothing without --advantage std"},
+        {"--passes 2", "--passes means nothing without --data"},
+        {"--passes -1", "--passes"},
+        {"--shuffle --updates 1", "--shuffle means nothing with --updates 1"},
+        {"--shuffle --updates 16", "--shuffle deals whole groups, and --prompts 8"},
         {"--schedule step", "--schedule"},
         {"--lr-final 1.1", "--lr-final"},
         {"--lr-final -0.1", "--lr-final"},
@@ -1392,6 +1395,7 @@ static const struct {
     {"", "--steps 4", MODEL},
     {"", "--checkpoint-every 2", SAME},
     {"", "--checkpoint-keep 0", SAME},
+    {"", "--checkpoint-best", SAME},
     {"", "--log-tokens", SAME},
     {"", "--samples-every 2", SAME},
     {"", "--warmup-steps 61", MODEL},
@@ -1484,6 +1488,9 @@ static const struct {
     {"", "--aggregate seq-mean-token-sum-norm", MODEL},
     {"", "--updates 4", MODEL},
     {"", "--epochs 1", MODEL},
+    {"", "--shuffle", MODEL},
+    {"--shuffle", "--threads 2", SAME},
+    {"--shuffle", "--micro-tokens 3", SAME},
     {"", "--shards 1", SAME},
     {"", "--shards 2", MODEL},
     {"", "--shards 4", MODEL},
@@ -1580,12 +1587,13 @@ static void test_effects(void) {
 // Every flag that --help lists is put to the test above, but for a few that have a test of their
 // own; and every value that the run's config holds is accepted on the command line.
 static void test_help(void) {
-    static const char* const others[] = {
-        "threads", "isa", "out", "resume", "init", "warmup-cache", "reg", "reg-coef", "config",
-        "help", "from", "version",
-        // of test_texts.c
-        "tokenizer", "chat", "system", "data", "data-held-out", "data-keys", "data-skip-long",
-        "reward", "reward-cmd", "reward-workers", "reward-timeout", "reward-missing", "prompt"};
+    static const char* const others[] = {"threads", "isa", "out", "resume", "init", "warmup-cache",
+                                         "reg", "reg-coef", "config", "help", "from", "version",
+                                         // of test_texts.c
+                                         "tokenizer", "chat", "system", "data", "data-held-out",
+                                         "data-keys", "data-skip-long", "reward", "reward-cmd",
+                                         "passes", "reward-workers", "reward-timeout",
+                                         "reward-missing", "prompt"};
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);

@@ -80,6 +80,15 @@ uint32_t rng_below(rng* r, uint32_t n) {
     return (uint32_t)(product >> 32);
 }
 
+// Fisher and Yates' shuffle: place i gets one of the i + 1 numbers so far.
+void rng_permutation(rng* r, size_t n, uint32_t* order) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t j = rng_below(r, i + 1);
+        order[i] = order[j];
+        order[j] = i;
+    }
+}
+
 double rng_uniform(rng* r) {
     uint64_t high = rng_u32(r), low = rng_u32(r);
     return (double)(high << 21 | low >> 11) * 0x1p-53;

@@ -130,7 +130,8 @@ typedef enum {
     STREAM_SAMPLE,    // tokens of training rollouts
     STREAM_EVALUATE,  // tokens of evaluation samples
     STREAM_ROUND,     // stochastic rounding of weights
-    STREAM_SANITY     // tokens that choose the prompts of the sanity protocol
+    STREAM_SANITY,    // tokens that choose the prompts of the sanity protocol
+    STREAM_DEAL       // which groups go to which mini-batch
 } rng_stream;
 
 NUM_INLINE void philox4x32(uint32_t out[4], const uint32_t counter[4], uint32_t key0,
@@ -168,8 +169,9 @@ typedef struct rng {
 rng rng_at(uint64_t seed, rng_stream stream, uint32_t step, uint32_t sequence);
 uint32_t rng_u32(rng* r);
 uint32_t rng_below(rng* r, uint32_t n);  // uniform in 0 .. n-1, without bias; n >= 1
-double rng_uniform(rng* r);              // uniform in [0, 1), 53 bits
-double rng_normal(rng* r);               // standard normal (Box-Muller)
+void rng_permutation(rng* r, size_t n, uint32_t* order);  // of 0 .. n-1, each equally likely
+double rng_uniform(rng* r);                               // uniform in [0, 1), 53 bits
+double rng_normal(rng* r);                                // standard normal (Box-Muller)
 
 // ---------------------------------------------------------------------------------------------
 // Elementary functions for kernels, fp32, defined for every input. The errors are maxima over all

@@ -231,6 +231,69 @@ void rollout_judge(rollout* d, const source* s) {
     ranks_broadcast(r, &d->judged, sizeof d->judged);
 }
 
+// Elements of the groups in the new order. first: (groups + 1) where those of each group begin.
+static void deal_array(void* data, size_t element, const size_t* first, int groups,
+                       const uint32_t* order) {
+    if (!data) return;
+    char *dealt = xalloc(first[groups], element, "a rollout"), *to = dealt;
+    for (int p = 0; p < groups; p++) {
+        size_t from = first[order[p]], bytes = (first[order[p] + 1] - from) * element;
+        memcpy(to, (char*)data + from * element, bytes);
+        to += bytes;
+    }
+    memcpy(data, dealt, (size_t)(to - dealt));
+    free(dealt);
+}
+
+// A running sum over things of the groups: their lengths in the new order, summed anew.
+static void deal_starts(size_t* start, const size_t* first, int groups, const uint32_t* order) {
+    size_t n = first[groups];
+    if (!start) return;
+    for (size_t i = n; i > 0; i--) start[i] -= start[i - 1];
+    deal_array(start + 1, sizeof *start, first, groups, order);
+    for (size_t i = 0; i < n; i++) start[i + 1] += start[i];
+}
+
+void rollout_deal(rollout* d, const uint32_t* order) {
+    int n = d->prompts;
+    size_t group = (size_t)d->group, each = (size_t)d->candidates;
+    size_t* one = xalloc(4 * ((size_t)n + 1), sizeof *one, "the order of groups");
+    size_t *sequence = one + n + 1, *token = sequence + n + 1, *word = token + n + 1;
+    for (int p = 0; p <= n; p++) {
+        one[p] = (size_t)p;
+        sequence[p] = one[p] * group;
+        token[p] = d->start[sequence[p]];
+        word[p] = d->nucleus_start ? d->nucleus_start[token[p]] : 0;
+    }
+    const struct {
+        void* data;
+        size_t element;
+        const size_t* first;
+    } arrays[] = {{d->asked.item, sizeof *d->asked.item, one},
+                  {d->prompt, (size_t)d->max_prompt * sizeof *d->prompt, one},
+                  {d->prompt_length, sizeof *d->prompt_length, one},
+                  {d->reward, sizeof *d->reward, sequence},
+                  {d->advantage, sizeof *d->advantage, sequence},
+                  {d->right, sizeof *d->right, sequence},
+                  {d->token, sizeof *d->token, token},
+                  {d->log_mu, sizeof *d->log_mu, token},
+                  {d->entropy, sizeof *d->entropy, token},
+                  {d->log_pi, sizeof *d->log_pi, token},
+                  {d->anchor, sizeof *d->anchor, token},
+                  {d->log_ref, sizeof *d->log_ref, token},
+                  {d->correction, sizeof *d->correction, token},
+                  {d->candidate, each * sizeof *d->candidate, token},
+                  {d->candidate_mu, each * sizeof(float), token},
+                  {d->candidate_pi, each * sizeof(float), token},
+                  {d->candidate_anchor, each * sizeof(float), token},
+                  {d->nucleus, sizeof *d->nucleus, word}};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        deal_array(arrays[i].data, arrays[i].element, arrays[i].first, n, order);
+    deal_starts(d->nucleus_start, token, n, order);
+    deal_starts(d->start, sequence, n, order);
+    free(one);
+}
+
 void rollout_leave_out(rollout* d) {
     for (int s = 0; s < d->sequences; s++) {
         const float* group = d->reward + s / d->group * d->group;

@@ -76,6 +76,9 @@ int rollout_ended(const rollout* d, int sequence);
 // Fills in reward, right and judged. Of several ranks the first one judges.
 void rollout_judge(rollout* d, const source* s);
 
+// Deals the groups anew: place p gets group order[p], with all that stands above of it.
+void rollout_deal(rollout* d, const uint32_t* order);
+
 // Advantages of 0 for groups in which a response has no reward: they are not trained on.
 void rollout_leave_out(rollout* d);
 

@@ -278,10 +278,12 @@ typedef struct entry {
     entry_kind kind;
 } entry;
 
-// The checkpoint of this state.
-static entry entry_of(const run_state* s) {
-    return (entry){s->step > 0, s->step > 0 ? s->step : s->warmup_step, COMPLETE};
+static entry entry_after(int step, int warmup_step) {
+    return (entry){step > 0, step > 0 ? step : warmup_step, COMPLETE};
 }
+
+// The checkpoint of this state.
+static entry entry_of(const run_state* s) { return entry_after(s->step, s->warmup_step); }
 
 static char* entry_name(entry e) {
     return xprintf("%s%s-%06d%s", ENTRY_BEGIN[e.kind], PHASE_NAMES[e.phase], e.step,
@@ -376,13 +378,13 @@ static void entries_clear(const char* parent) {
     free(list);
 }
 
-// Leaves the `keep` newest checkpoints, and `kept` in any case.
-static void entries_retain(const char* parent, entry kept, int keep) {
+// Leaves the `keep` newest checkpoints and `kept`, and `best`, which does not count among these.
+static void entries_retain(const char* parent, entry kept, int keep, entry best) {
     size_t count;
     entry* list = entry_list(parent, REPLACED, &count);
     for (size_t i = 0, left = count; i < count && keep > 0 && left > (size_t)keep; i++) {
         if (entry_same_name(list[i], kept)) continue;
-        entry_remove(parent, list[i]);
+        if (!entry_same_name(list[i], best)) entry_remove(parent, list[i]);
         left--;
     }
     free(list);
@@ -408,7 +410,7 @@ static void put_tokenizer(const char* directory, const char* model_folder) {
 
 void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
-                     int copy_count, int keep) {
+                     int copy_count, int keep, int best) {
     char* parent = xprintf("%s/checkpoints", directory);
     entry e = entry_of(s);
     char* path = entry_path(parent, e);
@@ -440,11 +442,18 @@ void checkpoint_save(const char* directory, const run_state* s, const model* c,
     file_rename(aside, path);
     dir_sync(parent);
     entries_clear(parent);
-    entries_retain(parent, e, keep);
+    entries_retain(parent, e, keep, best < 0 ? e : entry_after(best, s->warmup_step));
     free(aside);
     free(replaced);
     free(path);
     free(parent);
+}
+
+char* checkpoint_path(const char* directory, int step, int warmup_step) {
+    char *parent = xprintf("%s/checkpoints", directory),
+         *path = entry_path(parent, entry_after(step, warmup_step));
+    free(parent);
+    return path;
 }
 
 void checkpoint_sweep(const char* directory) {

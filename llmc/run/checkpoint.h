@@ -31,14 +31,16 @@ typedef struct run_state {
 // `copy_count` is 0, stale.bin: that many `copies` of older parameters that the sampler is still to
 // use. NAME is "step-NNNNNN" of s->step, or "warmup-NNNNNN" of s->warmup_step before the first RL
 // step is done. It is on the disk when this returns. An earlier checkpoint of this name is
-// replaced; then the oldest beyond `keep` (0 = all are kept) are removed, never the new one.
-// Where the model is a folder, the files of DIRECTORY/tokenizer/ are linked or copied into it.
-// parameters, m, v: host arrays of c->parameters floats. A failed write ends the program with a
-// sentence. For a full disk's sake the program must ignore SIGXFSZ, and no other process may save
-// to the same directory.
+// replaced; then the oldest beyond `keep` (0 = all are kept) are removed, never the new one, nor
+// the one after RL step `best` (-1: none), which does not count. Where the model is a folder, the
+// files of DIRECTORY/tokenizer/ are linked or copied into it. parameters, m, v: host arrays of
+// c->parameters floats. A failed write ends the program with a sentence. For a full disk's sake the
+// program must ignore SIGXFSZ, and no other process may save to the same directory.
 void checkpoint_save(const char* directory, const run_state* s, const model* c,
                      const float* parameters, const float* m, const float* v, const float* copies,
-                     int copy_count, int keep);
+                     int copy_count, int keep, int best);
+// The folder of the checkpoint after an RL step (0: after the warm-up's last step); to be freed.
+char* checkpoint_path(const char* directory, int step, int warmup_step);
 // Removes what a save that was killed left behind.
 void checkpoint_sweep(const char* directory);
 // The state of the newest complete checkpoint and, unless `m` is NULL, the model that its model

@@ -100,6 +100,10 @@ evaluation evaluate_policy(run* r) {
     evaluation e = evaluate_run(r->sampler, r->eval_data, &r->source, &c);
     if (e.stopped) return e;
     r->state.evaluated = r->state.step;
+    if (s->checkpoint_best && e.pass1 > r->best) {
+        r->best = e.pass1;
+        r->best_step = r->state.step;
+    }
     r->evaluating.seconds += clock_seconds() - start;
     r->evaluating.tokens += e.tokens;
     r->evaluating.steps++;

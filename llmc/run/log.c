@@ -29,11 +29,12 @@
 //             this process, evaluations and warm-up included), sent (bytes), held (bytes of the
 //             device's memory)
 //
-// samples.jsonl, of the steps that --samples-every asks for: one object a line: step, index (of the completion within the step), prompt,
-// completion (text), reward (the verifier's, as in log.jsonl), advantage (with k1: of the reward
-// less its KL penalty). With --log-tokens also three lists, an entry for each token of the
-// completion, its end token included: token (ids), log_mu (the sampler's), log_pi (the trainer's,
-// before the first update of the step); they read back to the same floats.
+// samples.jsonl, of the steps that --samples-every asks for: one object a line: step, index (of the
+// completion within the step), prompt, completion (text), reward (the verifier's, as in log.jsonl),
+// advantage (with k1: of the reward less its KL penalty). With --log-tokens also three lists, an
+// entry for each token of the completion, its end token included: token (ids), log_mu (the
+// sampler's), log_pi (the trainer's, before the first update of the step); they read back to the
+// same floats.
 //
 // The idea: a line grows in memory and goes to the file in one unbuffered write. Nothing that ends
 // the program halfway through a line, fatal() included, can leave a part of it.
@@ -312,6 +313,25 @@ double log_cut(const char* directory, int64_t log_lines, int64_t sample_bytes) {
     free(log);
     free(samples);
     return kept.time;
+}
+
+int log_best(const char* directory, double* pass1) {
+    static const char start[] = "{\"phase\":\"eval\",\"step\":", key[] = "\"pass1\":";
+    char *path = log_path(directory), *text = NULL;
+    size_t capacity = 0;
+    int step = -1;
+    FILE* f = file_size(path) < 0 ? NULL : file_open(path, "r");
+    while (f && getline(&text, &capacity, f) > 0) {
+        const char* at = strncmp(text, start, strlen(start)) ? NULL : strstr(text, key);
+        double value = at ? strtod(at + strlen(key), NULL) : -1;
+        if (!(value > *pass1)) continue;
+        *pass1 = value;
+        step = atoi(text + strlen(start));
+    }
+    if (f) file_close(f, path);
+    free(text);
+    free(path);
+    return step;
 }
 
 // ------------------------------------------------------------------------------------------------

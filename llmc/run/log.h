@@ -43,6 +43,10 @@ void log_position(run_log* l, int64_t* log_lines, int64_t* sample_bytes);
 // fine where nothing is expected.
 double log_cut(const char* directory, int64_t log_lines, int64_t sample_bytes);
 
+// The step of the evaluation with the highest pass@1 in a log, the first of equal ones, and its
+// value. -1, and `pass1` as it was: there is none above it.
+int log_best(const char* directory, double* pass1);
+
 // The log of a rank that says nothing: it keeps no files, and prints nothing.
 run_log* log_open_silent(void);
 

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     WARMUP_LOG_EVERY = 50,   // warm-up steps between two lines of log.jsonl
@@ -140,6 +141,10 @@ static void report_precision(const run* r) {
     if (dependence) log_print(r->log, "            %s", dependence);
 }
 
+static int steps_are_passes(const settings* s, const source* from) {
+    return (double)s->steps * s->prompts <= s->passes * from->training.count * (1 + 1e-12);
+}
+
 static void report_problems(const run* r) {
     const settings* s = r->settings;
     const source* from = &r->source;
@@ -156,6 +161,10 @@ static void report_problems(const run* r) {
         if (from->shared)
             log_print(r->log, "            %d of the held-out prompts are training prompts too",
                       from->shared);
+        if (s->passes > 0)
+            log_print(r->log, "            %d steps of %d problems are %g passes%s", s->steps,
+                      s->prompts, s->passes,
+                      steps_are_passes(s, from) ? "" : ", and the begin of another");
         log_print(r->log, "reward      %s", *s->reward ? s->reward : "cmd");
         if (settings_task_unread(s)) log_print(r->log, "task        none: --data takes its place");
     }
@@ -198,8 +207,8 @@ void report_plan(const run* r) {
     report_problems(r);
     report_model(r);
     report_objective(r);
-    log_print(r->log, "step        %d prompts x %d samples, %d mini-batches x %d epochs, lr %g",
-              s->prompts, s->group, s->updates, s->epochs, s->lr);
+    log_print(r->log, "step        %d prompts x %d samples, %d mini-batches%s x %d epochs, lr %g",
+              s->prompts, s->group, s->updates, s->shuffle ? " dealt anew" : "", s->epochs, s->lr);
     report_shards(r);
     if (s->sync_every > 1)
         log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
@@ -510,6 +519,12 @@ void report_end(const run* r) {
     report_meter(r, "updating", &r->updating);
     report_meter(r, "evaluating", &r->evaluating);
     report_ranks(r);
+    if (r->best_step >= 0 && *out) {
+        char* best = checkpoint_path(out, r->best_step, r->state.warmup_step);
+        if (!access(best, F_OK))
+            log_print(r->log, "the best evaluation, pass@1 %.3f, is that of %s", r->best, best);
+        free(best);
+    }
     log_print(r->log, "the run took %.1f s%s%s", log_elapsed(r->log),
               *out ? "; log, samples and checkpoints are in "
                    : "; --out DIR keeps log, samples and checkpoints",

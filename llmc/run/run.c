@@ -15,10 +15,10 @@
 //      run_open: the phase of the newest checkpoint, if there is one and --resume asks for it
 //
 // A checkpoint is written by run_start_rl, by run_pause where one is due (also after the last
-// step), and by run_pause before a signal ends the program. Each holds the phase, so a resumed run
-// enters the box that it left. In WARMUP the moments of a checkpoint are the warm-up trainer's; in
-// RL and DONE they are RL's. A step is whole or was never taken: what a killed run logged after its
-// checkpoint is cut off the log.
+// step, and after the best evaluation with --checkpoint-best), and by run_pause before a signal
+// ends the program. Each holds the phase, so a resumed run enters the box that it left. In WARMUP
+// the moments of a checkpoint are the warm-up trainer's; in RL and DONE they are RL's. A step is
+// whole or was never taken: what a killed run logged after its checkpoint is cut off the log.
 //
 // A signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) lets the step end, or the evaluation be left; then
 // the run is saved and the program ends with 128 + the signal's number. A second signal ends it at
@@ -136,6 +136,18 @@ static void check_texts(const run* r) {
 
 static int is_first(const run* r) { return r->ranks->rank == 0; }
 
+// What --checkpoint-best compares with stands in the log, which holds every evaluation.
+static void find_best(run* r) {
+    struct {
+        double pass1;
+        int step;
+    } best = {-1, -1};
+    if (r->settings->resume && is_first(r)) best.step = log_best(r->settings->out, &best.pass1);
+    ranks_broadcast(r->ranks, &best, sizeof best);
+    r->best = best.pass1;
+    r->best_step = best.step;
+}
+
 static void find_phase(run* r) {
     const settings* s = r->settings;
     double elapsed = 0;
@@ -148,6 +160,8 @@ static void find_phase(run* r) {
         check_texts(r);
         if (is_first(r)) elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
     }
+    r->best_step = -1;
+    if (s->checkpoint_best) find_best(r);
     r->saved = r->state;
     r->log = is_first(r) ? log_open(s->out, elapsed) : log_open_silent();
 }
@@ -244,7 +258,7 @@ static void save(run* r) {
     log_position(r->log, &r->state.log_lines, &r->state.sample_bytes);
     if (is_first(r))
         checkpoint_save(s->out, &r->state, &r->model, r->host, m, v, older, copies,
-                        s->checkpoint_keep);
+                        s->checkpoint_keep, r->best_step);
     r->saved = r->state;
     free(m);
 }
@@ -326,6 +340,7 @@ static void create_rollouts(run* r) {
                   r->held_out.count, s->eval_prompts);
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
     if (s->correct) rollout_add_correction(r->data);
+    r->order = xalloc((size_t)s->prompts, sizeof *r->order, "the order of groups");
     r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, 0);
 }
 
@@ -515,12 +530,13 @@ int run_evaluation_due(const run* r) {
 void run_pause(run* r) {
     // The step is done, and its evaluation too if it has one.
     int whole = r->state.phase == PHASE_RL && !run_evaluation_due(r);
-    int is_new = r->state.step != r->saved.step;
+    int is_new = r->state.step != r->saved.step, is_best = r->state.step == r->best_step;
     if (whole && is_last(r)) {
         check_diverged(r);
         r->state.phase = PHASE_DONE;
         save(r);
-    } else if (whole && is_new && due(r->settings->checkpoint_every, r->state.step)) {
+    } else if (whole &&
+               (is_best || (is_new && due(r->settings->checkpoint_every, r->state.step)))) {
         save(r);
     }
     if (stop_wanted(r)) stop(r);

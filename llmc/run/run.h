@@ -47,6 +47,9 @@ typedef struct run {
     problem_list held_out;  // of evaluation, all different
     problem_list sanity;    // those that --sanity-samples kept; none: the source's
     problem_list asked;     // of a step; scratch
+    uint32_t* order;        // (prompts) of the groups in an epoch; scratch
+    double best;            // highest pass@1 of an evaluation, with --checkpoint-best
+    int best_step;          // after which it was; -1: none yet
     run_log* log;
     run_state state;
     run_state saved;  // of the newest checkpoint

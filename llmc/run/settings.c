@@ -590,6 +590,13 @@ static void check_sizes(const source* from) {
         fatal("--updates %d does not divide the %lld sequences of a step; choose a divisor",
               s->updates, sequences);
     check_shards();
+    refuse_unread(s->shuffle && s->updates == 1, "--shuffle",
+                  "with --updates 1: the mini-batch has all groups");
+    if (s->shuffle && s->prompts % s->updates)
+        fatal(
+            "--shuffle deals whole groups, and --prompts %d is no multiple of --updates %d; choose "
+            "a multiple",
+            s->prompts, s->updates);
     if (s->eval_k > s->eval_samples)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", s->eval_k,
               s->eval_samples);
@@ -610,6 +617,28 @@ static void check_sizes(const source* from) {
             from->data, from->longest_line, from->max_response, s->max_new_tokens);
     fatal("the task's worked answers have %d tokens, more than --max-new-tokens %d; raise it",
           from->max_response, s->max_new_tokens);
+}
+
+// The steps of --passes. A product such as 1.1 times 10 is a little above the whole number that is
+// meant.
+static void resolve_passes(const source* from) {
+    settings* s = &given;
+    option* steps = options_find(OPTIONS, "steps");
+    if (s->passes == 0) return;
+    if (!from->data)
+        fatal("--passes means nothing without --data: a task has no end; give --steps instead");
+    if (s->sanity_samples)
+        fatal(
+            "--passes counts the problems of --data, and with --sanity-samples a run trains on "
+            "some of them; give --steps instead");
+    if (steps->given)
+        fatal("--steps %d and --passes %g both say how long the run is; leave one out", s->steps,
+              s->passes);
+    double wanted = ceil(s->passes * from->training.count / s->prompts * (1 - 1e-12));
+    if (wanted > INT_MAX)
+        fatal("--passes %g are %.0f steps; at most %d", s->passes, wanted, INT_MAX);
+    s->steps = (int)wanted;
+    steps->not_saved = 1;
 }
 
 static int warmup_replaced;  // --init or --from takes the place of the warm-up that is asked for
@@ -652,7 +681,7 @@ int settings_task_unread(const settings* s) { return *s->data && strcmp(s->task,
 
 int settings_checkpoints_unread(const settings* s) {
     return !*s->out && (s->checkpoint_every != DEFAULTS.checkpoint_every ||
-                        s->checkpoint_keep != DEFAULTS.checkpoint_keep);
+                        s->checkpoint_keep != DEFAULTS.checkpoint_keep || s->checkpoint_best);
 }
 
 // Flags of a part of the run that there is not.
@@ -751,6 +780,7 @@ static void check_meaning(const model* m) {
 void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, correction* c) {
     *m = resolve_model(t);
     source_fit(from, t, given.context - given.max_new_tokens, given.data_skip_long);
+    resolve_passes(from);
     resolve_warmup(from);
     check_sizes(from);
     check_meaning(m);

@@ -114,12 +114,7 @@ problem_list data_read(const char* path, const data_names* names) {
 
 int data_is_held_out(const problem* p) { return task_is_held_out(p->prompt); }
 
-// Fisher and Yates' shuffle: place i gets one of the i + 1 numbers so far.
 void data_order(size_t n, uint64_t seed, uint32_t pass, uint32_t* order) {
     rng r = rng_at(seed, STREAM_PROMPT, pass, 0);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t j = rng_below(&r, i + 1);
-        order[i] = order[j];
-        order[j] = i;
-    }
+    rng_permutation(&r, n, order);
 }
