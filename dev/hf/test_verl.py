@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares the weights of --correct and the metrics of the mismatch with verl's. Runs with a coarse
-sampler keep log mu and log pi of every token (--log-tokens); verl's own functions make weights and
-metrics of them, and the log must have the same.
+"""Compares losses, advantages, the weights of --correct and the metrics of the mismatch with verl's.
+Runs with a coarse sampler keep log mu and log pi of every token (--log-tokens); verl's own functions
+make losses, weights and metrics of them, and the log must have the same.
 
     python3 dev/hf/test_verl.py [TEST...]      (needs torch)
 
@@ -18,6 +18,7 @@ import types
 import unittest
 import zipfile
 
+import numpy
 import torch
 
 PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "train_gpt2_rl"))
@@ -47,6 +48,64 @@ def verl():
     helper = types.ModuleType("rollout_corr_helper")
     exec(compile(source, "rollout_corr_helper.py", "exec"), vars(helper))
     return helper
+
+
+def core():
+    """verl's losses and advantages, likewise."""
+    def of_groups(scores, index, eps=1e-6, device=None):
+        raise NotImplementedError
+    utils = sys.modules["verl.utils"]
+    utils.as_torch_index = utils.group_mean_std = of_groups
+    sys.modules["verl.trainer.config"].AlgoConfig = type("AlgoConfig", (), {})
+    sys.modules["verl.workers.config"].ActorConfig = ActorConfig
+    sys.modules["verl.utils.torch_functional"].clip_by_value = \
+        lambda x, low, high: torch.max(torch.min(x, high), low)
+    for name, names in (("verl.utils.import_utils", {"deprecated": lambda *a: lambda f: f}),
+                        ("omegaconf", {"DictConfig": type("DictConfig", (), {})})):
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(names)
+    sys.modules["verl.utils"].torch_functional = sys.modules["verl.utils.torch_functional"]
+    with zipfile.ZipFile(glob.glob(f"{WHEELS}/verl-*.whl")[0]) as wheel:
+        source = wheel.read("verl/trainer/ppo/core_algos.py")
+    algos = types.ModuleType("core_algos")
+    exec(compile(source, "core_algos.py", "exec"), vars(algos))
+    return algos
+
+
+class ActorConfig:
+    """What the losses read of verl's."""
+    clip_ratio = 0.2
+    clip_ratio_low = clip_ratio_high = None
+    clip_ratio_c = 3.0
+    global_batch_info = {}
+
+    def __init__(self, **given):
+        vars(self).update(given)
+
+    def get(self, name, default):
+        return getattr(self, name, default)
+
+
+def rollout(flags):
+    """The loss of the only update of each step, and (sequences, tokens) of its samples: log mu,
+    log pi, advantages, mask; (sequences) rewards; the group of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([PROGRAM, *FLAGS, "--updates", "1", *flags.split(), "--out",
+                        f"{folder}/run"], check=True, capture_output=True)
+        with open(f"{folder}/run/log.jsonl", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        with open(f"{folder}/run/samples.jsonl", encoding="utf-8") as file:
+            samples = [json.loads(line) for line in file]
+    for line in (x for x in lines if x["phase"] == "update"):
+        step = [s for s in samples if s["step"] == line["step"]]
+        mu, pi, advantage, mask = torch.zeros(4, len(step), 12, dtype=torch.float64)
+        for i, s in enumerate(step):
+            n = len(s["token"])
+            mask[i, :n], advantage[i, :n] = 1, s["advantage"]
+            mu[i, :n], pi[i, :n] = (torch.tensor(s[key], dtype=torch.float32).double()
+                                    for key in ("log_mu", "log_pi"))
+        rewards = torch.tensor([s["reward"] for s in step], dtype=torch.float64)
+        yield line, mu, pi, advantage, mask, rewards, [s["index"] // 8 for s in step]
 
 
 def run(flags):
@@ -126,6 +185,49 @@ class Test(unittest.TestCase):
             masked += line["zeroed"]
         self.assertGreater(masked, 0.01, "the bounds change nothing")
 
+    def losses(self, flags, name, mode="token-mean", **config):
+        """The loss of our update, with a coarse sampler as the anchor, is verl's; and another one
+        than that of plain importance sampling."""
+        theirs = CORE.get_policy_loss_fn(name)
+        for line, mu, pi, advantage, mask, _, _ in rollout(flags):
+            loss, _ = theirs(old_log_prob=mu, log_prob=pi, advantages=advantage,
+                             response_mask=mask, loss_agg_mode=mode, config=ActorConfig(**config))
+            # Both in float64, of the same float32 numbers; advantages have 9 digits.
+            self.assertAlmostEqual(line["loss"], loss.item(), delta=1e-7 * (1 + abs(loss.item())))
+            plain = -(advantage * (pi - mu).exp() * mask).sum() / mask.sum()
+            self.assertGreater(abs(line["loss"] - plain.item()), 1e-4, "nothing is cut")
+
+    def test_ppo_clip(self):
+        for mode in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"):
+            self.losses(f"--objective grpo --clip-low 0.1 --clip-high 0.3 --ratio-cap 1.5 "
+                        f"--aggregate {mode}", "vanilla", mode, clip_ratio_low=0.1,
+                        clip_ratio_high=0.3, clip_ratio_c=1.5)
+
+    def test_cispo(self):
+        self.losses("--objective cispo --clip-low 0.2 --clip-high 0.28", "cispo",
+                    clip_ratio_low=0.2, clip_ratio_high=0.28)
+
+    def test_gspo(self):
+        self.losses("--objective gspo --aggregate seq-mean-token-mean --clip-low 0.01 --clip-high "
+                    "0.02", "gspo", "seq-mean-token-mean", clip_ratio_low=0.01,
+                    clip_ratio_high=0.02)
+
+    def test_std_advantages(self):
+        """verl's std is + 1e-6, too."""
+        for _, _, _, advantage, mask, rewards, group in rollout("--advantage std"):
+            scores = torch.zeros_like(mask)
+            scores[:, 0] = rewards
+            theirs, _ = CORE.compute_grpo_outcome_advantage(scores, mask, numpy.array(group))
+            self.assertLess((theirs - advantage).abs().max().item(), 2e-7)
+            self.assertGreater(theirs.abs().max().item(), 0.5)
+
+    def test_rloo(self):
+        for _, _, _, advantage, mask, rewards, group in rollout("--advantage rloo"):
+            scores = torch.zeros_like(mask)
+            scores[:, 0] = rewards
+            theirs, _ = CORE.compute_rloo_outcome_advantage(scores, mask, numpy.array(group))
+            self.assertLess((theirs - advantage).abs().max().item(), 2e-7)
+
     def test_metrics(self):
         """verl's names: docs/metrics.md."""
         pairs = {"kl": "kl", "kl_k3": "k3_kl", "ppl_ratio": "ppl_ratio", "chi2": "chi2_token"}
@@ -141,4 +243,5 @@ if __name__ == "__main__":
     if not glob.glob(f"{WHEELS}/verl-*.whl"):
         sys.exit(f"{WHEELS}/verl-*.whl is missing; the head of this file has the command")
     HELPER = verl()
+    CORE = core()
     unittest.main()
