@@ -212,6 +212,11 @@ class Test(unittest.TestCase):
                     "0.02", "gspo", "seq-mean-token-mean", clip_ratio_low=0.01,
                     clip_ratio_high=0.02)
 
+    def test_dppo(self):
+        for kind in ("tv", "kl"):
+            self.losses(f"--objective dppo-{kind} --delta 0.05 --ratio-cap 2", f"dppo_{kind}",
+                        clip_ratio_low=0.05, clip_ratio_high=0.05, clip_ratio_c=2)
+
     def test_std_advantages(self):
         """verl's std is + 1e-6, too."""
         for _, _, _, advantage, mask, rewards, group in rollout("--advantage std"):
