@@ -60,8 +60,20 @@ static void sample(run* r, step_report* found) {
 
 static void verify(run* r, step_report* found) {
     rollout_judge(r->data, &r->source);
-    found->reward = rollout_summarize(r->data);
+    if (run_is_first(r)) found->reward = rollout_summarize(r->data);
     report_rollout(r, found);
+}
+
+// The metrics of sequences first .. first + count - 1. Only the log reads them, so only the rank
+// that writes it computes them.
+static mismatch compare(run* r, int first, int count) {
+    const rollout* d = r->data;
+    mismatch m = {0};
+    if (!run_is_first(r)) return m;
+    m = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start + first, count,
+                         r->objective.delta);
+    r->ranks->measured += (int64_t)(d->start[first + count] - d->start[first]);
+    return m;
 }
 
 // The trainer's log pi of what was sampled, before any update: its difference from log mu is due to
@@ -70,8 +82,7 @@ static void measure(run* r, step_report* found) {
     rollout* d = r->data;
     trainer_logprobs(r->trainer, r->trainer->weights, d, 0, d->sequences,
                      settings_inverse_temperature(r->settings), d->log_pi);
-    found->numerics = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start, d->sequences,
-                                       r->objective.delta);
+    found->numerics = compare(r, 0, d->sequences);
     report_numerics(r, stale_is_older(r->stale, r->state.step) ? NULL : &found->numerics);
 }
 
@@ -123,8 +134,7 @@ static void update_once(run* r, int i, double lr, step_report* found) {
     trainer_update_result u =
         trainer_update(r->trainer, d, first, size, &r->objective, (aggregate_kind)s->aggregate,
                        settings_inverse_temperature(s), lr);
-    mismatch m = mismatch_measure(d->log_pi, d->log_mu, d->entropy, d->start + first, size,
-                                  r->objective.delta);
+    mismatch m = compare(r, first, size);
     double seconds = clock_seconds() - start;
     found->tokens += u.tokens;
     found->update_seconds += seconds;

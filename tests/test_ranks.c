@@ -277,8 +277,16 @@ static const char* const RUNS[] = {
     "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3",
 };
 
-// Each rank does its share, and no more. `uneven`: how many sequences more than another it may
-// sample.
+// The tokens that were sampled in steps. Each of them is measured before the updates, and once in
+// each of the two passes over them.
+static double count_measured(const run_lines* log) {
+    double tokens = 0;
+    for (int i = 0; i < 3; i++) tokens += value_of(nth(log, "rollout", i), "tokens");
+    return 3 * tokens;
+}
+
+// Each rank does its share, and no more; only the first one computes metrics. `uneven`: how many
+// sequences more than another it may sample.
 static void check_work(const char* out, int size, double uneven) {
     run_lines log = read_log(out);
     double sampled[2] = {1e9, 0}, each = value_of(nth(&log, "rank", 0), "trained");
@@ -289,6 +297,8 @@ static void check_work(const char* out, int size, double uneven) {
         CHECK(value_of(l, "rank") == k, "%s: rank %g is the %dth", out, value_of(l, "rank"), k);
         CHECK(value_of(l, "trained") == each, "%s: rank %d trained on %g", out, k,
               value_of(l, "trained"));
+        CHECK(value_of(l, "measured") == (k ? 0 : count_measured(&log)), "%s: rank %d measured %g",
+              out, k, value_of(l, "measured"));
         if (n < sampled[0]) sampled[0] = n;
         if (n > sampled[1]) sampled[1] = n;
     }

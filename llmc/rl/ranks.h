@@ -16,6 +16,7 @@ struct ranks {
     int rank, size;            // 0 and 1 for a process alone
     int here, place;           // how many of them this machine has, and which of these this is
     int64_t sampled, trained;  // sequences that this rank has sampled, and run through an update
+    int64_t measured;          // tokens whose metrics it has computed
     int64_t sent;              // bytes
     // Sends `out` to a rank while it receives `in` from one; 0 bytes: nothing is sent, or received.
     // Both ends give the same number of bytes. Fatal, or the end of all ranks, if one is gone.

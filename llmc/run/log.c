@@ -26,8 +26,8 @@
 //             two, and pass2, pass4, ... of each), prompts, response_length, and of
 //             --reward-cmd the four counts of a rollout line, over all its samples
 //   rank      at the end, of several ranks, a line each: rank, sampled and trained (sequences, by
-//             this process, evaluations and warm-up included), sent (bytes), held (bytes of the
-//             device's memory)
+//             this process, evaluations and warm-up included), measured (tokens whose metrics it
+//             computed: of all ranks only 0), sent (bytes), held (bytes of the device's memory)
 //
 // samples.jsonl, of the steps that --samples-every asks for: one object a line: step, index (of the
 // completion within the step), prompt, completion (text), reward (the verifier's, as in log.jsonl),

@@ -431,7 +431,7 @@ void report_correction(const run* r, const correction_report* c) {
 void report_samples(const run* r) {
     const rollout* d = r->data;
     int every = r->settings->samples_every;
-    if (!*r->settings->out || !every || r->state.step % every) return;
+    if (!*r->settings->out || !run_is_first(r) || !every || r->state.step % every) return;
     for (int i = 0; i < d->sequences; i++) {
         char* response = rollout_response_text(d, i);
         size_t at = d->start[i];
@@ -489,12 +489,13 @@ static void report_meter(const run* r, const char* what, const meter* m) {
 // What each rank did since the program started.
 static void report_ranks(const run* r) {
     typedef struct work {
-        int64_t sampled, trained, sent, held;
+        int64_t sampled, trained, measured, sent, held;
     } work;
     ranks* all = r->ranks;
     if (all->size == 1) return;
     work* each = xalloc((size_t)all->size, sizeof *each, "counts");
-    each[all->rank] = (work){all->sampled, all->trained, all->sent, (int64_t)r->device->allocated};
+    each[all->rank] =
+        (work){all->sampled, all->trained, all->measured, all->sent, (int64_t)r->device->allocated};
     ranks_gather_rows(all, each, sizeof *each);
     for (int k = 0; k < all->size; k++) {
         const work* w = &each[k];
@@ -502,6 +503,7 @@ static void report_ranks(const run* r) {
         log_number(r->log, "rank", k);
         log_number(r->log, "sampled", (double)w->sampled);
         log_number(r->log, "trained", (double)w->trained);
+        log_number(r->log, "measured", (double)w->measured);
         log_number(r->log, "sent", (double)w->sent);
         log_number(r->log, "held", (double)w->held);
         log_end(r->log);

@@ -134,7 +134,7 @@ static void check_texts(const run* r) {
             r->settings->out);
 }
 
-static int is_first(const run* r) { return r->ranks->rank == 0; }
+int run_is_first(const run* r) { return r->ranks->rank == 0; }
 
 // What --checkpoint-best compares with stands in the log, which holds every evaluation.
 static void find_best(run* r) {
@@ -154,22 +154,22 @@ static void find_phase(run* r) {
     r->state.evaluated = -1;
     r->state.texts_checksum = texts_checksum(r);
     if (s->resume) {
-        if (is_first(r)) checkpoint_find(s->out, &r->state, NULL);
+        if (run_is_first(r)) checkpoint_find(s->out, &r->state, NULL);
         ranks_broadcast(r->ranks, &r->state, sizeof r->state);
         check_steps(r);
         check_texts(r);
-        if (is_first(r)) elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
+        if (run_is_first(r)) elapsed = log_cut(s->out, r->state.log_lines, r->state.sample_bytes);
     }
     r->best_step = -1;
     if (s->checkpoint_best) find_best(r);
     r->saved = r->state;
-    r->log = is_first(r) ? log_open(s->out, elapsed) : log_open_silent();
+    r->log = run_is_first(r) ? log_open(s->out, elapsed) : log_open_silent();
 }
 
 // Ranks that would give other bits. Rank 0 says so; the others wait for the end that it brings.
 static void check_same(const run* r, uint64_t value, const char* what, const char* advice) {
     int other = ranks_other(r->ranks, value);
-    if (other && is_first(r)) fatal("rank %d has %s than rank 0; %s", other, what, advice);
+    if (other && run_is_first(r)) fatal("rank %d has %s than rank 0; %s", other, what, advice);
 }
 
 static void check_number(const run* r) {
@@ -192,7 +192,7 @@ static void check_ranks(const run* r) {
     check_same(r, hash_text(described), "another model", "give all ranks the same files");
     check_same(r, settings_checksum(), "other flags", "give all ranks the same");
     free(described);
-    if (is_first(r)) check_number(r);
+    if (run_is_first(r)) check_number(r);
     ranks_most(r->ranks, 0);  // wait for that
 }
 
@@ -203,15 +203,15 @@ run* run_open(int argc, char** argv) {
     catch_signals();
     r->ranks = ranks_open();
     r->tokenizer = settings_tokenizer();
-    r->source = settings_source(is_first(r));
+    r->source = settings_source(run_is_first(r));
     settings_resolve(&r->source, &r->tokenizer, &r->model, &r->objective, &r->correction);
     r->parameters = r->model.parameters;
     r->device = settings_open_device(r->ranks->here, r->ranks->place, &r->why_cpu);
     check_ranks(r);
     ranks_join_devices(r->ranks, r->device);
-    if (is_first(r)) warmup_check_cache(r->settings);
-    if (is_first(r) && *r->settings->out) directory_open(r->settings->out);
-    if (is_first(r)) settings_check_out();  // once more: another process may have begun a run
+    if (run_is_first(r)) warmup_check_cache(r->settings);
+    if (run_is_first(r) && *r->settings->out) directory_open(r->settings->out);
+    if (run_is_first(r)) settings_check_out();  // once more: another process may have begun a run
     find_phase(r);
     return r;
 }
@@ -256,7 +256,7 @@ static void save(run* r) {
     if (copies) stale_save(r->stale, older);
     r->state.optimizer = o->state;
     log_position(r->log, &r->state.log_lines, &r->state.sample_bytes);
-    if (is_first(r))
+    if (run_is_first(r))
         checkpoint_save(s->out, &r->state, &r->model, r->host, m, v, older, copies,
                         s->checkpoint_keep, r->best_step);
     r->saved = r->state;
@@ -421,7 +421,7 @@ static void continue_rl(run* r, const float* m, const float* v, const float* old
     if (r->reference) {
         char *name = run_path(r, "base"), *path = model_file_path(name, &r->model);
         float* base = room_for_parameters(r, &r->base);
-        if (is_first(r))
+        if (run_is_first(r))
             model_file_read_as(path, "take it from a copy of the run, or start anew", &r->model,
                                r->state.base_checksum, base);
         ranks_broadcast(r->ranks, base, r->parameters * sizeof *base);
@@ -442,7 +442,7 @@ static void continue_from_checkpoint(run* r) {
     float* m = xalloc((2 + (size_t)copies) * n, sizeof(float), "a checkpoint");
     float *v = m + n, *older = v + n;
     float* host = room_for_parameters(r, &r->host);
-    if (is_first(r))
+    if (run_is_first(r))
         checkpoint_load(r->settings->out, &r->state, &r->model, host, m, v, older, copies);
     ranks_broadcast(r->ranks, host, n * sizeof *host);
     ranks_broadcast(r->ranks, m, (2 + (size_t)copies) * n * sizeof *m);
@@ -470,7 +470,7 @@ void run_create(run* r) {
     if (r->warmup) trainer_rehearse(r->warmup);
     sampler_sync(r->sampler, r->trainer->parameters);
     if (stop_wanted(r)) stop(r);
-    if (!is_first(r)) return;
+    if (!run_is_first(r)) return;
     char *config = run_path(r, "config"), *files = run_path(r, "tokenizer");
     if (files) tokenizer_keep(&r->tokenizer, files);
     if (config) settings_write(config);
@@ -496,7 +496,7 @@ static void check_diverged(run* r) {
 static void keep_base(run* r) {
     char* name = run_path(r, "base");
     char* path = name ? model_file_path(name, &r->model) : NULL;
-    if (path && r->reference && is_first(r))
+    if (path && r->reference && run_is_first(r))
         r->state.base_checksum = model_file_write(path, &r->model, r->base, &FORMAT_FP32);
     free(path);
     free(name);
@@ -511,7 +511,7 @@ void run_start_rl(run* r) {
     keep_base(r);
     if (r->settings->sanity_samples) sanity_choose(r);
     save(r);
-    if (trained && is_first(r))
+    if (trained && run_is_first(r))
         warmup_to_cache(r);  // later: a run killed in between has its warm-up in the log
     load_reference(r);
     drop_base(r);

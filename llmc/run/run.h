@@ -69,6 +69,7 @@ void run_start_rl(run* r);
 void run_pause(run* r);
 void run_close(run* r);
 
+int run_is_first(const run* r);         // whether this rank says and writes what the run finds
 int run_evaluation_due(const run* r);   // whether an evaluation comes before the next RL step
 int run_interrupted(void);              // whether a signal asked the run to stop
 double run_seconds_left(const run* r);  // of the RL steps that remain; NAN before the first is done

@@ -119,7 +119,7 @@ void sanity_choose(run* r) {
     char *lost = reward_counts_text(&chosen.lost), *path = run_path(r, "prompts");
     if (lost) log_print(r->log, "sanity      %s; they get 0 from it", lost);
     free(lost);
-    if (path && r->ranks->rank == 0) r->state.prompts_checksum = sanity_write(&r->sanity, path);
+    if (path && run_is_first(r)) r->state.prompts_checksum = sanity_write(&r->sanity, path);
     free(path);
 }
 
