@@ -59,25 +59,34 @@ void mismatch_values(const mismatch* m, double value[MISMATCH_METRICS]) {
 static double larger(double a, double b) { return a >= b || a != a ? a : b; }
 static double smaller(double a, double b) { return a <= b || a != a ? a : b; }
 
-// e^x - x - 1. Near 0, where the difference would cancel, its series x^2/2 (1 + x/3 (1 + x/4 ...)).
-static double k3(double x) {
-    if (!(fabs(x) < 0.5)) return num_expm1(x) - x;
-    double sum = 1;
-    for (int k = 17; k >= 3; k--) sum = 1 + sum * x / k;
-    return x * x / 2 * sum;
+// e^x - x - 1 of n numbers. Near 0, where the difference would cancel, it is the series
+// x^2/2 (1 + x/3 (1 + x/4 ...)), of all numbers at once, so that their divisions overlap.
+static void k3_of(double* restrict k3, const double* restrict x, int n) {
+    for (int i = 0; i < n; i++) k3[i] = 1;
+    for (int k = 17; k >= 3; k--)
+        for (int i = 0; i < n; i++) k3[i] = 1 + k3[i] * x[i] / k;
+    for (int i = 0; i < n; i++)
+        k3[i] = fabs(x[i]) < 0.5 ? x[i] * x[i] / 2 * k3[i] : num_expm1(x[i]) - x[i];
 }
+
+enum { BLOCK = 128 };  // tokens
 
 typedef struct sums {
     double x, abs_x, k3, chi2, r, r2, abs_gap, outside, entropy;  // over tokens
     double seq_x, ppl;                                            // one sequence; over sequences
 } sums;
 
-static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double delta) {
-    double x = log_pi == log_mu ? 0.0 : log_pi - log_mu, r = 1, gap = 0;
+static double log_ratio(double log_pi, double log_mu) {
+    return log_pi == log_mu ? 0.0 : log_pi - log_mu;
+}
+
+// k3: its value where log pi and log mu differ.
+static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double k3, double delta) {
+    double x = log_ratio(log_pi, log_mu), r = 1, gap = 0;
     if (x != 0) {  // these take nearly all of the time
         r = num_exp(x < -20 ? -20 : x > 20 ? 20 : x);
         gap = num_exp(log_pi) - num_exp(log_mu);
-        s->k3 += k3(x);
+        s->k3 += k3;
         s->chi2 += num_expm1(2 * x);
     }
     m->logp_diff_max = larger(m->logp_diff_max, fabs(x));
@@ -92,6 +101,22 @@ static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double
     s->r2 += r * r;
     s->abs_gap += fabs(gap);
     s->outside += !(fabs(gap) <= delta);
+}
+
+// At most BLOCK tokens.
+static void add_block(mismatch* m, sums* s, const float* log_pi, const float* log_mu, int n,
+                      double delta) {
+    double x[BLOCK], k3[BLOCK + 1] = {0};
+    int differ = 0;
+    for (int i = 0; i < n; i++) {
+        x[differ] = log_ratio(log_pi[i], log_mu[i]);
+        differ += x[differ] != 0;
+    }
+    k3_of(k3, x, differ);
+    for (int i = 0, at = 0; i < n; i++) {
+        add_token(m, s, log_pi[i], log_mu[i], k3[at], delta);
+        at += log_ratio(log_pi[i], log_mu[i]) != 0;
+    }
 }
 
 static mismatch nothing(void) {
@@ -110,10 +135,11 @@ mismatch mismatch_measure(const float* log_pi, const float* log_mu, const float*
     for (int q = 0; q < sequences; q++) {
         if (start[q] == start[q + 1]) continue;
         s.seq_x = 0;
-        for (size_t t = start[q]; t < start[q + 1]; t++) {
-            add_token(&m, &s, log_pi[t], log_mu[t], delta);
-            s.entropy += entropy[t];
+        for (size_t t = start[q]; t < start[q + 1]; t += BLOCK) {
+            size_t left = start[q + 1] - t;
+            add_block(&m, &s, log_pi + t, log_mu + t, left < BLOCK ? (int)left : BLOCK, delta);
         }
+        for (size_t t = start[q]; t < start[q + 1]; t++) s.entropy += entropy[t];
         m.seq_logratio_max = larger(m.seq_logratio_max, fabs(s.seq_x));
         s.ppl += num_exp(-s.seq_x / (double)(start[q + 1] - start[q]));
         used++;
