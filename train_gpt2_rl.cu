@@ -61,6 +61,7 @@ static void sample(run* r, step_report* found) {
 static void verify(run* r, step_report* found) {
     rollout_judge(r->data, &r->source);
     if (run_is_first(r)) found->reward = rollout_summarize(r->data);
+    found->sent = ranks_sent(r->ranks);
     report_rollout(r, found);
 }
 
@@ -144,7 +145,7 @@ static void update_once(run* r, int i, double lr, step_report* found) {
     }
     r->updating.seconds += seconds;
     r->updating.tokens += u.tokens;
-    report_update(r, i, lr, &u, &m, seconds);
+    report_update(r, i, lr, &u, &m, seconds, ranks_sent(r->ranks));
 }
 
 // With --shuffle each epoch deals the groups to mini-batches anew.
@@ -172,6 +173,7 @@ static void update(run* r, step_report* found) {
 
 static void step(run* r) {
     step_report found = {0};
+    ranks_sent(r->ranks);  // what is sent between the steps is not a step's
     sample(r, &found);
     verify(r, &found);
     measure(r, &found);

@@ -278,11 +278,12 @@ static inline int count_lines(const run_lines* log, const char* phase) {
     return n;
 }
 
-// The first field from `i` on that does not depend on the clock, nor on slots and pages if `slots`.
+// The first field from `i` on that depends neither on the clock nor on the number of ranks, nor on
+// slots and pages if `slots`.
 static inline int field_from(const line* l, int i, int slots) {
-    static const char* const keys[] = {"time", "tokens_per_s", "occupancy", "prefill_tokens",
-                                       "preemptions"};
-    for (int k = 0; i < l->fields && k < (slots ? 5 : 2); k++)
+    static const char* const keys[] = {"time",      "tokens_per_s",   "sent",
+                                       "occupancy", "prefill_tokens", "preemptions"};
+    for (int k = 0; i < l->fields && k < (slots ? 6 : 3); k++)
         if (!strcmp(l->key[i], keys[k])) i++, k = -1;
     return i;
 }

@@ -7,7 +7,8 @@
 #include <sys/socket.h>
 
 #include "device/backend.h"
-#include "rl/optimizer.h"
+#include "rl/sampler.h"
+#include "rl/trainer.h"
 #include "run_test.h"
 
 // ------------------------------------------------------------------------------------------------
@@ -309,6 +310,73 @@ static void check_work(const char* out, int size, double uneven) {
     free(log.line);
 }
 
+// Of the tokens that sequences of a step have, per sequence, which --log-tokens keeps.
+static void read_lengths(const char* out, int step, int count, double* length) {
+    size_t bytes;
+    char *text = read_whole(at_home("%s/samples.jsonl", out), &bytes), *at = text;
+    char* start = xprintf("{\"step\":%d,", step);
+    for (int i = 0; i < count; i++) {
+        at = strstr(at, start);
+        CHECK(at, "%s: step %d has no sample %d", out, step, i);
+        if (!at) break;
+        at = strstr(at, "\"token\":[");
+        length[i] = 1;
+        for (; *at != ']'; at++) length[i] += *at == ',';
+    }
+    free(start);
+    free(text);
+}
+
+static double sum_of(const double* x, int first, int end) {
+    double sum = 0;
+    for (int i = first; i < end; i++) sum += x[i];
+    return sum;
+}
+
+static double chunks_of_half(double n) { return ceil(n / 2 / SUM_CHUNK); }
+
+// What rank 0 sends in the second step, counted by hand, of two or four ranks. Of what goes round
+// the ring it passes on all but rank 1's part.
+static void check_sent(const char* out, int size) {
+    enum { SEQUENCES = 64, BATCH = 32, SHARDS_OF_RUN = 4, UPDATES_OF_STEP = 4 };
+    run_lines log = read_log(out);
+    double length[SEQUENCES] = {0}, n = (double)model_gpt2(32, 24, 1, 2, 32).parameters;
+    int share = SEQUENCES / size;
+    read_lengths(out, 1, SEQUENCES, length);
+    double tokens = sum_of(length, 0, SEQUENCES) - sum_of(length, share, 2 * share);
+    // Lengths; tokens, log mu and entropies; counts; rewards, what is right, and the judgement.
+    double all = 4.0 * (SEQUENCES - share) + 12 * tokens +
+                 (double)sizeof(sampler_stats) * (size - 1) + 8.0 * SEQUENCES +
+                 (double)sizeof(judgement);
+    double sent = value_of(nth(&log, "rollout", 1), "sent");
+    CHECK(sent == all, "%s: a rollout sends %g bytes, %g expected", out, sent, all);
+    // Of the gradient a rank sends half, then half of the other half. Slices are whole chunks.
+    double kept = chunks_of_half(n) * SUM_CHUNK, next = n - kept;
+    if (size == 4) kept = chunks_of_half(kept) * SUM_CHUNK;
+    if (size == 4) next = chunks_of_half(next) * SUM_CHUNK;
+    double weights = 4 * (n - next), squares = 8 * (ceil(n / SUM_CHUNK) - ceil(next / SUM_CHUNK));
+    double sums = (double)sizeof(trainer_update_result) * SHARDS_OF_RUN * (size - 1) / size;
+    for (int i = 0; i < UPDATES_OF_STEP; i++) {
+        int first = i % 2 * BATCH, second = first + BATCH / size;
+        double update = 4 * (n - kept) + weights + squares + sums +
+                        4 * (sum_of(length, first, first + BATCH) -
+                             sum_of(length, second, second + BATCH / size));
+        if (i == 0) update += 4 * tokens;  // log pi before the updates
+        sent = value_of(nth(&log, "update", UPDATES_OF_STEP + i), "sent");
+        CHECK(sent == update, "%s: update %d sends %g bytes, %g expected", out, i, sent, update);
+    }
+    free(log.line);
+}
+
+static void test_sent(const char* launcher) {
+    for (int size = 2; size <= 4; size *= 2) {
+        use_ranks(one_process, launcher, size);
+        good_run("many", "--shards 4 --log-tokens --steps 2 --eval-every 1 --sync-every 2");
+        check_sent("many", size);
+        remove_tree(at_home("many"));
+    }
+}
+
 // The quick part: two runs, of kept sets and of candidates, by two ranks.
 static void test_runs(const char* const* launchers) {
     int quick = getenv("TEST_QUICK") != NULL, count = quick ? 4 : sizeof RUNS / sizeof *RUNS;
@@ -404,13 +472,13 @@ static void test_kills(const char* const* launchers) {
 }
 
 // What a launcher says of a run that it ended stands around our sentence.
-static void check_said(const char* command, const char* words) {
-    char* shell = xprintf("%s >%s 2>&1", command, at_home("said"));
+static void check_said(const char* call, const char* words) {
+    char* shell = xprintf("%s >%s 2>&1", call, at_home("said"));
     int status = system(shell);
     size_t bytes;
     char* text = read_whole(at_home("said"), &bytes);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status), "%s: ended with %x", command, status);
-    CHECK(strstr(text, words), "%s: \"%s\" expected in \"%s\"", command, words, text);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status), "%s: ended with %x", call, status);
+    CHECK(strstr(text, words), "%s: \"%s\" expected in \"%s\"", call, words, text);
     free(text);
     free(shell);
 }
@@ -424,10 +492,10 @@ static void test_refusals(const char* launcher) {
         {"--shards 2", "--shards 2 --init none", "train_gpt2_rl: rank 1: none cannot be read"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char* command = xprintf("%s -np 1 %s %s : -np 1 %s %s", launcher, one_process,
-                                cases[i].first, one_process, cases[i].second);
-        check_said(command, cases[i].words);
-        free(command);
+        char* call = xprintf("%s -np 1 %s %s : -np 1 %s %s", launcher, one_process, cases[i].first,
+                             one_process, cases[i].second);
+        check_said(call, cases[i].words);
+        free(call);
     }
     char* alone = xprintf("OMPI_COMM_WORLD_SIZE=2 PMI_SIZE=2 %s --steps 0", one_process);
     check_said(alone, "each process is alone in it");
@@ -436,11 +504,11 @@ static void test_refusals(const char* launcher) {
 
 // Two ranks in folders of their own, each with a file of the same name, which differ.
 static void check_files(const char* launcher, const char* flags, const char* words) {
-    char* command =
+    char* call =
         xprintf("%s -np 1 -wdir %s %s --shards 2 %s : -np 1 -wdir %s %s --shards 2 %s", launcher,
                 at_home("a"), one_process, flags, at_home("b"), one_process, flags);
-    check_said(command, words);
-    free(command);
+    check_said(call, words);
+    free(call);
 }
 
 static void write_sums(const char* path, int from) {
@@ -516,6 +584,7 @@ static void test_launchers(void) {
     if (launchers[1]) test_threads(launchers[1]);
     if (!launchers[0]) return;
     test_refusals(launchers[0]);
+    test_sent(launchers[0]);
     test_reward_program(launchers[0]);
     test_other_files(launchers[0]);
     test_signal(launchers[0]);

@@ -93,6 +93,12 @@ int ranks_other(ranks* r, uint64_t value) {
     return other;
 }
 
+int64_t ranks_sent(ranks* r) {
+    int64_t sent = r->sent - r->told;
+    r->told = r->sent;
+    return sent;
+}
+
 void ranks_share(const ranks* r, int k, int count, int first[2]) {
     for (int i = 0; i < 2; i++) first[i] = (int)((int64_t)count * (k + i) / r->size);
 }

@@ -17,7 +17,7 @@ struct ranks {
     int here, place;           // how many of them this machine has, and which of these this is
     int64_t sampled, trained;  // sequences that this rank has sampled, and run through an update
     int64_t measured;          // tokens whose metrics it has computed
-    int64_t sent;              // bytes
+    int64_t sent, told;        // bytes; of these, what ranks_sent has given
     // Sends `out` to a rank while it receives `in` from one; 0 bytes: nothing is sent, or received.
     // Both ends give the same number of bytes. Fatal, or the end of all ranks, if one is gone.
     void (*exchange)(ranks* r, int to, const void* out, size_t out_bytes, int from, void* in,
@@ -50,6 +50,9 @@ void ranks_broadcast(ranks* r, void* data, size_t bytes);    // rank 0's
 int ranks_most(ranks* r, int value);                         // the largest of all ranks' values
 // The first rank whose value is not rank 0's; 0: there is none.
 int ranks_other(ranks* r, uint64_t value);
+
+// Bytes that this rank has sent since it was asked last.
+int64_t ranks_sent(ranks* r);
 
 // Rank k's share of `count` things in order: those from first[0] to first[1] - 1; sizes differ by 1
 // at most.

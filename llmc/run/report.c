@@ -386,6 +386,10 @@ static void log_judgement(const run* r) {
     log_lost(r, &j->lost);
 }
 
+static void log_sent(const run* r, int64_t bytes) {
+    if (r->ranks->size > 1) log_number(r->log, "sent", (double)bytes);
+}
+
 void report_rollout(const run* r, const step_report* s) {
     log_begin(r->log, "rollout", r->state.step);
     log_number(r->log, "reward", s->reward.reward);
@@ -401,6 +405,7 @@ void report_rollout(const run* r, const step_report* s) {
         log_number(r->log, "preemptions", (double)s->sampled.preemptions);
     log_number(r->log, "occupancy", s->sampled.occupancy);
     log_number(r->log, "tokens_per_s", (double)s->sampled.tokens / s->sampling_seconds);
+    log_sent(r, s->sent);
     log_end(r->log);
     report_lost(r, "step", &r->data->judged.lost,
                 r->settings->reward_missing ? "their groups are left out" : "they get 0 from it");
@@ -443,7 +448,7 @@ void report_samples(const run* r) {
 }
 
 void report_update(const run* r, int index, double lr, const trainer_update_result* u,
-                   const mismatch* m, double seconds) {
+                   const mismatch* m, double seconds, int64_t sent) {
     log_begin(r->log, "update", r->state.step);
     log_number(r->log, "index", index);
     log_number(r->log, "loss", u->loss);
@@ -454,6 +459,7 @@ void report_update(const run* r, int index, double lr, const trainer_update_resu
     log_number(r->log, "tokens", (double)u->tokens);
     log_number(r->log, "trained_tokens", (double)u->trained_tokens);
     log_number(r->log, "tokens_per_s", (double)u->tokens / seconds);
+    log_sent(r, sent);
     log_mismatch(r, m);
     log_number(r->log, "masked", u->masked);
     log_number(r->log, "masked_mu", u->masked_mu);

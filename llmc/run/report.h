@@ -14,6 +14,7 @@ LLMC_BEGIN
 typedef struct step_report {
     sampler_stats sampled;
     double sampling_seconds;
+    int64_t sent;  // bytes, by this rank, until all ranks had the rollout and its rewards
     rollout_summary reward;
     mismatch numerics;  // before the first update
     int updates;        // optimizer steps that were applied
@@ -33,9 +34,10 @@ void report_rollout(const run* r, const step_report* s);
 void report_correction(const run* r, const correction_report* c);
 void report_numerics(const run* r, const mismatch* m);  // NULL: they mean nothing in this step
 void report_samples(const run* r);
-// Optimizer step `index` of the RL step. `m`: the rollout under the weights before it.
+// Optimizer step `index` of the RL step. `m`: the rollout under the weights before it. `sent`:
+// bytes, by this rank, since the rollout or the update before.
 void report_update(const run* r, int index, double lr, const trainer_update_result* u,
-                   const mismatch* m, double seconds);
+                   const mismatch* m, double seconds, int64_t sent);
 // The console
 void report_step(const run* r, const step_report* s);
 void report_end(const run* r);
