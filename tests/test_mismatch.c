@@ -24,6 +24,7 @@ static const char* const NAMES[MISMATCH_METRICS] = {"logp_diff_max",
                                                     "chi2",
                                                     "seq_logratio_max",
                                                     "ppl_ratio",
+                                                    "token_mult_prob_error",
                                                     "outside",
                                                     "entropy"};
 
@@ -48,6 +49,7 @@ static void check_by_hand(void) {
                                                       -.28993490813952999311,
                                                       24.5,
                                                       69661.110359100881422,
+                                                      4414853689.318390745681,
                                                       1 / 3.,
                                                       1.2291666666666666667};
     double value[MISMATCH_METRICS];
@@ -94,7 +96,8 @@ static void reference(const size_t* start, int sequences, int n, double delta, l
         long double x = (long double)pi_data[t] - mu_data[t], r = expl(x);
         long double gap = expl(pi_data[t]) - expl(mu_data[t]);
         sum[1] += fabsl(x), sum[4] += fabsl(gap), sum[5] -= x, sum[6] += expm1l(x) - x;
-        sum[11] += expm1l(2 * x), sum[14] += fabsl(gap) > delta, sum[15] += entropy_data[t];
+        sum[11] += expm1l(2 * x), sum[14] += expl(fabsl(x)), sum[15] += fabsl(gap) > delta;
+        sum[16] += entropy_data[t];
         max[0] = fmaxl(max[0], fabsl(x)), max[1] = fmaxl(max[1], gap), max[2] = fmaxl(max[2], r);
         min[0] = fminl(min[0], gap), min[1] = fminl(min[1], r);
         r_sum += r;
@@ -143,7 +146,8 @@ static void check_random(void) {
 // Exactness
 
 static void check_equality(void) {
-    static const double expected[MISMATCH_METRICS] = {0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 0};
+    static const double expected[MISMATCH_METRICS] = {0, 0, 0, 0, 0, 0, 0, 1,
+                                                      1, 1, 1, 0, 0, 1, 1, 0};
     static const float edges[] = {0, -1e-20f, -103.97f, -INFINITY};
     for (int trial = 0; trial < 30; trial++) {
         rng r = rng_at(6, STREAM_PROMPT, (uint32_t)trial, 0);
@@ -228,7 +232,8 @@ static void check_infinite(void) {
     static const float log_pi[3] = {-INFINITY, -1, -2}, log_mu[3] = {-1, -1, -2}, entropy[3] = {0};
     static const size_t start[] = {0, 2, 3};
     mismatch m = mismatch_measure(log_pi, log_mu, entropy, start, 2, .1);
-    CHECK(isinf(m.logp_diff_max) && isinf(m.kl) && isinf(m.kl_k3) && isinf(m.ppl_ratio),
+    CHECK(isinf(m.logp_diff_max) && isinf(m.kl) && isinf(m.kl_k3) && isinf(m.ppl_ratio) &&
+              isinf(m.token_mult_prob_error),
           "differences");
     CHECK_NEAR(m.ratio_min, 2.061153622438557828e-9, 1e-23, "ratio_min");
     CHECK_NEAR(m.ess, 2 / 3., 1e-8, "ess");

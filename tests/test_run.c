@@ -3,6 +3,7 @@
 // it refuses what makes no sense; every flag has an effect. What signals, kills and damaged files
 // do to a run is in test_life.c.
 #include "model/llmc_file.h"
+#include "rl/mismatch.h"
 #include "run/checkpoint.h"
 #include "run_test.h"
 #include "small_model.h"
@@ -14,7 +15,8 @@ static int quick;
 
 #define MISMATCH_KEYS                                                                   \
     "logp_diff_max logp_diff_mean prob_diff_max prob_diff_min prob_diff_mean kl kl_k3 " \
-    "ratio_mean ratio_min ratio_max ess chi2 seq_logratio_max ppl_ratio outside entropy"
+    "ratio_mean ratio_min ratio_max ess chi2 seq_logratio_max ppl_ratio "               \
+    "token_mult_prob_error outside entropy"
 
 // The probability of the masked tokens is null where none is masked, and nothing else is null.
 static int rightly_null(const line* l, int field) {
@@ -377,7 +379,8 @@ static void check_agreement(const char* flags) {
         CHECK(value_of(n, "logp_diff_max") == 0, "%s, step %d: %g", flags, i,
               value_of(n, "logp_diff_max"));
         CHECK(value_of(n, "ratio_mean") == 1 && value_of(n, "ess") == 1 &&
-                  value_of(n, "ppl_ratio") == 1 && value_of(n, "prob_diff_mean") == 0,
+                  value_of(n, "ppl_ratio") == 1 && value_of(n, "token_mult_prob_error") == 1 &&
+                  value_of(n, "prob_diff_mean") == 0,
               "%s, step %d", flags, i);
         CHECK(value_of(nth(&log, "update", 4 * i), "logp_diff_max") == 0, "%s: update", flags);
         CHECK(value_of(nth(&log, "update", 4 * i), "skipped") == 0, "%s: skipped", flags);
@@ -788,7 +791,8 @@ static void check_numerics(const char* out, const char* older) {
         const line *n = nth(&log, "numerics", i), *u = nth(&log, "update", 4 * i);
         int nulls = 0;
         for (int k = 0; k < n->fields; k++) nulls += isnan(n->value[k]);
-        CHECK(nulls == (older[i] == '1' ? 16 : 0), "%s, step %d: %d nulls", out, i, nulls);
+        CHECK(nulls == (older[i] == '1' ? MISMATCH_METRICS : 0), "%s, step %d: %d nulls", out, i,
+              nulls);
         CHECK((value_of(u, "logp_diff_max") == 0) == (older[i] == '0'), "%s, step %d: drift %g",
               out, i, value_of(u, "logp_diff_max"));
     }

@@ -234,7 +234,7 @@ class Test(unittest.TestCase):
             self.assertLess((theirs - advantage).abs().max().item(), 2e-7)
 
     def test_metrics(self):
-        """verl's names: docs/metrics.md."""
+        """verl's names, and NeMo-RL's: docs/metrics.md."""
         pairs = {"kl": "kl", "kl_k3": "k3_kl", "ppl_ratio": "ppl_ratio", "chi2": "chi2_token"}
         for line, ratio, mask in run(""):
             metrics = HELPER.compute_offpolicy_metrics(ratio, torch.zeros_like(ratio), mask)
@@ -242,6 +242,9 @@ class Test(unittest.TestCase):
                 self.assertAlmostEqual(line[ours], metrics[theirs], delta=1e-9 * (1 + line[ours]),
                                        msg=ours)
                 self.assertGreater(abs(line[ours]), 1e-3, ours)
+            nemo = torch.exp(ratio.abs())[mask > 0].mean().item()
+            self.assertAlmostEqual(line["token_mult_prob_error"], nemo, delta=1e-9 * nemo)
+            self.assertGreater(nemo, 1.01)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,17 @@
 //   chi2                            mean(e^2x) - 1 = mean(expm1(2x))
 //   seq_logratio_max                max over sequences of |sum x|
 //   ppl_ratio                       mean over sequences of exp(-mean x)
+//   token_mult_prob_error           mean of e^|x|: the factor by which a probability is off
 //   outside                         fraction of tokens with |pi - mu| > delta
 //   entropy                         mean of the sampler's entropy
 //
-// Invariant: with pi = mu bit for bit every difference is exactly 0 and ratio_mean, ess and
-// ppl_ratio are exactly 1, for any number of tokens; near equality kl_k3 and chi2, which are of
-// second and first order in x, keep their relative accuracy.
+// Invariant: with pi = mu bit for bit every difference is exactly 0 and ratio_mean, ess, ppl_ratio
+// and token_mult_prob_error are exactly 1, for any number of tokens; near equality kl_k3 and chi2,
+// which are of second and first order in x, keep their relative accuracy.
 //
 // Sources: the estimators kl and kl_k3, J. Schulman, "Approximating KL divergence" (2020); ess,
-// chi2, ppl_ratio as in verl's rollout-correction metrics; prob_diff as in arXiv 2510.26788.
+// chi2, ppl_ratio as in verl's rollout-correction metrics; prob_diff as in arXiv 2510.26788;
+// token_mult_prob_error from NeMo-RL, docs/guides/grpo.md.
 #include "mismatch.h"
 
 #include <assert.h>
@@ -45,6 +47,7 @@ const char* const MISMATCH_NAMES[MISMATCH_METRICS] = {"logp_diff_max",
                                                       "chi2",
                                                       "seq_logratio_max",
                                                       "ppl_ratio",
+                                                      "token_mult_prob_error",
                                                       "outside",
                                                       "entropy"};
 
@@ -72,8 +75,8 @@ static void k3_of(double* restrict k3, const double* restrict x, int n) {
 enum { BLOCK = 128 };  // tokens
 
 typedef struct sums {
-    double x, abs_x, k3, chi2, r, r2, abs_gap, outside, entropy;  // over tokens
-    double seq_x, ppl;                                            // one sequence; over sequences
+    double x, abs_x, exp_abs_x, k3, chi2, r, r2, abs_gap, outside, entropy;  // over tokens
+    double seq_x, ppl;  // one sequence; over sequences
 } sums;
 
 static double log_ratio(double log_pi, double log_mu) {
@@ -82,10 +85,11 @@ static double log_ratio(double log_pi, double log_mu) {
 
 // k3: its value where log pi and log mu differ.
 static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double k3, double delta) {
-    double x = log_ratio(log_pi, log_mu), r = 1, gap = 0;
+    double x = log_ratio(log_pi, log_mu), r = 1, gap = 0, error = 1;
     if (x != 0) {  // these take nearly all of the time
         r = num_exp(x < -20 ? -20 : x > 20 ? 20 : x);
         gap = num_exp(log_pi) - num_exp(log_mu);
+        error = num_exp(fabs(x));
         s->k3 += k3;
         s->chi2 += num_expm1(2 * x);
     }
@@ -97,6 +101,7 @@ static void add_token(mismatch* m, sums* s, double log_pi, double log_mu, double
     s->x += x;
     s->seq_x += x;
     s->abs_x += fabs(x);
+    s->exp_abs_x += error;
     s->r += r;
     s->r2 += r * r;
     s->abs_gap += fabs(gap);
@@ -155,6 +160,7 @@ mismatch mismatch_measure(const float* log_pi, const float* log_mu, const float*
     m.ess = smaller(1, s.r * s.r / (n * s.r2));
     m.chi2 = s.chi2 / n;
     m.ppl_ratio = s.ppl / used;
+    m.token_mult_prob_error = s.exp_abs_x / n;
     m.outside = s.outside / n;
     m.entropy = s.entropy / n;
     return m;

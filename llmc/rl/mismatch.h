@@ -1,6 +1,6 @@
 // mismatch: the metrics that compare the sampler's mu with the trainer's pi over response tokens.
-// At equal formats and weights every difference is exactly 0 and ratio_mean, ess, ppl_ratio are
-// exactly 1. Formulas and names: the table at the head of mismatch.c.
+// At equal formats and weights every difference is exactly 0 and ratio_mean, ess, ppl_ratio,
+// token_mult_prob_error are exactly 1. Formulas and names: the table at the head of mismatch.c.
 #ifndef LLMC_MISMATCH_H
 #define LLMC_MISMATCH_H
 
@@ -15,6 +15,7 @@ typedef struct mismatch {
     double ratio_mean, ratio_min, ratio_max;              // of the clamped ratio
     double ess, chi2;                                     // in (0, 1]; >= -1
     double seq_logratio_max, ppl_ratio;                   // over sequences
+    double token_mult_prob_error;                         // >= 1
     double outside;                                       // fraction with |pi - mu| > delta
     double entropy;                                       // mean of the sampler's, nats
 } mismatch;
@@ -27,7 +28,7 @@ mismatch mismatch_measure(const float* log_pi, const float* log_mu, const float*
                           const size_t* start, int sequences, double delta);
 
 // For logs: names and values in one order. MISMATCH_METRICS of them.
-#define MISMATCH_METRICS 16
+#define MISMATCH_METRICS 17
 extern const char* const MISMATCH_NAMES[MISMATCH_METRICS];
 void mismatch_values(const mismatch* m, double value[MISMATCH_METRICS]);
 
