@@ -9,7 +9,8 @@ static const format *const FP32 = &FORMAT_FP32, *const BF16 = &FORMAT_BF16,
                            *const E4M3 = &FORMAT_E4M3;
 
 static demand usual(void) {
-    return (demand){precision_of(BF16, FP32), precision_of(&FORMAT_TF32, FP32), &FORMAT_FP16, 0};
+    return (demand){precision_of(BF16, FP32), precision_of(&FORMAT_TF32, FP32),
+                    precision_of(BF16, FP32), &FORMAT_FP16, 0};
 }
 
 static void check(const capabilities* can, const demand* d, const char* words) {
@@ -39,6 +40,8 @@ int main(void) {
     check(&gpu, &other, "--rollout-dtype e5m6");
     other = d, other.kv = E4M3;
     check(&gpu, &other, "--kv-dtype fp8_e4m3");
+    other = d, other.eval = precision_of(E4M3, FP32);
+    check(&gpu, &other, "--eval-dtype fp8_e4m3");
     other = d, other.train = precision_with_gradient(d.train, FP32);
     check(&gpu, &other, "--grad-dtype fp32: the GPU has gradients in the train dtype");
     other = d, other.rollout.split_k = 2;

@@ -280,6 +280,42 @@ static void test_evaluation_temperature(void) {
     remove_tree(at_home("cold"));
 }
 
+static void check_same_evaluation(const line* a, const line* b, const char* what) {
+    static const char* const keys[] = {"greedy", "pass1", "passk", "response_length"};
+    for (int k = 0; k < 4; k++)
+        CHECK(value_of(a, keys[k]) == value_of(b, keys[k]), "%s: %s is %g, not %g", what, keys[k],
+              value_of(a, keys[k]), value_of(b, keys[k]));
+}
+
+// --eval-dtype: a run whose sampler differs in every way is judged as one that samples in that
+// format, before RL and of its newest weights, and it trains as without.
+static void test_eval_dtype(void) {
+    static const char other[] =
+        "--warmup-steps 120 --rollout-dtype e4m1 --kv-dtype fp8_e5m2 --rollout-split-k 2 "
+        "--rollout-logits-dtype bf16 --weight-scale tensor --lag 1 --eval-prompts 200";
+    char flags[512];
+    good_run("coarse", other);
+    snprintf(flags, sizeof flags, "%s --eval-dtype e5m6", other);
+    good_run("judged", flags);
+    CHECK(same_model("judged", "coarse"), "the evaluation changes the training");
+    good_run("plain", "--warmup-steps 120 --rollout-dtype e5m6 --eval-prompts 200 --steps 0");
+    snprintf(flags, sizeof flags, "--init %s --rollout-dtype e5m6 --eval-prompts 200 --steps 0",
+             checkpoint_file("judged", "model.bin"));
+    good_run("newest", flags);
+    run_lines coarse = read_log("coarse"), judged = read_log("judged");
+    run_lines plain = read_log("plain"), newest = read_log("newest");
+    check_same_evaluation(nth(&judged, "eval", 0), nth(&plain, "eval", 0), "before RL");
+    CHECK(value_of(nth(&coarse, "eval", 0), "pass1") != value_of(nth(&plain, "eval", 0), "pass1"),
+          "the case does not tell the samplers apart");
+    // Draws are keyed by the step; the most probable tokens are not drawn.
+    double greedy = value_of(nth(&judged, "eval", 2), "greedy");
+    CHECK(greedy == value_of(nth(&newest, "eval", 0), "greedy"), "after RL: greedy is %g", greedy);
+    CHECK(greedy != value_of(nth(&judged, "eval", 0), "greedy"), "RL changes the case");
+    free(coarse.line), free(judged.line), free(plain.line), free(newest.line);
+    static const char* const made[] = {"coarse", "judged", "plain", "newest"};
+    for (int i = 0; i < 4; i++) remove_tree(at_home("%s", made[i]));
+}
+
 // Before the first update the policy is the reference, whatever the temperature, so the KL term
 // is 0 and its gradient too.
 static void test_reference(void) {
@@ -927,6 +963,7 @@ static void test_refusals(void) {
         {"--device gpu", "--device"},
         {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
+        {"--device cuda --eval-dtype fp8_e5m2", "--eval-dtype fp8_e5m2"},
         {"--batch-invariant --products cublaslt", "leave one out"},
         {"--family qwen", "--family"},
         {"--rope-theta 500", "--rope-theta means nothing to --family gpt2"},
@@ -1419,6 +1456,8 @@ static const struct {
     {"", "--eval-k 0", LOG},
     {"", "--eval-temperature 0.5", LOG},
     {"", "--eval-top-p 0.5", LOG},
+    {"", "--eval-dtype fp32", SAME},
+    {"", "--eval-dtype e5m1", LOG},
     {"", "--sanity-samples 8", MODEL},
     {"", "--sanity-samples 12", MODEL},
     {"--sanity-samples 8", "--sanity-prompts 20", MODEL},
@@ -1666,6 +1705,7 @@ int main(int argc, char** argv) {
     test_draws();
     test_full_support();
     test_evaluation_temperature();
+    test_eval_dtype();
     test_reference();
     test_console();
     test_agreement();

@@ -15,11 +15,12 @@ char* refuse(const capabilities* can, const demand* d) {
         const format* format;
     } formats[] = {{"train-dtype", d->train.linear},
                    {"rollout-dtype", d->rollout.linear},
-                   {"kv-dtype", d->kv}};
+                   {"kv-dtype", d->kv},
+                   {"eval-dtype", d->eval.linear}};
     char* why = NULL;
     if (d->batch_invariant && !can->batch_invariant)
         why = xprintf("--batch-invariant does not hold on %s", can->name);
-    for (int i = 0; i < 3 && !why; i++)
+    for (int i = 0; i < 4 && !why; i++)
         why = refuse_format(can, formats[i].flag, formats[i].format);
     if (!why && !can->any_format && d->train.gradient_linear != d->train.linear)
         why = xprintf("--grad-dtype %s: %s has gradients in the train dtype",

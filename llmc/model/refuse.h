@@ -9,7 +9,7 @@ LLMC_BEGIN
 
 // What a run asks of a device.
 typedef struct demand {
-    precision train, rollout;
+    precision train, rollout, eval;
     const format* kv;     // of cached keys and values
     int batch_invariant;  // no bit of a row may depend on its batch
 } demand;

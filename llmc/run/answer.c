@@ -10,9 +10,9 @@ static sampler* sampler_of_model(const run* r, int prompt, int samples) {
     backend* b = r->device;
     float *host, *parameters;
     size_t bytes = r->parameters * sizeof(float);
-    sampler* q = sampler_create(b, &r->model, settings_rollout_precision(s), settings_kv_format(s),
-                                s->slots, prompt, s->max_new_tokens, samples, 0, r->tokenizer.ends,
-                                settings_kv_memory(s));
+    sampler* q = sampler_create(b, &r->model, settings_eval_precision(s),
+                                settings_eval_kv_format(s), s->slots, prompt, s->max_new_tokens,
+                                samples, 0, r->tokenizer.ends, settings_kv_memory(s));
     model_file_read(s->init, &host);
     parameters = b->alloc(b, bytes, "parameters");
     b->upload(b, parameters, host, bytes);

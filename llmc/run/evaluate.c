@@ -1,5 +1,5 @@
-// The same sampler as in training, on prompts that training never sees, and with a temperature and
-// a top-p of its own.
+// The same sampler as in training, or with --eval-dtype one of its own, on prompts that training
+// never sees, and with a temperature and a top-p of its own.
 #include "evaluate.h"
 
 #include <math.h>
@@ -96,8 +96,8 @@ evaluation evaluate_policy(run* r) {
     evaluate_config c = {prompts, s->eval_samples, s->eval_k,      how,
                          list,    &r->tokenizer,   run_interrupted};
     double start = clock_seconds();
-    sampler_sync(r->sampler, r->trainer->parameters);
-    evaluation e = evaluate_run(r->sampler, r->eval_data, &r->source, &c);
+    sampler_sync(r->evaluator, r->trainer->parameters);
+    evaluation e = evaluate_run(r->evaluator, r->eval_data, &r->source, &c);
     if (e.stopped) return e;
     r->state.evaluated = r->state.step;
     if (s->checkpoint_best && e.pass1 > r->best) {
@@ -114,11 +114,11 @@ void evaluate_examples(run* r) {
     const settings* s = r->settings;
     rollout* d = r->eval_data;
     sampling how = settings_eval_sampling(s, UINT32_MAX);
-    sampler_sync(r->sampler, r->trainer->parameters);
+    sampler_sync(r->evaluator, r->trainer->parameters);
     d->prompts = 3;
     d->group = 1;
     d->first = 0;
     rollout_ask(d, &r->tokenizer, &r->held_out, 0);
-    sampler_run(r->sampler, d, &how);
+    sampler_run(r->evaluator, d, &how);
     rollout_judge(d, &r->source);
 }

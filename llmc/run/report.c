@@ -137,6 +137,10 @@ static void report_precision(const run* r) {
             r->log,
             "            the sampler's products sum in %d parts: log pi and log mu may differ",
             s->rollout_split_k);
+    if (strcmp(s->eval_dtype, "same"))
+        log_print(r->log,
+                  "            evaluations in %s, logits fp32, whatever the sampler's formats are",
+                  s->eval_dtype);
     const char* dependence = settings_batch_dependence(s);
     if (dependence) log_print(r->log, "            %s", dependence);
 }
@@ -250,6 +254,11 @@ void report_memory(const run* r) {
     else
         memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
     memory_line(r, "sampler: KV cache", sampler_cache_bytes(r->sampler));
+    if (r->evaluator != r->sampler) {
+        size_t own = sampler_shares(r->evaluator) ? 0 : sampler_weights(r->evaluator)->bytes;
+        memory_line(r, "evaluations: packed weights", own);
+        memory_line(r, "evaluations: KV cache", sampler_cache_bytes(r->evaluator));
+    }
     if (r->stale->copies) memory_line(r, "older weights", (size_t)r->stale->copies * each);
     if (r->reference) memory_line(r, "reference model", r->reference->bytes);
     memory_line(r, r->warmup ? "all, with the warm-up" : "all on the device", r->device->allocated);

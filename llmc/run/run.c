@@ -290,12 +290,20 @@ static void stop(run* r) {
 static int maximum(int a, int b) { return a > b ? a : b; }
 static int minimum(int a, int b) { return a < b ? a : b; }
 
-static void create_sampler(run* r) {
+static sampler* sampler_in(const run* r, precision p, const format* kv, int nucleus_words) {
     const settings* s = r->settings;
-    r->sampler =
-        sampler_create(r->device, &r->model, settings_rollout_precision(s), settings_kv_format(s),
-                       s->slots, r->source.max_prompt, s->max_new_tokens, r->eval_data->capacity,
-                       r->data->nucleus_words, r->tokenizer.ends, settings_kv_memory(s));
+    return sampler_create(r->device, &r->model, p, kv, s->slots, r->source.max_prompt,
+                          s->max_new_tokens, r->eval_data->capacity, nucleus_words,
+                          r->tokenizer.ends, settings_kv_memory(s));
+}
+
+static void create_samplers(run* r) {
+    const settings* s = r->settings;
+    precision p = settings_rollout_precision(s), of_eval = settings_eval_precision(s);
+    const format *kv = settings_kv_format(s), *eval_kv = settings_eval_kv_format(s);
+    int same = precision_same_forward(&p, &of_eval) && kv == eval_kv;
+    r->sampler = sampler_in(r, p, kv, r->data->nucleus_words);
+    r->evaluator = same ? r->sampler : sampler_in(r, of_eval, eval_kv, 0);
     if (!s->top_candidates) return;
     int count = minimum(s->top_candidates, r->model.shape.vocab);
     sampler_record_candidates(r->sampler, count);
@@ -307,13 +315,18 @@ static void split_rollouts(run* r) {
     rollout_split(r->eval_data, r->ranks);
 }
 
-// Where the sampler's weights are at any time the trainer's, in the same precision, both read one
+// Where a sampler's weights are at any time the trainer's, in the same precision, both read one
 // copy.
+static void share_weights_with(run* r, sampler* q) {
+    const model_weights* own = sampler_weights(q);
+    if (precision_same_forward(&own->precision, &r->trainer->weights->precision))
+        sampler_share(q, r->trainer->weights);
+}
+
 static void share_weights(run* r) {
-    const model_weights* own = sampler_weights(r->sampler);
     int fresh = r->settings->lag == 0 && r->settings->sync_every == 1;
-    if (fresh && precision_same_forward(&own->precision, &r->trainer->weights->precision))
-        sampler_share(r->sampler, r->trainer->weights);
+    if (fresh) share_weights_with(r, r->sampler);
+    if (r->evaluator != r->sampler) share_weights_with(r, r->evaluator);
 }
 
 static void create_trainer(run* r) {
@@ -458,7 +471,7 @@ static void continue_from_checkpoint(run* r) {
 
 void run_create(run* r) {
     create_rollouts(r);
-    create_sampler(r);
+    create_samplers(r);
     split_rollouts(r);
     create_trainer(r);
     share_weights(r);

@@ -38,6 +38,7 @@ typedef struct run {
     size_t parameters;   // their number
     float *host, *base;  // all parameters in host memory, or NULL: scratch; the model before RL
     sampler* sampler;
+    struct sampler* evaluator;  // the sampler, or with --eval-dtype one of its own
     struct trainer* trainer;
     struct trainer* warmup;    // the warm-up's own, in that phase only
     struct stale* stale;       // older weights, for --sync-every and --lag

@@ -251,6 +251,16 @@ const format* settings_kv_format(const settings* s) {
     return format_or(s->kv_dtype, settings_rollout_precision(s).store);
 }
 
+precision settings_eval_precision(const settings* s) {
+    const format* own = format_or(s->eval_dtype, NULL);
+    return own ? precision_of(own, &FORMAT_FP32) : settings_rollout_precision(s);
+}
+
+const format* settings_eval_kv_format(const settings* s) {
+    const format* own = format_or(s->eval_dtype, NULL);
+    return own ? settings_eval_precision(s).store : settings_kv_format(s);
+}
+
 size_t settings_kv_memory(const settings* s) { return (size_t)ceil(s->kv_memory * 1e6); }
 
 static int weights_scaled(const settings* s) {
@@ -800,7 +810,7 @@ static int threads_of_rank(int here) {
 
 backend* settings_open_device(int here, int place, const char** why_cpu) {
     demand d = {settings_train_precision(&given), settings_rollout_precision(&given),
-                settings_kv_format(&given), given.batch_invariant};
+                settings_eval_precision(&given), settings_kv_format(&given), given.batch_invariant};
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);

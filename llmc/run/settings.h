@@ -64,6 +64,9 @@ sampling settings_eval_sampling(const settings* s, uint32_t step);
 precision settings_train_precision(const settings* s);    // the trainer's arithmetic
 precision settings_rollout_precision(const settings* s);  // the sampler's
 const format* settings_kv_format(const settings* s);      // of the sampler's cache
+// Of evaluations: --eval-dtype's, or the sampler's.
+precision settings_eval_precision(const settings* s);
+const format* settings_eval_kv_format(const settings* s);
 size_t settings_kv_memory(const settings* s);             // its most bytes; 0: no limit
 int settings_any_scaled(const settings* s);               // whether anything is fp8
 optimizer_config settings_optimizer(const settings* s);   // of the RL updates
