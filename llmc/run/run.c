@@ -142,7 +142,7 @@ static void find_best(run* r) {
         double pass1;
         int step;
     } best = {-1, -1};
-    if (r->settings->resume && is_first(r)) best.step = log_best(r->settings->out, &best.pass1);
+    if (r->settings->resume && run_is_first(r)) best.step = log_best(r->settings->out, &best.pass1);
     ranks_broadcast(r->ranks, &best, sizeof best);
     r->best = best.pass1;
     r->best_step = best.step;
