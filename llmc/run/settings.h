@@ -67,9 +67,9 @@ const format* settings_kv_format(const settings* s);      // of the sampler's ca
 // Of evaluations: --eval-dtype's, or the sampler's.
 precision settings_eval_precision(const settings* s);
 const format* settings_eval_kv_format(const settings* s);
-size_t settings_kv_memory(const settings* s);             // its most bytes; 0: no limit
-int settings_any_scaled(const settings* s);               // whether anything is fp8
-optimizer_config settings_optimizer(const settings* s);   // of the RL updates
+size_t settings_kv_memory(const settings* s);            // its most bytes; 0: no limit
+int settings_any_scaled(const settings* s);              // whether anything is fp8
+optimizer_config settings_optimizer(const settings* s);  // of the RL updates
 sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
 float settings_inverse_temperature(const settings* s);  // 1 / --temperature
 int settings_lr_warmup(const settings* s);  // RL steps over which the learning rate rises
