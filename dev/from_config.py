@@ -93,7 +93,7 @@ def substitute(text, variables):
     def arithmetic(match):
         inner = re.sub(r"\$?\{?([A-Za-z_]\w*)\}?", lambda m: variables.get(m.group(1), "?"),
                        match.group(1))
-        if not re.fullmatch(r"[\d\s+*/()%-]+", inner):
+        if not re.fullmatch(r"[\d\s+*/()%-]+", inner) or "**" in inner:  # powers may not end
             return match.group(0)
         try:
             return str(eval(inner.replace("/", "//")))  # digits and operators only

@@ -272,10 +272,12 @@ static const char* one_process;  // the program without a launcher
 static const char* const RUNS[] = {
     "",
     "--train-dtype fp8_e4m3 --grad-dtype fp8_e5m2 --rollout-dtype fp8_e4m3 --kv-dtype fp8_e4m3",
-    "--train-dtype bf16 --rollout-dtype fp8_e4m3 --lag 2 --kl-coef 0.1 --top-p 0.9 --top-k 12",
+    "--train-dtype bf16 --rollout-dtype fp8_e4m3 --lag 2 --kl-coef 0.1 --top-p 0.9 --top-k 12 "
+    "--shuffle",
     "--objective dppo-topk-kl --top-candidates 5 --correct seq-tis --train-dtype bf16 "
     "--master-weights 0 --rollout-dtype bf16",
-    "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3",
+    "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3 "
+    "--eval-dtype bf16 --checkpoint-best",
 };
 
 // The tokens that were sampled in steps. Each of them is measured before the updates, and once in
