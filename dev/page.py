@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Pages whose numbers are what a script prints: fenced blocks that begin with "$ COMMAND".
+
+    python3 dev/page.py --check docs/scale.md ...    does each block hold what its command prints?
+    python3 dev/page.py --update docs/scale.md ...   writes what it prints
+"""
+import argparse
+import difflib
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BLOCK = re.compile(r"(?<=^```\n)\$ (.+)\n(?:.*\n)*?(?=```$)", re.MULTILINE)
+
+
+def run_block(block):
+    command = block.group(1)
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"page.py: \"{command}\" ended with {done.returncode}: {done.stderr.strip()}")
+    return f"$ {command}\n{done.stdout}"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = p.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--check", action="store_true")
+    mode.add_argument("--update", action="store_true")
+    p.add_argument("pages", nargs="+", metavar="PAGE")
+    a = p.parse_args()
+    differ = 0
+    for page in a.pages:
+        with open(page, encoding="utf-8") as f:
+            before = f.read()
+        after, blocks = BLOCK.subn(run_block, before)
+        if not blocks:
+            sys.exit(f"page.py: {page} has no block that begins with \"$ COMMAND\"")
+        if a.update:
+            with open(page, "w", encoding="utf-8") as f:
+                f.write(after)
+        elif after != before:
+            differ = 1
+            sys.stdout.writelines(difflib.unified_diff(
+                before.splitlines(True), after.splitlines(True), page, "what the commands print"))
+        print(f"{page}: {blocks} blocks" + (" differ" if after != before and a.check else ""))
+    sys.exit(differ)
+
+
+if __name__ == "__main__":
+    main()
