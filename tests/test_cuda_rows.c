@@ -267,7 +267,19 @@ static void check_norm(int rms, int rows, int cols, const format* f, int with_ad
     arrays_free(mark, what);
 }
 
+static void norm_of_too_many(const void* unused) {
+    enum { COLS = 30000 };
+    (void)unused;
+    const char* why;
+    backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
+    float* row = b->alloc(b, 6 * COLS * sizeof(float), "a test");
+    tensor t = {row, 1, COLS, COLS, &FORMAT_FP32}, none = {0};
+    b->norm_forward(b, t, none, row + COLS, t, none, row + 2 * COLS, row + 3 * COLS, 1e-5f);
+}
+
 static void test_norm(void) {
+    check_refusal(norm_of_too_many, NULL, "a norm of 30,000 channels",
+                  (const char* [REFUSAL_WORDS]){"a norm of 30000 channels", "--device cpu"});
     static const int SHAPES[][2] = {{1, 1},   {3, 7},   {5, 8},    {40, 64},
                                     {65, 72}, {9, 257}, {130, 768}};
     int shapes = quick() ? 5 : 7;
@@ -281,6 +293,12 @@ static void test_norm(void) {
         }
     for (int rms = 0; rms < 2 && !quick(); rms++)  // the longer strips
         check_norm(rms, 520 * 16 + 3, 8, &FORMAT_BF16, 1, gpu_matrix);
+    // Blocks of fewer warps: backward two and one of layer norm, one also forward.
+    static const int LONG[] = {3200, 6400, 12500};
+    for (int j = 0; j < (quick() ? 2 : 3); j++) {
+        check_norm(0, 21, LONG[j], &FORMAT_BF16, 1, j % 2 ? gpu_matrix : gpu_matrix_odd);
+        if (!quick()) check_norm(1, 21, 2 * LONG[j], &FORMAT_FP16, 1, gpu_matrix);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------

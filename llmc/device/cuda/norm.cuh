@@ -5,9 +5,10 @@
 // butterfly over the lanes.
 //
 // Backward sums the gradients of gain and bias over the rows in two stages: a block takes a strip
-// of rows, each of its warps adds up its rows in order, and in a row its heads, then the warps'
-// sums are added in order; and cuda_add_columns adds the strips' sums in order. The strips depend
-// on the number of rows alone.
+// of rows, each of NORM_WARPS warps adds up its rows in order, and in a row its heads, then the
+// warps' sums are added in order; and cuda_add_columns adds the strips' sums in order. The strips
+// depend on the number of rows alone. Where rows are so long that the warps' sums do not fit in a
+// block's shared memory, it has fewer warps, which take the work of all in turns: the same bits.
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH
 
@@ -30,6 +31,17 @@ static __host__ __device__ inline int own_floats(int cols) {
 
 // RMS norm has no mean and no bias. OF_HEADS: RMS norm whose gradient is written, not added.
 enum norm_kind { LAYER, RMS, OF_HEADS };
+
+// Warps of a block, of which each needs `bytes` of shared memory.
+static inline int norm_warps(size_t bytes, int cols) {
+    constexpr size_t BLOCK_SHARED = 99 << 10;  // what the smallest of the GPUs, 8.6, gives a block
+    int warps = NORM_WARPS;
+    while (warps > 1 && warps * bytes > BLOCK_SHARED) warps /= 2;
+    if (bytes > BLOCK_SHARED)
+        fatal("a norm of %d channels does not fit in a GPU's shared memory; use --device cpu",
+              cols);
+    return warps;
+}
 
 struct norm_stats {
     float mean, rstd;
@@ -84,7 +96,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
                         int rows, int cols) {
     DYN_SHARED(float, memory);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int64_t r = (int64_t)blockIdx.x * NORM_WARPS + warp;
+    int64_t r = (int64_t)blockIdx.x * (blockDim.x / WARP) + warp;
     if (r >= rows) return;
     norm_stats s = norm_forward_row<T, N, KIND>(
         out + r * out_stride, residual_out + r * residual_out_stride,
@@ -104,12 +116,13 @@ static void norm_forward(backend* b, const tensor& out, const tensor& residual_o
                 (!add.data || (spans_fit(add) && spans_fit(residual_out)));
     if (out.rows == 0) return;
     WITH_STORAGE(out.format, T, WITH_SPAN(fits, N, {
-                     size_t shared = NORM_WARPS * own_floats<N>(out.cols) * sizeof(float);
-                     LAUNCH((norm_forward_kernel<T, N, KIND>), blocks_for(out.rows, NORM_WARPS),
-                            NORM_THREADS, shared, stream_of(b), (T*)out.data, (T*)residual_out.data,
-                            stats, (const T*)residual.data, (const T*)add.data, out.stride,
-                            residual_out.stride, residual.stride, add.stride, gain, bias, eps,
-                            out.rows, out.cols);
+                     size_t shared = own_floats<N>(out.cols) * sizeof(float);
+                     int warps = norm_warps(shared, out.cols);
+                     LAUNCH((norm_forward_kernel<T, N, KIND>), blocks_for(out.rows, warps),
+                            warps * WARP, warps * shared, stream_of(b), (T*)out.data,
+                            (T*)residual_out.data, stats, (const T*)residual.data,
+                            (const T*)add.data, out.stride, residual_out.stride, residual.stride,
+                            add.stride, gain, bias, eps, out.rows, out.cols);
                  }));
 }
 
@@ -160,13 +173,14 @@ static __device__ void norm_backward_row(T* to, float* dgain, float* dbias, cons
     }
 }
 
-// The warps' sums of a column, added in order. `sums`: floats that each warp has.
+// `sum` and the warps' sums of a column, added in order. `sums`: floats that each warp has.
 template <int N>
-static __device__ inline float add_warps(const float* memory, int sums, int column) {
+static __device__ inline float add_warps(float sum, const float* memory, int warps, int sums,
+                                         int column) {
     int span = column / N;
     const float* from = memory + own_place<N>(span / WARP, column % N, span % WARP);
-    float sum = 0;
-    for (int w = 0; w < NORM_WARPS; w++) sum += from[w * sums];
+    for (int w = 0; w < NORM_WARPS; w++)
+        if (w < warps) sum += from[w * sums];
     return sum;
 }
 
@@ -180,19 +194,24 @@ static __global__ void __launch_bounds__(NORM_THREADS, 8)
     constexpr int SUMS = KIND == LAYER ? 2 : 1;
     DYN_SHARED(float, memory);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, each = own_floats<N>(cols);
+    int warps = blockDim.x / WARP;
     float *dgain = memory + SUMS * warp * each, *dbias = dgain + each;
-    for (int i = lane; i < SUMS * each; i += WARP) dgain[i] = 0;
     int64_t first = (int64_t)blockIdx.x * strip, end = first + strip < rows ? first + strip : rows;
-    for (int64_t r = first + warp; r < end; r += NORM_WARPS)
-        norm_backward_row<T, N, KIND>(dresidual + r * dresidual_stride, dgain, dbias,
-                                      dout + r * dout_stride, residual + r * residual_stride,
-                                      {KIND == LAYER ? stats[2 * r] : 0.0f, stats[2 * r + 1]}, gain,
-                                      cols, lane);
-    __syncthreads();
-    for (int c = threadIdx.x; c < SUMS * cols; c += NORM_THREADS) {
-        int of_bias = c >= cols, column = c - of_bias * cols;
-        partial[((int64_t)of_bias * gridDim.x + blockIdx.x) * cols + column] =
-            add_warps<N>(memory + of_bias * each, SUMS * each, column);
+    for (int turn = 0; turn < NORM_WARPS; turn += warps) {
+        for (int i = lane; i < SUMS * each; i += WARP) dgain[i] = 0;
+        for (int64_t r = first + turn + warp; r < end; r += NORM_WARPS)
+            norm_backward_row<T, N, KIND>(dresidual + r * dresidual_stride, dgain, dbias,
+                                          dout + r * dout_stride, residual + r * residual_stride,
+                                          {KIND == LAYER ? stats[2 * r] : 0.0f, stats[2 * r + 1]},
+                                          gain, cols, lane);
+        __syncthreads();
+        for (int c = threadIdx.x; c < SUMS * cols; c += blockDim.x) {
+            int of_bias = c >= cols, column = c - of_bias * cols;
+            float* to = partial + ((int64_t)of_bias * gridDim.x + blockIdx.x) * cols + column;
+            *to = add_warps<N>(turn ? *to : 0.0f, memory + of_bias * each, warps, SUMS * each,
+                               column);
+        }
+        __syncthreads();
     }
 }
 
@@ -216,11 +235,12 @@ static void norm_backward(backend* b, const tensor& dresidual, float* dgain, flo
     float* partial =
         (float*)cuda_scratch(b, SCRATCH_PARTIAL, (size_t)SUMS * strips * cols * sizeof(float));
     WITH_STORAGE(dresidual.format, T, WITH_SPAN(fits, N, {
-                     size_t shared = SUMS * NORM_WARPS * own_floats<N>(cols) * sizeof(float);
-                     LAUNCH((norm_backward_kernel<T, N, KIND>), strips, NORM_THREADS, shared,
-                            stream_of(b), (T*)dresidual.data, partial, (const float*)dout.data,
-                            (const T*)residual.data, dresidual.stride, dout.stride, residual.stride,
-                            stats, gain, rows, cols, strip);
+                     size_t shared = SUMS * own_floats<N>(cols) * sizeof(float);
+                     int warps = norm_warps(shared, cols);
+                     LAUNCH((norm_backward_kernel<T, N, KIND>), strips, warps * WARP,
+                            warps * shared, stream_of(b), (T*)dresidual.data, partial,
+                            (const float*)dout.data, (const T*)residual.data, dresidual.stride,
+                            dout.stride, residual.stride, stats, gain, rows, cols, strip);
                  }));
     cuda_add_columns(b, dgain, partial, strips, cols);
     if (dbias) cuda_add_columns(b, dbias, partial + (size_t)strips * cols, strips, cols);
@@ -315,7 +335,7 @@ static __global__ void __launch_bounds__(NORM_THREADS, 8)
     __syncthreads();
     for (int c = threadIdx.x; c < 2 * dim; c += NORM_THREADS)
         partial[(int64_t)blockIdx.x * 2 * dim + c] =
-            add_warps<N>(memory + c / dim * each, 2 * each, c % dim);
+            add_warps<N>(0, memory + c / dim * each, NORM_WARPS, 2 * each, c % dim);
 }
 
 // dout is fp32, as the rotation behind it left it.
