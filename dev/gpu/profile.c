@@ -70,13 +70,25 @@ static void load_parameters(trainer* t) {
     free(w);
 }
 
+// Of a training step, and of a step of decoding all slots.
+static uint64_t training_launches, decode_launches;
+
+static uint64_t launches(void) {
+    uint64_t sum = 0;
+    ptx_counts c;
+    for (int i = 0; ptx_profile_kernel(i, &c); i++) sum += c.launches;
+    return sum;
+}
+
 static trainer* train(backend* b, const model* m, precision p) {
     optimizer_config config = workload_adamw();
     objective o = objective_defaults(OBJECTIVE_SFT);
     rollout* d = workload_batch(vocab, sequences, 1, tokens);
     trainer* t = workload_trainer(b, m, p, &config, d, RECOMPUTE_NOTHING);
     load_parameters(t);
+    uint64_t before = launches();
     trainer_update(t, d, 0, sequences, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-5);
+    training_launches = launches() - before;
     rollout_free(d);
     return t;
 }
@@ -87,7 +99,11 @@ static void decode(trainer* t, precision p, int count) {
     sampler* r = sampler_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count,
                                 0, (end_set){0}, 0);
     sampler_sync(r, t->parameters);
-    sampler_run(r, d, &how);
+    sampler_begin(r, d, &how);  // up to the first token of each
+    uint64_t before = launches();
+    while (sampler_step(r)) continue;
+    decode_launches = launches() - before;
+    decode_launches /= (uint64_t)sampler_end(r).decode_steps;
     sampler_free(r);
     rollout_free(d);
 }
@@ -269,6 +285,9 @@ int main(int argc, char** argv) {
             sequences, tokens, few_slots(), slots, prompt, new_tokens, processors);
     fflush(stdout);
     run();
+    if (!with_limits)
+        printf("%llu launches a training step, %llu a step of decoding\n",
+               (unsigned long long)training_launches, (unsigned long long)decode_launches);
     if (with_limits) {
         family_number = 3, kv_heads = 2, tokens = 128;  // qwen3
         run();
