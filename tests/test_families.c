@@ -160,15 +160,19 @@ static model CONFIG;  // the kind that is tested
 static const int LENGTHS[SEQUENCES_MAX] = {5, 40, 2, 17, 33, 9};
 
 // The trainer's precisions, with the logits' two in turn: the table's formats, then some by their
-// bits, gradients of their own format (NULL: the same) and fp8 scales per tensor.
+// bits, gradients of their own format (NULL: the same), fp8 scales per tensor, and keys and values
+// of their own format (NULL: the same).
 static const struct {
     const char *dtype, *gradient;
     int weight_per_tensor;
-} PRECISIONS[] = {{"fp32", NULL, 0},   {"tf32", NULL, 0},      {"bf16", NULL, 0},
-                  {"fp16", NULL, 0},   {"fp8_e4m3", NULL, 0},  {"fp8_e5m2", NULL, 0},
-                  {"e5m6", NULL, 0},   {"e3m4", NULL, 1},      {"fp8_e4m3", "fp8_e5m2", 0},
-                  {"e4m3", "e5m2", 1}, {"bf16", "fp32", 0},    {"tf32", "bf16", 0},
-                  {"fp32", "tf32", 0}, {"bf16", "fp8_e5m2", 0}};
+    const char* kv;
+} PRECISIONS[] = {
+    {"fp32", NULL, 0, NULL},   {"tf32", NULL, 0, NULL},       {"bf16", NULL, 0, NULL},
+    {"fp16", NULL, 0, NULL},   {"fp8_e4m3", NULL, 0, NULL},   {"fp8_e5m2", NULL, 0, NULL},
+    {"e5m6", NULL, 0, NULL},   {"e3m4", NULL, 1, NULL},       {"fp8_e4m3", "fp8_e5m2", 0, NULL},
+    {"e4m3", "e5m2", 1, NULL}, {"bf16", "fp32", 0, NULL},     {"tf32", "bf16", 0, NULL},
+    {"fp32", "tf32", 0, NULL}, {"bf16", "fp8_e5m2", 0, NULL}, {"fp32", NULL, 0, "fp8_e4m3"},
+    {"tf32", NULL, 0, "e5m1"}, {"bf16", NULL, 0, "fp16"},     {"fp8_e4m3", NULL, 0, "fp8_e5m2"}};
 enum { PRECISION_COUNT = sizeof PRECISIONS / sizeof *PRECISIONS };
 
 static precision precision_number(int i) {
@@ -176,12 +180,14 @@ static precision precision_number(int i) {
         precision_of(format_find(PRECISIONS[i].dtype), i % 2 ? &FORMAT_FP32 : &FORMAT_BF16);
     if (PRECISIONS[i].gradient) p = precision_with_gradient(p, format_find(PRECISIONS[i].gradient));
     p.weight_per_tensor = PRECISIONS[i].weight_per_tensor;
+    if (PRECISIONS[i].kv) p.kv = format_find(PRECISIONS[i].kv);
     return p;
 }
 
 static const char* precision_name(int i) {
-    return text("%s, %s, gradients %s", CONFIG.family->name, PRECISIONS[i].dtype,
-                PRECISIONS[i].gradient ? PRECISIONS[i].gradient : "the same");
+    return text("%s, %s, gradients %s, keys and values %s", CONFIG.family->name,
+                PRECISIONS[i].dtype, PRECISIONS[i].gradient ? PRECISIONS[i].gradient : "the same",
+                PRECISIONS[i].kv ? PRECISIONS[i].kv : "the same");
 }
 
 static void check_same_result(const model_result* got, const model_result* expected,
@@ -227,21 +233,21 @@ static void check_precisions(void) {
                  {"fp8_e4m3", "fp8_e5m2"}, {"bf16", "fp8_e5m2"}, {"tf32", "fp32"}, {"fp32", "tf32"},
                  {"fp8_e4m3", "fp16"},     {"fp8_e4m3", "tf32"}, {"bf16", "e5m6"}};
     // linear, linear_backward, product, store, logits, and of gradients: linear, product, store
-    const precision expected[] = {{fp32, fp32, fp32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0},
-                                  {tf32, tf32, tf32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0},
-                                  {bf16, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
-                                  {fp16, fp16, fp16, fp16, fp16, fp16, fp16, fp16, 0, 0, 0},
-                                  {e4m3, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
-                                  {e5m2, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
-                                  {e5m6, e5m6, e5m6, e5m6, fp16, e5m6, e5m6, e5m6, 0, 0, 0},
-                                  {e3m4, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0},
-                                  {e4m3, e4m3, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0},
-                                  {bf16, bf16, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0},
-                                  {tf32, tf32, tf32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0},
-                                  {fp32, fp32, fp32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0},
-                                  {e4m3, bf16, bf16, bf16, fp16, fp16, fp16, fp16, 0, 0, 0},
-                                  {e4m3, bf16, bf16, bf16, fp16, tf32, tf32, fp32, 0, 0, 0},
-                                  {bf16, bf16, bf16, bf16, fp16, e5m6, e5m6, e5m6, 0, 0, 0}};
+    const precision expected[] = {{fp32, fp32, fp32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0, NULL},
+                                  {tf32, tf32, tf32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0, NULL},
+                                  {bf16, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
+                                  {fp16, fp16, fp16, fp16, fp16, fp16, fp16, fp16, 0, 0, 0, NULL},
+                                  {e4m3, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
+                                  {e5m2, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
+                                  {e5m6, e5m6, e5m6, e5m6, fp16, e5m6, e5m6, e5m6, 0, 0, 0, NULL},
+                                  {e3m4, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
+                                  {e4m3, e4m3, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0, NULL},
+                                  {bf16, bf16, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0, NULL},
+                                  {tf32, tf32, tf32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0, NULL},
+                                  {fp32, fp32, fp32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0, NULL},
+                                  {e4m3, bf16, bf16, bf16, fp16, fp16, fp16, fp16, 0, 0, 0, NULL},
+                                  {e4m3, bf16, bf16, bf16, fp16, tf32, tf32, fp32, 0, 0, 0, NULL},
+                                  {bf16, bf16, bf16, bf16, fp16, e5m6, e5m6, e5m6, 0, 0, 0, NULL}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         precision p = precision_of(format_find(cases[i].dtype), fp16);
         if (cases[i].gradient) p = precision_with_gradient(p, format_find(cases[i].gradient));
@@ -253,7 +259,7 @@ static void check_precisions(void) {
 // A device that looks at the formats of each call and passes it on.
 static backend* watched;
 static precision watched_precision;
-static int watched_calls;
+static int watched_calls, roundings;  // roundings: of keys and values
 
 static void expect(int right, const char* what) {
     watched_calls++;
@@ -430,6 +436,12 @@ static void watch_swiglu_backward(backend* b, tensor dpre, tensor dout, tensor p
     watched->swiglu_backward(b, dpre, dout, pre);
 }
 
+static void watch_kv_round(backend* b, tensor qkv, head_shape heads, const format* f) {
+    expect(stored(qkv) && f == watched_precision.kv, "keys and values");
+    roundings++;
+    watched->kv_round(b, qkv, heads, f);
+}
+
 static void watch_attention(backend* b, tensor out, float* stats, tensor qkv, const packing* pack,
                             head_shape heads, const format* operand) {
     expect(stored(out) && operand == watched_precision.attention, "attention");
@@ -480,12 +492,14 @@ static void check_formats(void) {
     b.matmul_backward_weight = watch_matmul_weight, b.gelu_forward = watch_gelu;
     b.gelu_backward = watch_gelu_backward, b.attention_forward = watch_attention;
     b.attention_backward = watch_attention_backward, b.head_forward = watch_head;
-    b.head_backward = watch_head_backward;
+    b.head_backward = watch_head_backward, b.kv_round = watch_kv_round;
     for (int i = 0; i < PRECISION_COUNT; i++) {
         watched_precision = precision_number(i);
-        watched_calls = planned = 0;
+        watched_calls = planned = roundings = 0;
         run_model(&b, &c, watched_precision, c.batch.pack.sequences, 0);
         CHECK(planned == 0 || planned == 4 * CONFIG.shape.layers + 1, "%d plans", planned);
+        CHECK((roundings > 0) == (PRECISIONS[i].kv != NULL),
+              "%d roundings of keys and values for %s", roundings, precision_name(i));
         CHECK(!PRECISIONS[i].gradient || planned, "no plans for %s", precision_name(i));
         CHECK(watched_calls > 60, "only %d calls of 2 layers were watched", watched_calls);
     }
@@ -535,7 +549,7 @@ static void check_cache_of(const int* lengths, int i) {
                    .heads = model_heads(&CONFIG),
                    .page_table = table,
                    .pages_per_slot = pages,
-                   .format = p.store,
+                   .format = p.kv ? p.kv : p.store,
                    .operand = p.attention};
     kv.data = floats_new((int)(b->kv_bytes(&kv) / sizeof(float)));
     model_weights* w = model_weights_create(b, &c.config, p);
@@ -562,14 +576,18 @@ static void check_cache(void) {
 // ------------------------------------------------------------------------------------------------
 // Against float64, and finite differences
 
-// The models of dev/reference/families.py: two of each family.
-static int fixture_count(void) { return 2 * family_count(); }
+// The models of dev/reference/families.py: two of each family, then one of each whose keys and
+// values are rounded.
+static int fixture_count(void) { return 3 * family_count(); }
+static int is_rounded(int k) { return k >= 2 * family_count(); }
 
 static const char* fixture_name(int k) {
+    if (is_rounded(k)) return text("%s_rounded", FAMILIES[k - 2 * family_count()]->name);
     return text("%s_%s", FAMILIES[k / 2]->name, k % 2 ? "untied" : "tied");
 }
 
 static model fixture_model(int k) {
+    if (is_rounded(k)) k = 2 * (k - 2 * family_count());
     shape s = {.context = 16,
                .vocab = 13,
                .layers = 2,
@@ -623,7 +641,9 @@ static void check_float64(int k) {
     for (int d = 0; d <= device_count; d += device_step) {
         int mark = array_count;
         model_case c = case_fixture(k);
-        model_result r = run_model(devices[d], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 2, 0);
+        precision p = precision_of(&FORMAT_FP32, &FORMAT_FP32);
+        if (is_rounded(k)) p.kv = &FORMAT_E4M3;
+        model_result r = run_model(devices[d], &c, p, 2, 0);
         add_lookup(&c, &r);
         check_fixture(r.logp, fixture_name(k), "logp", devices[d]);
         for (int i = 0; i < WEIGHTS; i++)
@@ -726,7 +746,12 @@ static void check_chain(const family* f, int r) {
           f->name, r);
     for (int i = 0; i < n; i++) {
         CHECK(i == 0 || !is_norm(chain[i].kind), "%s: a norm within branch %d", f->name, r);
-        CHECK(i == n - 1 || chain[i].kept != NEVER, "%s: link %d of %d is not kept", f->name, i, r);
+        CHECK(chain[i].kind != KV_ROUND ||
+                  (chain[i + 1].kind == ATTEND && chain[i].out == chain[i - 1].out &&
+                   (chain[i - 1].kind == LINEAR || chain[i - 1].kind == ROPE)),
+              "%s: the link %d of %d that rounds in place", f->name, i, r);
+        CHECK(i == n - 1 || (chain[i].kept == NEVER) == (chain[i].kind == KV_ROUND),
+              "%s: link %d of %d is not kept", f->name, i, r);
         CHECK(chain[i].aux == D_0 || chain[i].aux_kept >= chain[i].kept,
               "%s: the aux of link %d of %d goes before its output", f->name, i, r);
         CHECK(i == 0 || !wants_sum(chain[i].kind) || !wants_sum(chain[i - 1].kind),
@@ -778,7 +803,7 @@ int main(void) {
     }
     for (int k = 0; k < fixture_count(); k++) {
         check_float64(k);
-        check_differences(k);
+        if (!is_rounded(k)) check_differences(k);  // a step has no slope
     }
     fixtures_close();
     devices_close();

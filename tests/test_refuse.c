@@ -44,11 +44,16 @@ int main(void) {
     check(&gpu, &other, "--eval-dtype fp8_e4m3");
     other = d, other.train = precision_with_gradient(d.train, FP32);
     check(&gpu, &other, "--grad-dtype fp32: the GPU has gradients in the train dtype");
+    other = d, other.train.kv = BF16;
+    check(&gpu, &other, NULL);
+    other.train.kv = &FORMAT_FP16;
+    check(&gpu, &other, "--train-kv-dtype fp16: the GPU has the trainer's keys and values");
     other = d, other.rollout.split_k = 2;
     check(&gpu, &other, "--rollout-split-k");
 
     other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
     other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
+    other.train.kv = E4M3;
     check(&all, &other, NULL);
     CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");
     return test_report();

@@ -445,6 +445,58 @@ static void test_agreement(void) {
     check_agreement("--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --grad-dtype fp8_e5m2");
 }
 
+// Mean |pi - mu| before the first update.
+static double mismatch_of(const char* flags) {
+    good_run("mismatch", flags);
+    run_lines log = read_log("mismatch");
+    double x = value_of(nth(&log, "numerics", 0), "prob_diff_mean");
+    free(log.line);
+    remove_tree(at_home("mismatch"));
+    return x;
+}
+
+// Keys and values that both sides round alike leave no mismatch, in any family; recomputation,
+// micro-batches and the device change no bit. On one side alone they leave one.
+static void test_kv_agreement(void) {
+    static const char *const families[] = {"gpt2", "llama --kv-heads 1", "qwen2", "qwen3"},
+                             *const others[] = {"--recompute 1", "--recompute 2 --micro-tokens 40",
+                                                "--micro-tokens 1", "--threads 2"};
+    for (int i = 0; i < 4; i++) {
+        char flags[256], other[320];
+        snprintf(flags, sizeof flags,
+                 "--depth 2 --kv-dtype fp8_e4m3 --train-kv-dtype fp8_e4m3 --family %s",
+                 families[i]);
+        check_agreement(flags);
+        good_run("kv", flags);
+        for (int k = quick ? i : 0; k < (quick ? i + 1 : 4); k++) {
+            snprintf(other, sizeof other, "%s %s", flags, others[k]);
+            good_run("kv_other", other);
+            check_same_run("kv_other", "kv", other, 0);
+            remove_tree(at_home("kv_other"));
+        }
+        remove_tree(at_home("kv"));
+    }
+    check_agreement(
+        "--train-dtype bf16 --rollout-dtype bf16 --kv-dtype e5m1 --train-kv-dtype e5m1");
+    check_agreement(
+        "--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --kv-dtype fp8_e5m2 "
+        "--train-kv-dtype fp8_e5m2 --kl-coef 0.1");
+    // The plain device is slow.
+    static const char few[] =
+        "--warmup-steps 4 --steps 1 --epochs 1 --kv-dtype e5m1 --train-kv-dtype e5m1";
+    char plain[256];
+    snprintf(plain, sizeof plain, "%s --device plain", few);
+    good_run("kv", few);
+    good_run("kv_plain", plain);
+    CHECK(same_model("kv", "kv_plain") && same_log("kv", "kv_plain", 0), "on the plain device");
+    remove_tree(at_home("kv"));
+    remove_tree(at_home("kv_plain"));
+    double sampler = mismatch_of("--kv-dtype fp8_e4m3 --prompts 32 --steps 1"),
+           trainer = mismatch_of("--train-kv-dtype fp8_e4m3 --prompts 32 --steps 1");
+    CHECK(sampler > 1e-4 && trainer > 1e-4 && trainer < 3 * sampler && sampler < 3 * trainer,
+          "on one side alone: %g and %g", sampler, trainer);
+}
+
 // A recomputed anchor leaves no mismatch in the first update of a step: its ratios are exactly 1,
 // and not even a region of width 0 clips one.
 static void test_anchor(void) {
@@ -487,16 +539,6 @@ static void test_topk_agreement(void) {
         free(log.line);
         remove_tree(at_home("agree"));
     }
-}
-
-// Mean |pi - mu| before the first update.
-static double mismatch_of(const char* flags) {
-    good_run("mismatch", flags);
-    run_lines log = read_log("mismatch");
-    double x = value_of(nth(&log, "numerics", 0), "prob_diff_mean");
-    free(log.line);
-    remove_tree(at_home("mismatch"));
-    return x;
 }
 
 // Each switch alone against fp32 everywhere else: the coarser, the further.
@@ -963,6 +1005,7 @@ static void test_refusals(void) {
         {"--device gpu", "--device"},
         {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
+        {"--device cuda --train-kv-dtype fp16", "--train-kv-dtype fp16"},
         {"--device cuda --eval-dtype fp8_e5m2", "--eval-dtype fp8_e5m2"},
         {"--batch-invariant --products cublaslt", "leave one out"},
         {"--family qwen", "--family"},
@@ -1589,6 +1632,9 @@ static const struct {
     {"", "--logits-dtype bf16", MODEL},
     {"", "--rollout-logits-dtype bf16", MODEL},
     {"", "--kv-dtype fp8_e5m2", MODEL},
+    {"", "--train-kv-dtype fp8_e5m2", MODEL},
+    {"", "--train-kv-dtype fp32", SAME},
+    {"--train-dtype bf16", "--train-kv-dtype bf16", SAME},
     {"--train-dtype bf16", "--master-weights 0", MODEL},
     {"--train-dtype fp16", "--loss-scale 1", MODEL},
     {"--train-dtype fp16", "--loss-scale 65536", SAME},
@@ -1709,6 +1755,7 @@ int main(int argc, char** argv) {
     test_reference();
     test_console();
     test_agreement();
+    test_kv_agreement();
     test_anchor();
     test_topk_agreement();
     test_mismatch();

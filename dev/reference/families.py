@@ -1,11 +1,13 @@
 """Writes tests/fixtures/families.bin: for each family, tied and not, a tiny random model of
 transformers' own class in float64: its log-probabilities and all its gradients, with our fused weights
-put together from its parts. tests/test_families.c reads it. The layout is that of ops.py.
+put together from its parts. tests/test_families.c reads it. The layout is that of ops.py. A third model
+of each family rounds keys and values to e4m3 before attention, and gradients pass unchanged.
 
     python3 dev/reference/families.py        (needs torch and transformers)
 """
 import contextlib
 import struct
+import sys
 
 import torch
 import transformers
@@ -53,6 +55,8 @@ CASES = {"gpt2_tied": lambda: gpt2(True), "gpt2_untied": lambda: gpt2(False),
          "qwen2_tied": lambda: qwen2(LINEAR, True), "qwen2_untied": lambda: qwen2(plain(50.0), False),
          "qwen3_tied": lambda: qwen3(plain(100.0), True),
          "qwen3_untied": lambda: qwen3(LLAMA3, False)}
+CASES |= {name.replace("_tied", "_rounded"): make for name, make in CASES.items()
+          if name.endswith("_tied")}
 
 GPT2_PARTS = {
     "wte": ["wte.weight"], "wpe": ["wpe.weight"], "ln1w": ["h.%d.ln_1.weight"],
@@ -90,6 +94,31 @@ def no_narrowing():
         yield
     finally:
         torch.Tensor.to = to
+
+
+def rounded(x):
+    """To e4m3, straight through: the gradient is that of x."""
+    return x + (x.detach().float().to(torch.float8_e4m3fn).to(x.dtype) - x.detach())
+
+
+def round_keys_and_values(model):
+    """Where a cache would take them: GPT-2's come out of c_attn, the others' keys are turned first."""
+    for name, module in model.named_modules():
+        if name.endswith("c_attn"):
+            module.register_forward_hook(lambda _, __, out: torch.cat(
+                [out[..., :out.shape[-1] // 3], rounded(out[..., out.shape[-1] // 3:])], -1))
+        if name.endswith("v_proj"):
+            module.register_forward_hook(lambda _, __, out: rounded(out))
+            attention = model.get_submodule(name.rpartition(".")[0])
+            globals_of = vars(sys.modules[type(attention).__module__])
+            turn = globals_of["apply_rotary_pos_emb"]
+
+            def turn_and_round(q, k, *a, turn=turn, **more):
+                q, k = turn(q, k, *a, **more)
+                return q, rounded(k)
+
+            if turn.__name__ != "turn_and_round":
+                globals_of["apply_rotary_pos_emb"] = turn_and_round
 
 
 def fused(parts, values, transposed):
@@ -156,6 +185,9 @@ def main():
             double = make().eval()
             double.load_state_dict(single.state_dict())
             double = double.double()
+            if case.endswith("_rounded"):  # the last cases: what is replaced stays so
+                round_keys_and_values(single)
+                round_keys_and_values(double)
             with no_narrowing():
                 logp, gradients = run(double, a)
             rough, rough_gradients = run(single, a)
@@ -167,7 +199,7 @@ def main():
                       if isinstance(m, transformers.pytorch_utils.Conv1D)}
             parts = PARTS.get(case.partition("_")[0], LLAMA_PARTS)
             head = {"lm_head" if parts is GPT2_PARTS else "head": ["lm_head.weight"]}
-            parts = {**parts, **({} if case.endswith("_tied") else head)}
+            parts = {**parts, **(head if case.endswith("_untied") else {})}
             written = {name: [fused(part, values, conv1d) for values in (weights, exact, near)]
                        for name, part in parts.items() if part[0].replace("%d", "0") in weights}
             # The errors of a model's gradients come from the same few roundings: the largest share counts.

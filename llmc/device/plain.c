@@ -612,6 +612,14 @@ static void kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv, cons
     }
 }
 
+static void kv_round(backend* b, tensor qkv, head_shape heads, const format* f) {
+    for (int r = 0; r < qkv.rows; r++)
+        for (int i = heads.query * heads.dim; i < qkv.cols; i++) {
+            float* x = row(qkv, r) + i;
+            *x = format_round(format_round(*x, f), qkv.format);
+        }
+}
+
 static void kv_copy_page(backend* b, const kv_cache* kv, int to_page, int from_page) {
     size_t bytes = KV_PAGE * kv_row_floats(kv) * sizeof(float);
     for (int layer = 0; layer < kv->layers; layer++)

@@ -35,6 +35,7 @@ const family GPT2_FAMILY = {
     },
     .branch = {{{LAYER_NORM, LN1W,     LN1B,     D_C,   K0, D_2, K1},
                 {LINEAR,     QKVW,     QKVB,     D_QKV, K1, D_0, NEVER},
+                {KV_ROUND,   NONE,     NONE,     D_QKV, NEVER, D_0, NEVER},
                 {ATTEND,     NONE,     NONE,     D_Q,   K1, D_2HEADS, K1},
                 {LINEAR,     ATTPROJW, ATTPROJB, D_C,   NEVER, D_0, NEVER}},
                {{LAYER_NORM, LN2W,     LN2B,     D_C,   K0, D_2, K1},
@@ -72,6 +73,7 @@ const family LLAMA_FAMILY = {
     .branch = {{{RMS_NORM, NORM1, NONE, D_C,   K0, D_2, K1},
                 {LINEAR,   QKV,   NONE, D_QKV, K1, D_0, NEVER},
                 {ROPE,     NONE,  NONE, D_QKV, K0, D_0, NEVER},
+                {KV_ROUND, NONE,  NONE, D_QKV, NEVER, D_0, NEVER},
                 {ATTEND,   NONE,  NONE, D_Q,   K1, D_2HEADS, K1},
                 {LINEAR,   OUT,   NONE, D_C,   NEVER, D_0, NEVER}}, LLAMA_MLP},
 };
@@ -86,6 +88,7 @@ const family QWEN2_FAMILY = {
     .branch = {{{RMS_NORM, NORM1, NONE,     D_C,   K0, D_2, K1},
                 {LINEAR,   QKV,   QKV_BIAS, D_QKV, K1, D_0, NEVER},
                 {ROPE,     NONE,  NONE,     D_QKV, K0, D_0, NEVER},
+                {KV_ROUND, NONE,  NONE,     D_QKV, NEVER, D_0, NEVER},
                 {ATTEND,   NONE,  NONE,     D_Q,   K1, D_2HEADS, K1},
                 {LINEAR,   OUT,   NONE,     D_C,   NEVER, D_0, NEVER}}, LLAMA_MLP},
 };
@@ -100,6 +103,7 @@ const family QWEN3_FAMILY = {
                 {LINEAR,   QKV,     NONE, D_QKV, K1, D_0, NEVER},
                 {QK_NORM,  QK_GAIN, NONE, D_QKV, K0, D_NORMED, K0},
                 {ROPE,     NONE,    NONE, D_QKV, K0, D_0, NEVER},
+                {KV_ROUND, NONE,    NONE, D_QKV, NEVER, D_0, NEVER},
                 {ATTEND,   NONE,    NONE, D_Q,   K1, D_2HEADS, K1},
                 {LINEAR,   OUT,     NONE, D_C,   NEVER, D_0, NEVER}}, LLAMA_MLP},
 };

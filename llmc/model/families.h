@@ -13,7 +13,8 @@
 // Invariants (tests/test_families.c): a branch's first link is its norm, and its last writes C
 // columns and is never kept; a link's backward reads its own input, output and aux, and nothing
 // else; a weight is named by one link, or is an embedding, the last norm or the head; two links
-// that take unrounded sums never follow each other.
+// that take unrounded sums never follow each other; KV_ROUND, which has no place of its own, stands
+// before ATTEND and after a link whose backward does not read its output.
 #ifndef LLMC_FAMILIES_H
 #define LLMC_FAMILIES_H
 
@@ -84,6 +85,7 @@ typedef enum {
     SWIGLU,
     QK_NORM,
     ROPE,
+    KV_ROUND,  // --train-kv-dtype: keys and values as a cache holds them; in place
     ATTEND,
 } link_kind;
 

@@ -272,6 +272,7 @@ static void plan_gradients(model_acts* a, int r) {
     int from = DRESIDUAL;
     for (int i = links_of(chain) - 1; i > 0; i--) {
         int cols = dim_of(&a->model.shape, chain[i - 1].out), to = DSUM;
+        if (chain[i].kind == KV_ROUND) continue;
         int narrow = cols - a->place[DNARROW].cols, wide = cols - a->place[DWIDE].cols;
         if (!takes_sum(chain[i - 1].kind))
             to = from == DNARROW || (from != DWIDE && wide < narrow) ? DWIDE : DNARROW;
@@ -364,10 +365,14 @@ static tensor tensor_at(const call* c, int l, int i) {
     return matrix(place_at(c->a, l, i), c->rows, c->a->place[i].cols, c->w->precision.store);
 }
 
+// The link whose place link i writes to: its own, but where it works in place.
+static int writer(const family_link* chain, int i) { return chain[i].kind == KV_ROUND ? i - 1 : i; }
+
 // What link i of branch r writes.
 static tensor output_of(const call* c, int l, int r, int i) {
-    const family_link* k = &c->w->model.family->branch[r][i];
-    return tensor_at(c, l, k->kept == NEVER ? ADDED : r * BRANCH_PLACES + LINK_0 + i);
+    const family_link* chain = c->w->model.family->branch[r];
+    int w = writer(chain, i);
+    return tensor_at(c, l, chain[w].kept == NEVER ? ADDED : r * BRANCH_PLACES + LINK_0 + w);
 }
 
 static float* aux_of(const call* c, int l, int r, int i) {
@@ -432,6 +437,9 @@ static void link_forward(const call* c, const family_link* k, int l, tensor out,
         case ROPE:
             b->rope(b, out, in, c->w->turn, c->position, heads, 0);
             return;
+        case KV_ROUND:  // while decoding, the cache has a format of its own
+            if (c->w->precision.kv && !c->kv) b->kv_round(b, out, heads, c->w->precision.kv);
+            return;
         case ATTEND:
             attend_forward(c, l, out, aux, in);
             return;
@@ -456,7 +464,7 @@ static tensor branch_forward(const call* c, int l, int r, tensor residual, tenso
     for (int i = 1; i < n; i++) {
         tensor out = output_of(c, l, r, i);
         // Backward reads no branch's last output, but a residual that is not kept is made of it.
-        int needed = !again || (i < n - 1 ? !own[LINK_0 + i].own
+        int needed = !again || (i < n - 1 ? !own[LINK_0 + writer(chain, i)].own
                                           : r + 1 < BRANCHES && !own[BRANCH_PLACES + RESIDUAL].own);
         if (needed) link_forward(c, &chain[i], l, out, aux_of(c, l, r, i), x);
         x = out;
@@ -542,11 +550,12 @@ static void link_backward(const call* c, const family_link* k, int l, tensor din
             b->attention_backward(b, din, dout, in, out, aux, &c->batch->pack, heads, p->attention,
                                   p->gradient_attention);
             return;
+        case KV_ROUND:
         case LAYER_NORM:
         case RMS_NORM:
             break;
     }
-    fatal("a norm stands within a branch");
+    fatal("a link that has no backward of its own");
 }
 
 // The gradient of what branch r added is that of the residual: down the chain, then onto the
@@ -555,6 +564,7 @@ static void branch_backward(const call* c, int l, int r, tensor dresidual) {
     const family_link* chain = c->w->model.family->branch[r];
     tensor d = dresidual;
     for (int i = links_of(chain) - 1; i > 0; i--) {
+        if (chain[i].kind == KV_ROUND) continue;  // straight through
         tensor in = output_of(c, l, r, i - 1), out = output_of(c, l, r, i);
         int to = c->a->gradient[r][i];
         const format* how = to == DSUM ? &FORMAT_FP32 : c->w->precision.gradient;

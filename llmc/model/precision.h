@@ -18,6 +18,7 @@ typedef struct precision {
     const format *gradient_linear, *gradient_attention, *gradient;
     int weight_per_tensor, activation_per_tensor;  // scales: see linear_plan
     int split_k;                                   // of the forward products
+    const format* kv;  // that a trainer rounds keys and values to; NULL: no further than store
 } precision;
 
 // Whether forward passes in both have the same bits.

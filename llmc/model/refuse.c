@@ -25,6 +25,10 @@ char* refuse(const capabilities* can, const demand* d) {
     if (!why && !can->any_format && d->train.gradient_linear != d->train.linear)
         why = xprintf("--grad-dtype %s: %s has gradients in the train dtype",
                       d->train.gradient_linear->name, can->name);
+    if (!why && !can->any_format && d->train.kv && d->train.kv != d->train.store)
+        why =
+            xprintf("--train-kv-dtype %s: %s has the trainer's keys and values in the train dtype",
+                    d->train.kv->name, can->name);
     if (!why && !can->plans && d->rollout.split_k > 1)
         why = xprintf("--rollout-split-k: %s has no such products", can->name);
     return why;

@@ -128,6 +128,9 @@ static void report_precision(const run* r) {
     if (strcmp(s->logits_dtype, "fp32") || strcmp(s->rollout_logits_dtype, "same"))
         log_print(r->log, "            logits %s, the sampler's %s", s->logits_dtype,
                   s->rollout_logits_dtype);
+    if (strcmp(s->train_kv_dtype, "same"))
+        log_print(r->log, "            the trainer attends to keys and values in %s",
+                  s->train_kv_dtype);
     if (settings_any_scaled(s))
         log_print(r->log,
                   "            fp8 scales: one per %s of a weight, one per %s of an activation",

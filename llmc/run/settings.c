@@ -235,6 +235,7 @@ precision settings_train_precision(const settings* s) {
     if (strcmp(s->grad_dtype, "same")) p = precision_with_gradient(p, format_find(s->grad_dtype));
     p.weight_per_tensor = s->weight_scale;
     p.activation_per_tensor = s->activation_scale;
+    p.kv = format_or(s->train_kv_dtype, NULL);
     return p;
 }
 

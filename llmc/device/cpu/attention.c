@@ -682,6 +682,15 @@ void ISA(kv_write)(backend* b, const kv_cache* kv, int layer, tensor qkv, const 
     }
 }
 
+void ISA(kv_round)(backend* b, tensor qkv, head_shape heads, const format* f) {
+    int keys = heads.query * heads.dim;
+    PARALLEL_FOR(b)
+    for (int r = 0; r < qkv.rows; r++) {
+        row_round(row_of(qkv, r) + keys, qkv.cols - keys, f);
+        row_round(row_of(qkv, r) + keys, qkv.cols - keys, qkv.format);
+    }
+}
+
 void ISA(kv_copy_page)(backend* b, const kv_cache* kv, int to_page, int from_page) {
     (void)b;
     size_t bytes = (size_t)kv->heads.kv * 2 * kv_block_bytes(kv);

@@ -89,6 +89,7 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
 
 // What this device does not have; refuse() in model/ keeps runs away that need it.
 #define cuda_weight_plan NULL
+#define cuda_kv_round NULL
 
 static void fill_table(backend* b) {
     b->bytes_per = cuda_bytes_per;
