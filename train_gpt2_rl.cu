@@ -108,8 +108,8 @@ static void anchor(run* r) {
                          settings_inverse_temperature(r->settings), d->log_ref);
 }
 
-// Rewards, compared within each group. The KL estimator k1 is a penalty on what is compared; the
-// reward stays the verifier's.
+// Rewards, compared within each group. The KL estimator k1 and --overlong-buffer are penalties on
+// what is compared; the reward stays the verifier's.
 static void advantages(run* r) {
     rollout* d = r->data;
     float* penalised = d->advantage;
@@ -118,6 +118,8 @@ static void advantages(run* r) {
         double penalty = r->reference ? objective_kl_reward(&r->objective, d->log_mu + at,
                                                             d->log_ref + at, rollout_length(d, i))
                                       : 0;
+        penalty +=
+            objective_overlong(rollout_length(d, i), d->max_new, r->settings->overlong_buffer);
         penalised[i] = d->reward[i] + (float)penalty;
     }
     objective_advantages((advantage_kind)r->settings->advantage, r->settings->advantage_eps,

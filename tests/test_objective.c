@@ -1059,11 +1059,45 @@ static void check_weights(void) {
                                           {1 / 40., 0, 1 / 40., 1 / 40.}};
     double w[4];
     for (int kind = 0; kind < 3; kind++) {
-        objective_weights((aggregate_kind)kind, start, 4, 10, w);
+        objective_weights((aggregate_kind)kind, start, 4, 10, NULL, w);
         for (int s = 0; s < 4; s++) CHECK_NEAR(w[s], expected[kind][s], 1e-17, "weight");
-        objective_weights((aggregate_kind)kind, none, 2, 10, w);
+        objective_weights((aggregate_kind)kind, none, 2, 10, NULL, w);
         CHECK(w[0] == 0 && w[1] == 0, "%s without tokens: %g, %g", AGGREGATE_NAMES[kind], w[0],
               w[1]);
+    }
+}
+
+// Lengths 4 (ended) and 8 (cut): the sum of a loss is divided by 4, and a mean over sequences is
+// over the one that ended. Where all are cut nothing is left, and no 0 is divided.
+static void check_left_out(void) {
+    static const size_t start[] = {0, 4, 12};
+    static const char cut[][2] = {{0, 1}, {1, 1}, {0, 0}};
+    static const double expected[3][3] = {{1 / 4., 0}, {1 / 4., 0}, {1 / 10., 0}};
+    double w[2], all[2];
+    for (int kind = 0; kind < 3; kind++) {
+        objective_weights((aggregate_kind)kind, start, 2, 10, cut[0], w);
+        CHECK(w[0] == expected[kind][0] && w[1] == 0, "%s: %g, %g", AGGREGATE_NAMES[kind], w[0],
+              w[1]);
+        objective_weights((aggregate_kind)kind, start, 2, 10, cut[1], w);
+        CHECK(w[0] == 0 && w[1] == 0, "%s: all are cut: %g, %g", AGGREGATE_NAMES[kind], w[0], w[1]);
+        objective_weights((aggregate_kind)kind, start, 2, 10, cut[2], w);
+        objective_weights((aggregate_kind)kind, start, 2, 10, NULL, all);
+        CHECK(w[0] == all[0] && w[1] == all[1], "%s: none is cut", AGGREGATE_NAMES[kind]);
+    }
+}
+
+// DAPO's equation 13, with L_max 100 and L_cache 20, and with one token or all of them.
+static void check_overlong(void) {
+    static const struct {
+        int length, most, buffer;
+        double expected;
+    } cases[] = {{1, 100, 20, 0},     {80, 100, 20, 0}, {81, 100, 20, -.05}, {90, 100, 20, -.5},
+                 {100, 100, 20, -1},  {99, 100, 1, 0},  {100, 100, 1, -1},   {1, 100, 100, -.01},
+                 {100, 100, 100, -1}, {100, 100, 0, 0}, {7, 10, 8, -.625}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        double p = objective_overlong(cases[i].length, cases[i].most, cases[i].buffer);
+        CHECK(p == cases[i].expected && !(p == 0 && signbit(p)), "%d of %d, the last %d: %g",
+              cases[i].length, cases[i].most, cases[i].buffer, p);
     }
 }
 
@@ -1105,6 +1139,8 @@ int main(void) {
     check_equal_rewards();
     check_advantage_sums();
     check_weights();
+    check_left_out();
+    check_overlong();
     check_kl_reward();
     return test_report();
 }

@@ -186,6 +186,45 @@ static void test_penalised_reward(void) {
     remove_tree(at_home("penalised"));
 }
 
+// --overlong-buffer is a penalty on the reward, by the length of a response: the reward stays the
+// verifier's, and the log has the mean. --overlong-filter where all are cut off: no gradient.
+static void test_overlong(void) {
+    enum { COUNT = 64 };
+    static sample s[3 * COUNT];
+    good_run("overlong", "--overlong-buffer 11");
+    run_lines log = read_log("overlong");
+    CHECK(read_samples("overlong", s, 3 * COUNT) == 3 * COUNT, "samples");
+    double penalty[3 * COUNT], sum = 0;
+    for (int i = 0; i < 3 * COUNT; i++) {
+        int beyond = (int)strlen(s[i].completion) - s[i].ended - (12 - 11);  // \n is two characters
+        penalty[i] = beyond > 0 ? -beyond / 11. : 0;
+        if (i < COUNT) sum += penalty[i] / COUNT;
+    }
+    CHECK_NEAR(value_of(nth(&log, "rollout", 0), "overlong_penalty"), sum, 1e-12, "penalty");
+    CHECK(sum < -.01 && sum > -.99, "the case has short and long responses: %g", sum);
+    for (int i = 0; i < 3 * COUNT; i++) {
+        double mean = 0;
+        for (int k = i / 8 * 8; k < i / 8 * 8 + 8; k++) mean += (s[k].reward + penalty[k]) / 8;
+        CHECK(s[i].reward == 0 || s[i].reward == 1, "sample %d: reward %g", i, s[i].reward);
+        CHECK_NEAR(s[i].advantage, s[i].reward + penalty[i] - mean, 1e-6, "advantage");
+    }
+    free(log.line);
+    remove_tree(at_home("overlong"));
+    good_run(
+        "overlong",
+        "--overlong-filter --max-new-tokens 1 --warmup-steps 0 --kl-coef 0.1 --overlong-buffer 1");
+    log = read_log("overlong");
+    for (int u = 0; u < 12; u++) {
+        const line* l = nth(&log, "update", u);
+        CHECK(value_of(l, "grad_norm") == 0 && value_of(l, "loss") == 0 &&
+                  value_of(l, "trained_tokens") == 0 && value_of(l, "skipped") == 0,
+              "update %d: grad_norm %g, loss %g", u, value_of(l, "grad_norm"), value_of(l, "loss"));
+    }
+    CHECK(value_of(nth(&log, "rollout", 0), "truncated") > .9, "all are cut off");
+    free(log.line);
+    remove_tree(at_home("overlong"));
+}
+
 // --log-tokens: the log's mean difference and ratio of a step, counted anew from the tokens of its
 // samples.
 static void test_log_tokens(void) {
@@ -1005,6 +1044,8 @@ static void test_refusals(void) {
         {"--device gpu", "--device"},
         {"--device cuda --train-dtype fp8_e4m3", "--train-dtype fp8_e4m3"},
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
+        {"--overlong-buffer 13", "--overlong-buffer 13 is more than --max-new-tokens 12"},
+        {"--objective sft --overlong-buffer 3", "reads no reward"},
         {"--device cuda --train-kv-dtype fp16", "--train-kv-dtype fp16"},
         {"--device cuda --eval-dtype fp8_e5m2", "--eval-dtype fp8_e5m2"},
         {"--batch-invariant --products cublaslt", "leave one out"},
@@ -1607,6 +1648,9 @@ static const struct {
     {"", "--adam-eps 1e-4", MODEL},
     {"", "--weight-decay 0.1", MODEL},
     {"", "--grad-clip 0.01", MODEL},
+    {"", "--overlong-filter", MODEL},
+    {"", "--overlong-buffer 9", MODEL},
+    {"", "--overlong-buffer 0", SAME},
     {"", "--train-dtype bf16", MODEL},
     {"", "--train-dtype tf32", MODEL},
     {"", "--train-dtype fp8_e5m2", MODEL},
@@ -1747,6 +1791,7 @@ int main(int argc, char** argv) {
     test_log_values();
     test_log_against_samples();
     test_penalised_reward();
+    test_overlong();
     test_log_tokens();
     test_draws();
     test_full_support();

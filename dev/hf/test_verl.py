@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares losses, advantages, the weights of --correct and the metrics of the mismatch with verl's.
+"""Compares the weights of --correct, the metrics of the mismatch, advantages and losses with verl's.
 Runs with a coarse sampler keep log mu and log pi of every token (--log-tokens); verl's own functions
-make losses, weights and metrics of them, and the log must have the same.
+make weights, metrics, advantages and the loss of them, and the log must have the same.
 
     python3 dev/hf/test_verl.py [TEST...]      (needs torch)
 
@@ -18,11 +18,11 @@ import types
 import unittest
 import zipfile
 
-import numpy
 import torch
 
 PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "train_gpt2_rl"))
 WHEELS = os.environ.get("WHEELS", "build/wheels")
+AGGREGATES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 # 1 bit of mantissa in the sampler: ratios from 0.1 to 10.
 FLAGS = ("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --max-new-tokens 12 "
          "--warmup-steps 80 --steps 2 --prompts 8 --group 8 --eval-prompts 4 --device cpu "
@@ -30,87 +30,37 @@ FLAGS = ("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --m
 
 
 def verl():
-    """verl's module, whose own imports are met by what it uses of them."""
+    """verl's modules for corrections and for losses, whose imports are met by what they use of them."""
     def module(name, **names):
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(names)
     for name in ("verl", "verl.utils", "verl.trainer", "verl.trainer.config", "verl.workers",
                  "verl.workers.config"):
         module(name)
-    module("verl.utils.torch_functional",
-           masked_sum=lambda x, mask, axis=None: (x * mask).sum(axis),
-           masked_mean=lambda x, mask, axis=None: (x * mask).sum(axis) / mask.sum(axis))
     module("verl.protocol", DataProto=object)
     module("verl.trainer.config.algorithm", RolloutCorrectionConfig=object)
     module("verl.workers.config.actor", PolicyLossConfig=object)
+    module("omegaconf", DictConfig=object)
+    sys.modules["verl.trainer.config"].AlgoConfig = object
+    sys.modules["verl.workers.config"].ActorConfig = object
+    vars(sys.modules["verl.utils"]).update(as_torch_index=None, group_mean_std=None)
+    module("verl.utils.import_utils", deprecated=lambda _: lambda f: f)
+    module("verl.utils.device", get_device_name=lambda: "cpu", get_torch_device=lambda: torch.cpu)
+    module("tensordict", TensorDict=object)
     with zipfile.ZipFile(glob.glob(f"{WHEELS}/verl-*.whl")[0]) as wheel:
-        source = wheel.read("verl/trainer/ppo/rollout_corr_helper.py")
-    helper = types.ModuleType("rollout_corr_helper")
-    exec(compile(source, "rollout_corr_helper.py", "exec"), vars(helper))
-    return helper
+        for name, path in (("verl.utils.torch_functional", "verl/utils/torch_functional.py"),
+                           ("helper", "verl/trainer/ppo/rollout_corr_helper.py"),
+                           ("core_algos", "verl/trainer/ppo/core_algos.py")):
+            module(name)
+            exec(compile(wheel.read(path), path, "exec"), vars(sys.modules[name]))
+            if name == "verl.utils.torch_functional":
+                sys.modules["verl.utils"].torch_functional = sys.modules[name]
+    return sys.modules["helper"], sys.modules["core_algos"]
 
 
-def core():
-    """verl's losses and advantages, likewise."""
-    def of_groups(scores, index, eps=1e-6, device=None):
-        raise NotImplementedError
-    utils = sys.modules["verl.utils"]
-    utils.as_torch_index = utils.group_mean_std = of_groups
-    sys.modules["verl.trainer.config"].AlgoConfig = type("AlgoConfig", (), {})
-    sys.modules["verl.workers.config"].ActorConfig = ActorConfig
-    sys.modules["verl.utils.torch_functional"].clip_by_value = \
-        lambda x, low, high: torch.max(torch.min(x, high), low)
-    for name, names in (("verl.utils.import_utils", {"deprecated": lambda *a: lambda f: f}),
-                        ("omegaconf", {"DictConfig": type("DictConfig", (), {})})):
-        sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(names)
-    sys.modules["verl.utils"].torch_functional = sys.modules["verl.utils.torch_functional"]
-    with zipfile.ZipFile(glob.glob(f"{WHEELS}/verl-*.whl")[0]) as wheel:
-        source = wheel.read("verl/trainer/ppo/core_algos.py")
-    algos = types.ModuleType("core_algos")
-    exec(compile(source, "core_algos.py", "exec"), vars(algos))
-    return algos
-
-
-class ActorConfig:
-    """What the losses read of verl's."""
-    clip_ratio = 0.2
-    clip_ratio_low = clip_ratio_high = None
-    clip_ratio_c = 3.0
-    global_batch_info = {}
-
-    def __init__(self, **given):
-        vars(self).update(given)
-
-    def get(self, name, default):
-        return getattr(self, name, default)
-
-
-def rollout(flags):
-    """The loss of the only update of each step, and (sequences, tokens) of its samples: log mu,
-    log pi, advantages, mask; (sequences) rewards; the group of each."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([PROGRAM, *FLAGS, "--updates", "1", *flags.split(), "--out",
-                        f"{folder}/run"], check=True, capture_output=True)
-        with open(f"{folder}/run/log.jsonl", encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        with open(f"{folder}/run/samples.jsonl", encoding="utf-8") as file:
-            samples = [json.loads(line) for line in file]
-    for line in (x for x in lines if x["phase"] == "update"):
-        step = [s for s in samples if s["step"] == line["step"]]
-        mu, pi, advantage, mask = torch.zeros(4, len(step), 12, dtype=torch.float64)
-        for i, s in enumerate(step):
-            n = len(s["token"])
-            mask[i, :n], advantage[i, :n] = 1, s["advantage"]
-            mu[i, :n], pi[i, :n] = (torch.tensor(s[key], dtype=torch.float32).double()
-                                    for key in ("log_mu", "log_pi"))
-        rewards = torch.tensor([s["reward"] for s in step], dtype=torch.float64)
-        yield line, mu, pi, advantage, mask, rewards, [s["index"] // 8 for s in step]
-
-
-def run(flags):
-    """For each step its line in the log of corrections (or, without --correct, of numerics), log pi
-    - log mu (sequences, tokens), and the mask."""
+def steps(flags, phase):
+    """For each step its line of this phase in the log, with what the line of the rollout has beside,
+    and its samples."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([PROGRAM, *FLAGS, *flags.split(), "--out", f"{folder}/run"], check=True,
                        capture_output=True)
@@ -118,9 +68,16 @@ def run(flags):
             lines = [json.loads(line) for line in file]
         with open(f"{folder}/run/samples.jsonl", encoding="utf-8") as file:
             samples = [json.loads(line) for line in file]
-    found, phase = [], "correct" if "--correct" in flags else "numerics"
-    for line in (x for x in lines if x["phase"] == phase):
-        step = [s for s in samples if s["step"] == line["step"]]
+    rollouts = {x["step"]: x for x in lines if x["phase"] == "rollout"}
+    return [({**rollouts[x["step"]], **x}, [s for s in samples if s["step"] == x["step"]])
+            for x in lines if x["phase"] == phase]
+
+
+def run(flags):
+    """For each step its line in the log of corrections (or, without --correct, of numerics), log pi
+    - log mu (sequences, tokens), and the mask."""
+    found = []
+    for line, step in steps(flags, "correct" if "--correct" in flags else "numerics"):
         longest = max(len(s["token"]) for s in step)
         ratio, mask = torch.zeros(2, len(step), longest, dtype=torch.float64)
         for i, s in enumerate(step):
@@ -185,53 +142,6 @@ class Test(unittest.TestCase):
             masked += line["zeroed"]
         self.assertGreater(masked, 0.01, "the bounds change nothing")
 
-    def losses(self, flags, name, mode="token-mean", **config):
-        """The loss of our update, with a coarse sampler as the anchor, is verl's; and another one
-        than that of plain importance sampling."""
-        theirs = CORE.get_policy_loss_fn(name)
-        for line, mu, pi, advantage, mask, _, _ in rollout(flags):
-            loss, _ = theirs(old_log_prob=mu, log_prob=pi, advantages=advantage,
-                             response_mask=mask, loss_agg_mode=mode, config=ActorConfig(**config))
-            # Both in float64, of the same float32 numbers; advantages have 9 digits.
-            self.assertAlmostEqual(line["loss"], loss.item(), delta=1e-7 * (1 + abs(loss.item())))
-            plain = -(advantage * (pi - mu).exp() * mask).sum() / mask.sum()
-            self.assertGreater(abs(line["loss"] - plain.item()), 1e-4, "nothing is cut")
-
-    def test_ppo_clip(self):
-        for mode in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"):
-            self.losses(f"--objective grpo --clip-low 0.1 --clip-high 0.3 --ratio-cap 1.5 "
-                        f"--aggregate {mode}", "vanilla", mode, clip_ratio_low=0.1,
-                        clip_ratio_high=0.3, clip_ratio_c=1.5)
-
-    def test_cispo(self):
-        self.losses("--objective cispo --clip-low 0.2 --clip-high 0.28", "cispo",
-                    clip_ratio_low=0.2, clip_ratio_high=0.28)
-
-    def test_gspo(self):
-        self.losses("--objective gspo --aggregate seq-mean-token-mean --clip-low 0.01 --clip-high "
-                    "0.02", "gspo", "seq-mean-token-mean", clip_ratio_low=0.01,
-                    clip_ratio_high=0.02)
-
-    def test_dppo(self):
-        for kind in ("tv", "kl"):
-            self.losses(f"--objective dppo-{kind} --delta 0.05 --ratio-cap 2", f"dppo_{kind}",
-                        clip_ratio_low=0.05, clip_ratio_high=0.05, clip_ratio_c=2)
-
-    def advantages(self, kind, name):
-        theirs = getattr(CORE, f"compute_{name}_outcome_advantage")
-        for _, _, _, ours, mask, rewards, group in rollout(f"--advantage {kind}"):
-            scores = torch.zeros_like(mask)
-            scores[:, 0] = rewards
-            advantage, _ = theirs(scores, mask, numpy.array(group))
-            # Ours are float32, and at most sqrt(7) in a group of 8: half a unit is 1.2e-7.
-            self.assertLess((advantage - ours).abs().max().item(), 2e-7)
-            self.assertGreater(advantage.abs().max().item(), 0.5)
-
-    def test_advantages(self):
-        """verl's std is + 1e-6, too."""
-        self.advantages("std", "grpo")
-        self.advantages("rloo", "rloo")
-
     def test_metrics(self):
         """verl's names, and NeMo-RL's: docs/metrics.md."""
         pairs = {"kl": "kl", "kl_k3": "k3_kl", "ppl_ratio": "ppl_ratio", "chi2": "chi2_token"}
@@ -246,9 +156,67 @@ class Test(unittest.TestCase):
             self.assertGreater(nemo, 1.01)
 
 
+    def batches(self, flags):
+        """For each step of runs of one update its line in the log, rewards, the number of each one's
+        group, its advantages, log pi, mask, and the share of responses that ended by themselves."""
+        for line, samples in steps(f"--objective reinforce --updates 1 {flags}", "update"):
+            longest = max(len(s["token"]) for s in samples)
+            logp, mask = torch.zeros(2, len(samples), longest, dtype=torch.float64)
+            for i, s in enumerate(samples):
+                mask[i, :len(s["token"])] = 1
+                logp[i, :len(s["token"])] = torch.tensor(s["log_pi"], dtype=torch.float32).double()
+            of = {key: torch.tensor([s[key] for s in samples], dtype=torch.float64)
+                  for key in ("reward", "advantage")}
+            ended = torch.tensor([float(s["token"][-1] == 0) for s in samples])
+            yield line, of["reward"], [s["index"] // 8 for s in samples], of["advantage"], logp, mask, ended
+
+    def loss(self, aggregate, flags="", cut=False):
+        for line, _, _, advantage, logp, mask, ended in self.batches(
+                f"--aggregate {aggregate} {flags}"):
+            if cut:
+                mask = mask * ended[:, None]
+                self.assertTrue(0 < ended.sum() < len(ended), "some responses were cut off, not all")
+            loss = ALGOS.agg_loss(-advantage[:, None] * logp, mask, aggregate,
+                                  loss_scale_factor=12)  # --max-new-tokens
+            # The advantages and log pi are the same floats; verl adds 1e-8 to a length.
+            self.assertAlmostEqual(line["loss"], loss.item(), delta=1e-7 * abs(loss.item()))
+            self.assertGreater(abs(loss.item()), 1e-5)
+
+    def test_aggregates(self):
+        for aggregate in AGGREGATES:
+            with self.subTest(aggregate):
+                self.loss(aggregate)
+
+    def test_overlong_filter(self):
+        """What is cut off leaves the mask, and with it all denominators."""
+        for aggregate in AGGREGATES:
+            with self.subTest(aggregate):
+                self.loss(aggregate, "--overlong-filter --overlong-buffer 12", cut=True)
+
+    def test_overlong_buffer(self):
+        """verl's reward of DAPO, and TRL's where it is installed."""
+        punished = 0
+        for line, reward, index, advantage, _, mask, _ in self.batches("--overlong-buffer 10"):
+            length = mask.sum(-1)
+            penalty = torch.minimum(-(length - (12 - 10)) / 10 * 1.0, torch.zeros(()))
+            try:
+                from trl.rewards import get_soft_overlong_punishment
+                ids = [[1] * int(n) for n in length]
+                given = get_soft_overlong_punishment(12, 10)(ids)
+                self.assertLess((torch.tensor(given) - penalty).abs().max().item(), 1e-6)
+            except ImportError:
+                pass
+            self.assertAlmostEqual(line["overlong_penalty"], penalty.mean().item(), delta=1e-9)
+            theirs, _ = ALGOS.compute_grpo_outcome_advantage(
+                (reward + penalty)[:, None] * (mask.cumsum(-1) == 1), mask, index,
+                norm_adv_by_std_in_grpo=False)
+            self.assertLess((theirs[:, 0] - advantage).abs().max().item(), 1e-6)
+            punished += (penalty < 0).sum()
+        self.assertGreater(punished, 10)
+
+
 if __name__ == "__main__":
     if not glob.glob(f"{WHEELS}/verl-*.whl"):
         sys.exit(f"{WHEELS}/verl-*.whl is missing; the head of this file has the command")
-    HELPER = verl()
-    CORE = core()
+    HELPER, ALGOS = verl()
     unittest.main()

@@ -53,8 +53,8 @@
 // groups 2402.03300, wider above 2503.14476, dual 1912.09729; spo 2401.16025; dppo 2602.04879; drpo
 // and its regularized relatives 2606.09821; seq-tis and seq-mis 2510.26788 (their cap 2 is what
 // verl and ms-swift default to); gspo and its clips 2507.18071, section 5.1; reference estimators
-// and their weight r 2510.01555. Advantages: std 2402.03300, mean and the token-sum norm
-// 2503.20783, rloo 2402.14740.
+// and their weight r 2510.01555; the punishment of long responses 2503.14476, equation 13.
+// Advantages: std 2402.03300, mean and the token-sum norm 2503.20783, rloo 2402.14740.
 #include "objective.h"
 
 #include <math.h>  // exact operations alone: sqrt, fabs, INFINITY
@@ -388,6 +388,11 @@ double objective_kl_reward(const objective* o, const float* log_mu, const float*
     return -o->kl_coef * sum;
 }
 
+double objective_overlong(int length, int most, int buffer) {
+    int beyond = length - (most - buffer);
+    return beyond > 0 ? -(double)beyond / buffer : 0;
+}
+
 static void group_advantages(advantage_kind kind, double eps, const float* reward, int n,
                              float* advantage) {
     int equal = 1;
@@ -419,14 +424,18 @@ void objective_advantages(advantage_kind kind, double eps, const float* reward, 
 }
 
 void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,
-                       double* weight) {
-    double tokens = (double)(start[sequences] - start[0]);
+                       const char* left_out, double* weight) {
+    double tokens = 0, counted = 0;
+    for (int s = 0; s < sequences; s++) {
+        if (left_out && left_out[s]) continue;
+        tokens += (double)(start[s + 1] - start[s]);
+        counted++;
+    }
     for (int s = 0; s < sequences; s++) {
         double length = (double)(start[s + 1] - start[s]);
-        double divisor = kind == AGGREGATE_TOKEN_MEAN ? tokens
-                         : kind == AGGREGATE_SEQ_MEAN_TOKEN_MEAN
-                             ? sequences * length
-                             : (double)sequences * max_new_tokens;
-        weight[s] = length > 0 ? 1.0 / divisor : 0.0;
+        double divisor = kind == AGGREGATE_TOKEN_MEAN            ? tokens
+                         : kind == AGGREGATE_SEQ_MEAN_TOKEN_MEAN ? counted * length
+                                                                 : counted * max_new_tokens;
+        weight[s] = length > 0 && !(left_out && left_out[s]) ? 1.0 / divisor : 0.0;
     }
 }

@@ -108,6 +108,10 @@ int objective_needs_zero_advantage(const objective* o);
 double objective_kl_reward(const objective* o, const float* log_mu, const float* log_ref,
                            int length);
 
+// What is added to the reward of a response of `length` tokens, of at most `most`: 0, but for the
+// last `buffer` tokens, over which it falls to -1.
+double objective_overlong(int length, int most, int buffer);
+
 // Advantages of `groups` groups of `size` rewards each, all (groups, size). A group of equal
 // rewards gives exactly 0. eps is added to the standard deviation of ADVANTAGE_STD. size < 2 is
 // fatal. `advantage` may be `reward` itself.
@@ -117,9 +121,10 @@ void objective_advantages(advantage_kind kind, double eps, const float* reward, 
 // The weight of each token of sequence s, for s < sequences, in a mini-batch of those sequences:
 // weight[s] multiplies every token of s. start: (sequences + 1); s has start[s + 1] - start[s]
 // response tokens, masked ones included; a sequence without tokens counts as a sequence and has
-// weight 0. max_new_tokens is read by AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM alone.
+// weight 0. One with left_out[s] has weight 0 and counts nowhere, nor do its tokens; left_out may
+// be NULL. max_new_tokens is read by AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM alone.
 void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,
-                       double* weight);
+                       const char* left_out, double* weight);
 
 LLMC_END
 #endif

@@ -16,6 +16,7 @@ typedef struct rollout {
     int capacity;                // sequences that fit
     int prompts, group;          // set by the user: prompts * group sequences
     int sequences;               // = prompts * group
+    int leave_cut;               // sequences that were cut off are not trained on, nor counted
     uint32_t first;              // what the draws of sequence 0 are keyed by; the others' follow
     const tokenizer* tokenizer;  // of the texts
     problem_list asked;          // (prompts)

@@ -371,7 +371,7 @@ static void coefficients(trainer* t, const rollout* d, update* x) {
             for (int i = 0; i < length; i++) {
                 coefficient* c = &x->each[i];
                 *coef++ = (float)(c->c * weight * x->loss_scale);
-                x->sum.loss += c->loss * weight;
+                if (weight != 0) x->sum.loss += c->loss * weight;
                 x->sum.masked += c->masked;
                 if (c->masked) x->sum.masked_mu += num_exp(d->anchor[at + i]);
                 x->sum.corrective += c->corrective;
@@ -413,11 +413,15 @@ static void add_shard(trainer_update_result* to, const trainer_update_result* sh
 }
 
 // Whether all coefficients of sequence s's group among first .. end - 1 are 0, whatever pi is.
-static int is_idle(const rollout* d, int s, int first, int end, const objective* o) {
-    if (objective_needs_zero_advantage(o)) return 0;
+// weight: of sequence first + i.
+static int is_idle(const rollout* d, int s, int first, int end, const objective* o,
+                   const double* weight) {
+    int needs_zero = objective_needs_zero_advantage(o);
     int from = s / d->group * d->group, to = from + d->group;
     for (int i = from > first ? from : first; i < to && i < end; i++) {
         const float* w = d->correction ? d->correction + d->start[i] : NULL;
+        if (weight[i - first] == 0) continue;
+        if (needs_zero) return 0;
         if (d->advantage[i] != 0 && !(w && all_zero(w, rollout_length(d, i)))) return 0;
     }
     return 1;
@@ -434,6 +438,7 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     double targets = (double)(d->start[end] - d->start[first]);
     double* weight = xalloc(count, sizeof *weight, "sequence weights");
     char* idle = xalloc(end, 1, "sequences without a gradient");
+    char* left_out = xalloc(count, 1, "sequences that are left out");
     coefficient* each = xalloc(d->max_new, sizeof *each, "coefficients");
     update x = {.o = o,
                 .first = first,
@@ -441,8 +446,10 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
                 .loss_scale = t->optimizer->state.loss_scale,
                 .each = each};
     trainer_update_result sum = {0}, *each_sum = xalloc(shards, sizeof *each_sum, "sums of shards");
-    objective_weights(aggregate, d->start + first, count, d->max_new, weight);
-    for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o);
+    for (int i = 0; i < count; i++)
+        left_out[i] = (char)(d->leave_cut && !rollout_ended(d, first + i));
+    objective_weights(aggregate, d->start + first, count, d->max_new, left_out, weight);
+    for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o, weight);
     for (int i = 0; i < own; i++) {
         int shard = r->rank * own + i, from = first + shard * size, to = from + size;
         x.sum = (trainer_update_result){0};
@@ -460,6 +467,7 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     free(each_sum);
     free(weight);
     free(idle);
+    free(left_out);
     free(each);
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);

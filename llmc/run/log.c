@@ -9,10 +9,11 @@
 //             it stands in --reward again), of --reward-cmd responses without a reward
 //             (reward_crashed, reward_timed_out, reward_malformed) and lines too many
 //             (reward_extra), response_length (mean, tokens), truncated (fraction of completions),
-//             zero_std_groups (fraction of groups), entropy (nats a token), tokens, prefill_tokens,
-//             with --kv-memory preemptions (of sequences that had to wait for pages), occupancy
-//             (mean share of busy slots), tokens_per_s, of several ranks sent (bytes that rank 0
-//             sent until all had the rollout and its rewards)
+//             zero_std_groups (fraction of groups), with --overlong-buffer overlong_penalty (mean
+//             that it adds to a reward, which `reward` leaves out), entropy (nats a token), tokens,
+//             prefill_tokens, with --kv-memory preemptions (of sequences that had to wait for
+//             pages), occupancy (mean share of busy slots), tokens_per_s, of several ranks sent
+//             (bytes that rank 0 sent until all had the rollout and its rewards)
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
 //   correct   of --correct, over the rollout (correction.h): weight_mean, zeroed, truncated, ess
@@ -34,7 +35,8 @@
 //
 // samples.jsonl, of the steps that --samples-every asks for: one object a line: step, index (of the
 // completion within the step), prompt, completion (text), reward (the verifier's, as in log.jsonl),
-// advantage (with k1: of the reward less its KL penalty). With --log-tokens also three lists, an
+// advantage (with k1 and with --overlong-buffer: of the reward less these penalties). With
+// --log-tokens also three lists, an
 // entry for each token of the completion, its end token included: token (ids), log_mu (the
 // sampler's), log_pi (the trainer's, before the first update of the step); they read back to the
 // same floats.

@@ -103,6 +103,11 @@ static void report_objective(const run* r) {
                   OBJECTIVE_NAMES[o->kind], options, ADVANTAGE_NAMES[s->advantage],
                   AGGREGATE_NAMES[s->aggregate],
                   ANCHOR_NAMES[settings_recomputes_anchor(s) ? ANCHOR_RECOMPUTE : ANCHOR_ROLLOUT]);
+    if (s->overlong_filter)
+        log_print(r->log, "            responses that were cut off are left out of the loss");
+    if (s->overlong_buffer)
+        log_print(r->log, "            rewards fall by up to 1 over the last %d of %d tokens",
+                  s->overlong_buffer, s->max_new_tokens);
     if (s->correct)
         log_print(r->log, "            correct %s, rho from %g to %g",
                   CORRECTION_NAMES[r->correction.kind], r->correction.low, r->correction.high);
@@ -402,6 +407,15 @@ static void log_sent(const run* r, int64_t bytes) {
     if (r->ranks->size > 1) log_number(r->log, "sent", (double)bytes);
 }
 
+// The mean that --overlong-buffer adds to the rewards.
+static double overlong_penalty(const run* r) {
+    const rollout* d = r->data;
+    double sum = 0;
+    for (int i = 0; i < d->sequences; i++)
+        sum += objective_overlong(rollout_length(d, i), d->max_new, r->settings->overlong_buffer);
+    return sum / d->sequences;
+}
+
 void report_rollout(const run* r, const step_report* s) {
     log_begin(r->log, "rollout", r->state.step);
     log_number(r->log, "reward", s->reward.reward);
@@ -410,6 +424,7 @@ void report_rollout(const run* r, const step_report* s) {
     log_number(r->log, "response_length", s->reward.response_length);
     log_number(r->log, "truncated", s->reward.truncated);
     log_number(r->log, "zero_std_groups", s->reward.zero_std_groups);
+    if (r->settings->overlong_buffer) log_number(r->log, "overlong_penalty", overlong_penalty(r));
     log_number(r->log, "entropy", s->reward.entropy);
     log_number(r->log, "tokens", (double)s->sampled.tokens);
     log_number(r->log, "prefill_tokens", (double)s->sampled.prefill_tokens);

@@ -354,6 +354,7 @@ static void create_rollouts(run* r) {
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
     if (s->correct) rollout_add_correction(r->data);
     r->order = xalloc((size_t)s->prompts, sizeof *r->order, "the order of groups");
+    r->data->leave_cut = s->overlong_filter;
     r->eval_data = rollout_create(evaluated, prompt, s->max_new_tokens, 0);
 }
 

@@ -706,6 +706,8 @@ static void check_parts(void) {
                   "--advantage-eps", "without --advantage std");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
                   "to --objective sft, which has no ratio");
+    refuse_unread(s->objective == OBJECTIVE_SFT && s->overlong_buffer, "--overlong-buffer",
+                  "to --objective sft, which reads no reward");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->correct, "--correct",
                   "to --objective sft, which has no ratio");
 }
@@ -729,6 +731,9 @@ static void check_meaning(const model* m) {
                   "without --out, where samples.jsonl would be");
     refuse_unread(s->log_tokens && !s->samples_every, "--log-tokens", "with --samples-every 0");
     check_loss_scale();
+    if (s->overlong_buffer > s->max_new_tokens)
+        fatal("--overlong-buffer %d is more than --max-new-tokens %d, of which it is a part",
+              s->overlong_buffer, s->max_new_tokens);
     refuse_unread(s->trainer_support && !settings_filters(s), "--trainer-support",
                   "without --top-k or --top-p");
     if (!s->sanity_samples &&
