@@ -13,6 +13,7 @@
 //
 // The common subset of C11 and C++20: the C compiler builds it (-x c) where there is no nvcc.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "llmc/run/answer.h"
@@ -24,17 +25,21 @@
 // ---------------------------------------------------------------------------------------------
 // The step
 
-// The prompts of this step: the source's, or the next ones of the sanity protocol's list.
-static void draw_prompts(run* r) {
+// `count` prompts of this step: the source's, or the next ones of the sanity protocol's list; in a
+// round of --resample others of these.
+static void draw_prompts(run* r, rollout* d, int count, int round) {
     const settings* s = r->settings;
-    rollout* d = r->data;
-    d->prompts = s->prompts;
+    uint64_t seed = settings_round_seed(s, round);
+    d->prompts = count;
     d->group = s->group;
     if (r->sanity.count) {
-        rollout_ask(d, &r->tokenizer, &r->sanity, (int64_t)r->state.step * s->prompts);
+        rng any = rng_at(seed, STREAM_PROMPT, (uint32_t)r->state.step, 0);
+        int64_t next = (int64_t)r->state.step * s->prompts;
+        rollout_ask(d, &r->tokenizer, &r->sanity,
+                    round ? rng_below(&any, (uint32_t)r->sanity.count) : next);
     } else {
         problem_list_clear(&r->asked);
-        source_training(&r->source, s->seed, r->state.step, s->prompts, &r->asked);
+        source_training(&r->source, seed, r->state.step, count, &r->asked);
         rollout_ask(d, &r->tokenizer, &r->asked, 0);
     }
 }
@@ -45,7 +50,7 @@ static void sample(run* r, step_report* found) {
     rollout* d = r->data;
     sampling how = settings_sampling(r->settings, STREAM_SAMPLE, (uint32_t)r->state.step);
     double start = clock_seconds();
-    draw_prompts(r);
+    draw_prompts(r, d, r->settings->prompts, 0);
     sampler_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
     sampler_begin(r->sampler, d, &how);
     for (int left; (left = sampler_step(r->sampler)) > 0;)
@@ -58,8 +63,33 @@ static void sample(run* r, step_report* found) {
     r->sampling.steps++;
 }
 
+// --resample: groups of equal rewards teach nothing, so others are drawn in their places.
+static void draw_again(run* r, step_report* found) {
+    rollout *d = r->data, *again = r->again;
+    int* group = (int*)xalloc(d->prompts, sizeof *group, "groups");
+    double start = clock_seconds();
+    int64_t tokens = found->sampled.tokens;
+    for (int round = 1, count; round <= r->settings->resample; round++) {
+        if ((count = rollout_equal_groups(d, group)) == 0) break;
+        sampling how = settings_sampling(r->settings, STREAM_SAMPLE, (uint32_t)r->state.step);
+        how.seed = settings_round_seed(r->settings, round);
+        draw_prompts(r, again, count, round);
+        sampler_stats more = sampler_run(r->sampler, again, &how);
+        rollout_judge(again, &r->source);
+        rollout_replace(d, again, group);
+        sampler_stats_add(&found->sampled, &more);
+        found->resampled += count;
+    }
+    free(group);
+    r->sampling.tokens += found->sampled.tokens - tokens;
+    r->sampling.seconds += clock_seconds() - start;
+    found->sampling_seconds += clock_seconds() - start;
+}
+
 static void verify(run* r, step_report* found) {
     rollout_judge(r->data, &r->source);
+    if (run_is_first(r)) found->first_reward = rollout_summarize(r->data).reward;
+    if (r->again) draw_again(r, found);
     if (run_is_first(r)) found->reward = rollout_summarize(r->data);
     found->sent = ranks_sent(r->ranks);
     report_rollout(r, found);

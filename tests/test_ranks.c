@@ -276,6 +276,7 @@ static const char* const RUNS[] = {
     "--shuffle",
     "--objective dppo-topk-kl --top-candidates 5 --correct seq-tis --train-dtype bf16 "
     "--master-weights 0 --rollout-dtype bf16",
+    "--resample 3 --top-p 0.9 --top-k 12 --overlong-filter --overlong-buffer 5 --lag 1",
     "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3 "
     "--eval-dtype bf16 --checkpoint-best",
 };
@@ -379,9 +380,10 @@ static void test_sent(const char* launcher) {
     }
 }
 
-// The quick part: two runs, of kept sets and of candidates, by two ranks.
+// The quick part: three runs, of kept sets, of candidates and of groups that are drawn again, by
+// two ranks.
 static void test_runs(const char* const* launchers) {
-    int quick = getenv("TEST_QUICK") != NULL, count = quick ? 4 : sizeof RUNS / sizeof *RUNS;
+    int quick = getenv("TEST_QUICK") != NULL, count = quick ? 5 : sizeof RUNS / sizeof *RUNS;
     for (int i = quick ? 2 : 0; i < count; i++) {
         char* flags = xprintf("--shards 4 %s", RUNS[i]);
         use_ranks(one_process, NULL, 1);
@@ -394,7 +396,11 @@ static void test_runs(const char* const* launchers) {
             check_same_run("many", "one", what, 1);
             // Of 3 examples, twice, one more; of 50 prompts of the sanity protocol one more, 8
             // times; then of each evaluation's prompts, once and 3 times.
-            check_work("many", size, strstr(flags, "sanity") ? 2 + 8 + 3 * 4 : 2);
+            // Of the groups that are drawn again in 3 rounds of 3 steps one more, of 8.
+            check_work("many", size,
+                       strstr(flags, "sanity")     ? 2 + 8 + 3 * 4
+                       : strstr(flags, "resample") ? 2 + 3 * 3 * 8
+                                                   : 2);
             remove_tree(at_home("many"));
             free(what);
         }

@@ -494,6 +494,75 @@ static double mismatch_of(const char* flags) {
     return x;
 }
 
+// --resample: groups of equal rewards come anew, with other prompts, until none is left or the
+// rounds are used up; the others stay. What took their places is whole: the trainer finds log mu
+// again, with the sets and the candidates that were recorded.
+static void test_resample(void) {
+    enum { COUNT = 64 };
+    static const char with[] = "--warmup-steps 200 --resample 3 --log-tokens";
+    static sample first[COUNT], last[COUNT];
+    good_run("first", "--warmup-steps 200");
+    good_run("last", "--warmup-steps 200 --resample 3");
+    CHECK(
+        read_samples("first", first, COUNT) == COUNT && read_samples("last", last, COUNT) == COUNT,
+        "samples");
+    run_lines a = read_log("first"), b = read_log("last");
+    const line *l = nth(&a, "rollout", 0), *m = nth(&b, "rollout", 0);
+    int replaced = 0, left = 0;
+    for (int g = 0; g < COUNT; g += 8) {
+        int equal[2] = {1, 1}, same = !strcmp(first[g].prompt, last[g].prompt);
+        for (int i = 0; i < 8; i++) {
+            equal[0] &= first[g + i].reward == first[g].reward;
+            equal[1] &= last[g + i].reward == last[g].reward;
+            same &= !strcmp(first[g + i].completion, last[g + i].completion);
+            CHECK(!strcmp(last[g + i].prompt, last[g].prompt), "one prompt a group");
+        }
+        CHECK(same == !equal[0], "group %d: equal rewards %d, kept %d", g / 8, equal[0], same);
+        for (int h = 0; h < COUNT && equal[0]; h += 8) {
+            int repeated = !strcmp(first[h].prompt, last[g].prompt);
+            for (int i = 0; i < 8; i++)
+                repeated &= !strcmp(first[h + i].completion, last[g + i].completion);
+            CHECK(!repeated, "group %d is drawn as group %d was", g / 8, h / 8);
+        }
+        replaced += equal[0];
+        left += equal[1];
+    }
+    CHECK(replaced > 0 && replaced < 8 && left < replaced, "%d groups of equal rewards, then %d",
+          replaced, left);
+    CHECK(value_of(m, "first_reward") == value_of(l, "reward"), "the reward before");
+    CHECK(value_of(m, "resampled") >= replaced && value_of(m, "resampled") <= 3 * replaced,
+          "%g groups are drawn again", value_of(m, "resampled"));
+    CHECK_NEAR(value_of(m, "zero_std_groups"), left / 8., 1e-12, "groups of equal rewards");
+    CHECK(value_of(m, "tokens") > value_of(l, "tokens"), "the tokens of all rounds count");
+    free(a.line), free(b.line);
+    remove_tree(at_home("first"));
+    remove_tree(at_home("last"));
+    static const char* const kinds[] = {
+        "--top-p 0.9 --top-k 12", "--sanity-samples 8 --sanity-low 0.1 --sanity-high 0.95",
+        "--objective dppo-topk-tv --delta 1e-300 --top-candidates 4",
+        "--task countdown:numbers=2,largest=12,target=20 --context 40"};  // of other lengths
+    for (int i = 0; i < 4; i++) {
+        char flags[512];
+        snprintf(flags, sizeof flags, "%s %s", with, kinds[i]);
+        check_agreement(flags);
+        good_run("again", flags);
+        run_lines log = read_log("again");
+        double drawn = 0;
+        for (int n = 0; n < 3; n++) drawn += value_of(nth(&log, "rollout", n), "resampled");
+        CHECK(drawn > 0, "%s: nothing is drawn again", flags);
+        CHECK(value_of(nth(&log, "update", 0), "masked") == 0, "%s: candidates", flags);
+        free(log.line);
+        snprintf(flags, sizeof flags, "%s %s --slots 3 --micro-tokens 50", with, kinds[i]);
+        good_run("other", flags);
+        check_same_run("other", "again", flags, 1);
+        remove_tree(at_home("other"));
+        interrupt_at("other", flags, "rollout", 1);
+        check_resumed("other", "again", "--slots 5");
+        remove_tree(at_home("again"));
+        remove_tree(at_home("other"));
+    }
+}
+
 // Keys and values that both sides round alike leave no mismatch, in any family; recomputation,
 // micro-batches and the device change no bit. On one side alone they leave one.
 static void test_kv_agreement(void) {
@@ -1046,6 +1115,7 @@ static void test_refusals(void) {
         {"--device cuda --kv-dtype fp8_e5m2", "--kv-dtype fp8_e5m2"},
         {"--overlong-buffer 13", "--overlong-buffer 13 is more than --max-new-tokens 12"},
         {"--objective sft --overlong-buffer 3", "reads no reward"},
+        {"--objective sft --resample 3", "reads no reward"},
         {"--device cuda --train-kv-dtype fp16", "--train-kv-dtype fp16"},
         {"--device cuda --eval-dtype fp8_e5m2", "--eval-dtype fp8_e5m2"},
         {"--batch-invariant --products cublaslt", "leave one out"},
@@ -1648,7 +1718,9 @@ static const struct {
     {"", "--adam-eps 1e-4", MODEL},
     {"", "--weight-decay 0.1", MODEL},
     {"", "--grad-clip 0.01", MODEL},
-    {"", "--overlong-filter", MODEL},
+    {"", "--resample 2", MODEL},
+    {"", "--resample 0", SAME},
+    {"--temperature 2", "--overlong-filter", MODEL},
     {"", "--overlong-buffer 9", MODEL},
     {"", "--overlong-buffer 0", SAME},
     {"", "--train-dtype bf16", MODEL},
@@ -1801,6 +1873,7 @@ int main(int argc, char** argv) {
     test_console();
     test_agreement();
     test_kv_agreement();
+    test_resample();
     test_anchor();
     test_topk_agreement();
     test_mismatch();

@@ -302,6 +302,107 @@ void rollout_leave_out(rollout* d) {
     }
 }
 
+// Whether all rewards of a group are equal; a missing one is not.
+static int is_equal(const rollout* d, int group) {
+    const float* first = d->reward + group * d->group;
+    int equal = 1;
+    for (int i = 1; i < d->group; i++) equal &= first[i] == first[0];
+    return equal;
+}
+
+int rollout_equal_groups(const rollout* d, int* group) {
+    int n = 0;
+    for (int p = 0; p < d->prompts; p++)
+        if (is_equal(d, p)) group[n++] = p;
+    return n;
+}
+
+// Where the content of each sequence of a rollout comes from: its own old one, or another rollout.
+typedef struct splice {
+    rollout* d;
+    const size_t* old;  // (sequences + 1) what d->start was
+    const rollout* from;
+    const int* taken;  // (sequences) the sequence of `from`; -1: its own
+} splice;
+
+// An array over tokens of d, and that of `from`.
+static void splice_array(const splice* x, void* to, const void* other, size_t element) {
+    int n = x->d->sequences;
+    char* before = xalloc(x->old[n], element, "completions");
+    memcpy(before, to, x->old[n] * element);
+    for (int s = 0; s < n; s++) {
+        int own = x->taken[s] < 0;
+        const size_t* at = own ? x->old + s : x->from->start + x->taken[s];
+        memcpy((char*)to + x->d->start[s] * element,
+               (own ? before : (const char*)other) + at[0] * element, (at[1] - at[0]) * element);
+    }
+    free(before);
+}
+
+static void splice_nucleus(const splice* x) {
+    rollout *d = x->d, old = *d;
+    uint32_t* mask = xalloc((size_t)d->nucleus_words, sizeof *mask, "a kept set");
+    d->nucleus = NULL;
+    d->nucleus_room = 0;
+    d->nucleus_start =
+        xalloc((size_t)d->capacity * d->max_new + 1, sizeof *d->nucleus_start, "kept sets");
+    for (int s = 0; s < d->sequences; s++)
+        for (size_t t = d->start[s]; t < d->start[s + 1]; t++) {
+            size_t i = t - d->start[s];
+            if (x->taken[s] < 0)
+                rollout_get_nucleus(&old, x->old[s] + i, mask);
+            else
+                rollout_get_nucleus(x->from, x->from->start[x->taken[s]] + i, mask);
+            rollout_put_nucleus(d, t, mask);
+        }
+    free(mask);
+    free(old.nucleus);
+    free(old.nucleus_start);
+}
+
+static void replace_prompts(rollout* d, const rollout* from, const int* group) {
+    problem_list asked = {0};
+    for (int p = 0, i = 0; p < d->prompts; p++) {
+        int is_new = i < from->prompts && group[i] == p;
+        problem_add(&asked, is_new ? &from->asked.item[i] : &d->asked.item[p]);
+        if (!is_new) continue;
+        memcpy(d->prompt + (size_t)p * d->max_prompt, from->prompt + (size_t)i * d->max_prompt,
+               (size_t)d->max_prompt * sizeof *d->prompt);
+        d->prompt_length[p] = from->prompt_length[i++];
+    }
+    problem_list_free(&d->asked);
+    d->asked = asked;
+}
+
+void rollout_replace(rollout* d, const rollout* from, const int* group) {
+    int n = d->sequences, *taken = xalloc((size_t)n, sizeof *taken, "completions");
+    size_t* old = xalloc((size_t)n + 1, sizeof *old, "completions");
+    splice x = {d, old, from, taken};
+    memcpy(old, d->start, ((size_t)n + 1) * sizeof *old);
+    for (int s = 0; s < n; s++) taken[s] = -1;
+    for (int i = 0; i < from->sequences; i++)
+        taken[group[i / d->group] * d->group + i % d->group] = i;
+    for (int s = 0; s < n; s++) {
+        int own = taken[s] < 0;
+        size_t length = own ? old[s + 1] - old[s] : (size_t)rollout_length(from, taken[s]);
+        d->start[s + 1] = d->start[s] + length;
+        if (!own) d->reward[s] = from->reward[taken[s]], d->right[s] = from->right[taken[s]];
+    }
+    splice_array(&x, d->token, from->token, sizeof *d->token);
+    splice_array(&x, d->log_mu, from->log_mu, sizeof *d->log_mu);
+    splice_array(&x, d->entropy, from->entropy, sizeof *d->entropy);
+    if (d->candidates) {
+        size_t each = (size_t)d->candidates * sizeof(float);
+        splice_array(&x, d->candidate, from->candidate, each);
+        splice_array(&x, d->candidate_mu, from->candidate_mu, each);
+    }
+    if (d->nucleus_words) splice_nucleus(&x);
+    replace_prompts(d, from, group);
+    reward_counts_add(&d->judged.lost, &from->judged.lost);
+    free(taken);
+    free(old);
+}
+
 rollout_summary rollout_summarize(const rollout* d) {
     rollout_summary r = {0};
     size_t tokens = d->start[d->sequences];
@@ -315,12 +416,7 @@ rollout_summary rollout_summarize(const rollout* d) {
     for (size_t t = 0; t < tokens; t++) r.entropy += d->entropy[t];
     for (int s = 0; s < d->sequences; s++)
         if (!isnan(d->reward[s])) squares += (d->reward[s] - r.reward) * (d->reward[s] - r.reward);
-    for (int p = 0; p < d->prompts; p++) {
-        int equal = 1;
-        for (int i = 1; i < d->group; i++)
-            equal &= d->reward[p * d->group + i] == d->reward[p * d->group];
-        r.zero_std_groups += (double)equal / d->prompts;
-    }
+    for (int p = 0; p < d->prompts; p++) r.zero_std_groups += (double)is_equal(d, p) / d->prompts;
     r.reward_std = sqrt(squares / judged);
     r.response_length = (double)tokens / n;
     r.entropy /= (double)tokens;

@@ -83,6 +83,13 @@ void rollout_deal(rollout* d, const uint32_t* order);
 // Advantages of 0 for groups in which a response has no reward: they are not trained on.
 void rollout_leave_out(rollout* d);
 
+// The numbers of the groups whose rewards are all equal, in order; returns how many. group:
+// (prompts).
+int rollout_equal_groups(const rollout* d, int* group);
+// Group i of `from`, which was sampled and judged, takes the place of group[i] of d, for all of its
+// prompts; group[i] ascends. Of `judged` only what was lost adds up: the means stay those of d.
+void rollout_replace(rollout* d, const rollout* from, const int* group);
+
 typedef struct rollout_summary {
     double reward, reward_std;  // mean and population deviation over the sequences that have one
     double response_length;

@@ -567,6 +567,17 @@ static sampler_stats stats_of_all(ranks* r, const sampler_stats* own) {
     return sum;
 }
 
+void sampler_stats_add(sampler_stats* to, const sampler_stats* more) {
+    double steps = (double)(to->decode_steps + more->decode_steps);
+    double busy =
+        to->occupancy * (double)to->decode_steps + more->occupancy * (double)more->decode_steps;
+    to->tokens += more->tokens;
+    to->prefill_tokens += more->prefill_tokens;
+    to->decode_steps += more->decode_steps;
+    to->preemptions += more->preemptions;
+    to->occupancy = steps > 0 ? busy / steps : 1;
+}
+
 sampler_stats sampler_end(sampler* r) {
     rollout* d = r->d;
     download_starts(r);

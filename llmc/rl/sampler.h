@@ -46,6 +46,8 @@ size_t sampler_cache_bytes(const sampler* r);
 void sampler_begin(sampler* r, rollout* d, const sampling* how);
 int sampler_step(sampler* r);
 sampler_stats sampler_end(sampler* r);
+// Adds the stats of another run; the occupancy is the mean over the steps of both.
+void sampler_stats_add(sampler_stats* to, const sampler_stats* more);
 // All three.
 sampler_stats sampler_run(sampler* r, rollout* d, const sampling* how);
 

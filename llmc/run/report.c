@@ -222,6 +222,10 @@ void report_plan(const run* r) {
     log_print(r->log, "step        %d prompts x %d samples, %d mini-batches%s x %d epochs, lr %g",
               s->prompts, s->group, s->updates, s->shuffle ? " dealt anew" : "", s->epochs, s->lr);
     report_shards(r);
+    if (s->resample)
+        log_print(r->log,
+                  "            groups of equal rewards are drawn again, in up to %d rounds a step",
+                  s->resample);
     if (s->sync_every > 1)
         log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
                   s->sync_every);
@@ -425,6 +429,10 @@ void report_rollout(const run* r, const step_report* s) {
     log_number(r->log, "truncated", s->reward.truncated);
     log_number(r->log, "zero_std_groups", s->reward.zero_std_groups);
     if (r->settings->overlong_buffer) log_number(r->log, "overlong_penalty", overlong_penalty(r));
+    if (r->settings->resample) {
+        log_number(r->log, "resampled", s->resampled);
+        log_number(r->log, "first_reward", s->first_reward);
+    }
     log_number(r->log, "entropy", s->reward.entropy);
     log_number(r->log, "tokens", (double)s->sampled.tokens);
     log_number(r->log, "prefill_tokens", (double)s->sampled.prefill_tokens);

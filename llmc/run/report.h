@@ -15,6 +15,8 @@ typedef struct step_report {
     sampler_stats sampled;
     double sampling_seconds;
     int64_t sent;  // bytes, by this rank, until all ranks had the rollout and its rewards
+    int resampled;        // groups that were drawn again, in all rounds
+    double first_reward;  // the mean before these took their places
     rollout_summary reward;
     mismatch numerics;  // before the first update
     int updates;        // optimizer steps that were applied

@@ -308,10 +308,12 @@ static void create_samplers(run* r) {
     int count = minimum(s->top_candidates, r->model.shape.vocab);
     sampler_record_candidates(r->sampler, count);
     rollout_add_candidates(r->data, count);
+    if (r->again) rollout_add_candidates(r->again, count);
 }
 
 static void split_rollouts(run* r) {
     rollout_split(r->data, r->ranks);
+    if (r->again) rollout_split(r->again, r->ranks);
     rollout_split(r->eval_data, r->ranks);
 }
 
@@ -352,6 +354,7 @@ static void create_rollouts(run* r) {
         log_print(r->log, "there are %d held-out prompts, not %d: evaluations ask each of them",
                   r->held_out.count, s->eval_prompts);
     r->data = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
+    if (s->resample) r->again = rollout_create(sequences, prompt, s->max_new_tokens, nucleus_words);
     if (s->correct) rollout_add_correction(r->data);
     r->order = xalloc((size_t)s->prompts, sizeof *r->order, "the order of groups");
     r->data->leave_cut = s->overlong_filter;

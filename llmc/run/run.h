@@ -44,6 +44,7 @@ typedef struct run {
     struct stale* stale;       // older weights, for --sync-every and --lag
     model_weights* reference;  // NULL without --kl-coef
     rollout* data;             // the rollout of a step
+    rollout* again;            // of --resample: the groups of a round; NULL without
     rollout *eval_data, *warmup_data;
     problem_list held_out;  // of evaluation, all different
     problem_list sanity;    // those that --sanity-samples kept; none: the source's

@@ -309,6 +309,11 @@ optimizer_config settings_optimizer(const settings* s) {
     return c;
 }
 
+// Each round as a run of another seed, far from those that users count up.
+uint64_t settings_round_seed(const settings* s, int round) {
+    return s->seed + (uint64_t)round * 0x9e3779b97f4a7c15;
+}
+
 float settings_inverse_temperature(const settings* s) { return (float)(1 / s->temperature); }
 
 sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step) {
@@ -706,6 +711,8 @@ static void check_parts(void) {
                   "--advantage-eps", "without --advantage std");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
                   "to --objective sft, which has no ratio");
+    refuse_unread(s->objective == OBJECTIVE_SFT && s->resample, "--resample",
+                  "to --objective sft, which reads no reward");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->overlong_buffer, "--overlong-buffer",
                   "to --objective sft, which reads no reward");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->correct, "--correct",

@@ -71,6 +71,8 @@ size_t settings_kv_memory(const settings* s);            // its most bytes; 0: n
 int settings_any_scaled(const settings* s);              // whether anything is fp8
 optimizer_config settings_optimizer(const settings* s);  // of the RL updates
 sampling settings_sampling(const settings* s, rng_stream stream, uint32_t step);
+// What round `round` of --resample draws prompts and tokens with; round 0 is the step's own.
+uint64_t settings_round_seed(const settings* s, int round);
 float settings_inverse_temperature(const settings* s);  // 1 / --temperature
 int settings_lr_warmup(const settings* s);  // RL steps over which the learning rate rises
 // The model that the run starts from, --init's or --from's; "": a new one, and a warm-up.
