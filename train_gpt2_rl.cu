@@ -153,7 +153,7 @@ static void advantages(run* r) {
         penalised[i] = d->reward[i] + (float)penalty;
     }
     objective_advantages((advantage_kind)r->settings->advantage, r->settings->advantage_eps,
-                         penalised, d->prompts, d->group, d->advantage);
+                         penalised, d->start, d->prompts, d->group, d->advantage);
     rollout_leave_out(d);
     report_samples(r);
 }

@@ -911,8 +911,8 @@ static void check_names_and_defaults(void) {
     CHECK(index_of(ADVANTAGE_NAMES, "rloo") == ADVANTAGE_RLOO, "names");
     CHECK(index_of(AGGREGATE_NAMES, "seq-mean-token-sum-norm") == AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM,
           "names");
-    CHECK(!OBJECTIVE_NAMES[KINDS] && !REG_NAMES[4] && !KL_NAMES[3] && !ADVANTAGE_NAMES[3] &&
-              !AGGREGATE_NAMES[3],
+    CHECK(!OBJECTIVE_NAMES[KINDS] && !REG_NAMES[4] && !KL_NAMES[3] && !ADVANTAGE_NAMES[6] &&
+              !AGGREGATE_NAMES[6],
           "each list ends with NULL");
     for (int kind = 0; kind < KINDS; kind++) {
         objective o = objective_defaults((objective_kind)kind);
@@ -933,7 +933,7 @@ static void run_check(const void* o) { objective_check(o); }
 static void run_advantage(const void* unused) {
     (void)unused;
     float reward = 1, advantage;
-    objective_advantages(ADVANTAGE_MEAN, 1e-6, &reward, 1, 1, &advantage);
+    objective_advantages(ADVANTAGE_MEAN, 1e-6, &reward, NULL, 1, 1, &advantage);
 }
 
 static void check_refusals(void) {
@@ -999,22 +999,51 @@ static void check_advantages(void) {
     // 0.5 / (sqrt(1/3) + 1e-6), 1 / (sqrt(4/3) + 1e-6) in 20 digits
     static const double by_std[2] = {.86602390378703671848, .86602465378508816525};
     float a[8];
-    objective_advantages(ADVANTAGE_MEAN, 1e-6, reward, 2, 4, a);
+    objective_advantages(ADVANTAGE_MEAN, 1e-6, reward, NULL, 2, 4, a);
     for (int i = 0; i < 8; i++) CHECK_SAME(a[i], reward[i] - (i < 4 ? .5f : 2.f), "mean");
-    objective_advantages(ADVANTAGE_STD, 1e-6, reward, 2, 4, a);
+    objective_advantages(ADVANTAGE_STD, 1e-6, reward, NULL, 2, 4, a);
     for (int i = 0; i < 8; i++) {
         int up = reward[i] > (i < 4 ? .5 : 2);
         CHECK_NEAR(a[i], (up ? 1 : -1) * by_std[i / 4], 0x1p-25, "std");  // half an ulp of fp32
     }
-    objective_advantages(ADVANTAGE_STD, 0, reward, 2, 4, a);  // 0.5 / sqrt(1/3)
+    objective_advantages(ADVANTAGE_STD, 0, reward, NULL, 2, 4, a);  // 0.5 / sqrt(1/3)
     CHECK_NEAR(a[0], .86602540378443864676, 0x1p-25, "std without an epsilon");
-    objective_advantages(ADVANTAGE_STD, .5, reward, 2, 4, a);  // 1 / (sqrt(4/3) + 0.5)
+    objective_advantages(ADVANTAGE_STD, .5, reward, NULL, 2, 4, a);  // 1 / (sqrt(4/3) + 0.5)
     CHECK_NEAR(a[7], .60433895850392450, 0x1p-25, "std with a large epsilon");
-    objective_advantages(ADVANTAGE_RLOO, 1e-6, reward, 2, 4, a);
+    objective_advantages(ADVANTAGE_RLOO, 1e-6, reward, NULL, 2, 4, a);
     // 1 - 1/3, 0 - 2/3; 1 - 7/3, 3 - 5/3
     static const double by_rloo[8] = {2 / 3.,  -2 / 3., -2 / 3., 2 / 3.,
                                       -4 / 3., -4 / 3., 4 / 3.,  4 / 3.};
     for (int i = 0; i < 8; i++) CHECK_NEAR(a[i], by_rloo[i], 0x1p-24, "rloo");
+    // All rewards: mean 5/4, variance 9.5 / 7. Over the 10 tokens: mean 1.3, variance 14.1 / 9;
+    // less the means of the groups 0.05 and (5 / 4 + 5 - 10 / 400) / 9.
+    static const size_t start[9] = {0, 1, 3, 4, 5, 6, 7, 8, 10};
+    double batch = sqrt(9.5 / 7) + .25, tokens = sqrt(14.1 / 9 + 1e-8);
+    objective_advantages(ADVANTAGE_BATCH_STD, .25, reward, start, 2, 4, a);
+    for (int i = 0; i < 8; i++)
+        CHECK_NEAR(a[i], (reward[i] - (i < 4 ? .5 : 2)) / batch, 0x1p-24, "batch-std");
+    objective_advantages(ADVANTAGE_REINFORCE_PP, 1e-6, reward, start, 2, 4, a);
+    for (int i = 0; i < 8; i++)
+        CHECK_NEAR(a[i], (reward[i] - 1.3) / tokens, 0x1p-23, "reinforce++");
+    tokens = sqrt(6.225 / 9 + 1e-8);
+    objective_advantages(ADVANTAGE_REINFORCE_PP_BASELINE, 1e-6, reward, start, 2, 4, a);
+    for (int i = 0; i < 8; i++)
+        CHECK_NEAR(a[i], (reward[i] - (i < 4 ? .5 : 2) - .05) / tokens, 0x1p-23, "with a baseline");
+    // A group with a missing reward has no advantages and no part in those of the others.
+    float missing[12], b[12];
+    const size_t longer[13] = {0, 9, 19, 20, 21, 22, 24, 25, 26, 27, 28, 29, 31};
+    memcpy(missing, reward, 4 * sizeof *reward);
+    missing[2] = NAN;
+    memcpy(missing + 4, reward, sizeof reward);
+    for (int kind = ADVANTAGE_BATCH_STD; kind <= ADVANTAGE_REINFORCE_PP_BASELINE; kind++) {
+        objective_advantages((advantage_kind)kind, 1e-6, reward, start, 2, 4, a);
+        objective_advantages((advantage_kind)kind, 1e-6, missing, longer, 3, 4, b);
+        for (int i = 0; i < 4; i++) CHECK(isnan(b[i]), "%s: %g", ADVANTAGE_NAMES[kind], b[i]);
+        for (int i = 0; i < 8; i++) CHECK_SAME(b[4 + i], a[i], ADVANTAGE_NAMES[kind]);
+        float same[8] = {.1f, .1f, .1f, .1f, .1f, .1f, .1f, .1f};
+        objective_advantages((advantage_kind)kind, 1e-6, same, start, 2, 4, same);
+        for (int i = 0; i < 8; i++) CHECK_SAME(same[i], 0.f, "advantage of equal rewards");
+    }
 }
 
 static void check_equal_rewards(void) {
@@ -1025,12 +1054,12 @@ static void check_equal_rewards(void) {
             for (int n = 2; n <= 65; n++) {
                 for (int i = 0; i < n; i++) reward[i] = values[v];
                 if (v == 0) reward[n - 1] = -0.f;
-                objective_advantages((advantage_kind)kind, 1e-6, reward, 1, n, a);
+                objective_advantages((advantage_kind)kind, 1e-6, reward, NULL, 1, n, a);
                 for (int i = 0; i < n; i++) CHECK_SAME(a[i], 0.f, "advantage of equal rewards");
             }
     // One ulp apart is not equal.
     reward[0] = .1f, reward[1] = nextafterf(.1f, 1);
-    objective_advantages(ADVANTAGE_MEAN, 1e-6, reward, 1, 2, a);
+    objective_advantages(ADVANTAGE_MEAN, 1e-6, reward, NULL, 1, 2, a);
     CHECK(a[0] < 0 && a[1] > 0, "%g, %g", (double)a[0], (double)a[1]);
 }
 
@@ -1038,7 +1067,7 @@ static void check_advantage_sums(void) {
     float reward[5 * 16], a[5 * 16];
     for (int i = 0; i < 80; i++) reward[i] = (float)((i * 37 % 41) / 41.) - (i % 7 == 0);
     for (int kind = ADVANTAGE_MEAN; kind <= ADVANTAGE_RLOO; kind++) {
-        objective_advantages((advantage_kind)kind, 1e-6, reward, 5, 16, a);
+        objective_advantages((advantage_kind)kind, 1e-6, reward, NULL, 5, 16, a);
         for (int g = 0; g < 5; g++) {
             double sum = 0, largest = 0;
             for (int i = 0; i < 16; i++) {
@@ -1054,14 +1083,17 @@ static void check_advantage_sums(void) {
 
 static void check_weights(void) {
     static const size_t start[] = {0, 3, 3, 8, 16}, none[3] = {0};
-    static const double expected[3][4] = {{1 / 16., 0, 1 / 16., 1 / 16.},
+    static const double expected[6][4] = {{1 / 16., 0, 1 / 16., 1 / 16.},
                                           {1 / 12., 0, 1 / 20., 1 / 32.},
-                                          {1 / 40., 0, 1 / 40., 1 / 40.}};
+                                          {1 / 40., 0, 1 / 40., 1 / 40.},
+                                          {1 / 4., 0, 1 / 4., 1 / 4.},
+                                          {1, 0, 1, 1},
+                                          {1 / 12., 0, 1 / 12., 1 / 12.}};
     double w[4];
-    for (int kind = 0; kind < 3; kind++) {
-        objective_weights((aggregate_kind)kind, start, 4, 10, NULL, w);
+    for (int kind = 0; kind < 6; kind++) {
+        objective_weights((aggregate_kind)kind, start, 4, 10, 3, NULL, w);
         for (int s = 0; s < 4; s++) CHECK_NEAR(w[s], expected[kind][s], 1e-17, "weight");
-        objective_weights((aggregate_kind)kind, none, 2, 10, NULL, w);
+        objective_weights((aggregate_kind)kind, none, 2, 10, 3, NULL, w);
         CHECK(w[0] == 0 && w[1] == 0, "%s without tokens: %g, %g", AGGREGATE_NAMES[kind], w[0],
               w[1]);
     }
@@ -1072,16 +1104,15 @@ static void check_weights(void) {
 static void check_left_out(void) {
     static const size_t start[] = {0, 4, 12};
     static const char cut[][2] = {{0, 1}, {1, 1}, {0, 0}};
-    static const double expected[3][3] = {{1 / 4., 0}, {1 / 4., 0}, {1 / 10., 0}};
+    static const double expected[6] = {1 / 4., 1 / 4., 1 / 10., 1, 1, 1 / 6.};
     double w[2], all[2];
-    for (int kind = 0; kind < 3; kind++) {
-        objective_weights((aggregate_kind)kind, start, 2, 10, cut[0], w);
-        CHECK(w[0] == expected[kind][0] && w[1] == 0, "%s: %g, %g", AGGREGATE_NAMES[kind], w[0],
-              w[1]);
-        objective_weights((aggregate_kind)kind, start, 2, 10, cut[1], w);
+    for (int kind = 0; kind < 6; kind++) {
+        objective_weights((aggregate_kind)kind, start, 2, 10, 3, cut[0], w);
+        CHECK(w[0] == expected[kind] && w[1] == 0, "%s: %g, %g", AGGREGATE_NAMES[kind], w[0], w[1]);
+        objective_weights((aggregate_kind)kind, start, 2, 10, 3, cut[1], w);
         CHECK(w[0] == 0 && w[1] == 0, "%s: all are cut: %g, %g", AGGREGATE_NAMES[kind], w[0], w[1]);
-        objective_weights((aggregate_kind)kind, start, 2, 10, cut[2], w);
-        objective_weights((aggregate_kind)kind, start, 2, 10, NULL, all);
+        objective_weights((aggregate_kind)kind, start, 2, 10, 3, cut[2], w);
+        objective_weights((aggregate_kind)kind, start, 2, 10, 3, NULL, all);
         CHECK(w[0] == all[0] && w[1] == all[1], "%s: none is cut", AGGREGATE_NAMES[kind]);
     }
 }

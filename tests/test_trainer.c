@@ -701,8 +701,8 @@ static void test_slopes(void) {
     for (int k = 0; k < 2; k++) {
         rollout* d = random_batch(b, 2 * k);
         for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-            for (int a = 0; a < 3; a++) {
-                if (quick && (int)(i + k) % 3 != a) continue;
+            for (int a = 0; a < 6; a++) {
+                if (quick && (int)(i + k) % 6 != a) continue;
                 char what[96];
                 objective o = objective_defaults(kinds[i]);
                 o.delta /= 8;  // so that some tokens are beyond it

@@ -52,7 +52,7 @@ static option flags[] = {
     CHOICE("kl-estimator", &kl, KL_NAMES, "of the KL term; not k1"),
     REAL("kl-coef", &kl_coef, DBL_MAX, "KL term to --reference; 0 = none"),
     CHOICE("advantage", &advantage, ADVANTAGE_NAMES, "reward minus the group's mean; how scaled"),
-    REAL("advantage-eps", &advantage_eps, FLT_MAX, "added to the standard deviation of std"),
+    REAL("advantage-eps", &advantage_eps, FLT_MAX, "added to the standard deviation of std and batch-std"),
     CHOICE("aggregate", &aggregate, AGGREGATE_NAMES, "how tokens add up to the loss"),
     REAL("lr", &lr, FLT_MAX, "learning rate"),
     REAL("beta1", &adamw.beta1, 0.9999, "AdamW"),
@@ -133,8 +133,8 @@ static void update(trainer* t, rollout* d, const objective* o) {
     float inverse = (float)(1 / temperature);
     if (kl_coef > 0) refer(t, d);
     trainer_logprobs(t, t->weights, d, 0, d->sequences, inverse, d->anchor);
-    objective_advantages((advantage_kind)advantage, advantage_eps, d->reward, d->prompts, d->group,
-                         d->advantage);
+    objective_advantages((advantage_kind)advantage, advantage_eps, d->reward, d->start, d->prompts,
+                         d->group, d->advantage);
     for (int i = 0; i < epochs; i++) {
         trainer_update_result r =
             trainer_update(t, d, 0, d->sequences, o, (aggregate_kind)aggregate, inverse, lr);

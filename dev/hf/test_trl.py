@@ -211,6 +211,11 @@ VARIANTS = {
     "loss_type grpo, importance_sampling_level sequence": (
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
         {"objective": "gspo", "aggregate": "seq-mean-token-mean"}),
+    "loss_type luspo, importance_sampling_level sequence": (
+        {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+        {"objective": "gspo", "aggregate": "seq-mean-token-sum"}),
+    "loss_type bnpo": ({"loss_type": "bnpo"}, {}),
+    "scale_rewards batch": ({"scale_rewards": "batch"}, {"advantage": "batch-std"}),
     "epsilon_high 1": ({"epsilon_high": 1}, {"clip_high": 1}),
     "delta 1.5": ({"delta": 1.5}, {"ratio_cap": 1.5}),
     "scale_rewards none": ({"scale_rewards": "none"}, {"advantage": "mean"}),

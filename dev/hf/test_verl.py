@@ -22,10 +22,11 @@ import torch
 
 PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "train_gpt2_rl"))
 WHEELS = os.environ.get("WHEELS", "build/wheels")
-AGGREGATES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+AGGREGATES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm", "seq-mean-token-sum",
+              "token-sum"]
 # 1 bit of mantissa in the sampler: ratios from 0.1 to 10.
 FLAGS = ("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --max-new-tokens 12 "
-         "--warmup-steps 80 --steps 2 --prompts 8 --group 8 --eval-prompts 4 --device cpu "
+         "--warmup-steps 200 --steps 2 --prompts 8 --group 8 --eval-prompts 4 --device cpu "
          "--threads 1 --rollout-dtype e5m1 --log-tokens").split()
 
 
@@ -155,11 +156,10 @@ class Test(unittest.TestCase):
             self.assertAlmostEqual(line["token_mult_prob_error"], nemo, delta=1e-9 * nemo)
             self.assertGreater(nemo, 1.01)
 
-
-    def batches(self, flags):
-        """For each step of runs of one update its line in the log, rewards, the number of each one's
-        group, its advantages, log pi, mask, and the share of responses that ended by themselves."""
-        for line, samples in steps(f"--objective reinforce --updates 1 {flags}", "update"):
+    def batches(self, flags, updates=1):
+        """For each update of each step its line in the log, rewards, the number of each one's
+        group, its advantages, log pi, mask, and which responses ended by themselves."""
+        for line, samples in steps(f"--objective reinforce --updates {updates} {flags}", "update"):
             longest = max(len(s["token"]) for s in samples)
             logp, mask = torch.zeros(2, len(samples), longest, dtype=torch.float64)
             for i, s in enumerate(samples):
@@ -168,7 +168,8 @@ class Test(unittest.TestCase):
             of = {key: torch.tensor([s[key] for s in samples], dtype=torch.float64)
                   for key in ("reward", "advantage")}
             ended = torch.tensor([float(s["token"][-1] == 0) for s in samples])
-            yield line, of["reward"], [s["index"] // 8 for s in samples], of["advantage"], logp, mask, ended
+            yield (line, of["reward"], [s["index"] // 8 for s in samples], of["advantage"], logp,
+                   mask, ended)
 
     def loss(self, aggregate, flags="", cut=False):
         for line, _, _, advantage, logp, mask, ended in self.batches(
@@ -187,11 +188,40 @@ class Test(unittest.TestCase):
             with self.subTest(aggregate):
                 self.loss(aggregate)
 
+    def test_rollout_token_mean(self):
+        """verl's token-mean, given the number of tokens of the whole rollout; here of its first half."""
+        for line, _, _, advantage, logp, mask, _ in self.batches(
+                "--aggregate rollout-token-mean", updates=2):
+            if line["index"] == 0:
+                half = slice(len(mask) // 2)
+                loss = ALGOS.agg_loss(-advantage[half, None] * logp[half], mask[half], "token-mean",
+                                      batch_num_tokens=mask.sum() / 2)
+                self.assertAlmostEqual(line["loss"], loss.item(), delta=1e-7 * abs(loss.item()))
+                self.assertNotEqual(mask[half].sum(), mask.sum() / 2)
+
+    def test_advantages(self):
+        """Those of equal rewards are 0 here; verl's are not quite (test_objective.c)."""
+        estimators = {
+            "mean": lambda *a: ALGOS.compute_grpo_outcome_advantage(*a, norm_adv_by_std_in_grpo=False),
+            "std": ALGOS.compute_grpo_outcome_advantage, "rloo": ALGOS.compute_rloo_outcome_advantage,
+            "reinforce++": lambda reward, mask, _: ALGOS.compute_reinforce_plus_plus_outcome_advantage(
+                reward, mask, config=types.SimpleNamespace(gamma=1.0)),
+            "reinforce++-baseline": ALGOS.compute_reinforce_plus_plus_baseline_outcome_advantage}
+        for kind, estimate in estimators.items():
+            with self.subTest(kind):
+                for _, reward, index, ours, _, mask, _ in self.batches(
+                        f"--advantage {kind}"):
+                    last = mask.cumsum(-1) == mask.sum(-1, keepdim=True)  # where the reward comes
+                    theirs, _ = estimate(reward[:, None] * (last * mask), mask, index)
+                    # Ours are rounded to fp32.
+                    self.assertLess((theirs[:, 0] - ours).abs().max().item(), 1e-6)
+                    self.assertGreater(ours.abs().max().item(), 0.5)
+
     def test_overlong_filter(self):
         """What is cut off leaves the mask, and with it all denominators."""
         for aggregate in AGGREGATES:
             with self.subTest(aggregate):
-                self.loss(aggregate, "--overlong-filter --overlong-buffer 12", cut=True)
+                self.loss(aggregate, "--overlong-filter --overlong-buffer 12 --temperature 2", cut=True)
 
     def test_overlong_buffer(self):
         """verl's reward of DAPO, and TRL's where it is installed."""

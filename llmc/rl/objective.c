@@ -49,15 +49,35 @@
 // cut, which is what grpo wants and pg-is does not. k1 is a reward (objective_kl_reward): as a loss
 // its gradient has zero mean.
 //
+// Advantages of rewards R, where mean and std are a group's (std over one less than there are):
+//
+//   mean                  R - mean
+//   std                   (R - mean) / (std + 1e-6)
+//   rloo                  R - mean of the others
+//   batch-std             (R - mean) / (std of all rewards + 1e-6)
+//   reinforce++           (R - M) / sqrt(V + 1e-8): M and V are mean and variance of R over all
+//   tokens reinforce++-baseline  the same of R - mean for R
+//
+// The weight of a token, in a mini-batch of T tokens in S sequences, n of them in its own; what
+// --overlong-filter leaves out counts in neither:
+//
+//   token-mean            1 / T                    seq-mean-token-sum       1 / S
+//   seq-mean-token-mean   1 / (S n)                token-sum                1
+//   seq-mean-token-sum-norm  1 / (S max-new-tokens)
+//   rollout-token-mean    U / (tokens of the rollout), of U mini-batches
+//
 // Sources: pg-is with cap (V-trace) arXiv 1802.01561; cispo 2506.13585; ppo clip 1707.06347, for
 // groups 2402.03300, wider above 2503.14476, dual 1912.09729; spo 2401.16025; dppo 2602.04879; drpo
 // and its regularized relatives 2606.09821; seq-tis and seq-mis 2510.26788 (their cap 2 is what
 // verl and ms-swift default to); gspo and its clips 2507.18071, section 5.1; reference estimators
 // and their weight r 2510.01555; the punishment of long responses 2503.14476, equation 13.
-// Advantages: std 2402.03300, mean and the token-sum norm 2503.20783, rloo 2402.14740.
+// Advantages: std 2402.03300, mean and the token-sum norm 2503.20783, rloo 2402.14740, reinforce++
+// 2501.03262, over tokens as in verl; batch-std is TRL's scale_rewards batch. Aggregation: verl's
+// agg_loss; seq-mean-token-sum is TRL's luspo, rollout-token-mean its dapo.
 #include "objective.h"
 
 #include <math.h>  // exact operations alone: sqrt, fabs, INFINITY
+#include <stdlib.h>
 
 #include "../base/numerics.h"
 
@@ -67,9 +87,15 @@ const char* const OBJECTIVE_NAMES[] = {
     "seq-mis", "gspo",      "dppo-topk-tv", "dppo-topk-kl", NULL};
 const char* const REG_NAMES[] = {"none", "kl", "k3", "tv", NULL};
 const char* const KL_NAMES[] = {"k1", "k2", "k3", NULL};
-const char* const ADVANTAGE_NAMES[] = {"mean", "std", "rloo", NULL};
-const char* const AGGREGATE_NAMES[] = {"token-mean", "seq-mean-token-mean",
-                                       "seq-mean-token-sum-norm", NULL};
+const char* const ADVANTAGE_NAMES[] = {
+    "mean", "std", "rloo", "batch-std", "reinforce++", "reinforce++-baseline", NULL};
+const char* const AGGREGATE_NAMES[] = {"token-mean",
+                                       "seq-mean-token-mean",
+                                       "seq-mean-token-sum-norm",
+                                       "seq-mean-token-sum",
+                                       "token-sum",
+                                       "rollout-token-mean",
+                                       NULL};
 
 objective objective_defaults(objective_kind kind) {
     int gspo = kind == OBJECTIVE_GSPO;
@@ -414,28 +440,80 @@ static void group_advantages(advantage_kind kind, double eps, const float* rewar
     }
 }
 
-void objective_advantages(advantage_kind kind, double eps, const float* reward, int groups,
-                          int size, float* advantage) {
+// What the scale of a batch is of: n values, each counted `weight` times. 0 where all that count
+// are equal.
+static double batch_spread(const double* x, const double* weight, int n, double* mean) {
+    double total = 0, sum = 0, squares = 0, first = NAN;
+    int equal = 1;
+    for (int i = 0; i < n; i++) {
+        if (weight[i] == 0) continue;
+        if (first != first) first = x[i];
+        equal &= x[i] == first;
+        total += weight[i];
+        sum += weight[i] * x[i];
+    }
+    *mean = equal ? first : sum / total;
+    for (int i = 0; i < n && !equal; i++)
+        if (weight[i] != 0) squares += weight[i] * (x[i] - *mean) * (x[i] - *mean);
+    return equal ? 0 : squares / (total - 1);
+}
+
+// The kinds whose scale is that of all rewards.
+static void batch_advantages(advantage_kind kind, double eps, const float* reward,
+                             const size_t* start, int groups, int size, float* advantage) {
+    int n = groups * size, by_std = kind == ADVANTAGE_BATCH_STD;
+    double *x = xalloc(3 * (size_t)n, sizeof *x, "advantages"), *centred = x + n,
+           *weight = x + 2 * n;
+    for (int i = 0; i < n; i++) {
+        const float* group = reward + i / size * size;
+        int equal = 1;
+        double mean = 0;
+        for (int k = 0; k < size; k++) {
+            equal &= group[k] == group[0];
+            mean += group[k] / (double)size;
+        }
+        centred[i] = kind == ADVANTAGE_REINFORCE_PP ? reward[i] : equal ? 0 : reward[i] - mean;
+        x[i] = by_std ? reward[i] : centred[i];
+        weight[i] = mean != mean ? 0 : by_std ? 1 : (double)(start[i + 1] - start[i]);
+        if (mean != mean) centred[i] = NAN;
+    }
+    double mean, variance = batch_spread(x, weight, n, &mean);
+    for (int i = 0; i < n; i++)
+        advantage[i] = (float)(by_std ? centred[i] / (sqrt(variance) + eps)
+                                      : (centred[i] - mean) / sqrt(variance + 1e-8));
+    free(x);
+}
+
+void objective_advantages(advantage_kind kind, double eps, const float* reward, const size_t* start,
+                          int groups, int size, float* advantage) {
     if (size < 2)
         fatal("an advantage compares the samples of a prompt, and there is %d; raise --group",
               size);
+    if (kind >= ADVANTAGE_BATCH_STD) {
+        batch_advantages(kind, eps, reward, start, groups, size, advantage);
+        return;
+    }
     for (int g = 0; g < groups; g++)
         group_advantages(kind, eps, reward + (size_t)g * size, size, advantage + (size_t)g * size);
 }
 
 void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,
-                       const char* left_out, double* weight) {
+                       double mean_length, const char* left_out, double* weight) {
     double tokens = 0, counted = 0;
     for (int s = 0; s < sequences; s++) {
         if (left_out && left_out[s]) continue;
         tokens += (double)(start[s + 1] - start[s]);
         counted++;
     }
+    const double divisor[] = {[AGGREGATE_TOKEN_MEAN] = tokens,
+                              [AGGREGATE_SEQ_MEAN_TOKEN_MEAN] = counted,
+                              [AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM] = counted * max_new_tokens,
+                              [AGGREGATE_SEQ_MEAN_TOKEN_SUM] = counted,
+                              [AGGREGATE_TOKEN_SUM] = 1,
+                              [AGGREGATE_ROLLOUT_TOKEN_MEAN] = sequences * mean_length};
     for (int s = 0; s < sequences; s++) {
         double length = (double)(start[s + 1] - start[s]);
-        double divisor = kind == AGGREGATE_TOKEN_MEAN            ? tokens
-                         : kind == AGGREGATE_SEQ_MEAN_TOKEN_MEAN ? counted * length
-                                                                 : counted * max_new_tokens;
-        weight[s] = length > 0 && !(left_out && left_out[s]) ? 1.0 / divisor : 0.0;
+        double each = kind == AGGREGATE_SEQ_MEAN_TOKEN_MEAN ? length : 1;
+        weight[s] = length > 0 && !(left_out && left_out[s]) ? 1.0 / (divisor[kind] * each) : 0.0;
     }
 }

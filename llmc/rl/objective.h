@@ -28,11 +28,21 @@ typedef enum {
 } objective_kind;
 typedef enum { REG_NONE, REG_KL, REG_K3, REG_TV } regularizer_kind;
 typedef enum { KL_K1, KL_K2, KL_K3 } kl_kind;
-typedef enum { ADVANTAGE_MEAN, ADVANTAGE_STD, ADVANTAGE_RLOO } advantage_kind;
+typedef enum {
+    ADVANTAGE_MEAN,
+    ADVANTAGE_STD,
+    ADVANTAGE_RLOO,
+    ADVANTAGE_BATCH_STD,
+    ADVANTAGE_REINFORCE_PP,
+    ADVANTAGE_REINFORCE_PP_BASELINE
+} advantage_kind;
 typedef enum {
     AGGREGATE_TOKEN_MEAN,
     AGGREGATE_SEQ_MEAN_TOKEN_MEAN,
-    AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM
+    AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM,
+    AGGREGATE_SEQ_MEAN_TOKEN_SUM,
+    AGGREGATE_TOKEN_SUM,
+    AGGREGATE_ROLLOUT_TOKEN_MEAN
 } aggregate_kind;
 
 // Names as the command line spells them, in the order of the enums, NULL at the end.
@@ -112,19 +122,23 @@ double objective_kl_reward(const objective* o, const float* log_mu, const float*
 // last `buffer` tokens, over which it falls to -1.
 double objective_overlong(int length, int most, int buffer);
 
-// Advantages of `groups` groups of `size` rewards each, all (groups, size). A group of equal
-// rewards gives exactly 0. eps is added to the standard deviation of ADVANTAGE_STD. size < 2 is
-// fatal. `advantage` may be `reward` itself.
-void objective_advantages(advantage_kind kind, double eps, const float* reward, int groups,
-                          int size, float* advantage);
+// Advantages of `groups` groups of `size` rewards each, all (groups, size); the formulas: head of
+// objective.c. Equal rewards (of a group, for the reinforce++ kinds of all) give exactly 0. eps is
+// added to the standard deviation of the std kinds. start: (groups * size + 1) where the tokens of
+// each sequence begin, read by the reinforce++ kinds. A group with a NaN has NaN and counts in no
+// statistic. size < 2 is fatal. `advantage` may be `reward` itself.
+void objective_advantages(advantage_kind kind, double eps, const float* reward, const size_t* start,
+                          int groups, int size, float* advantage);
 
 // The weight of each token of sequence s, for s < sequences, in a mini-batch of those sequences:
 // weight[s] multiplies every token of s. start: (sequences + 1); s has start[s + 1] - start[s]
 // response tokens, masked ones included; a sequence without tokens counts as a sequence and has
 // weight 0. One with left_out[s] has weight 0 and counts nowhere, nor do its tokens; left_out may
-// be NULL. max_new_tokens is read by AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM alone.
+// be NULL. max_new_tokens is read by AGGREGATE_SEQ_MEAN_TOKEN_SUM_NORM alone, mean_length (tokens
+// of a sequence of the whole rollout, those that are left out having none) by
+// AGGREGATE_ROLLOUT_TOKEN_MEAN.
 void objective_weights(aggregate_kind kind, const size_t* start, int sequences, int max_new_tokens,
-                       const char* left_out, double* weight);
+                       double mean_length, const char* left_out, double* weight);
 
 LLMC_END
 #endif

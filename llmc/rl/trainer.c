@@ -402,6 +402,15 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
     }
 }
 
+static int is_left_out(const rollout* d, int s) { return d->leave_cut && !rollout_ended(d, s); }
+
+// Of the rollout's sequences; those that are left out have no length.
+static double mean_length(const rollout* d) {
+    double tokens = 0;
+    for (int s = 0; s < d->sequences; s++) tokens += is_left_out(d, s) ? 0 : rollout_length(d, s);
+    return tokens / d->sequences;
+}
+
 // Adds what is summed of a shard.
 static void add_shard(trainer_update_result* to, const trainer_update_result* shard) {
     to->loss += shard->loss;
@@ -446,9 +455,9 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
                 .loss_scale = t->optimizer->state.loss_scale,
                 .each = each};
     trainer_update_result sum = {0}, *each_sum = xalloc(shards, sizeof *each_sum, "sums of shards");
-    for (int i = 0; i < count; i++)
-        left_out[i] = (char)(d->leave_cut && !rollout_ended(d, first + i));
-    objective_weights(aggregate, d->start + first, count, d->max_new, left_out, weight);
+    for (int i = 0; i < count; i++) left_out[i] = (char)is_left_out(d, first + i);
+    objective_weights(aggregate, d->start + first, count, d->max_new, mean_length(d), left_out,
+                      weight);
     for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o, weight);
     for (int i = 0; i < own; i++) {
         int shard = r->rank * own + i, from = first + shard * size, to = from + size;

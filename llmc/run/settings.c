@@ -707,8 +707,9 @@ static void check_parts(void) {
     if (*s->prompt && *s->out) fatal("--prompt keeps nothing; leave --out out");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->advantage != d->advantage, "--advantage",
                   "to --objective sft");
-    refuse_unread(s->advantage != ADVANTAGE_STD && s->advantage_eps != d->advantage_eps,
-                  "--advantage-eps", "without --advantage std");
+    refuse_unread(s->advantage != ADVANTAGE_STD && s->advantage != ADVANTAGE_BATCH_STD &&
+                      s->advantage_eps != d->advantage_eps,
+                  "--advantage-eps", "without --advantage std or batch-std");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->anchor != d->anchor, "--anchor",
                   "to --objective sft, which has no ratio");
     refuse_unread(s->objective == OBJECTIVE_SFT && s->resample, "--resample",
