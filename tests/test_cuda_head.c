@@ -203,8 +203,8 @@ static head_result plain_result(const head_case* c) {
                                       c->operand, c->operand);
     cpu->head_forward(cpu, a.logp.data, a.entropy.data, c->x, c->row, c->target, n, w, c->logits,
                       c->s.inverse_temperature, c->nucleus, NULL);
-    cpu->head_backward(cpu, a.dx, a.dw.data, c->x, c->row, c->target, c->coef.data, n, w, c->logits,
-                       c->s.inverse_temperature, c->nucleus);
+    cpu->head_backward(cpu, a.dx, a.dw.data, c->x, c->row, c->target, c->coef.data, NULL, n, w,
+                       c->logits, c->s.inverse_temperature, c->nucleus);
     cpu->weight_release(cpu, w);
     if (c->operand == &FORMAT_BF16 || c->operand == &FORMAT_FP16) {
         head_exact e = exact_new(c, 1);
@@ -253,7 +253,7 @@ static head_result gpu_result(const head_case* c, const gpu_case* g) {
     candidates asked = {2, gpu_matrix(two).data, asked_logp.data};
     gpu->head_forward(gpu, again.data, NULL, g->x, g->row, g->target, n, g->w, c->logits,
                       c->s.inverse_temperature, g->nucleus, &asked);
-    gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, n, g->w, c->logits,
+    gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, NULL, n, g->w, c->logits,
                        c->s.inverse_temperature, g->nucleus);
     a = (head_result){gpu_read(logp), gpu_read(entropy), gpu_read(dx), gpu_read(dw)};
     check_same(gpu_read(again), a.logp, "logp without entropy", case_text(c), gpu);

@@ -31,8 +31,8 @@ typedef struct head_inputs {
     shape s;
     formats f;
     int *row, *target, *asked;
-    uint32_t* nucleus;  // or NULL
-    tensor x, w, coef;
+    uint32_t* nucleus;          // or NULL
+    tensor x, w, coef, spread;  // spread: 0 in some rows
 } head_inputs;
 
 enum { LOGP, ENTROPY, LOGP_PLAIN, ASKED_LOGP, DX, DW, RESULTS };
@@ -58,8 +58,9 @@ static void run_head(backend* b, const void* inputs, const tensor* r, int first,
     b->head_forward(b, logp + first, entropy + first, c->x, row, target, n, w, c->f.logits, t,
                     nucleus, &asked);
     b->head_forward(b, again + first, NULL, c->x, row, target, n, w, c->f.logits, t, nucleus, NULL);
-    b->head_backward(b, r[DX], r[DW].data, c->x, row, target, (float*)c->coef.data + first, n, w,
-                     c->f.logits, t, nucleus);
+    b->head_backward(b, r[DX], r[DW].data, c->x, row, target, (float*)c->coef.data + first,
+                     c->f.logits->scaled ? NULL : (float*)c->spread.data + first, n, w, c->f.logits,
+                     t, nucleus);
     b->weight_release(b, w);
 }
 
@@ -82,8 +83,10 @@ static head_inputs inputs_new(shape s, formats f) {
                      NULL,
                      matrix_random(s.n + 3, s.channels, f.in),
                      weight_random(s.vocabulary, s.channels),
+                     vector_random(s.n),
                      vector_random(s.n)};
     for (int i = 0; i < s.n; i++) {
+        if (i % 3 == 1) row_at(c.spread, 0)[i] = 0;
         c.row[i] = s.n + 2 - i;  // some rows unasked, the others in another order
         if (i % 5 == 4) c.row[i] = c.row[random_below(i)];  // some for several targets
         c.target[i] = random_below(s.vocabulary);
@@ -239,7 +242,8 @@ static void check_infinite_logit(void) {
     }
 }
 
-// Against float64, and finite differences: the loss is sum coef (-log p).
+// Against float64, and finite differences: the loss is sum coef (-log p), and in the second less
+// sum spread entropy.
 static void check_known(backend* b, const char* op, int with_nucleus) {
     int mark = array_count, *row = ints_new(6);
     for (int i = 0; i < 6; i++) row[i] = i;
@@ -274,17 +278,19 @@ static void check_differences(backend* b, int kept) {
     fill_grid(c.x);
     fill_grid(c.w);
     fill_grid(c.coef);
+    fill_grid(c.spread);
     op_case o = head_case(&c);
     const tensor* r = o.results;
     set_zero(r[DX]);
     set_zero(r[DW]);
     run_head(b, &c, r, 0, 5);
-    tensor minus = matrix_copy(c.coef), dx = matrix_copy(r[DX]), dw = matrix_copy(r[DW]);
-    for (int i = 0; i < 5; i++) row_at(minus, 0)[i] *= -1;
-    slope_case s = {b, &o, r, {LOGP, -1}, {minus}};
+    tensor minus = matrix_copy(c.coef), less = matrix_copy(c.spread), dx = matrix_copy(r[DX]),
+           dw = matrix_copy(r[DW]);
+    for (int i = 0; i < 5; i++) row_at(minus, 0)[i] *= -1, row_at(less, 0)[i] *= -1;
+    slope_case s = {b, &o, r, {LOGP, ENTROPY}, {minus, less}};
     // A logit of 8 terms, as large as log p or less; the sum of 23 exp and its logarithm.
-    check_slopes(c.x, dx, result_loss, &s, 20, "slope of log p by x");
-    check_slopes(c.w, dw, result_loss, &s, 20, "slope of log p by the weight");
+    check_slopes(c.x, dx, result_loss, &s, 20, "slope of log p and entropy by x");
+    check_slopes(c.w, dw, result_loss, &s, 20, "slope of log p and entropy by the weight");
     arrays_free(mark, "differences of the head");
 }
 

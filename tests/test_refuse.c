@@ -9,8 +9,12 @@ static const format *const FP32 = &FORMAT_FP32, *const BF16 = &FORMAT_BF16,
                            *const E4M3 = &FORMAT_E4M3;
 
 static demand usual(void) {
-    return (demand){precision_of(BF16, FP32), precision_of(&FORMAT_TF32, FP32),
-                    precision_of(BF16, FP32), &FORMAT_FP16, 0};
+    return (demand){precision_of(BF16, FP32),
+                    precision_of(&FORMAT_TF32, FP32),
+                    precision_of(BF16, FP32),
+                    &FORMAT_FP16,
+                    0,
+                    0};
 }
 
 static void check(const capabilities* can, const demand* d, const char* words) {
@@ -24,8 +28,8 @@ static void check(const capabilities* can, const demand* d, const char* words) {
 }
 
 int main(void) {
-    const capabilities all = {"all", 1, 1, 1};
-    capabilities gpu = {"the GPU", 0, 0, 1};
+    const capabilities all = {"all", 1, 1, 1, 1};
+    capabilities gpu = {"the GPU", 0, 0, 1, 0};
     demand d = usual(), other = d;
     check(&gpu, &d, NULL);
 
@@ -48,12 +52,14 @@ int main(void) {
     check(&gpu, &other, NULL);
     other.train.kv = &FORMAT_FP16;
     check(&gpu, &other, "--train-kv-dtype fp16: the GPU has the trainer's keys and values");
+    other = d, other.entropy_bonus = 1;
+    check(&gpu, &other, "--entropy-coef: the GPU has no gradient of entropies");
     other = d, other.rollout.split_k = 2;
     check(&gpu, &other, "--rollout-split-k");
 
     other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
     other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
-    other.train.kv = E4M3;
+    other.train.kv = E4M3, other.entropy_bonus = 1;
     check(&all, &other, NULL);
     CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");
     return test_report();

@@ -710,6 +710,7 @@ static void test_slopes(void) {
                 if (kinds[i] == OBJECTIVE_SEQ_TIS) o.ratio_cap = INFINITY;  // else it is held fixed
                 snprintf(what, sizeof what, "%s, %s, kept sets %d", OBJECTIVE_NAMES[kinds[i]],
                          AGGREGATE_NAMES[a], k);
+                if ((i + (size_t)a) % 2) o.entropy_coef = 0.3;
                 check_slope(b, d, &o, (aggregate_kind)a, what);
             }
         rollout_free(d);

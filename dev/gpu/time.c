@@ -494,7 +494,7 @@ static void do_head_backward(void* arg, int call) {
     bench* d = arg;
     array_set* s = set_of(d, call);
     tensor dx = matrix(s->wide, d->rows, d->channels, &FORMAT_FP32);
-    gpu->head_backward(gpu, dx, d->dtable, slice(d, s->x, 0), d->identity, d->target, d->coef,
+    gpu->head_backward(gpu, dx, d->dtable, slice(d, s->x, 0), d->identity, d->target, d->coef, NULL,
                        d->rows, d->head, &FORMAT_FP32, 1, NULL);
 }
 static void do_kv_write(void* arg, int call) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares the weights of --correct, the metrics of the mismatch, advantages and losses with verl's.
+"""Compares losses, advantages, the weights of --correct and the metrics of the mismatch with verl's.
 Runs with a coarse sampler keep log mu and log pi of every token (--log-tokens); verl's own functions
-make weights, metrics, advantages and the loss of them, and the log must have the same.
+make losses, weights and metrics of them, and the log must have the same.
 
     python3 dev/hf/test_verl.py [TEST...]      (needs torch)
 
@@ -59,6 +59,30 @@ def verl():
     return sys.modules["helper"], sys.modules["core_algos"]
 
 
+class ActorConfig:
+    """What the losses read of verl's."""
+    clip_ratio = 0.2
+    clip_ratio_low = clip_ratio_high = None
+    clip_ratio_c = 3.0
+    global_batch_info = {}
+
+    def __init__(self, **given):
+        vars(self).update(given)
+
+    def get(self, name, default):
+        return getattr(self, name, default)
+
+
+def logs(step, key):
+    """What --log-tokens keeps of a step, as it was written, and the mask; (sequences, tokens)."""
+    longest = max(len(s["token"]) for s in step)
+    value, mask = torch.zeros(2, len(step), longest, dtype=torch.float64)
+    for i, s in enumerate(step):
+        mask[i, :len(s["token"])] = 1
+        value[i, :len(s["token"])] = torch.tensor(s[key], dtype=torch.float32).double()
+    return value, mask
+
+
 def steps(flags, phase):
     """For each step its line of this phase in the log, with what the line of the rollout has beside,
     and its samples."""
@@ -79,14 +103,8 @@ def run(flags):
     - log mu (sequences, tokens), and the mask."""
     found = []
     for line, step in steps(flags, "correct" if "--correct" in flags else "numerics"):
-        longest = max(len(s["token"]) for s in step)
-        ratio, mask = torch.zeros(2, len(step), longest, dtype=torch.float64)
-        for i, s in enumerate(step):
-            mask[i, :len(s["token"])] = 1
-            log_pi, log_mu = (torch.tensor(s[key], dtype=torch.float32).double()  # as it was written
-                              for key in ("log_pi", "log_mu"))
-            ratio[i, :len(s["token"])] = log_pi - log_mu
-        found.append((line, ratio, mask))
+        log_pi, mask = logs(step, "log_pi")
+        found.append((line, log_pi - logs(step, "log_mu")[0], mask))
     return found
 
 
@@ -156,15 +174,46 @@ class Test(unittest.TestCase):
             self.assertAlmostEqual(line["token_mult_prob_error"], nemo, delta=1e-9 * nemo)
             self.assertGreater(nemo, 1.01)
 
+    def losses(self, flags, name, mode="token-mean", **config):
+        """The loss of our update, with a coarse sampler as the anchor, is verl's; and another one
+        than that of plain importance sampling."""
+        theirs = ALGOS.get_policy_loss_fn(name)
+        for line, samples in steps(f"--updates 1 {flags}", "update"):
+            (mu, mask), (pi, _) = logs(samples, "log_mu"), logs(samples, "log_pi")
+            advantage = torch.tensor([s["advantage"] for s in samples], dtype=torch.float64)
+            advantage = advantage[:, None] * mask
+            loss, _ = theirs(old_log_prob=mu, log_prob=pi, advantages=advantage,
+                             response_mask=mask, loss_agg_mode=mode, config=ActorConfig(**config))
+            # Both in float64, of the same float32 numbers; advantages have 9 digits.
+            self.assertAlmostEqual(line["loss"], loss.item(), delta=1e-7 * (1 + abs(loss.item())))
+            plain = -(advantage * (pi - mu).exp() * mask).sum() / mask.sum()
+            self.assertGreater(abs(line["loss"] - plain.item()), 1e-4, "nothing is cut")
+
+    def test_ppo_clip(self):
+        for mode in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"):
+            self.losses(f"--objective grpo --clip-low 0.1 --clip-high 0.3 --ratio-cap 1.5 "
+                        f"--aggregate {mode}", "vanilla", mode, clip_ratio_low=0.1,
+                        clip_ratio_high=0.3, clip_ratio_c=1.5)
+
+    def test_cispo(self):
+        self.losses("--objective cispo --clip-low 0.2 --clip-high 0.28", "cispo",
+                    clip_ratio_low=0.2, clip_ratio_high=0.28)
+
+    def test_gspo(self):
+        self.losses("--objective gspo --aggregate seq-mean-token-mean --clip-low 0.01 --clip-high "
+                    "0.02", "gspo", "seq-mean-token-mean", clip_ratio_low=0.01,
+                    clip_ratio_high=0.02)
+
+    def test_dppo(self):
+        for kind in ("tv", "kl"):
+            self.losses(f"--objective dppo-{kind} --delta 0.05 --ratio-cap 2", f"dppo_{kind}",
+                        clip_ratio_low=0.05, clip_ratio_high=0.05, clip_ratio_c=2)
+
     def batches(self, flags, updates=1):
         """For each update of each step its line in the log, rewards, the number of each one's
         group, its advantages, log pi, mask, and which responses ended by themselves."""
         for line, samples in steps(f"--objective reinforce --updates {updates} {flags}", "update"):
-            longest = max(len(s["token"]) for s in samples)
-            logp, mask = torch.zeros(2, len(samples), longest, dtype=torch.float64)
-            for i, s in enumerate(samples):
-                mask[i, :len(s["token"])] = 1
-                logp[i, :len(s["token"])] = torch.tensor(s["log_pi"], dtype=torch.float32).double()
+            logp, mask = logs(samples, "log_pi")
             of = {key: torch.tensor([s[key] for s in samples], dtype=torch.float64)
                   for key in ("reward", "advantage")}
             ended = torch.tensor([float(s["token"][-1] == 0) for s in samples])

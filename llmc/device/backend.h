@@ -118,6 +118,7 @@ typedef struct capabilities {
     int any_format;       // simulated in fp32; else fp32, tf32, bf16 and fp16
     int plans;            // products that differ from the default (linear_plan)
     int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for
+    int entropy_bonus;    // the gradient of entropies
 } capabilities;
 
 extern const char BUILT_DEVICES[];  // the names of those that are built in, "cpu, plain"

@@ -693,13 +693,17 @@ static distribution softmax(float* e, const float* l, int n, const uint32_t* nuc
 
 static float log_probability(distribution d, float l) { return (l - d.max) - num_logf(d.sum); }
 
-// H = log(sum) - (sum over j of e_j (l_j - max)) / sum
-static float entropy_of(distribution d, const float* e, const float* l, int n) {
+// The mean of l_j - max: (sum over j of e_j (l_j - max)) / sum
+static float mean_of(distribution d, const float* e, const float* l, int n) {
     float* term = floats(n);
     for (int j = 0; j < n; j++) term[j] = e[j] > 0 ? e[j] * (l[j] - d.max) : 0;
-    float h = num_logf(d.sum) - tree(term, n) / d.sum;
+    float mean = tree(term, n) / d.sum;
     free(term);
-    return h;
+    return mean;
+}
+
+static float entropy_of(distribution d, const float* e, const float* l, int n) {
+    return num_logf(d.sum) - mean_of(d, e, l, n);
 }
 
 // The log-probabilities of the candidates at place i.
@@ -726,12 +730,18 @@ static void head_forward(backend* b, float* logp, float* entropy, tensor x, cons
     free(l);
 }
 
-// Turns logits l into their gradient for the target y, rounded: dl_j = coef / T (p_j - 1[j = y]).
-// No gradient of the row is larger than that of y, so fp8 takes its scale from y. Of products only
+// Turns logits l into their gradient for the target y, rounded: dl_j = coef / T (p_j - 1[j = y]) +
+// spread / T p_j (log p_j + H), where log p_j + H is l_j - max less its mean. No gradient of the
+// row is larger than that of y where spread is 0, so fp8 takes its scale from y. Of products only
 // those in tf32 round it once more.
 static void logit_gradients(float* l, const float* e, distribution d, int v, int y, float scale,
-                            const format* logits, const format* operand) {
-    for (int j = 0; j < v; j++) l[j] = scale * (e[j] / d.sum - (j == y ? 1.0f : 0.0f));
+                            float spread, const format* logits, const format* operand) {
+    float mean = spread != 0 ? mean_of(d, e, l, v) : 0;
+    for (int j = 0; j < v; j++) {
+        float p = e[j] / d.sum, more = e[j] > 0 ? spread * (p * ((l[j] - d.max) - mean)) : 0;
+        l[j] = scale * (p - (j == y ? 1.0f : 0.0f));
+        if (spread != 0) l[j] += more;
+    }
     float unit = format_scale(fabsf(l[y]), logits);
     for (int j = 0; j < v; j++) {
         l[j] = format_round(l[j] / unit, logits) * unit;
@@ -741,8 +751,8 @@ static void logit_gradients(float* l, const float* e, distribution d, int v, int
 
 // dx += dl W, dW += dl^T x. A row may be asked for several targets.
 static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int* index,
-                          const int* target, const float* coef, int n, const prepared* w,
-                          const format* logits, float inverse_temperature,
+                          const int* target, const float* coef, const float* spread, int n,
+                          const prepared* w, const format* logits, float inverse_temperature,
                           const uint32_t* nucleus) {
     int v = w->forward.rows, channels = w->forward.cols;
     float *l = floats(2 * (size_t)v), *e = l + v;
@@ -750,8 +760,8 @@ static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int*
         tensor in = head_operand(x, index[i], w->backward_operand);
         logits_of(l, x, index[i], w, logits, inverse_temperature);
         distribution d = softmax(e, l, v, nucleus_row(nucleus, i, v));
-        logit_gradients(l, e, d, v, target[i], coef[i] * inverse_temperature, logits,
-                        gradient_operand(w));
+        logit_gradients(l, e, d, v, target[i], coef[i] * inverse_temperature,
+                        spread ? spread[i] * inverse_temperature : 0, logits, gradient_operand(w));
         for (int k = 0; k < channels; k++) {
             float sum = block_chain(l, 1, row(w->backward, 0) + k, channels, v);
             store(dx, index[i], k, row(dx, index[i])[k] + sum);

@@ -29,6 +29,8 @@ char* refuse(const capabilities* can, const demand* d) {
         why =
             xprintf("--train-kv-dtype %s: %s has the trainer's keys and values in the train dtype",
                     d->train.kv->name, can->name);
+    if (!why && d->entropy_bonus && !can->entropy_bonus)
+        why = xprintf("--entropy-coef: %s has no gradient of entropies", can->name);
     if (!why && !can->plans && d->rollout.split_k > 1)
         why = xprintf("--rollout-split-k: %s has no such products", can->name);
     return why;

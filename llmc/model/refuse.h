@@ -12,6 +12,7 @@ typedef struct demand {
     precision train, rollout, eval;
     const format* kv;     // of cached keys and values
     int batch_invariant;  // no bit of a row may depend on its batch
+    int entropy_bonus;    // --entropy-coef
 } demand;
 
 // NULL if the device can do it; else why not, as the beginning of a sentence that names the flag.

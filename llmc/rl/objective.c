@@ -156,6 +156,8 @@ void objective_check(const objective* o) {
     if (o->reg == REG_NONE && o->reg_coef > 0)
         fatal("--reg-coef is %g, but no regularizer is chosen; add --reg kl, k3 or tv",
               o->reg_coef);
+    if (!(o->entropy_coef >= 0 && o->entropy_coef < INFINITY))
+        fatal("--entropy-coef is %g; it must be 0 or more, and finite", o->entropy_coef);
     if (!(o->kl_coef >= 0 && o->kl_coef < INFINITY))
         fatal("--kl-coef is %g; it must be 0 or more, and finite", o->kl_coef);
 }
@@ -403,7 +405,8 @@ void objective_sequence(const objective* o, double advantage, const float* log_p
 
 int objective_needs_zero_advantage(const objective* o) {
     return o->kind == OBJECTIVE_SFT || o->kind == OBJECTIVE_DRPO_NOABS ||
-           (o->reg != REG_NONE && o->reg_coef != 0) || (o->kl != KL_K1 && o->kl_coef != 0);
+           (o->reg != REG_NONE && o->reg_coef != 0) || (o->kl != KL_K1 && o->kl_coef != 0) ||
+           o->entropy_coef != 0;
 }
 
 double objective_kl_reward(const objective* o, const float* log_mu, const float* log_ref,

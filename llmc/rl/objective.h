@@ -59,6 +59,7 @@ typedef struct objective {
     double reg_coef;             // >= 0
     kl_kind kl;                  // estimator against the reference; K1 is a reward, not a loss
     double kl_coef;              // >= 0; 0 = no reference
+    double entropy_coef;  // >= 0; of the bonus on each token's entropy, which is no part of c
 } objective;
 
 // The objective with the values it has where the user gave none: delta 0.15 (0.05 for dppo-*kl),
@@ -108,8 +109,8 @@ void objective_sequence(const objective* o, double advantage, const float* log_p
                         const float* log_mu, const float* log_ref, const float* correction,
                         int length, const objective_candidates* top, coefficient* each);
 
-// Whether c can differ from 0 where the advantage is 0 (then no backward pass may be skipped): sft,
-// drpo-noabs, a regularizer, a reference term in the loss.
+// Whether there is a gradient where the advantage is 0 (then no backward pass may be skipped): sft,
+// drpo-noabs, a regularizer, a reference term in the loss, an entropy bonus.
 int objective_needs_zero_advantage(const objective* o);
 
 // What the estimator K1 adds to the reward of a sequence: -kl_coef * sum_t (log mu_t - log ref_t),

@@ -24,6 +24,9 @@ typedef struct trainer_buffers {
     uint32_t* nucleus;  // device (capacity, nucleus_words) masks, made when first needed
     candidates asked;   // device (capacity), likewise
     float* asked_logp;  // host (capacity, asked.count)
+    float*
+        entropy;  // device (2, capacity), likewise: entropies, and the coefficients of their bonus
+    float* host_spread;  // (capacity) the one, then the other
 } trainer_buffers;
 
 trainer_room trainer_room_for(const rollout* d, int group, int tokens) {
@@ -76,6 +79,7 @@ void trainer_free(trainer* t) {
     b->release(b, u->logp, 2 * (size_t)u->capacity * sizeof(float));
     if (u->nucleus)
         b->release(b, u->nucleus, (size_t)u->capacity * u->nucleus_words * sizeof(uint32_t));
+    if (u->entropy) b->release(b, u->entropy, 2 * (size_t)u->capacity * sizeof(float));
     size_t asked = (size_t)u->capacity * u->asked.count;
     if (asked) {
         b->release(b, u->asked.id, asked * sizeof(int));
@@ -88,6 +92,7 @@ void trainer_free(trainer* t) {
     free(u->host);
     free(u->host_row);
     free(u->asked_logp);
+    free(u->host_spread);
     free(u);
     free(t);
 }
@@ -272,8 +277,9 @@ static packed_batch forward(trainer* t, const model_weights* w, const rollout* d
     int own = d->candidates && w == t->weights;
     if (d->nucleus_words) pack_nucleus(t, d, &g);
     if (own) pack_candidates(t, d, &g);
-    model_forward(w, t->acts, &g, inverse_temperature, u->logp, NULL);
+    model_forward(w, t->acts, &g, inverse_temperature, u->logp, u->entropy);
     t->b->download(t->b, u->host_row, u->logp, g.targets * sizeof(float));
+    if (u->entropy) t->b->download(t->b, u->host_spread, u->entropy, g.targets * sizeof(float));
     spread(u, d, out, u->host_row, 1);
     if (own) {
         size_t n = (size_t)g.targets * d->candidates;
@@ -357,7 +363,7 @@ typedef struct update {
 // the statistics.
 static void coefficients(trainer* t, const rollout* d, update* x) {
     trainer_buffers* u = t->buffers;
-    float* coef = u->host_row;
+    float *coef = u->host_row, *spread = u->host_spread;
     for (int p = 0; p < u->parts; p++)
         for (int s = u->part[p].first; s < u->part[p].last; s++) {
             size_t at = d->start[s];
@@ -372,6 +378,11 @@ static void coefficients(trainer* t, const rollout* d, update* x) {
                 coefficient* c = &x->each[i];
                 *coef++ = (float)(c->c * weight * x->loss_scale);
                 if (weight != 0) x->sum.loss += c->loss * weight;
+                if (spread) {
+                    double bonus = x->o->entropy_coef * weight;
+                    x->sum.loss -= bonus * *spread;
+                    *spread++ = (float)(bonus * x->loss_scale);
+                }
                 x->sum.masked += c->masked;
                 if (c->masked) x->sum.masked_mu += num_exp(d->anchor[at + i]);
                 x->sum.corrective += c->corrective;
@@ -385,6 +396,14 @@ static int all_zero(const float* x, int n) {
     return 1;
 }
 
+static void make_entropy_room(trainer* t) {
+    trainer_buffers* u = t->buffers;
+    if (u->entropy) return;
+    u->entropy = t->b->alloc(t->b, 2 * (size_t)u->capacity * sizeof(float),
+                             "entropies (lower --micro-tokens)");
+    u->host_spread = xalloc((size_t)u->capacity, sizeof(float), "entropies");
+}
+
 // The micro-batches of a walk, backward only where coefficients differ from 0. A walk of idle
 // groups keeps them apart from the others, so that none of those runs backward for one of these.
 static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temperature,
@@ -394,7 +413,12 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
         packed_batch g = forward(t, t->weights, d, inverse_temperature, d->log_pi);
         coefficients(t, d, x);
         x->sum.tokens += g.tokens;
-        if (all_zero(u->host_row, g.targets)) continue;
+        int bonus = u->entropy && !all_zero(u->host_spread, g.targets);
+        if (all_zero(u->host_row, g.targets) && !bonus) continue;
+        if (bonus) {
+            g.spread = u->entropy + u->capacity;
+            t->b->upload(t->b, g.spread, u->host_spread, g.targets * sizeof(float));
+        }
         t->b->upload(t->b, u->coef, u->host_row, g.targets * sizeof(float));
         model_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
                        t->optimizer->gradients);
@@ -454,6 +478,7 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
                 .weight = weight,
                 .loss_scale = t->optimizer->state.loss_scale,
                 .each = each};
+    if (o->entropy_coef != 0) make_entropy_room(t);
     trainer_update_result sum = {0}, *each_sum = xalloc(shards, sizeof *each_sum, "sums of shards");
     for (int i = 0; i < count; i++) left_out[i] = (char)is_left_out(d, first + i);
     objective_weights(aggregate, d->start + first, count, d->max_new, mean_length(d), left_out,

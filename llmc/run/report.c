@@ -117,6 +117,8 @@ static void report_objective(const run* r) {
     if (o->kl_coef > 0)
         log_print(r->log, "            KL to the model before RL: estimator %s, kl-coef %g",
                   KL_NAMES[o->kl], o->kl_coef);
+    if (o->entropy_coef > 0)
+        log_print(r->log, "            bonus on entropies: entropy-coef %g", o->entropy_coef);
     if (o->kl_coef > 0 && o->kl == KL_K1 && s->advantage == ADVANTAGE_STD)
         log_print(
             r->log,

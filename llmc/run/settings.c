@@ -482,6 +482,7 @@ static objective resolve_objective(void) {
     o.reg_coef = given.reg_coef;
     o.kl = (kl_kind)given.kl_estimator;
     o.kl_coef = given.kl_coef;
+    o.entropy_coef = given.entropy_coef;
     objective_check(&o);
     return o;
 }
@@ -784,6 +785,12 @@ static void check_meaning(const model* m) {
     if (s->kl_estimator != KL_K2 && s->kl_coef == 0)
         fatal("--kl-estimator %s means nothing without --kl-coef; give it, for example 0.05",
               KL_NAMES[s->kl_estimator]);
+    if (s->entropy_coef > 0 && settings_train_precision(s).logits->scaled)
+        fatal(
+            "--entropy-coef cannot hold with --logits-dtype %s, whose gradients take their scale "
+            "from "
+            "the sampled token; leave one out",
+            s->logits_dtype);
     if (s->batch_invariant && s->activation_scale)
         fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");
     if (s->batch_invariant && settings_train_precision(s).gradient_linear->scaled)
@@ -823,8 +830,12 @@ static int threads_of_rank(int here) {
 }
 
 backend* settings_open_device(int here, int place, const char** why_cpu) {
-    demand d = {settings_train_precision(&given), settings_rollout_precision(&given),
-                settings_eval_precision(&given), settings_kv_format(&given), given.batch_invariant};
+    demand d = {settings_train_precision(&given),
+                settings_rollout_precision(&given),
+                settings_eval_precision(&given),
+                settings_kv_format(&given),
+                given.batch_invariant,
+                given.entropy_coef > 0};
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);

@@ -58,7 +58,7 @@ static int rows_at_once(int vocabulary) {
     return rows < GEMM_MR ? GEMM_MR : rows > 256 ? 256 : rows;
 }
 
-// Scratch for one block: gathered rows of x, their logits, and a row a thread.
+// Scratch for one block: gathered rows of x, their logits, and two rows a thread.
 typedef struct head_block {
     int rows, vocabulary, channels;
     float *x, *logits, *row;
@@ -68,7 +68,7 @@ static head_block block_memory(backend* b, const prepared* w) {
     head_block m = {
         .rows = rows_at_once(w->outputs), .vocabulary = w->outputs, .channels = w->inputs};
     size_t logits = (size_t)m.rows * m.vocabulary, x = (size_t)m.rows * m.channels;
-    size_t row = (size_t)cpu_threads(b) * m.vocabulary;
+    size_t row = 2 * (size_t)cpu_threads(b) * m.vocabulary;
     m.logits = cpu_scratch(b, SCRATCH_LOGITS, (logits + x + row) * sizeof(float));
     m.x = m.logits + logits;
     m.row = m.x + x;
@@ -154,9 +154,22 @@ static void add_rows(backend* b, tensor to, const int* row, const float* from, i
     }
 }
 
+// What the entropy adds to the gradient of a row of logits: spread p (log p + H).
+static void entropy_gradient(float* restrict to, const row_softmax* s, const float* restrict e,
+                             const float* restrict l, int n, float spread) {
+    const float max = s->max, sum = s->sum;
+    SIMD
+    for (int i = 0; i < n; i++) to[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
+    const float mean = row_sum(to, n) / sum;
+    SIMD
+    for (int i = 0; i < n; i++)
+        to[i] = e[i] > 0 ? spread * (e[i] / sum * ((l[i] - max) - mean)) : 0;
+}
+
 void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                        const int* target, const float* coef, int n, const prepared* w,
-                        const format* logits, float inverse_temperature, const uint32_t* nucleus) {
+                        const int* target, const float* coef, const float* spread, int n,
+                        const prepared* w, const format* logits, float inverse_temperature,
+                        const uint32_t* nucleus) {
     head_block m = block_memory(b, w);
     int v = m.vocabulary, c = m.channels;
     // The gradient's own format is that of the logits; only tf32 products round it once more.
@@ -168,14 +181,17 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
         block_logits(b, &m, x, row, first, rows, w, logits);
         PARALLEL_FOR(b)
         for (int i = 0; i < rows; i++) {
-            float *l = m.logits + (size_t)i * v, *e = m.row + (size_t)cpu_thread() * v;
+            float *l = m.logits + (size_t)i * v, *e = m.row + 2 * (size_t)cpu_thread() * v;
+            float *more = e + v, size = spread ? spread[first + i] * inverse_temperature : 0;
             row_scale(l, v, inverse_temperature);
             row_softmax s = softmax(e, l, v, nucleus_row(nucleus, first + i, v));
+            if (size != 0) entropy_gradient(more, &s, e, l, v, size);
             float scale = coef[first + i] * inverse_temperature, sum = s.sum;
             SIMD
             for (int j = 0; j < v; j++) l[j] = scale * (e[j] / sum);
             int y = target[first + i];
             l[y] = scale * (e[y] / sum - 1.0f);
+            for (int j = 0; j < v && size != 0; j++) l[j] += more[j];
             round_gradient(l, v, y, logits);
             row_round(l, v, operand);
         }
