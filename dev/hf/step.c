@@ -28,8 +28,7 @@ static const char* reference_path = "";
 static int kind = OBJECTIVE_GRPO, kl = KL_K2, epochs = 1;
 static int advantage = ADVANTAGE_MEAN, aggregate = AGGREGATE_TOKEN_MEAN;
 static double clip_low = NAN, clip_high = NAN, ratio_cap = NAN, kl_coef, entropy_coef,
-              advantage_eps = 1e-6,
-              temperature = 1, lr = 3e-4;
+              advantage_eps = 1e-6, temperature = 1, lr = 3e-4;
 static optimizer_config adamw = {
     .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = INFINITY, .format = &FORMAT_FP32};
 
@@ -54,7 +53,8 @@ static option flags[] = {
     REAL("kl-coef", &kl_coef, DBL_MAX, "KL term to --reference; 0 = none"),
     REAL("entropy-coef", &entropy_coef, DBL_MAX, "bonus on entropies; 0 = none"),
     CHOICE("advantage", &advantage, ADVANTAGE_NAMES, "reward minus the group's mean; how scaled"),
-    REAL("advantage-eps", &advantage_eps, FLT_MAX, "added to the standard deviation of std and batch-std"),
+    REAL("advantage-eps", &advantage_eps, FLT_MAX,
+         "added to the standard deviation of std and batch-std"),
     CHOICE("aggregate", &aggregate, AGGREGATE_NAMES, "how tokens add up to the loss"),
     REAL("lr", &lr, FLT_MAX, "learning rate"),
     REAL("beta1", &adamw.beta1, 0.9999, "AdamW"),

@@ -14,7 +14,7 @@ LLMC_BEGIN
 typedef struct step_report {
     sampler_stats sampled;
     double sampling_seconds;
-    int64_t sent;  // bytes, by this rank, until all ranks had the rollout and its rewards
+    int64_t sent;         // bytes, by this rank, until all ranks had the rollout and its rewards
     int resampled;        // groups that were drawn again, in all rounds
     double first_reward;  // the mean before these took their places
     rollout_summary reward;
