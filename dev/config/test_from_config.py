@@ -56,7 +56,8 @@ EXPECTED = {
                          "checkpoint-best=1 eval-every=1 eval-samples=4 eval-k=0",
     "verl.sh": "prompts=16 group=8 updates=4 shuffle=1 lr=1e-6 weight-decay=0.1 beta2=0.999 "
                "schedule=constant lr-warmup=10 objective=grpo clip-low=0.2 clip-high=0.28 "
-               "ratio-cap=10.0 aggregate=token-mean advantage=std anchor=recompute "
+               "ratio-cap=10.0 aggregate=token-mean entropy-coef=0.001 advantage=std resample=9 "
+               "overlong-buffer=4 anchor=recompute "
                "max-new-tokens=12 temperature=1.0 train-dtype=bf16 rollout-dtype=bf16 "
                "data-skip-long=1 steps=2 checkpoint-every=5 eval-every=5 checkpoint-keep=0 "
                "eval-samples=4 eval-k=0 eval-temperature=1.0 eval-top-p=0.7",
@@ -69,7 +70,7 @@ EXPECTED = {
                           "checkpoint-keep=0 eval-samples=1 eval-k=0",
     "verl.yaml": "prompts=8 group=4 updates=2 lr=1e-6 weight-decay=0.01 beta1=0.9 beta2=0.95 "
                  "schedule=cosine lr-final=0.1 lr-warmup=5% objective=gspo clip-low=0.0003 "
-                 "clip-high=0.0004 aggregate=seq-mean-token-mean advantage=mean "
+                 "clip-high=0.0004 aggregate=seq-mean-token-sum advantage=reinforce++-baseline "
                  "anchor=recompute max-new-tokens=12 top-p=0.9 trainer-support=full "
                  "train-dtype=fp32 rollout-dtype=fp32 passes=2 checkpoint-every=1 eval-every=0 "
                  "checkpoint-keep=1 eval-samples=1 eval-k=0",
@@ -84,7 +85,7 @@ UNKNOWN = {"trl_sequence.yaml": "trl_sequence.yaml:22 lerning_rate = 1.0e-05",
            "verl_correction.sh": "verl_correction.sh:18 actor_rollout_ref.rollout.temprature = 0.7",
            "llmc_resume.sh": "llmc_resume.sh:1 -qq = 1"}
 REFUSED = {"trl_sequence.yaml": "trl_sequence.yaml:21 top_k = 1.5: top-k = 1.5 is out of our range",
-           "verl.sh": "verl.sh:43 trainer.total_epochs = ${TOTAL_EPOCHS}: the script does not set",
+           "verl.sh": "verl.sh:49 trainer.total_epochs = ${TOTAL_EPOCHS}: the script does not set",
            "llmc_resume.sh": "llmc_resume.sh:1 -r = 3: recompute = 3 is out of our range"}
 
 
@@ -219,6 +220,33 @@ class Reading(unittest.TestCase):
         self.assertIn("cannot read /nowhere.yaml", done.stderr)
         examples = [os.path.join(HERE, "examples", name) for name in ("trl.yaml", "verl.yaml")]
         self.assertIn("the files are of TRL and verl", convert(*examples).stderr)
+
+    def test_sums_over_tokens(self):
+        """dapo and an entropy bonus, in one mini-batch and in two; a bonus that follows another sum."""
+        more = "entropy_coef: 0.01\nmask_truncated_completions: true\nscale_rewards: batch\n"
+        found, _ = on_file(self, more)
+        names = ("aggregate", "entropy-coef", "overlong-filter", "advantage", "advantage-eps")
+        self.assertEqual([found[n] for n in names],
+                         ["token-mean", "0.01", "1", "batch-std", "1e-4"])
+        found, _ = on_file(self, more + "steps_per_generation: 2\n")
+        self.assertEqual([found["aggregate"], found["entropy-coef"]],
+                         ["rollout-token-mean", "0.01"])  # and 2 updates, as is our default
+        found, text = on_file(self, more + "loss_type: luspo\nimportance_sampling_level: sequence\n"
+                                           "use_adaptive_entropy: true\n")
+        self.assertEqual(found["aggregate"], "seq-mean-token-sum")
+        self.assertNotIn("entropy-coef", found)
+        for words in ("entropy_coef = 0.01: the bonus follows", "use_adaptive_entropy = true: the"):
+            self.assertIn(words, text)
+
+    def test_overlong_penalty(self):
+        """verl's factor is 1 here, wherever its key stands."""
+        for key in ("reward_model.overlong_buffer", "reward.reward_kwargs.overlong_buffer_cfg"):
+            given = f"python -m verl.trainer.main_ppo {key}.enable=True {key}.len=4 "
+            found, _ = on_file(self, given + f"{key}.penalty_factor=1\n", "a.sh")
+            self.assertEqual(found["overlong-buffer"], "4")
+            found, text = on_file(self, given + f"{key}.penalty_factor=0.5\n", "a.sh")
+            self.assertNotIn("overlong-buffer", found)
+            self.assertIn("penalty_factor = 0.5: the penalty of --overlong-buffer", text)
 
     def test_nothing_is_clipped(self):
         """A value out of our range is no flag."""

@@ -13,6 +13,7 @@ DEFAULTS = {
     "num_generations": "8", "num_iterations": "1", "max_completion_length": "512",
     "temperature": "1.0", "top_p": "1.0", "top_k": "0", "beta": "0.0", "epsilon": "0.2",
     "loss_type": "dapo", "importance_sampling_level": "token", "scale_rewards": "group",
+    "mask_truncated_completions": "False", "entropy_coef": "0.0", "use_adaptive_entropy": "False",
     "use_bias_correction_kl": "True", "use_vllm": "False", "save_steps": "500",
     "vllm_importance_sampling_correction": "True",
     "vllm_importance_sampling_mode": "sequence_mask", "vllm_importance_sampling_clip_max": "3.0",
@@ -43,9 +44,7 @@ NOT_HERE = [
     (r"chat_template.*", "--chat names the format; the folder's template is used if it is known"),
     (r"min_p|repetition_penalty|generation_kwargs.*|cache_implementation",
      "the sampler has temperature, top-k and top-p only: the policy that samples differs"),
-    (r"mask_truncated_completions",
-     "responses that were cut off are trained on; a grader's option `ended` gives them 0"),
-    (r"entropy_.*|use_adaptive_entropy", "there is no entropy bonus"),
+    (r"entropy_.*", "the entropy bonus keeps its coefficient"),
     (r"top_entropy_quantile", "all tokens are trained on, not only uncertain ones"),
     (r"sync_ref_model|ref_model_.*", "the KL term's model stays that before RL"),
     (r"multi_objective_aggregation", "rewards are added up first (sum_then_normalize)"),
@@ -134,7 +133,10 @@ def loss(t):
     kind, level = str(t.value("loss_type")), str(t.value("importance_sampling_level"))
     high = "epsilon_high" if "epsilon_high" in t.given else "epsilon"
     aggregate = {"dapo": "token-mean", "bnpo": "token-mean", "grpo": "seq-mean-token-mean",
-                 "dr_grpo": "seq-mean-token-sum-norm", "cispo": "token-mean"}.get(kind)
+                 "dr_grpo": "seq-mean-token-sum-norm", "cispo": "token-mean",
+                 "luspo": "seq-mean-token-sum"}.get(kind)
+    if kind in ("dapo", "cispo") and t.flags.get("updates", t.ours["updates"])[0] != 1:
+        aggregate = "rollout-token-mean"
     if not aggregate or level not in ("token", "sequence"):
         t.refused.append(f"{t.entry('loss_type')}, importance_sampling_level {level}: give "
                          "--objective and --aggregate yourself")
@@ -156,19 +158,29 @@ def loss(t):
             t.set("ratio-cap", t.value("delta"), "delta",
                   note="for A < 0 only: as in TRL if it is at least 1 + epsilon_high")
     t.set("aggregate", aggregate, "loss_type", note=note)
+    if t.true("mask_truncated_completions"):
+        t.set("overlong-filter", 1, "mask_truncated_completions",
+              note="TRL keeps such sequences in means over sequences")
+    if (t.number("entropy_coef") or 0) > 0 and "mean" in aggregate and "seq" not in aggregate:
+        t.set("entropy-coef", t.value("entropy_coef"), "entropy_coef")
+    elif (t.number("entropy_coef") or 0) > 0:
+        t.refused.append(f"{t.entry('entropy_coef')}: the bonus follows --aggregate here; TRL's is "
+                         "the mean over tokens")
+    if t.true("use_adaptive_entropy"):
+        t.refused.append(f"{t.entry('use_adaptive_entropy')}: the coefficient stays as it is here")
     if (t.number("beta") or 0) > 0:
         t.set("kl-coef", t.value("beta"), "beta")
         t.set("kl-estimator", "k2" if t.true("use_bias_correction_kl") else "k3",
               "use_bias_correction_kl", note="TRL's bias-corrected k3 has the gradient of our k2"
               if t.true("use_bias_correction_kl") else "k3 has the ratio as a factor here")
     scale = str(t.value("scale_rewards")).lower()
-    if scale in ("group", "true"):
-        t.set("advantage", "std", "scale_rewards")
+    if scale in ("group", "true", "batch"):
+        t.set("advantage", "batch-std" if scale == "batch" else "std", "scale_rewards")
         t.flags["advantage-eps"] = ("1e-4", [f"{VERSION} adds it to the standard deviation"], "")
     elif scale in ("none", "false"):
         t.set("advantage", "mean", "scale_rewards")
     else:
-        t.refused.append(f"{t.entry('scale_rewards')}: --advantage compares within a group")
+        t.refused.append(f"{t.entry('scale_rewards')}: it should be group, batch or none")
 
 
 def sampler(t):

@@ -12,7 +12,7 @@ DEFAULTS = {
     A + "ppo_mini_batch_size": "256", A + "ppo_epochs": "1", A + "shuffle": "False",
     A + "clip_ratio": "0.2", A + "clip_ratio_low": "0.2", A + "clip_ratio_high": "0.2",
     A + "clip_ratio_c": "3.0", A + "policy_loss.loss_mode": "vanilla",
-    A + "loss_agg_mode": "token-mean", A + "use_kl_loss": "False", A + "kl_loss_coef": "0.001",
+    A + "loss_agg_mode": "token-mean", A + "entropy_coeff": "0", A + "use_kl_loss": "False", A + "kl_loss_coef": "0.001",
     A + "kl_loss_type": "low_var_kl", A + "grad_clip": "1.0", A + "optim.lr": "1e-6",
     A + "optim.lr_warmup_steps": "-1", A + "optim.lr_warmup_steps_ratio": "0.0",
     A + "optim.weight_decay": "0.01", A + "optim.betas": ["0.9", "0.999"],
@@ -21,6 +21,7 @@ DEFAULTS = {
     R + "n": "1", R + "temperature": "1.0", R + "top_p": "1", R + "top_k": "-1",
     R + "val_kwargs.n": "1", R + "val_kwargs.temperature": "0", R + "val_kwargs.top_p": "1.0",
     "algorithm.adv_estimator": "gae", "algorithm.norm_adv_by_std_in_grpo": "True",
+    "algorithm.filter_groups.enable": "False", "algorithm.filter_groups.max_num_gen_batches": "0",
     "algorithm.use_kl_in_reward": "False", "algorithm.kl_ctrl.kl_coef": "0.001",
     "algorithm.rollout_correction.rollout_is": None,
     "algorithm.rollout_correction.rollout_is_threshold": "2.0",
@@ -29,8 +30,10 @@ DEFAULTS = {
     "trainer.save_freq": "-1", "trainer.test_freq": "-1", "trainer.max_actor_ckpt_to_keep": None,
     "actor_rollout_ref.model.enable_gradient_checkpointing": "True",
 }
+OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg."
 TRANSLATED = list(DEFAULTS) + ["trainer.default_local_dir", A + "optim.warmup_style",
-                               "algorithm.kl_penalty"]
+                               "algorithm.kl_penalty", OVERLONG + "enable", OVERLONG + "len",
+                               OVERLONG + "penalty_factor"]
 NOTES = [
     "The problems, the model and the rewards are named here by --data, --init and --reward.",
     "While the rate rises, step k (from 0) has (k + 1) / n of it; verl gives k / n.",
@@ -53,13 +56,11 @@ NOT_HERE = [
      r"trust_remote_code|override_config.*|custom_chat_template)",
      "name the model's folder with --init, its tokenizer with --tokenizer"),
     (r"actor_rollout_ref\.model\.(lora.*|target_modules|exclude_modules)", "there is no LoRA"),
-    (r"actor_rollout_ref\.actor\.entropy_coeff", "there is no entropy bonus"),
     (r"actor_rollout_ref\.actor\.(tau_.*|policy_loss\.(?!loss_mode).*|loss_scale_factor)",
      "a constant of another objective; seq-mean-token-sum-norm divides by --max-new-tokens"),
     (r"actor_rollout_ref\.actor\.optim\..*", "the optimizer is AdamW with --adam-eps 1e-8"),
     (r"algorithm\.(gamma|lam)", "there is no critic: an advantage is that of the whole response"),
-    (r"algorithm\.filter_groups.*",
-     "groups of equal rewards have no gradient and count as prompts; no others are drawn"),
+    (r"algorithm\.filter_groups.*", "--resample compares rewards, and draws in rounds"),
     (r"algorithm\.kl_ctrl\..*|algorithm\.(use_pf_ppo|pf_ppo.*)", "--kl-coef stays as it is"),
     (r"algorithm\.rollout_correction\..*",
      "of verl's corrections --correct has tis, seq-tis and three masks (docs/correction.md)"),
@@ -79,7 +80,9 @@ NOT_HERE = [
 
 
 def canonical(key):
-    return key
+    """Older scripts have the overlong buffer, and all of a reward's options, elsewhere."""
+    return re.sub(r"^(reward_model\.overlong_buffer|reward_model\.reward_kwargs\.overlong_buffer_cfg)\.",
+                  OVERLONG, key)
 
 
 def is_root(name):
@@ -155,11 +158,13 @@ def loss(t):
         if ours == "grpo" or ours.startswith("dppo"):
             t.set("ratio-cap", t.value(A + "clip_ratio_c"), A + "clip_ratio_c")
     aggregate = t.value(A + "loss_agg_mode")
-    if aggregate not in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"):
-        t.refused.append(f"{t.entry(A + 'loss_agg_mode')}: --aggregate has no such sum; "
-                         "seq-mean-token-sum-norm differs from seq-mean-token-sum by a factor")
+    if aggregate not in ("token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum",
+                         "seq-mean-token-sum-norm"):
+        t.refused.append(f"{t.entry(A + 'loss_agg_mode')}: --aggregate has no such sum")
     else:
         t.set("aggregate", aggregate, A + "loss_agg_mode")
+    if t.number(A + "entropy_coeff"):
+        t.set("entropy-coef", t.value(A + "entropy_coeff"), A + "entropy_coeff")
     if t.true(A + "use_kl_loss"):
         kind = {"low_var_kl": "k3", "k3": "k3", "mse": "k2", "k2": "k2"}.get(
             t.value(A + "kl_loss_type"))
@@ -179,10 +184,27 @@ def loss(t):
         scaled = t.true("algorithm.norm_adv_by_std_in_grpo")
         t.set("advantage", "std" if scaled else "mean", "algorithm.adv_estimator",
               "algorithm.norm_adv_by_std_in_grpo")
-    elif estimator == "rloo":
-        t.set("advantage", "rloo", "algorithm.adv_estimator")
+    elif estimator in ("rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):
+        t.set("advantage", estimator.replace("_plus_plus", "++").replace("_", "-"),
+              "algorithm.adv_estimator")
     else:
-        t.refused.append(f"{t.entry('algorithm.adv_estimator')}: --advantage is mean, std or rloo")
+        t.refused.append(f"{t.entry('algorithm.adv_estimator')}: --advantage has no such estimator")
+
+
+def dapo(t):
+    """What DAPO adds to the sampling of groups and to rewards."""
+    f = "algorithm.filter_groups."
+    if t.true(f + "enable"):
+        batches = t.number(f + "max_num_gen_batches") or 0
+        t.set("resample", batches - 1 if batches > 1 else 1000, f + "enable",
+              f + "max_num_gen_batches", note="rounds that draw again where rewards are equal")
+    if not t.true(OVERLONG + "enable"):
+        return
+    factor = OVERLONG + "penalty_factor"
+    if t.number(factor) != 1:
+        t.refused.append(f"{t.entry(factor)}: the penalty of --overlong-buffer grows to 1")
+    else:
+        t.set("overlong-buffer", t.value(OVERLONG + "len"), OVERLONG + "len", factor)
 
 
 def correction(t):
@@ -249,6 +271,7 @@ def translate(t):
     batch(t)
     rate(t)
     loss(t)
+    dapo(t)
     correction(t)
     sampler(t)
     if t.true("data.filter_overlong_prompts"):

@@ -12,6 +12,12 @@ python3 -m verl.trainer.main_ppo \
     algorithm.adv_estimator=grpo \
     algorithm.norm_adv_by_std_in_grpo=True \
     algorithm.use_kl_in_reward=False \
+    algorithm.filter_groups.enable=True \
+    algorithm.filter_groups.metric=acc \
+    algorithm.filter_groups.max_num_gen_batches=10 \
+    reward_model.overlong_buffer.enable=True \
+    reward_model.overlong_buffer.len=4 \
+    reward_model.overlong_buffer.penalty_factor=1.0 \
     data.train_files="$HOME/data/math/train.parquet" \
     data.val_files="['$HOME/data/math/test.parquet']" \
     data.train_batch_size=${train_prompt_bsz} \
@@ -28,7 +34,7 @@ python3 -m verl.trainer.main_ppo \
     actor_rollout_ref.actor.clip_ratio_high=${clip_ratio_high} \
     actor_rollout_ref.actor.clip_ratio_c=10.0 \
     actor_rollout_ref.actor.loss_agg_mode=token-mean \
-    actor_rollout_ref.actor.entropy_coeff=0 \
+    actor_rollout_ref.actor.entropy_coeff=0.001 \
     actor_rollout_ref.rollout.n=$n_resp \
     actor_rollout_ref.rollout.temperature=1.0 \
     actor_rollout_ref.rollout.gpu_memory_utilization=0.8 \
