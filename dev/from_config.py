@@ -88,7 +88,9 @@ def substitute(text, variables):
     """A line of a shell script with the variables and the sums of integers that are known."""
     def variable(match):
         name, default = match.group(1) or match.group(3), match.group(2)
-        return variables.get(name, match.group(0) if default is None else default)
+        if name in variables or default is None:
+            return variables.get(name, match.group(0))
+        return substitute(default, variables)
 
     def arithmetic(match):
         inner = re.sub(r"\$?\{?([A-Za-z_]\w*)\}?", lambda m: variables.get(m.group(1), "?"),
@@ -100,7 +102,7 @@ def substitute(text, variables):
         except (SyntaxError, ZeroDivisionError):
             return match.group(0)
     text = re.sub(r"\$\(\((.*?)\)\)(?!\))", arithmetic, text)
-    return re.sub(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))", variable, text)
+    return re.sub(r"\$(?:\{(\w+)(?::?-((?:[^{}]|\$\{\w+\})*))?\}|(\w+))", variable, text)
 
 
 def read_words(path, text):

@@ -56,9 +56,9 @@ def translate(t):
     else:
         if total < 0:
             total = batch * length * t.processes
-        t.set("warmup-batch", f"{total / length:g}", "-d", "-t",
-              note=f"{total:g} tokens a step in sequences of {length:g}; responses may be shorter")
-        t.set("micro-tokens", f"{batch * length:g}", "-b", "-t")
+        t.set("warmup-batch", f"{total / length:.10g}", "-d", "-t",
+              note=f"{total:.10g} tokens a step in sequences of {length:.10g}; responses may be shorter")
+        t.set("micro-tokens", f"{batch * length:.10g}", "-b", "-t")
         t.set("context", t.value("-t"), "-t")
     t.set("warmup-lr", t.value("-l"), "-l")
     t.set("warmup-lr-rise", t.value("-u"), "-u")

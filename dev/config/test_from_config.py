@@ -202,6 +202,32 @@ class Reading(unittest.TestCase):
         self.assertNotIn("passes", found)
         self.assertIn("run.sh:8 trainer.total_epochs = $UNSET: the script does not set", text)
 
+    def test_defaults_of_shell_variables(self):
+        """A default may hold another variable, which the script has or has not."""
+        found, text = on_file(self, "B=8\nROOT=${ROOT:-\"${HOME}/verl\"}\nOUT=${OUT:-\"${ROOT}/run\"}\n"
+                              "python -m verl.trainer.main_ppo data.train_batch_size=${N:-${B}} "
+                              "trainer.default_local_dir=${OUT}\n", "run.sh")
+        self.assertEqual(found["prompts"], "8")
+        self.assertIn("default_local_dir = ${HOME}/verl/run: the script does not set", text)
+
+    def test_fp8_sampler(self):
+        more = "actor_rollout_ref.rollout.quantization"
+        found, _ = on_file(self, f"{more}=fp8 trainer.resume_mode=auto\n", "a.sh")
+        self.assertEqual((found["train-dtype"], found["rollout-dtype"]), ("bf16", "fp8_e4m3"))
+        found, text = on_file(self, f"{more}=torchao trainer.resume_mode=auto\n", "a.sh")
+        self.assertIn(f"{more} = torchao: no --rollout-dtype is this", text)
+        self.assertIn("--resume=auto on the command line", text)
+
+    def test_gradient_norm(self):
+        """verl 0.9.1 reads the optimizer's key; older scripts have the actor's."""
+        actor = "actor_rollout_ref.actor."
+        for keys, expected in ((f"{actor}grad_clip=0.5", "0.5"),
+                               (f"{actor}optim.clip_grad=2.5", "2.5"),
+                               (f"{actor}optim.clip_grad=2.5 {actor}grad_clip=0.5", "2.5"),
+                               (f"{actor}optim.grad_clip=3", "3")):
+            found, _ = on_file(self, f"python -m verl {keys} trainer.total_epochs=1\n", "a.sh")
+            self.assertEqual(found["grad-clip"], expected)
+
     def test_refusals(self):
         cases = (("a.yaml", "a: [1", "is no YAML"), ("a.yaml", "- 1\n", "holds no keys"),
                  ("a.sh", "echo hello\n", "is none of TRL's or verl's YAML"),
@@ -255,7 +281,7 @@ class Reading(unittest.TestCase):
         for flag in ("top-p", "trainer-support", "temperature", "lr", "beta2", "prompts", "schedule"):
             self.assertNotIn(flag, found)
         for line in ("a.yaml:1 temperature = 0: temperature = 0 is out of our range",
-                     "learning_rate = -1", "adam_beta2 = 1.0", "prompts = 2.66667",
+                     "learning_rate = -1", "adam_beta2 = 1.0", "prompts = 2.666666667",
                      "top_p = 0: top-p = 0 is out of our range, above 0 to 1",
                      "a.yaml:5 lr_scheduler_type = polynomial: --schedule is constant"):
             self.assertIn(line, text)

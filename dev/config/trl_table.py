@@ -40,6 +40,9 @@ NOT_HERE = [
     (r"dataset_.*|benchmarks|shuffle_dataset|remove_unused_columns|preprocessing_num_workers|"
      r"dataloader_.*|data_seed",
      "problems come from --data, JSON lines, in an order that --seed fixes"),
+    (r"report_to|run_name|logging_\w+|log_\w+",
+     "a run's log is a file; dev/tensorboard.py and dev/wandb.py send it on"),
+    (r"overwrite_output_dir", "a new run never writes over another one in --out"),
     (r"max_prompt_length", "prompts are never cut; --data-skip-long leaves long ones out"),
     (r"chat_template.*", "--chat names the format; the folder's template is used if it is known"),
     (r"min_p|repetition_penalty|generation_kwargs.*|cache_implementation",
@@ -88,11 +91,11 @@ def batch(t):
     if generated is None:
         generated = each * t.processes * (t.number("steps_per_generation") or parts)
     keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    note = f"{generated:g} completions in {t.processes} process{'es' * (t.processes > 1)}; " \
+    note = f"{generated:.10g} completions in {t.processes} process{'es' * (t.processes > 1)}; " \
            "--processes tells this program how many"
     t.set("group", t.value("num_generations"), "num_generations")
-    t.set("prompts", f"{generated / group:g}", *keys, note=note)
-    t.set("updates", f"{generated / optimizer:g}", *keys)
+    t.set("prompts", f"{generated / group:.10g}", *keys, note=note)
+    t.set("updates", f"{generated / optimizer:.10g}", *keys)
     t.set("epochs", t.value("num_iterations"), "num_iterations")
     return max(1, generated / optimizer * epochs)
 
@@ -100,10 +103,10 @@ def batch(t):
 def schedule(t, each):
     """each: optimizer steps of an RL step."""
     def in_steps(key):
-        return f"{t.number(key) / each:g}"
+        return f"{t.number(key) / each:.10g}"
     if t.number("max_steps") is not None and t.number("max_steps") > 0:
         t.set("steps", in_steps("max_steps"), "max_steps",
-              note=f"an RL step has {each:g} of TRL's" if each > 1 else "")
+              note=f"an RL step has {each:.10g} of TRL's" if each > 1 else "")
     else:
         t.set("passes", t.value("num_train_epochs"), "num_train_epochs")
     kind = str(t.value("lr_scheduler_type"))
@@ -126,7 +129,7 @@ def schedule(t, each):
     if final[0] is not None and ours == "cosine":
         t.set("lr-final", final[0], "lr_scheduler_kwargs.min_lr_rate")
     elif final[1] is not None and ours == "cosine" and rate:
-        t.set("lr-final", f"{final[1] / rate:g}", "lr_scheduler_kwargs.min_lr")
+        t.set("lr-final", f"{final[1] / rate:.10g}", "lr_scheduler_kwargs.min_lr")
 
 
 def loss(t):
@@ -217,14 +220,14 @@ def files(t, each):
     if "output_dir" in t.given:
         t.set("out", t.value("output_dir"), "output_dir")
     if str(t.value("save_strategy")).lower() != "no" and (t.number("save_steps") or 0) >= 1:
-        t.set("checkpoint-every", f"{max(1, t.number('save_steps') // each):g}", "save_steps")
+        t.set("checkpoint-every", f"{max(1, t.number('save_steps') // each):.10g}", "save_steps")
     if t.value("save_total_limit") is not None:
         t.set("checkpoint-keep", t.value("save_total_limit"), "save_total_limit")
     if t.true("load_best_model_at_end"):
         t.set("checkpoint-best", 1, "load_best_model_at_end",
               note="by pass@1; it is kept, not loaded")
     if str(t.value("eval_strategy")).lower() == "steps" and (t.number("eval_steps") or 0) >= 1:
-        t.set("eval-every", f"{max(1, t.number('eval_steps') // each):g}", "eval_steps")
+        t.set("eval-every", f"{max(1, t.number('eval_steps') // each):.10g}", "eval_steps")
     if t.value("num_generations_eval") is not None:
         t.set("eval-samples", t.value("num_generations_eval"), "num_generations_eval")
         t.flags["eval-k"] = ("0", [str(t.entry("num_generations_eval"))], "")

@@ -13,11 +13,12 @@ DEFAULTS = {
     A + "clip_ratio": "0.2", A + "clip_ratio_low": "0.2", A + "clip_ratio_high": "0.2",
     A + "clip_ratio_c": "3.0", A + "policy_loss.loss_mode": "vanilla",
     A + "loss_agg_mode": "token-mean", A + "entropy_coeff": "0", A + "use_kl_loss": "False", A + "kl_loss_coef": "0.001",
-    A + "kl_loss_type": "low_var_kl", A + "grad_clip": "1.0", A + "optim.lr": "1e-6",
+    A + "kl_loss_type": "low_var_kl", A + "grad_clip": "1.0", A + "optim.clip_grad": "1.0", A + "optim.lr": "1e-6",
     A + "optim.lr_warmup_steps": "-1", A + "optim.lr_warmup_steps_ratio": "0.0",
     A + "optim.weight_decay": "0.01", A + "optim.betas": ["0.9", "0.999"],
     A + "optim.min_lr_ratio": "0.0", A + "optim.lr_scheduler_type": "constant",
     A + "fsdp_config.dtype": "bfloat16", R + "dtype": "bfloat16",
+    R + "quantization": None,
     R + "n": "1", R + "temperature": "1.0", R + "top_p": "1", R + "top_k": "-1",
     R + "val_kwargs.n": "1", R + "val_kwargs.temperature": "0", R + "val_kwargs.top_p": "1.0",
     "algorithm.adv_estimator": "gae", "algorithm.norm_adv_by_std_in_grpo": "True",
@@ -32,8 +33,9 @@ DEFAULTS = {
 }
 OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg."
 TRANSLATED = list(DEFAULTS) + ["trainer.default_local_dir", A + "optim.warmup_style",
-                               "algorithm.kl_penalty", OVERLONG + "enable", OVERLONG + "len",
-                               OVERLONG + "penalty_factor"]
+                               "algorithm.kl_penalty", A + "optim.grad_clip",
+                               OVERLONG + "enable", OVERLONG + "len",
+                               OVERLONG + "penalty_factor", OVERLONG + "log"]
 NOTES = [
     "The problems, the model and the rewards are named here by --data, --init and --reward.",
     "While the rate rises, step k (from 0) has (k + 1) / n of it; verl gives k / n.",
@@ -46,10 +48,11 @@ ROOTS = ("data", "actor_rollout_ref", "critic", "reward", "reward_model", "algor
 NOT_HERE = [
     (r"data\.(train_files|val_files|prompt_key|reward_fn_key|shuffle|train_max_samples|"
      r"val_max_samples|custom_cls.*|return_.*|dataloader.*|image.*|video.*|audio.*|sampler.*|"
-     r"val_batch_size|gen_batch_size|validation_shuffle|trust_remote_code|use_shm|tokenizer|"
+     r"val_batch_size|validation_shuffle|trust_remote_code|use_shm|tokenizer|"
      r"filter_overlong_prompts_workers|apply_chat_template_kwargs.*|tool_config_path|.*_kwargs.*|"
      r"function_tool_path|datagen.*)",
      "problems come from --data, JSON lines, in an order that --seed fixes"),
+    (r"data\.gen_batch_size", "a round of --resample draws as many groups as are missing"),
     (r"data\.(max_prompt_length|truncation)",
      "prompts are never cut; --data-skip-long leaves those out that do not fit the context"),
     (r"actor_rollout_ref\.model\.(path|tokenizer_path|hf_config_path|use_shm|external_lib|"
@@ -75,6 +78,9 @@ NOT_HERE = [
     (r"trainer\.(val_before_train|val_only|log_val_generations)",
      "there is an evaluation before the first step and after the last"),
     (r"trainer\.critic_warmup", "there is no critic"),
+    (r"trainer\.resume_(mode|from_path)", "--resume=auto on the command line continues a run"),
+    (r"trainer\.(logger|project_name|experiment_name)",
+     "a run's log is a file; dev/tensorboard.py and dev/wandb.py send it on"),
     (r"distillation\..*", "there is no distillation"),
 ]
 
@@ -105,7 +111,7 @@ def batch(t):
     t.set("prompts", t.value("data.train_batch_size"), "data.train_batch_size")
     t.set("group", t.value(R + "n"), R + "n")
     if prompts and mini:
-        t.set("updates", f"{prompts / mini:g}", A + "ppo_mini_batch_size", "data.train_batch_size")
+        t.set("updates", f"{prompts / mini:.10g}", A + "ppo_mini_batch_size", "data.train_batch_size")
     t.set("epochs", t.value(A + "ppo_epochs"), A + "ppo_epochs")
     if t.true(A + "shuffle"):
         t.set("shuffle", 1, A + "shuffle",
@@ -120,7 +126,10 @@ def rate(t):
     if isinstance(betas, list) and len(betas) == 2:
         t.set("beta1", betas[0], o + "betas")
         t.set("beta2", betas[1], o + "betas")
-    t.set("grad-clip", t.value(A + "grad_clip"), A + "grad_clip")
+    norm = next((k for k in (o + "grad_clip", o + "clip_grad", A + "grad_clip") if k in t.given),
+                o + "clip_grad")
+    t.set("grad-clip", t.value(norm), norm,
+          note=f"{VERSION} reads optim.clip_grad instead" if norm == A + "grad_clip" else "")
     kind = o + ("warmup_style" if t.value(o + "warmup_style") else "lr_scheduler_type")
     if t.value(kind) not in ("constant", "cosine"):
         t.refused.append(f"{t.entry(kind)}: --schedule is constant, linear or cosine")
@@ -233,7 +242,15 @@ def sampler(t):
                                       "")
     names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "bf16": "bf16",
              "fp16": "fp16", "fp32": "fp32", "half": "fp16", "float": "fp32"}
+    quantized = t.value(R + "quantization")
+    if quantized not in (None, "fp8"):
+        t.refused.append(f"{t.entry(R + 'quantization')}: no --rollout-dtype is this")
+    elif quantized:
+        t.set("rollout-dtype", "fp8_e4m3", R + "quantization",
+              note="with a scale a row of activations, a channel of weights")
     for flag, key in (("train-dtype", A + "fsdp_config.dtype"), ("rollout-dtype", R + "dtype")):
+        if flag in t.flags:
+            continue
         if str(t.value(key)) in names:
             t.set(flag, names[t.value(key)], key)
         else:
@@ -283,4 +300,5 @@ def translate(t):
     if t.true(checkpointing) and checkpointing in t.given:
         t.set("recompute", 2, checkpointing)
     t.lose("algorithm.kl_penalty", "the KL penalty on the reward is k1")
+    t.lose(OVERLONG + "log", "the log always has the mean of this penalty")
     files(t)
