@@ -281,11 +281,11 @@ static const char* const RUNS[] = {
     "--eval-dtype bf16 --checkpoint-best",
 };
 
-// The tokens that were sampled in steps. Each of them is measured before the updates, and once in
+// The tokens of the steps' 64 sequences. Each of them is measured before the updates, and once in
 // each of the two passes over them.
 static double count_measured(const run_lines* log) {
     double tokens = 0;
-    for (int i = 0; i < 3; i++) tokens += value_of(nth(log, "rollout", i), "tokens");
+    for (int i = 0; i < 3; i++) tokens += 64 * value_of(nth(log, "rollout", i), "response_length");
     return 3 * tokens;
 }
 

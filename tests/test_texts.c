@@ -205,8 +205,8 @@ static void test_prompt(const char* folder) {
         {"--prompt 1+2: --data nowhere --init ", "--data means nothing to --prompt"}};
     char* words[3] = {0};
     for (int i = 0; i < 3; i++) {
-        ended e = run("--init %s --prompt 4+3: --context 96 --eval-samples 3 --seed %d", folder,
-                      1 + i / 2);
+        ended e = run("--init %s --prompt 4+3: --context 96 --eval-samples 3 --eval-k 8 --seed %d",
+                      folder, 1 + i / 2);
         size_t bytes;
         words[i] = read_whole(at_home("stdout"), &bytes);
         CHECK(exit_code(&e) == 0 && !*e.err, "--prompt: %x %s", e.status, e.err);

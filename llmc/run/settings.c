@@ -614,7 +614,7 @@ static void check_sizes(const source* from) {
             "--shuffle deals whole groups, and --prompts %d is no multiple of --updates %d; choose "
             "a multiple",
             s->prompts, s->updates);
-    if (s->eval_k > s->eval_samples)
+    if (s->eval_k > s->eval_samples && !*s->prompt)
         fatal("--eval-k %d needs as many samples; raise --eval-samples %d", s->eval_k,
               s->eval_samples);
     if (s->max_new_tokens > s->context - from->max_prompt) {
