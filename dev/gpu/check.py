@@ -295,6 +295,33 @@ def op_tests(check, products):
     return f"{sum(counts)} checks"
 
 
+FOUND = 9  # compute-sanitizer's exit status where it found something
+
+
+def certain_races(text):
+    """Racecheck's hazards that are certain errors, the first line of each: those of the level ERROR,
+    between accesses that threads make themselves. README.md says why."""
+    hazards = re.split(r"\n(?==+ \w+: )", text)
+    return [hazard.split("\n")[0].strip("= ") for hazard in hazards
+            if re.match(r"=+ error: potential \w+ hazard", hazard, re.I)
+            and "memcpy_async" not in hazard]
+
+
+def racecheck_report(check, results):
+    """Keeps what racecheck said in a file beside the result. Fails on what is certain; returns what a
+    person has to read."""
+    path = os.path.splitext(check.path)[0] + "-racecheck.txt"
+    with open(path, "w", encoding="utf-8") as file:
+        for name, (status, out, err) in results.items():
+            file.write(f"{name}, exit status {status}\n{out}{err}\n")
+    said_by = {name: out + err for name, (_, out, err) in results.items()}
+    settle([Failed(f"{name}: {races[0]}; all of them: {path}")
+            for name, races in ((name, certain_races(said)) for name, said in said_by.items()) if races])
+    unread = [name for name, said in said_by.items()
+              if results[name][0] == FOUND or re.search("hazard detected|race reported", said, re.I)]
+    return f"read {path}: {', '.join(unread)}" if unread else ""
+
+
 def sanitizer(check, tool):
     """It slows a program by orders of magnitude: a test that does not end in time is left."""
     if check.ptx:
@@ -306,23 +333,23 @@ def sanitizer(check, tool):
     if seconds < 10:
         raise Skipped("the time is needed for what follows")
     # A test asks for more memory than there is, on purpose: that error of the API is no finding.
-    prefix = [path, "--tool", tool, "--error-exitcode", "9",
-              *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
-
-    def one(name):
-        status, out, err = run([*prefix, check.binary(name)], seconds, {"TEST_QUICK": "1"})
-        if status is None:
-            return Skipped(name)
-        if status != 0:
-            raise Failed(f"{name}: {last_lines(out + err)}")
-        return 1
-
-    results = parallel(one, test_names(), len(test_names()))
+    options = {"memcheck": ["--report-api-errors", "no"], "racecheck": ["--racecheck-report", "all"]}
+    command = [path, "--tool", tool, "--error-exitcode", str(FOUND), *options[tool]]
+    names = test_names()
+    results = parallel(lambda name: run([*command, check.binary(name)], seconds, {"TEST_QUICK": "1"}),
+                       names, len(names))
     settle([r for r in results if isinstance(r, Failed)])
-    cut = [str(r) for r in results if isinstance(r, Skipped)]
-    if len(cut) == len(results):
-        raise Skipped(f"no test ended within {seconds:.0f} s")
-    return f"not ended within {seconds:.0f} s: {', '.join(cut)}" if cut else ""
+    results = dict(zip(names, results))
+    fine = (None, 0, FOUND) if tool == "racecheck" else (None, 0)
+    settle([Failed(f"{name}: {last_lines(out + err)}") for name, (status, out, err) in results.items()
+            if status not in fine])
+    notes = [racecheck_report(check, results) if tool == "racecheck" else ""]
+    cut = [name for name in names if results[name][0] is None]
+    if cut:
+        notes.append(f"not ended within {seconds:.0f} s: {', '.join(cut)}")
+    if len(cut) == len(names):
+        raise Skipped("; ".join(filter(None, notes)))
+    return "; ".join(filter(None, notes))
 
 
 # --------------------------------------------------------------------------------------------------
