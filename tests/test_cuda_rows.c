@@ -35,12 +35,42 @@ static void ask_for_too_much(const void* unused) {
     b->alloc(b, (size_t)1 << 50, "the KV cache (lower --slots)");
 }
 
-// In libc's place: notes who asks for NCCL.
-static int nccl_asked_for;
+// In libc's place: notes who asks for NCCL and, in order, which versions of cuBLASLt, of which it
+// finds none if it is told so.
+static int nccl_asked_for, cublaslt_hidden;
+static char cublaslt_asked_for[256];
 void* dlopen(const char* name, int flags) {
     void* (*next)(const char*, int) = (void* (*)(const char*, int))dlsym(RTLD_NEXT, "dlopen");
+    const char* version = name ? strstr(name, "libcublasLt.so") : NULL;
     nccl_asked_for |= name && strstr(name, "libnccl");
-    return next(name, flags);
+    if (!version || !cublaslt_hidden) return next(name, flags);
+    size_t n = strlen(cublaslt_asked_for);
+    if (version == name)  // not in a folder: each version once
+        snprintf(cublaslt_asked_for + n, sizeof cublaslt_asked_for - n, " %s", version + 11);
+    return NULL;
+}
+
+// Of the runtime: that of the PTX machine is as new as it is told, a GPU's is the build's.
+int runtime_version(int* version) __asm__("cudaRuntimeGetVersion");
+
+static void open_library(const void* release) {
+    const char* why;
+    setenv("PTX_RUNTIME", release, 1);
+    cublaslt_hidden = 1;
+    backend* b = cuda_open(PRODUCTS_AUTO, &why);
+    fatal("asked for%s; %s", cublaslt_asked_for, b->name);
+}
+
+// The library of the runtime's release is tried before another one's.
+static void check_library_order(const char* release) {
+    int version;
+    setenv("PTX_RUNTIME", release, 1);
+    runtime_version(&version);
+    unsetenv("PTX_RUNTIME");
+    const char* order = version / 1000 == 12 ? "asked for .so.12 .so.13 .so.12 .so; cuda"
+                                             : "asked for .so.13 .so.13 .so.12 .so; cuda";
+    check_refusal(open_library, release, "cuBLASLt's versions",
+                  (const char* [REFUSAL_WORDS]){order, "cuBLASLt not found"});
 }
 
 // A device that exchanges nothing does without NCCL.
@@ -54,6 +84,8 @@ static void open_and_close(const void* unused) {
 static void test_opening(void) {
     check_refusal(open_and_close, NULL, "a device alone",
                   (const char* [REFUSAL_WORDS]){"opened and closed without NCCL"});
+    check_library_order("13000");
+    check_library_order("12080");
     check_refusal(open_without_gpu, NULL, "no GPU",
                   (const char* [REFUSAL_WORDS]){"not opened, because there is no NVIDIA"});
     check_refusal(ask_for_too_much, NULL, "a petabyte",
@@ -177,6 +209,8 @@ static norm_exact norm_in_double(tensor total, const float* gain, const float* b
             e.out[(size_t)r * n + c] = h * gain[c] + (bias ? bias[c] : 0);
             e.dgain[c] += d[c] * h;
             e.dbias[c] += d[c];
+            gain_squares += d[c] * h * d[c] * h;
+            bias_squares += (double)d[c] * d[c];
             mean_d += bias ? dn / n : 0;
             mean_dh += dn * h / n;
         }

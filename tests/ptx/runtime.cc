@@ -5,7 +5,8 @@
 // for it. A wait that is missing shows as data that have not arrived.
 //
 // Environment: PTX_MEMORY, bytes of the device's memory; PTX_DEVICES=0 takes the device away;
-// PTX_SCHEDULE, the order of threads and blocks, read at each launch; PTX_SUM (tensor.cc).
+// PTX_RUNTIME, the version of CUDA that it claims to be; PTX_SCHEDULE, the order of threads and
+// blocks, read at each launch; PTX_SUM (tensor.cc).
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -278,6 +279,10 @@ static int devices() { return (int)environment_number("PTX_DEVICES", 1); }
 extern "C" cudaError_t cudaGetDeviceCount(int* count) {
     *count = devices();
     return *count ? cudaSuccess : failed(cudaErrorNoDevice);
+}
+extern "C" cudaError_t cudaRuntimeGetVersion(int* version) {
+    *version = (int)environment_number("PTX_RUNTIME", CUDART_VERSION);
+    return cudaSuccess;
 }
 extern "C" cudaError_t cudaSetDevice(int d) {
     return d < devices() ? cudaSuccess : failed(cudaErrorInvalidDevice);

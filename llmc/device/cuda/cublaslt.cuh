@@ -62,19 +62,32 @@ static void cublaslt_check(int status, const char* what) {
 // ------------------------------------------------------------------------------------------------
 // The library
 
-// By its name, which the loader looks for, or in the toolkit's folder; NULL if it is nowhere.
-static void* cublaslt_find(void) {
-    static const char* const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
+// A library by its name, which the loader looks for, or in the toolkit's folder; NULL if it is
+// nowhere.
+static void* cublaslt_find_named(const char* name) {
     const char* home = getenv("CUDA_HOME");
     const char* const roots[] = {"", home ? home : "/usr/local/cuda", "/usr/local/cuda"};
     void* library = NULL;
-    for (const char* root : roots)
-        for (const char* name : names) {
-            char* path = xprintf("%s%s%s", root, *root ? "/lib64/" : "", name);
-            if (!library) library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-            free(path);
-        }
+    for (const char* root : roots) {
+        char* path = xprintf("%s%s%s", root, *root ? "/lib64/" : "", name);
+        if (!library) library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        free(path);
+    }
     return library;
+}
+
+// The release of this build's CUDA runtime comes first: another one's library may be newer than the
+// driver, or bring a second copy of what both need.
+static void* cublaslt_find(void) {
+    int runtime = 0;  // CUDART_VERSION of the build, since the runtime is linked in
+    CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+    void* library = NULL;
+    for (int release : {runtime / 1000, 13, 12}) {
+        char* name = xprintf("libcublasLt.so.%d", release);
+        if (!library) library = cublaslt_find_named(name);
+        free(name);
+    }
+    return library ? library : cublaslt_find_named("libcublasLt.so");
 }
 
 // NULL where all functions are there, else the name of one that is not.
