@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <limits.h>
 #include <math.h>  // fabs, rint
 #include <stdarg.h>
@@ -248,6 +249,13 @@ void dir_sync(const char* path) {
                 path, strerror(errno));
     close(fd);
 }
+
+static int remove_one(const char* path, const struct stat* s, int type, struct FTW* place) {
+    (void)s, (void)type, (void)place;
+    return remove(path);
+}
+
+void dir_remove(const char* path) { nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS); }
 
 double clock_seconds(void) {
     struct timespec t;

@@ -67,6 +67,8 @@ void file_rename(const char* from, const char* to);  // replaces `to`
 void file_copy(const char* from, const char* to);
 void dir_create(const char* path);  // with parents; an existing directory is fine
 void dir_sync(const char* path);    // makes a rename inside it durable
+// With all that is in it. What cannot be removed stays, and is no error.
+void dir_remove(const char* path);
 
 double clock_seconds(void);  // monotonic
 

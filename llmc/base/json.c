@@ -386,3 +386,23 @@ double json_number(const json* at, double least, double most) {
                     given);
     return at->number;
 }
+
+// ---------------------------------------------------------------------------------------------
+// Writing
+
+char* json_put_text(char* to, const char* text) {
+    if (!text) return (char*)memcpy(to, "null", 4) + 4;
+    *to++ = '"';
+    while (*text) {
+        int length = utf8_length(text);
+        if (!length || (unsigned char)*text < ' ' || *text == 127) {
+            to += sprintf(to, "\\u%04x", length ? (unsigned char)*text : 0xfffd);
+            text++;
+            continue;
+        }
+        if (*text == '"' || *text == '\\') *to++ = '\\';
+        while (length--) *to++ = *text++;
+    }
+    *to++ = '"';
+    return to;
+}

@@ -1,6 +1,6 @@
-// json: reads JSON (RFC 8259) into a tree. It is our own reader because the default build needs a C
-// compiler and nothing else, and because the files are small: a model's config.json, the header of
-// its safetensors, a tokenizer.
+// json: reads JSON (RFC 8259) into a tree, and writes texts as JSON. It is our own reader because
+// the default build needs a C compiler and nothing else, and because the files are small: a model's
+// config.json, the header of its safetensors, a tokenizer.
 //
 // A text that is not JSON, nests deeper than JSON_DEPTH, is not UTF-8, or gives a key twice in one
 // object ends the program: the file, the line, the column, what is wrong, what to do. So does every
@@ -59,6 +59,10 @@ int json_yes(const json* at);                                     // of true or 
 const char* json_text(const json* at);                            // of a string without \u0000
 int64_t json_whole(const json* at, int64_t least, int64_t most);  // not of 2.0 or 2e0
 double json_number(const json* at, double least, double most);
+
+// Writes a text as a JSON string, or NULL as null, and returns where it ends: at most 6 bytes for
+// each of the text, and 4 more. What is no UTF-8 becomes U+FFFD.
+char* json_put_text(char* to, const char* text);
 
 LLMC_END
 #endif

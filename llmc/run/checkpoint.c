@@ -54,7 +54,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <ftw.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -339,19 +338,13 @@ static entry* entry_list(const char* parent, entry_kind kind, size_t* count) {
     return list;
 }
 
-static int remove_one(const char* path, const struct stat* s, int type, struct FTW* place) {
-    (void)s, (void)type, (void)place;
-    return remove(path);
-}
-
 // Rename first, then delete: a half-deleted folder must never carry a complete checkpoint's name.
 // What cannot be removed (somebody reads it over a network, say) is no reason to end a run: the
 // next save tries again.
 static void entry_remove(const char* parent, entry e) {
     char* path = entry_path(parent, e);
     char* aside = entry_path(parent, (entry){e.phase, e.step, TEMPORARY});
-    if (e.kind == TEMPORARY || !rename(path, aside))
-        nftw(aside, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    if (e.kind == TEMPORARY || !rename(path, aside)) dir_remove(aside);
     free(aside);
     free(path);
 }

@@ -2,33 +2,29 @@
 //
 //     stopped -- worker_start --> running -- worker_ask, serve, worker_judge --> running
 //        ^                           |
-//        +------- worker_stop -------+   it ended, was late, or wrote too many lines
+//        +------ process_stop -------+   it ended, was late, or wrote too many lines
 //
 // A batch is one loop around poll(): it writes what a worker's pipe has room for and reads what is
 // there, of all workers in turn, so that a full pipe on one side never blocks the other.
 #include "command.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/prctl.h>
-#endif
+
+#include "../base/json.h"
+#include "../base/process.h"
 
 enum { LINE_ROOM = 512, POLL_MS = 50 };
 
 typedef enum { RUNNING, CRASHED, TIMED_OUT } worker_state;
 
 typedef struct worker {
-    pid_t pid;             // 0: stopped
-    int in, out;           // our ends of its standard input and output
+    struct process process;
     int first;             // it answers items first, first + workers, ... of the batch
     int asked, answered;   // lines of this batch, and numbers read for them
     char* text;            // the lines to write, allocated
@@ -45,129 +41,21 @@ struct command {
     worker* worker;  // (config.workers)
 };
 
-// ---------------------------------------------------------------------------------------------
-// Processes
-
-static void child_run(const char* line, int in, int out, pid_t parent) __attribute__((noreturn));
-static void child_run(const char* line, int in, int out, pid_t parent) {
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
-    setpgid(0, 0);
-#ifdef __linux__
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-#endif
-    if (getppid() != parent) _exit(127);  // it died before prctl
-    dup2(in, STDIN_FILENO);               // the copies are not closed on exec, the originals are
-    dup2(out, STDOUT_FILENO);
-    execl("/bin/sh", "sh", "-c", line, (char*)NULL);
-    _exit(127);
+static program program_of(const command* c) {
+    return (program){"--reward-cmd", c->line, "one number for each line that it reads",
+                     "use fewer --reward-workers"};
 }
 
-// Both ends are above 2, also where this program was started without standard input or output.
-static void pipe_open(int ends[2]) {
-    int low[2], failed = pipe2(low, O_CLOEXEC);
-    for (int i = 0; i < 2 && !failed; i++) {
-        ends[i] = fcntl(low[i], F_DUPFD_CLOEXEC, 3);
-        failed = ends[i] < 0;
-    }
-    if (failed)
-        fatal("--reward-cmd: no pipe can be made: %s; use fewer --reward-workers", strerror(errno));
-    close(low[0]);
-    close(low[1]);
+// The processes of all workers, to be freed.
+static process** processes_of(command* c) {
+    process** list = xalloc((size_t)c->config.workers, sizeof *list, "reward workers");
+    for (int i = 0; i < c->config.workers; i++) list[i] = &c->worker[i].process;
+    return list;
 }
 
-static void worker_start(worker* w, const char* line) {
-    int in[2], out[2];
-    pid_t parent = getpid();
-    pipe_open(in);
-    pipe_open(out);
-    pid_t pid = fork();
-    if (pid < 0)
-        fatal("--reward-cmd: no process can be made: %s; use fewer --reward-workers",
-              strerror(errno));
-    if (pid == 0) child_run(line, in[0], out[1], parent);
-    setpgid(pid, pid);  // whichever of the two comes first
-    close(in[0]);
-    close(out[1]);
-    fcntl(in[1], F_SETFL, O_NONBLOCK);
-    fcntl(out[0], F_SETFL, O_NONBLOCK);
-    w->pid = pid;
-    w->in = in[1];
-    w->out = out[0];
+static void worker_start(worker* w, const program* of) {
+    process_start(&w->process, of);
     w->length = 0;
-}
-
-static void close_once(int* fd) {
-    if (*fd >= 0) close(*fd);
-    *fd = -1;
-}
-
-// Kills a worker with what it started, and forgets it; returns the status of waitpid.
-static int worker_stop(worker* w) {
-    int status = 0;
-    if (!w->pid) return 0;
-    if (kill(-w->pid, SIGKILL)) kill(w->pid, SIGKILL);
-    while (waitpid(w->pid, &status, 0) < 0 && errno == EINTR)
-        ;
-    close_once(&w->in);
-    close_once(&w->out);
-    w->pid = 0;
-    return status;
-}
-
-// Whether the process has ended. It stays a zombie, so that its number is not given to another.
-static int worker_ended(const worker* w) {
-    siginfo_t info = {0};
-    return waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT) || info.si_pid == w->pid;
-}
-
-static void sleep_ms(long ms) { nanosleep(&(struct timespec){0, ms * 1000000}, NULL); }
-
-static void refuse_start(const command* c, int status) __attribute__((noreturn));
-static void refuse_start(const command* c, int status) {
-    const char* line = shown(c->line, strlen(c->line));
-    int code = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
-    if (code == 126 || code == 127)
-        fatal("--reward-cmd '%s' cannot be started (status %d); run it by hand to see why", line,
-              code);
-    fatal(
-        "--reward-cmd '%s' ended (%s %d) before it was given a line; it must read lines until "
-        "its input ends",
-        line, WIFEXITED(status) ? "status" : "signal", WIFEXITED(status) ? code : WTERMSIG(status));
-}
-
-static void refuse_greeting(const command* c) __attribute__((noreturn));
-static void refuse_greeting(const command* c) {
-    fatal(
-        "--reward-cmd '%s' wrote before it was given a line; it must write nothing but one number "
-        "for each line that it reads",
-        shown(c->line, strlen(c->line)));
-}
-
-// Whether the worker's output can be read: it wrote, or it closed it.
-static int worker_readable(const worker* w) {
-    return poll(&(struct pollfd){w->out, POLLIN, 0}, 1, 0) == 1;
-}
-
-// Watches the workers for COMMAND_START_SECONDS and refuses a program that ends or writes.
-static void watch_start(command* c) {
-    double end = clock_seconds() + COMMAND_START_SECONDS;
-    for (; clock_seconds() < end; sleep_ms(5)) {
-        for (int i = 0; i < c->config.workers; i++) {
-            worker* w = &c->worker[i];
-            char byte;
-            if (!worker_ended(w) && !worker_readable(w)) continue;
-            sleep_ms(20);  // its output closes a little before it ends
-            int ended = worker_ended(w), wrote = !ended && read(w->out, &byte, 1) == 1;
-            if (!ended && !wrote) continue;
-            int status = worker_stop(w);
-            for (int k = 0; k < c->config.workers; k++) worker_stop(&c->worker[k]);
-            if (ended) refuse_start(c, status);
-            refuse_greeting(c);
-        }
-    }
 }
 
 command* command_open(const command_config* config) {
@@ -175,22 +63,19 @@ command* command_open(const command_config* config) {
     c->config = *config;
     c->line = xprintf("%s", config->line);
     c->worker = xalloc((size_t)config->workers, sizeof *c->worker, "reward workers");
-    signal(SIGPIPE, SIG_IGN);
-    setenv("PYTHONUNBUFFERED", "1", 0);
-    for (int i = 0; i < config->workers; i++) worker_start(&c->worker[i], c->line);
-    watch_start(c);
+    program of = program_of(c);
+    process** list = processes_of(c);
+    for (int i = 0; i < config->workers; i++) worker_start(&c->worker[i], &of);
+    process_watch_start(list, config->workers, &of);
+    free(list);
     return c;
 }
 
 void command_free(command* c) {
-    for (int i = 0; i < c->config.workers; i++) close_once(&c->worker[i].in);
-    double end = clock_seconds() + COMMAND_START_SECONDS;
-    for (int i = 0; i < c->config.workers; i++) {
-        worker* w = &c->worker[i];
-        while (w->pid && !worker_ended(w) && clock_seconds() < end) sleep_ms(1);
-        worker_stop(w);
-        free(w->text);
-    }
+    process** list = processes_of(c);
+    process_end(list, c->config.workers);
+    for (int i = 0; i < c->config.workers; i++) free(c->worker[i].text);
+    free(list);
     free(c->worker);
     free(c->line);
     free(c);
@@ -203,24 +88,6 @@ static char* put_text(char* to, const char* text) {
     return (char*)memcpy(to, text, strlen(text)) + strlen(text);
 }
 
-// A JSON string, or null; at most 6 bytes for each of the text, and 2 more.
-static char* put_json(char* to, const char* text) {
-    if (!text) return put_text(to, "null");
-    *to++ = '"';
-    while (*text) {
-        int length = utf8_length(text);
-        if (!length || (unsigned char)*text < ' ' || *text == 127) {
-            to += sprintf(to, "\\u%04x", length ? (unsigned char)*text : 0xfffd);
-            text++;
-            continue;
-        }
-        if (*text == '"' || *text == '\\') *to++ = '\\';
-        while (length--) *to++ = *text++;
-    }
-    *to++ = '"';
-    return to;
-}
-
 static size_t json_room(const graded* item) {
     const problem* p = item->problem;
     size_t bytes = strlen(p->prompt) + strlen(item->response) + (p->answer ? strlen(p->answer) : 0);
@@ -228,9 +95,9 @@ static size_t json_room(const graded* item) {
 }
 
 static char* put_line(char* to, const graded* item) {
-    to = put_json(put_text(to, "{\"prompt\": "), item->problem->prompt);
-    to = put_json(put_text(to, ", \"response\": "), item->response);
-    to = put_json(put_text(to, ", \"answer\": "), item->problem->answer);
+    to = json_put_text(put_text(to, "{\"prompt\": "), item->problem->prompt);
+    to = json_put_text(put_text(to, ", \"response\": "), item->response);
+    to = json_put_text(put_text(to, ", \"answer\": "), item->problem->answer);
     return put_text(to, "}\n");
 }
 
@@ -251,7 +118,7 @@ static void worker_ask(worker* w, const graded* items, int n, int first, int wor
 
 // Writes what the pipe has room for. A worker that no longer reads may still write its numbers.
 static void worker_write(worker* w) {
-    ssize_t n = write(w->in, w->text + w->sent, w->bytes - w->sent);
+    ssize_t n = write(w->process.in, w->text + w->sent, w->bytes - w->sent);
     if (n >= 0) w->sent += (size_t)n;
     if (n < 0 && errno != EAGAIN && errno != EINTR) w->sent = w->bytes;
 }
@@ -287,7 +154,7 @@ static void worker_line(worker* w, double* score, int workers, reward_counts* co
 // Reads what is there. The first bytes of a line that is too long are kept, the others dropped.
 static void worker_read(worker* w, double* score, int workers, reward_counts* counts) {
     char bytes[4096];
-    ssize_t n = read(w->out, bytes, sizeof bytes);
+    ssize_t n = read(w->process.out, bytes, sizeof bytes);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) w->state = CRASHED;
     for (ssize_t i = 0; i < n; i++) {
         if (bytes[i] == '\n')
@@ -301,14 +168,14 @@ static void worker_read(worker* w, double* score, int workers, reward_counts* co
 static int worker_busy(const worker* w) { return w->state == RUNNING && w->answered < w->asked; }
 
 // Before a batch nothing may wait to be read, and the process must be there.
-static void worker_refresh(worker* w, const char* line, reward_counts* counts) {
+static void worker_refresh(worker* w, const program* of, reward_counts* counts) {
     char byte;
-    if (w->pid && read(w->out, &byte, 1) == 1) {
+    if (w->process.pid && read(w->process.out, &byte, 1) == 1) {
         counts->extra++;
-        worker_stop(w);
+        process_stop(&w->process);
     }
-    if (w->pid && worker_ended(w)) worker_stop(w);
-    if (!w->pid) worker_start(w, line);
+    if (w->process.pid && process_ended(&w->process)) process_stop(&w->process);
+    if (!w->process.pid) worker_start(w, of);
 }
 
 // After a batch: counts what is missing, and stops a worker that cannot go on.
@@ -324,7 +191,7 @@ static void worker_judge(worker* w, double* score, int workers, reward_counts* c
     }
     if (w->state == CRASHED) counts->crashed += missing;
     if (w->state == TIMED_OUT) counts->timed_out += missing;
-    if (w->extra || w->state != RUNNING) worker_stop(w);
+    if (w->extra || w->state != RUNNING) process_stop(&w->process);
 }
 
 // Serves all workers once; returns how many are busy.
@@ -335,8 +202,9 @@ static int serve(command* c, double* score, double seconds, reward_counts* count
         worker* w = &c->worker[i];
         int on = worker_busy(w);
         busy += on;
-        polled[2 * i] = (struct pollfd){on ? w->out : -1, POLLIN, 0};
-        polled[2 * i + 1] = (struct pollfd){on && w->sent < w->bytes ? w->in : -1, POLLOUT, 0};
+        polled[2 * i] = (struct pollfd){on ? w->process.out : -1, POLLIN, 0};
+        polled[2 * i + 1] =
+            (struct pollfd){on && w->sent < w->bytes ? w->process.in : -1, POLLOUT, 0};
     }
     double ms = ceil(seconds * 1000);
     if (busy) poll(polled, 2 * (nfds_t)workers, ms < POLL_MS ? (int)ms : POLL_MS);
@@ -345,8 +213,8 @@ static int serve(command* c, double* score, double seconds, reward_counts* count
         if (polled[2 * i + 1].revents) worker_write(w);
         if (polled[2 * i].revents)
             worker_read(w, score, workers, counts);
-        else if (worker_busy(w) && worker_ended(w))
-            kill(-w->pid, SIGKILL);  // what it started may hold its output open
+        else if (worker_busy(w) && process_ended(&w->process))
+            kill(-w->process.pid, SIGKILL);  // what it started may hold its output open
     }
     free(polled);
     return busy;
@@ -372,11 +240,12 @@ char* reward_counts_text(const reward_counts* c) {
 reward_counts command_grade(command* c, const graded* items, int n, double* score) {
     reward_counts counts = {0};
     int workers = c->config.workers;
+    program of = program_of(c);
     double end = clock_seconds() + c->config.timeout;
     for (int i = 0; i < n; i++) score[i] = NAN;
     for (int i = 0; i < workers; i++) {
         worker* w = &c->worker[i];
-        worker_refresh(w, c->line, &counts);
+        worker_refresh(w, &of, &counts);
         worker_ask(w, items, n, i, workers);
     }
     for (;;) {

@@ -13,9 +13,8 @@
 // worker and one that crashed or timed out are killed with their process group, and started anew at
 // the next batch.
 //
-// Nothing here waits longer than the time of a batch, whatever the program does. Workers get no
-// signals from the terminal, die with this program (on Linux), have the same standard error, and
-// see PYTHONUNBUFFERED=1, so that Python writes each line at once.
+// Nothing here waits longer than the time of a batch, whatever the program does. What a worker gets
+// of this program's surroundings: base/process.h.
 #ifndef LLMC_COMMAND_H
 #define LLMC_COMMAND_H
 
@@ -48,11 +47,9 @@ typedef struct command_config {
 
 typedef struct command command;
 
-// Starts the workers. Fatal if one of them ends within COMMAND_START_SECONDS, as it does if the
-// program does not exist, or writes before it is asked. Ignores SIGPIPE from here on. On Linux the
-// workers die with the thread that started them, so call this and command_grade from one that lives
-// as long as they are needed.
-#define COMMAND_START_SECONDS 0.25
+// Starts the workers. Fatal for what process_watch_start refuses. On Linux the workers die with the
+// thread that started them, so call this and command_grade from one that lives as long as they are
+// needed.
 #define COMMAND_NUMBER_MOST 1e30  // a weighted sum of such numbers is finite as a float
 command* command_open(const command_config* config);
 // Writes the numbers of n responses to score, (n); NaN where there is none.
