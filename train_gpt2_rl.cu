@@ -44,18 +44,31 @@ static void draw_prompts(run* r, rollout* d, int count, int round) {
     }
 }
 
+// Completions of d's prompts, by the sampler or by the user's (--sampler-cmd).
+static sampler_stats complete(run* r, rollout* d, const sampling* how) {
+    external* e = r->external;
+    if (e)
+        external_begin(e, d, how->seed, how->step);
+    else
+        sampler_begin(r->sampler, d, how);
+    for (int left; (left = e ? external_step(e) : sampler_step(r->sampler)) > 0;)
+        report_progress(r, "rollout", 1 - (double)left / d->sequences, &r->sampling);
+    return e ? (sampler_stats){.tokens = (int64_t)d->start[d->sequences]} : sampler_end(r->sampler);
+}
+
 // A group of completions for each prompt, by the sampler with its own copy of the weights, which
 // may be an older one (--lag, --sync-every).
 static void sample(run* r, step_report* found) {
     rollout* d = r->data;
     sampling how = settings_sampling(r->settings, STREAM_SAMPLE, (uint32_t)r->state.step);
+    const float* weights = stale_take(r->stale, r->trainer->parameters, r->state.step);
     double start = clock_seconds();
     draw_prompts(r, d, r->settings->prompts, 0);
-    sampler_sync(r->sampler, stale_take(r->stale, r->trainer->parameters, r->state.step));
-    sampler_begin(r->sampler, d, &how);
-    for (int left; (left = sampler_step(r->sampler)) > 0;)
-        report_progress(r, "rollout", 1 - (double)left / d->sequences, &r->sampling);
-    found->sampled = sampler_end(r->sampler);
+    if (r->external)
+        run_sync_external(r, weights);
+    else
+        sampler_sync(r->sampler, weights);
+    found->sampled = complete(r, d, &how);
     stale_push(r->stale, r->trainer->parameters, r->state.step);
     found->sampling_seconds = clock_seconds() - start;
     r->sampling.seconds += found->sampling_seconds;
@@ -74,7 +87,7 @@ static void draw_again(run* r, step_report* found) {
         sampling how = settings_sampling(r->settings, STREAM_SAMPLE, (uint32_t)r->state.step);
         how.seed = settings_round_seed(r->settings, round);
         draw_prompts(r, again, count, round);
-        sampler_stats more = sampler_run(r->sampler, again, &how);
+        sampler_stats more = complete(r, again, &how);
         rollout_judge(again, &r->source);
         rollout_replace(d, again, group);
         sampler_stats_add(&found->sampled, &more);

@@ -1805,7 +1805,9 @@ static void test_help(void) {
                                          "tokenizer", "chat", "system", "data", "data-held-out",
                                          "data-keys", "data-skip-long", "reward", "reward-cmd",
                                          "passes", "reward-workers", "reward-timeout",
-                                         "reward-missing", "prompt"};
+                                         "reward-missing", "prompt",
+                                         // of dev/hf/test_sampler.py and tests/test_external.c
+                                         "sampler-cmd", "sampler-timeout"};
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);

@@ -12,7 +12,8 @@
 //             zero_std_groups (fraction of groups), with --overlong-buffer overlong_penalty (mean
 //             that it adds to a reward, which `reward` leaves out), with --resample resampled
 //             (groups drawn again) and first_reward (the mean before; what is drawn anew is not
-//             in reward_NAME either), entropy (nats a token), tokens,
+//             in reward_NAME either), entropy (nats a token; with --sampler-cmd the mean of
+//             -log mu, which estimates it), tokens, unless --sampler-cmd is given
 //             prefill_tokens, with --kv-memory preemptions (of sequences that had to wait for
 //             pages), occupancy (mean share of busy slots), tokens_per_s, of several ranks sent
 //             (bytes that rank 0 sent until all had the rollout and its rewards)

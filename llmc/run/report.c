@@ -215,6 +215,18 @@ static void report_shards(const run* r) {
             (long long)tokens);
 }
 
+static void report_sampler(const run* r) {
+    const settings* s = r->settings;
+    if (!*s->sampler_cmd) return;
+    char* line = shown(s->sampler_cmd, strlen(s->sampler_cmd));
+    log_print(r->log, "sampler     %s, %g s a step at most", line, s->sampler_timeout);
+    log_print(r->log,
+              "            of rollouts only: evaluations%s are by this program's sampler, whose "
+              "formats are those below",
+              s->sanity_samples ? " and the choice of prompts" : "");
+    free(line);
+}
+
 void report_plan(const run* r) {
     const settings* s = r->settings;
     report_device(r);
@@ -228,6 +240,7 @@ void report_plan(const run* r) {
         log_print(r->log,
                   "            groups of equal rewards are drawn again, in up to %d rounds a step",
                   s->resample);
+    report_sampler(r);
     if (s->sync_every > 1)
         log_print(r->log, "staleness   the sampler takes over the weights every %d steps",
                   s->sync_every);
@@ -422,6 +435,12 @@ static double overlong_penalty(const run* r) {
     return sum / d->sequences;
 }
 
+static void log_slots(const run* r, const sampler_stats* s) {
+    log_number(r->log, "prefill_tokens", (double)s->prefill_tokens);
+    if (r->settings->kv_memory > 0) log_number(r->log, "preemptions", (double)s->preemptions);
+    log_number(r->log, "occupancy", s->occupancy);
+}
+
 void report_rollout(const run* r, const step_report* s) {
     log_begin(r->log, "rollout", r->state.step);
     log_number(r->log, "reward", s->reward.reward);
@@ -437,10 +456,7 @@ void report_rollout(const run* r, const step_report* s) {
     }
     log_number(r->log, "entropy", s->reward.entropy);
     log_number(r->log, "tokens", (double)s->sampled.tokens);
-    log_number(r->log, "prefill_tokens", (double)s->sampled.prefill_tokens);
-    if (r->settings->kv_memory > 0)
-        log_number(r->log, "preemptions", (double)s->sampled.preemptions);
-    log_number(r->log, "occupancy", s->sampled.occupancy);
+    if (!r->external) log_slots(r, &s->sampled);
     log_number(r->log, "tokens_per_s", (double)s->sampled.tokens / s->sampling_seconds);
     log_sent(r, s->sent);
     log_end(r->log);

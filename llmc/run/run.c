@@ -181,6 +181,7 @@ static void check_number(const run* r) {
             "other --shards, a power of two",
             s->shards, size);
     if (*s->prompt) fatal("--prompt is for one process; start it without a launcher");
+    if (*s->sampler_cmd) fatal("--sampler-cmd is for one process; start it without a launcher");
 }
 
 static void check_ranks(const run* r) {
@@ -309,6 +310,18 @@ static void create_samplers(run* r) {
     sampler_record_candidates(r->sampler, count);
     rollout_add_candidates(r->data, count);
     if (r->again) rollout_add_candidates(r->again, count);
+}
+
+static void open_external(run* r) {
+    const settings* s = r->settings;
+    external_config c = {.line = s->sampler_cmd,
+                         .timeout = s->sampler_timeout,
+                         .folder = run_path(r, "sampler"),
+                         .temperature = s->temperature,
+                         .top_p = s->top_p,
+                         .top_k = s->top_k,
+                         .ends = r->tokenizer.ends};
+    if (*s->sampler_cmd) r->external = external_open(&c, &r->model);
 }
 
 static void split_rollouts(run* r) {
@@ -476,6 +489,7 @@ static void continue_from_checkpoint(run* r) {
 void run_create(run* r) {
     create_rollouts(r);
     create_samplers(r);
+    open_external(r);
     split_rollouts(r);
     create_trainer(r);
     share_weights(r);
@@ -566,7 +580,14 @@ double run_seconds_left(const run* r) {
     return each * (r->settings->steps - r->state.step);
 }
 
+void run_sync_external(run* r, const float* parameters) {
+    float* host = room_for_parameters(r, &r->host);
+    r->device->download(r->device, host, parameters, r->parameters * sizeof *host);
+    external_sync(r->external, host, r->state.step);
+}
+
 void run_close(run* r) {
+    if (r->external) external_free(r->external);
     source_close(&r->source);
     log_close(r->log);
     ranks_close(r->ranks);

@@ -6,6 +6,7 @@
 
 #include "../device/backend.h"
 #include "../rl/correction.h"
+#include "../rl/external.h"
 #include "../rl/objective.h"
 #include "../rl/ranks.h"
 #include "../rl/rollout.h"
@@ -39,6 +40,7 @@ typedef struct run {
     float *host, *base;  // all parameters in host memory, or NULL: scratch; the model before RL
     sampler* sampler;
     struct sampler* evaluator;  // the sampler, or with --eval-dtype one of its own
+    struct external* external;  // samples in the sampler's place, with --sampler-cmd; or NULL
     struct trainer* trainer;
     struct trainer* warmup;    // the warm-up's own, in that phase only
     struct stale* stale;       // older weights, for --sync-every and --lag
@@ -69,6 +71,8 @@ void run_start_rl(run* r);
 // Between two steps: saves where that is due, and ends the program if a signal asked for it. After
 // the last RL step the phase becomes DONE.
 void run_pause(run* r);
+// Hands the external sampler the weights (device) that this step samples with.
+void run_sync_external(run* r, const float* parameters);
 void run_close(run* r);
 
 int run_is_first(const run* r);         // whether this rank says and writes what the run finds

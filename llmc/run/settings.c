@@ -721,6 +721,23 @@ static void check_parts(void) {
                   "to --objective sft, which has no ratio");
 }
 
+// What a program of the user's own cannot be asked for.
+static void check_sampler(void) {
+    const settings* s = &given;
+    int cmd = *s->sampler_cmd != 0;
+    refuse_unread(!cmd && s->sampler_timeout != DEFAULTS.sampler_timeout, "--sampler-timeout",
+                  "without --sampler-cmd");
+    refuse_unread(cmd && *s->prompt, "--sampler-cmd", "to --prompt, which this program answers");
+    if (cmd && !*s->out) fatal("--sampler-cmd needs --out, where it is handed the weights");
+    if (cmd && settings_filters(s) && !s->trainer_support)
+        fatal(
+            "--sampler-cmd does not tell which tokens --top-k and --top-p left; give "
+            "--trainer-support full, or leave them out");
+    if (cmd && s->top_candidates)
+        fatal("--sampler-cmd tells no candidates, which --objective %s compares; choose another",
+              OBJECTIVE_NAMES[s->objective]);
+}
+
 static void check_loss_scale(void) {
     int x = given.loss_scale;
     if (x & (x - 1)) fatal("--loss-scale %d is no power of two; use 1, 2, 4, 8 and so on", x);
@@ -817,6 +834,7 @@ void settings_resolve(source* from, const tokenizer* t, model* m, objective* o, 
     check_meaning(m);
     *o = resolve_objective();
     *c = resolve_correction();
+    check_sampler();
 }
 
 // ------------------------------------------------------------------------------------------------
