@@ -468,11 +468,11 @@ static void watch_head(backend* b, float* logp, float* entropy, tensor x, const 
 }
 
 static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                                const int* target, const float* coef, const float* spread, int n,
+                                const int* target, const float* coef, const float* bonus, int n,
                                 const prepared* w, const format* logits, float inverse_temperature,
                                 const uint32_t* nucleus) {
     expect(plain(dx) && logits == watched_precision.logits, "the gradient of logits");
-    watched->head_backward(b, dx, dw, x, row, target, coef, spread, n, w, logits,
+    watched->head_backward(b, dx, dw, x, row, target, coef, bonus, n, w, logits,
                            inverse_temperature, nucleus);
 }
 

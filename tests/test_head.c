@@ -31,8 +31,8 @@ typedef struct head_inputs {
     shape s;
     formats f;
     int *row, *target, *asked;
-    uint32_t* nucleus;          // or NULL
-    tensor x, w, coef, spread;  // spread: 0 in some rows
+    uint32_t* nucleus;         // or NULL
+    tensor x, w, coef, bonus;  // bonus: 0 in some rows
 } head_inputs;
 
 enum { LOGP, ENTROPY, LOGP_PLAIN, ASKED_LOGP, DX, DW, RESULTS };
@@ -59,7 +59,7 @@ static void run_head(backend* b, const void* inputs, const tensor* r, int first,
                     nucleus, &asked);
     b->head_forward(b, again + first, NULL, c->x, row, target, n, w, c->f.logits, t, nucleus, NULL);
     b->head_backward(b, r[DX], r[DW].data, c->x, row, target, (float*)c->coef.data + first,
-                     c->f.logits->scaled ? NULL : (float*)c->spread.data + first, n, w, c->f.logits,
+                     c->f.logits->scaled ? NULL : (float*)c->bonus.data + first, n, w, c->f.logits,
                      t, nucleus);
     b->weight_release(b, w);
 }
@@ -86,7 +86,7 @@ static head_inputs inputs_new(shape s, formats f) {
                      vector_random(s.n),
                      vector_random(s.n)};
     for (int i = 0; i < s.n; i++) {
-        if (i % 3 == 1) row_at(c.spread, 0)[i] = 0;
+        if (i % 3 == 1) row_at(c.bonus, 0)[i] = 0;
         c.row[i] = s.n + 2 - i;  // some rows unasked, the others in another order
         if (i % 5 == 4) c.row[i] = c.row[random_below(i)];  // some for several targets
         c.target[i] = random_below(s.vocabulary);
@@ -242,8 +242,7 @@ static void check_infinite_logit(void) {
     }
 }
 
-// Against float64, and finite differences: the loss is sum coef (-log p), and in the second less
-// sum spread entropy.
+// Against float64, and finite differences: the loss is sum coef (-log p) less sum bonus entropy.
 static void check_known(backend* b, const char* op, int with_nucleus) {
     int mark = array_count, *row = ints_new(6);
     for (int i = 0; i < 6; i++) row[i] = i;
@@ -254,7 +253,8 @@ static void check_known(backend* b, const char* op, int with_nucleus) {
                      .asked = ints_new(6 * ASKED),
                      .x = fixture_matrix(op, "x", 6, 3),
                      .w = fixture_matrix(op, "w", 70, 0),
-                     .coef = fixture_matrix(op, "coef", 1, 0)};
+                     .coef = fixture_matrix(op, "coef", 1, 0),
+                     .bonus = fixture_matrix(op, "bonus", 1, 0)};
     for (int i = 0; i < 6 * ASKED; i++) c.asked[i] = c.target[i / ASKED];
     if (with_nucleus) c.nucleus = (uint32_t*)fixture_ints(op, "keep");
     op_case o = head_case(&c);
@@ -278,13 +278,13 @@ static void check_differences(backend* b, int kept) {
     fill_grid(c.x);
     fill_grid(c.w);
     fill_grid(c.coef);
-    fill_grid(c.spread);
+    fill_grid(c.bonus);
     op_case o = head_case(&c);
     const tensor* r = o.results;
     set_zero(r[DX]);
     set_zero(r[DW]);
     run_head(b, &c, r, 0, 5);
-    tensor minus = matrix_copy(c.coef), less = matrix_copy(c.spread), dx = matrix_copy(r[DX]),
+    tensor minus = matrix_copy(c.coef), less = matrix_copy(c.bonus), dx = matrix_copy(r[DX]),
            dw = matrix_copy(r[DW]);
     for (int i = 0; i < 5; i++) row_at(minus, 0)[i] *= -1, row_at(less, 0)[i] *= -1;
     slope_case s = {b, &o, r, {LOGP, ENTROPY}, {minus, less}};

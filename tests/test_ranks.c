@@ -276,16 +276,18 @@ static const char* const RUNS[] = {
     "--shuffle",
     "--objective dppo-topk-kl --top-candidates 5 --correct seq-tis --train-dtype bf16 "
     "--master-weights 0 --rollout-dtype bf16",
-    "--resample 3 --top-p 0.9 --top-k 12 --overlong-filter --overlong-buffer 5 --lag 1",
+    "--resample 3 --top-p 0.9 --top-k 12 --overlong-filter --overlong-buffer 5 --lag 1 "
+    "--entropy-coef 0.1",
     "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3 "
     "--eval-dtype bf16 --checkpoint-best",
 };
 
-// The tokens of the steps' 64 sequences. Each of them is measured before the updates, and once in
-// each of the two passes over them.
+// The tokens of the 64 responses of each step (`tokens` has those that were drawn again, too). Each
+// of them is measured before the updates, and once in each of the two passes over them.
 static double count_measured(const run_lines* log) {
     double tokens = 0;
-    for (int i = 0; i < 3; i++) tokens += 64 * value_of(nth(log, "rollout", i), "response_length");
+    for (int i = 0; i < 3; i++)
+        tokens += round(64 * value_of(nth(log, "rollout", i), "response_length"));
     return 3 * tokens;
 }
 

@@ -1117,6 +1117,10 @@ static void test_refusals(void) {
         {"--objective sft --overlong-buffer 3", "reads no reward"},
         {"--objective sft --resample 3", "reads no reward"},
         {"--device cuda --train-kv-dtype fp16", "--train-kv-dtype fp16"},
+        {"--device cuda --entropy-coef 0.1",
+         "--entropy-coef: the GPU has no gradient of entropies"},
+        {"--logits-dtype fp8_e4m3 --entropy-coef 0.1",
+         "--entropy-coef cannot hold with --logits-dtype fp8_e4m3"},
         {"--device cuda --eval-dtype fp8_e5m2", "--eval-dtype fp8_e5m2"},
         {"--batch-invariant --products cublaslt", "leave one out"},
         {"--family qwen", "--family"},
@@ -1204,6 +1208,7 @@ static void test_refusals(void) {
         {"--kl-coef -1", "--kl-coef"},
         {"--kl-estimator k4", "--kl-estimator"},
         {"--kl-estimator k3", "--kl-coef"},
+        {"--entropy-coef -1", "--entropy-coef"},
         {"--anchor both", "--anchor"},
         {"--advantage none", "--advantage"},
         {"--aggregate mean", "--aggregate"},
@@ -1304,7 +1309,8 @@ static void test_refused_resume(void) {
                                         "--train-dtype bf16", "--task chain",
                                         "--prompts 4",        "--eval-every 1",
                                         "--warmup-steps 61",  "--kl-coef 0.1",
-                                        "--shards 2",         "--objective spo --epsilon 0.1"};
+                                        "--shards 2",         "--objective spo --epsilon 0.1",
+                                        "--entropy-coef 0.1"};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
         char flag[32];
         snprintf(flag, sizeof flag, "%.*s", (int)strcspn(flags[i], " "), flags[i]);
@@ -1669,6 +1675,10 @@ static const struct {
     {"", "--kl-coef 0.3", MODEL},
     {"--kl-coef 0.3", "--kl-estimator k1", MODEL},
     {"--kl-coef 0.3", "--kl-estimator k3", MODEL},
+    {"", "--entropy-coef 0.1", MODEL},
+    {"", "--entropy-coef 0", SAME},
+    {"--entropy-coef 0.1 --shards 2", "--micro-tokens 3", SAME},
+    {"--entropy-coef 0.1 --shards 2", "--device plain", SAME},
     {"", "--anchor recompute", SAME},  // the trainer's arithmetic is the sampler's
     {"--rollout-dtype fp8_e4m3", "--anchor recompute", MODEL},
     {"", "--correct tis", LOG},  // equal policies weigh 1; the log has a line more

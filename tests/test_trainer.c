@@ -185,6 +185,7 @@ static void test_bits(void) {
     objective o = objective_defaults(OBJECTIVE_DRPO);
     for (int k = 0; k < 2; k++) {
         rollout* d = random_batch(device[0], 2 * k);
+        o.entropy_coef = 0.1 * k;
         for (int i = 0; i < DTYPES; i += quick ? 3 : 1) {
             precision p = precision_of(DTYPE[i], k ? &FORMAT_BF16 : &FORMAT_FP32);
             trace e = run_updates(device[0], p, 120, d, &o);
@@ -280,9 +281,10 @@ static void test_idle_groups(void) {
     backend* b = cpu_open(1, "auto");
     rollout* d = random_batch(b, 0);
     optimizer_config config = adamw(&FORMAT_FP32);
-    for (int needed = 0; needed < 2; needed++) {
+    for (int needed = 0; needed < 3; needed++) {
         objective o = objective_defaults(OBJECTIVE_DRPO);
-        o.kl_coef = needed;
+        o.kl_coef = needed == 1;
+        o.entropy_coef = needed == 2;
         snapshot end[2];
         trainer_update_result u[2];
         for (int i = 0; i < 2; i++) {
@@ -588,6 +590,7 @@ static void test_shards_bits(void) {
     regroup(d, 2);
     for (int shards = 2; shards <= 4; shards *= 2)
         for (int i = 0; i < DTYPES; i += quick ? 3 : 1) {
+            o.entropy_coef = shards == 4 ? 0.1 : 0;
             precision p = precision_of(DTYPE[i], &FORMAT_FP32);
             trace e = run_updates_in(device[0], p, (manner){120, shards, RECOMPUTE_NOTHING}, d, &o);
             for (int j = 0; j < 5 + devices; j++) {

@@ -70,6 +70,7 @@ static objective chosen_objective(void) {
     if (!isnan(ratio_cap)) o.ratio_cap = ratio_cap;
     o.kl = (kl_kind)kl;
     o.kl_coef = kl_coef;
+    o.entropy_coef = entropy_coef;
     for (option* f = flags; f->name; f++)
         if (f->given && !objective_reads(o.kind, f->name))
             fatal("--%s does nothing with --objective %s", f->name, OBJECTIVE_NAMES[kind]);

@@ -221,6 +221,7 @@ VARIANTS = {
     "scale_rewards none": ({"scale_rewards": "none"}, {"advantage": "mean"}),
     "temperature 0.7": ({"temperature": 0.7}, {"temperature": 0.7}),
     "weight_decay 0.1": ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
+    "entropy_coef 0.1": ({"entropy_coef": 0.1}, {"entropy_coef": 0.1}),
     "beta 0.1": ({"beta": 0.1}, {"kl_coef": 0.1, "kl_estimator": "k2"}),
     "beta 0.1, use_bias_correction_kl False": (
         {"beta": 0.1, "use_bias_correction_kl": False}, {"kl_coef": 0.1, "kl_estimator": "k3"}),

@@ -3,7 +3,7 @@
 Runs with a coarse sampler keep log mu and log pi of every token (--log-tokens); verl's own functions
 make losses, weights and metrics of them, and the log must have the same.
 
-    python3 dev/hf/test_verl.py [TEST...]      (needs torch)
+    python3 dev/hf/test_verl.py [TEST...]      (needs torch and transformers)
 
 verl's file is read from its wheel, which pip downloads without what it needs:
     pip download --no-deps -d build/wheels verl==0.9.1
@@ -19,9 +19,12 @@ import unittest
 import zipfile
 
 import torch
+import transformers
 
+transformers.utils.logging.disable_progress_bar()
 PROGRAM = os.path.abspath(os.environ.get("TRAIN_GPT2_RL", "train_gpt2_rl"))
 WHEELS = os.environ.get("WHEELS", "build/wheels")
+ALPHABET = "\n0123456789+-=:*/(),;<> "  # the tokens of a task
 AGGREGATES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm", "seq-mean-token-sum",
               "token-sum"]
 # 1 bit of mantissa in the sampler: ratios from 0.1 to 10.
@@ -31,7 +34,8 @@ FLAGS = ("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --m
 
 
 def verl():
-    """verl's modules for corrections and for losses, whose imports are met by what they use of them."""
+    """verl's modules for corrections and for losses, whose imports are met by what they use of them:
+    a batch is a dict of padded tensors here, and a metric its value."""
     def module(name, **names):
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(names)
@@ -42,21 +46,46 @@ def verl():
     module("verl.trainer.config.algorithm", RolloutCorrectionConfig=object)
     module("verl.workers.config.actor", PolicyLossConfig=object)
     module("omegaconf", DictConfig=object)
-    sys.modules["verl.trainer.config"].AlgoConfig = object
+    sys.modules["verl.trainer.config"].AlgoConfig = type("AlgoConfig", (), {})
     sys.modules["verl.workers.config"].ActorConfig = object
     vars(sys.modules["verl.utils"]).update(as_torch_index=None, group_mean_std=None)
     module("verl.utils.import_utils", deprecated=lambda _: lambda f: f)
     module("verl.utils.device", get_device_name=lambda: "cpu", get_torch_device=lambda: torch.cpu)
     module("tensordict", TensorDict=object)
+    sys.modules["verl.workers.config"].CriticConfig = object
+    for name in ("verl.trainer.ppo", "verl.utils.tensordict_utils", "verl.utils.dataset",
+                 "verl.workers.utils"):
+        module(name)
+    module("verl.utils.dataset.dataset_utils", DatasetPadMode=object)
+    module("verl.utils.metric", AggregationType=types.SimpleNamespace(SUM="sum", MEAN="mean"),
+           Metric=Metric)
+    module("verl.workers.utils.padding", no_padding_2_padding=lambda x, _: x)
     with zipfile.ZipFile(glob.glob(f"{WHEELS}/verl-*.whl")[0]) as wheel:
         for name, path in (("verl.utils.torch_functional", "verl/utils/torch_functional.py"),
                            ("helper", "verl/trainer/ppo/rollout_corr_helper.py"),
-                           ("core_algos", "verl/trainer/ppo/core_algos.py")):
+                           ("verl.trainer.ppo.core_algos", "verl/trainer/ppo/core_algos.py"),
+                           ("losses", "verl/workers/utils/losses.py")):
             module(name)
             exec(compile(wheel.read(path), path, "exec"), vars(sys.modules[name]))
             if name == "verl.utils.torch_functional":
                 sys.modules["verl.utils"].torch_functional = sys.modules[name]
-    return sys.modules["helper"], sys.modules["core_algos"]
+    return (sys.modules[name] for name in ("helper", "verl.trainer.ppo.core_algos", "losses"))
+
+
+class Metric:
+    from_dict = staticmethod(lambda values, **_: values)
+
+    def __init__(self, value, **_):
+        self.value = value
+
+
+class Data(dict):
+    """A batch of padded tensors."""
+    def select(self, *keys):
+        return Data({k: self[k] for k in keys})
+
+    def to_padded_tensor(self):
+        return self
 
 
 class ActorConfig:
@@ -65,6 +94,9 @@ class ActorConfig:
     clip_ratio_low = clip_ratio_high = None
     clip_ratio_c = 3.0
     global_batch_info = {}
+    loss_scale_factor = None
+    policy_loss = {}
+    use_kl_loss = False
 
     def __init__(self, **given):
         vars(self).update(given)
@@ -83,12 +115,15 @@ def logs(step, key):
     return value, mask
 
 
-def steps(flags, phase):
+def steps(flags, phase, models=None):
     """For each step its line of this phase in the log, with what the line of the rollout has beside,
-    and its samples."""
+    and its samples; with the model of each checkpoint, by its step, into `models`."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([PROGRAM, *FLAGS, *flags.split(), "--out", f"{folder}/run"], check=True,
                        capture_output=True)
+        for at in glob.glob(f"{folder}/run/checkpoints/step-*/model") if models is not None else ():
+            models[int(at.split("-")[-1].split("/")[0])] = (
+                transformers.AutoModelForCausalLM.from_pretrained(at, dtype=torch.float64))
         with open(f"{folder}/run/log.jsonl", encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
         with open(f"{folder}/run/samples.jsonl", encoding="utf-8") as file:
@@ -209,6 +244,32 @@ class Test(unittest.TestCase):
             self.losses(f"--objective dppo-{kind} --delta 0.05 --ratio-cap 2", f"dppo_{kind}",
                         clip_ratio_low=0.05, clip_ratio_high=0.05, clip_ratio_c=2)
 
+    def test_entropy(self):
+        """The loss with --entropy-coef is that of verl's actor: entropies by transformers, of the
+        weights before the second step."""
+        for aggregate in ("token-mean", "seq-mean-token-mean"):
+            models = {}
+            found = steps("--objective grpo --ratio-cap 3 --updates 1 --entropy-coef 0.3 "
+                          "--family llama --temperature 0.8 --checkpoint-every 1 --checkpoint-keep 0 --aggregate "
+                          + aggregate, "update", models)
+            (line, samples), model = found[1], models[1]
+            (mu, mask), (pi, _) = logs(samples, "log_mu"), logs(samples, "log_pi")
+            entropy = torch.zeros_like(mask)
+            for row, s in zip(entropy, samples):
+                prompt = [ALPHABET.index(c) for c in s["prompt"]]
+                logits = model(torch.tensor([prompt + s["token"]])).logits[0].detach() / 0.8
+                of = HELPER.verl_F.entropy_from_logits(logits[len(prompt) - 1:-1])
+                row[:len(of)] = of
+            advantage = torch.tensor([s["advantage"] for s in samples], dtype=torch.float64)
+            data = Data(response_mask=mask, old_log_probs=mu, advantages=advantage[:, None] * mask,
+                        dp_size=1, batch_num_tokens=None, global_batch_size=None)
+            config = ActorConfig(clip_ratio_high=0.28, loss_agg_mode=aggregate, entropy_coeff=0.3,
+                                 global_batch_info={})
+            loss, metrics = LOSSES.ppo_loss(config, {"log_probs": pi, "entropy": entropy}, data)
+            # The entropies are of fp32 arithmetic here, of float64 there.
+            self.assertAlmostEqual(line["loss"], loss.item(), delta=1e-6)
+            self.assertGreater(0.3 * metrics["actor/entropy_loss"].value, 0.01)
+
     def batches(self, flags, updates=1):
         """For each update of each step its line in the log, rewards, the number of each one's
         group, its advantages, log pi, mask, and which responses ended by themselves."""
@@ -297,5 +358,5 @@ class Test(unittest.TestCase):
 if __name__ == "__main__":
     if not glob.glob(f"{WHEELS}/verl-*.whl"):
         sys.exit(f"{WHEELS}/verl-*.whl is missing; the head of this file has the command")
-    HELPER, ALGOS = verl()
+    HELPER, ALGOS, LOSSES = verl()
     unittest.main()

@@ -152,7 +152,7 @@ def head(a):
     every = log_softmax(product(x, w) * a["inverse_temperature"], keep)
     entropy = -(every.exp() * every.masked_fill(~keep, 0)).sum(-1)
     logp = every[torch.arange(len(x)), a["target"]]
-    loss = (a["coef"] * -logp).sum()
+    loss = (a["coef"] * -logp - a["bonus"] * entropy).sum()
     return {"logp": logp, "entropy": entropy, **gradients(loss, {"dx": x, "dw": w})}
 
 
@@ -212,6 +212,8 @@ def head_inputs(n, vocabulary, channels, temperature, share):
     kept = F.pad(kept, (0, -vocabulary % 32)).view(n, -1, 32)
     return {"x": normal(n, channels), "w": normal(vocabulary, channels, scale=0.5),
             "target": target, "coef": normal(n), "keep": (kept << torch.arange(32)).sum(-1),
+            # Drawn apart, so that what is drawn later stays.
+            "bonus": torch.randn(n, generator=torch.Generator().manual_seed(n + vocabulary)),
             "inverse_temperature": torch.tensor([1 / temperature])}
 
 

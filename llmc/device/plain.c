@@ -731,16 +731,16 @@ static void head_forward(backend* b, float* logp, float* entropy, tensor x, cons
 }
 
 // Turns logits l into their gradient for the target y, rounded: dl_j = coef / T (p_j - 1[j = y]) +
-// spread / T p_j (log p_j + H), where log p_j + H is l_j - max less its mean. No gradient of the
-// row is larger than that of y where spread is 0, so fp8 takes its scale from y. Of products only
+// bonus / T p_j (log p_j + H), where log p_j + H is l_j - max less its mean. No gradient of the
+// row is larger than that of y where bonus is 0, so fp8 takes its scale from y. Of products only
 // those in tf32 round it once more.
 static void logit_gradients(float* l, const float* e, distribution d, int v, int y, float scale,
-                            float spread, const format* logits, const format* operand) {
-    float mean = spread != 0 ? mean_of(d, e, l, v) : 0;
+                            float bonus, const format* logits, const format* operand) {
+    float mean = bonus != 0 ? mean_of(d, e, l, v) : 0;
     for (int j = 0; j < v; j++) {
-        float p = e[j] / d.sum, more = e[j] > 0 ? spread * (p * ((l[j] - d.max) - mean)) : 0;
+        float p = e[j] / d.sum, more = e[j] > 0 ? bonus * (p * ((l[j] - d.max) - mean)) : 0;
         l[j] = scale * (p - (j == y ? 1.0f : 0.0f));
-        if (spread != 0) l[j] += more;
+        if (bonus != 0) l[j] += more;
     }
     float unit = format_scale(fabsf(l[y]), logits);
     for (int j = 0; j < v; j++) {
@@ -751,7 +751,7 @@ static void logit_gradients(float* l, const float* e, distribution d, int v, int
 
 // dx += dl W, dW += dl^T x. A row may be asked for several targets.
 static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int* index,
-                          const int* target, const float* coef, const float* spread, int n,
+                          const int* target, const float* coef, const float* bonus, int n,
                           const prepared* w, const format* logits, float inverse_temperature,
                           const uint32_t* nucleus) {
     int v = w->forward.rows, channels = w->forward.cols;
@@ -761,7 +761,7 @@ static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int*
         logits_of(l, x, index[i], w, logits, inverse_temperature);
         distribution d = softmax(e, l, v, nucleus_row(nucleus, i, v));
         logit_gradients(l, e, d, v, target[i], coef[i] * inverse_temperature,
-                        spread ? spread[i] * inverse_temperature : 0, logits, gradient_operand(w));
+                        bonus ? bonus[i] * inverse_temperature : 0, logits, gradient_operand(w));
         for (int k = 0; k < channels; k++) {
             float sum = block_chain(l, 1, row(w->backward, 0) + k, channels, v);
             store(dx, index[i], k, row(dx, index[i])[k] + sum);

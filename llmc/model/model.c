@@ -588,7 +588,7 @@ void model_backward(const model_weights* w, model_acts* a, const packed_batch* b
     b->clear(b, dresidual.data, (size_t)N * C * b->bytes_per(w->precision.gradient));
     b->clear(b, dnorm.data, (size_t)N * C * sizeof(float));
     b->head_backward(b, dnorm, gradient_at(&c, model_head(&w->model), 0), tensor_at(&c, 0, NORMED),
-                     batch->row, batch->target, coef, batch->spread, batch->targets, w->head,
+                     batch->row, batch->target, coef, batch->bonus, batch->targets, w->head,
                      w->precision.logits, inverse_temperature, batch->nucleus);
     norm_backward(&c, dresidual, f->norm, f->norm_bias, 0, dnorm, tensor_at(&c, 0, LAST),
                   place_at(a, 0, LAST_AUX));

@@ -75,7 +75,7 @@ typedef struct packed_batch {
     int *row, *target;  // (targets)
     uint32_t* nucleus;  // (targets, ceil(V / 32)), or NULL: what the head normalises over
     candidates asked;   // other tokens whose log-probabilities forward writes, if count > 0
-    float* spread;  // (targets), or NULL: backward adds the gradient of -spread times the entropy
+    float* bonus;  // (targets), or NULL: backward adds the gradient of -bonus times the entropy
 } packed_batch;
 
 // How much of a layer's activations forward keeps for backward; the rest is computed again, with

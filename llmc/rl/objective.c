@@ -30,7 +30,10 @@
 //   reg tv      - (b / 2) r sign(x)                       + (b / 2) |r - 1|
 //   reference   k2: - beta r y                            + beta sg(r) y^2 / 2
 //               k3: - beta r (1 - e^-y)                   + beta sg(r) (e^-y - 1 + y)
+//   entropy     (head_backward in device/ops.def)         - b H
 //
+// H is the entropy of the distribution over tokens that pi is a part of. It is no function of
+// log pi, so its gradient has no c, and a correction does not multiply it.
 // D = mu log(mu / pi) + (1 - mu) log((1 - mu) / (1 - pi)) is the KL divergence of "this token or
 // another"; g is its total variation. y = clamp(log pi - log ref, +-20). drpo in the form
 // A r w has w = 1 - sign(A) g / delta: 0 at pi = mu + sign(A) delta, negative (corrective) beyond.
@@ -55,8 +58,8 @@
 //   std                   (R - mean) / (std + 1e-6)
 //   rloo                  R - mean of the others
 //   batch-std             (R - mean) / (std of all rewards + 1e-6)
-//   reinforce++           (R - M) / sqrt(V + 1e-8): M and V are mean and variance of R over all
-//   tokens reinforce++-baseline  the same of R - mean for R
+//   reinforce++           (R - M) / sqrt(V + 1e-8), of the mean M and variance V over all tokens
+//   reinforce++-baseline  the same of R - mean for R
 //
 // The weight of a token, in a mini-batch of T tokens in S sequences, n of them in its own; what
 // --overlong-filter leaves out counts in neither:
@@ -73,7 +76,8 @@
 // and their weight r 2510.01555; the punishment of long responses 2503.14476, equation 13.
 // Advantages: std 2402.03300, mean and the token-sum norm 2503.20783, rloo 2402.14740, reinforce++
 // 2501.03262, over tokens as in verl; batch-std is TRL's scale_rewards batch. Aggregation: verl's
-// agg_loss; seq-mean-token-sum is TRL's luspo, rollout-token-mean its dapo.
+// agg_loss; seq-mean-token-sum is TRL's luspo, rollout-token-mean its dapo. The entropy is added as
+// verl's entropy_coeff adds it.
 #include "objective.h"
 
 #include <math.h>  // exact operations alone: sqrt, fabs, INFINITY

@@ -24,9 +24,9 @@ typedef struct trainer_buffers {
     uint32_t* nucleus;  // device (capacity, nucleus_words) masks, made when first needed
     candidates asked;   // device (capacity), likewise
     float* asked_logp;  // host (capacity, asked.count)
-    float*
-        entropy;  // device (2, capacity), likewise: entropies, and the coefficients of their bonus
-    float* host_spread;  // (capacity) the one, then the other
+    float *entropy,
+        *bonus;           // device (capacity), likewise: entropies, the weight of each in the loss
+    float* host_entropy;  // (capacity) the one, then the other
 } trainer_buffers;
 
 trainer_room trainer_room_for(const rollout* d, int group, int tokens) {
@@ -92,7 +92,7 @@ void trainer_free(trainer* t) {
     free(u->host);
     free(u->host_row);
     free(u->asked_logp);
-    free(u->host_spread);
+    free(u->host_entropy);
     free(u);
     free(t);
 }
@@ -279,7 +279,7 @@ static packed_batch forward(trainer* t, const model_weights* w, const rollout* d
     if (own) pack_candidates(t, d, &g);
     model_forward(w, t->acts, &g, inverse_temperature, u->logp, u->entropy);
     t->b->download(t->b, u->host_row, u->logp, g.targets * sizeof(float));
-    if (u->entropy) t->b->download(t->b, u->host_spread, u->entropy, g.targets * sizeof(float));
+    if (u->entropy) t->b->download(t->b, u->host_entropy, u->entropy, g.targets * sizeof(float));
     spread(u, d, out, u->host_row, 1);
     if (own) {
         size_t n = (size_t)g.targets * d->candidates;
@@ -359,11 +359,11 @@ typedef struct update {
     trainer_update_result sum;  // of the shard
 } update;
 
-// The coefficients of the micro-batch, times their weight and the loss scale, into host_row; sums
-// the statistics.
+// The coefficients of the micro-batch, times their weight and the loss scale, into host_row, those
+// of a bonus in the place of the entropies; sums the statistics.
 static void coefficients(trainer* t, const rollout* d, update* x) {
     trainer_buffers* u = t->buffers;
-    float *coef = u->host_row, *spread = u->host_spread;
+    float *coef = u->host_row, *entropy = u->host_entropy;
     for (int p = 0; p < u->parts; p++)
         for (int s = u->part[p].first; s < u->part[p].last; s++) {
             size_t at = d->start[s];
@@ -378,10 +378,10 @@ static void coefficients(trainer* t, const rollout* d, update* x) {
                 coefficient* c = &x->each[i];
                 *coef++ = (float)(c->c * weight * x->loss_scale);
                 if (weight != 0) x->sum.loss += c->loss * weight;
-                if (spread) {
+                if (entropy) {
                     double bonus = x->o->entropy_coef * weight;
-                    x->sum.loss -= bonus * *spread;
-                    *spread++ = (float)(bonus * x->loss_scale);
+                    if (weight != 0) x->sum.loss -= bonus * *entropy;
+                    *entropy++ = (float)(bonus * x->loss_scale);
                 }
                 x->sum.masked += c->masked;
                 if (c->masked) x->sum.masked_mu += num_exp(d->anchor[at + i]);
@@ -401,7 +401,8 @@ static void make_entropy_room(trainer* t) {
     if (u->entropy) return;
     u->entropy = t->b->alloc(t->b, 2 * (size_t)u->capacity * sizeof(float),
                              "entropies (lower --micro-tokens)");
-    u->host_spread = xalloc((size_t)u->capacity, sizeof(float), "entropies");
+    u->bonus = u->entropy + u->capacity;
+    u->host_entropy = xalloc((size_t)u->capacity, sizeof(float), "entropies");
 }
 
 // The micro-batches of a walk, backward only where coefficients differ from 0. A walk of idle
@@ -413,12 +414,9 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
         packed_batch g = forward(t, t->weights, d, inverse_temperature, d->log_pi);
         coefficients(t, d, x);
         x->sum.tokens += g.tokens;
-        int bonus = u->entropy && !all_zero(u->host_spread, g.targets);
-        if (all_zero(u->host_row, g.targets) && !bonus) continue;
-        if (bonus) {
-            g.spread = u->entropy + u->capacity;
-            t->b->upload(t->b, g.spread, u->host_spread, g.targets * sizeof(float));
-        }
+        if (u->entropy && !all_zero(u->host_entropy, g.targets)) g.bonus = u->bonus;
+        if (all_zero(u->host_row, g.targets) && !g.bonus) continue;
+        if (g.bonus) t->b->upload(t->b, g.bonus, u->host_entropy, g.targets * sizeof(float));
         t->b->upload(t->b, u->coef, u->host_row, g.targets * sizeof(float));
         model_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
                        t->optimizer->gradients);

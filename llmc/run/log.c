@@ -20,14 +20,14 @@
 //   numerics  the metrics of mismatch.c before the first update of the step; null where the
 //             sampler's weights are older
 //   correct   of --correct, over the rollout (correction.h): weight_mean, zeroed, truncated, ess
-//   update    one line an optimizer step: index (within the step), loss, lr, grad_norm (before
-//             clipping), skipped (1: not finite, no update), loss_scale (of this gradient; 1
-//             where the formats need none), tokens (run forward, a prompt once a group),
-//             trained_tokens (of these, those that also ran backward), tokens_per_s, of several
-//             ranks sent (bytes that rank 0 sent since the line before that says so: with the
-//             rollout's they are those of the step), the metrics of mismatch.c, masked and
-//             corrective (fractions of tokens), masked_mu (mean probability of the masked tokens
-//             under the anchor; null if there are none)
+//   update    one line an optimizer step: index (within the step), loss (with its KL term and
+//             entropy bonus), lr, grad_norm (before clipping), skipped (1: not finite, no update),
+//             loss_scale (of this gradient; 1 where the formats need none), tokens (run forward, a
+//             prompt once a group), trained_tokens (of these, those that also ran backward),
+//             tokens_per_s, of several ranks sent (bytes that rank 0 sent since the line before
+//             that says so: with the rollout's they are those of the step), the metrics of
+//             mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean probability
+//             of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
 //             over prompts; null if there is only one), k (with --eval-k 0 the largest power of
 //             two, and pass2, pass4, ... of each), prompts, response_length, and of

@@ -805,8 +805,7 @@ static void check_meaning(const model* m) {
     if (s->entropy_coef > 0 && settings_train_precision(s).logits->scaled)
         fatal(
             "--entropy-coef cannot hold with --logits-dtype %s, whose gradients take their scale "
-            "from "
-            "the sampled token; leave one out",
+            "from the sampled token; leave one out",
             s->logits_dtype);
     if (s->batch_invariant && s->activation_scale)
         fatal("--batch-invariant cannot hold with --activation-scale tensor; leave one out");

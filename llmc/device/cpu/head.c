@@ -154,20 +154,19 @@ static void add_rows(backend* b, tensor to, const int* row, const float* from, i
     }
 }
 
-// What the entropy adds to the gradient of a row of logits: spread p (log p + H).
+// What the entropy adds to the gradient of a row of logits: bonus p (log p + H).
 static void entropy_gradient(float* restrict to, const row_softmax* s, const float* restrict e,
-                             const float* restrict l, int n, float spread) {
+                             const float* restrict l, int n, float bonus) {
     const float max = s->max, sum = s->sum;
     SIMD
     for (int i = 0; i < n; i++) to[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
     const float mean = row_sum(to, n) / sum;
     SIMD
-    for (int i = 0; i < n; i++)
-        to[i] = e[i] > 0 ? spread * (e[i] / sum * ((l[i] - max) - mean)) : 0;
+    for (int i = 0; i < n; i++) to[i] = e[i] > 0 ? bonus * (e[i] / sum * ((l[i] - max) - mean)) : 0;
 }
 
 void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                        const int* target, const float* coef, const float* spread, int n,
+                        const int* target, const float* coef, const float* bonus, int n,
                         const prepared* w, const format* logits, float inverse_temperature,
                         const uint32_t* nucleus) {
     head_block m = block_memory(b, w);
@@ -182,7 +181,7 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
         PARALLEL_FOR(b)
         for (int i = 0; i < rows; i++) {
             float *l = m.logits + (size_t)i * v, *e = m.row + 2 * (size_t)cpu_thread() * v;
-            float *more = e + v, size = spread ? spread[first + i] * inverse_temperature : 0;
+            float *more = e + v, size = bonus ? bonus[first + i] * inverse_temperature : 0;
             row_scale(l, v, inverse_temperature);
             row_softmax s = softmax(e, l, v, nucleus_row(nucleus, first + i, v));
             if (size != 0) entropy_gradient(more, &s, e, l, v, size);
@@ -191,7 +190,10 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
             for (int j = 0; j < v; j++) l[j] = scale * (e[j] / sum);
             int y = target[first + i];
             l[y] = scale * (e[y] / sum - 1.0f);
-            for (int j = 0; j < v && size != 0; j++) l[j] += more[j];
+            if (size != 0) {
+                SIMD
+                for (int j = 0; j < v; j++) l[j] += more[j];
+            }
             round_gradient(l, v, y, logits);
             row_round(l, v, operand);
         }

@@ -366,11 +366,11 @@ static inline void head_backward_products(backend* b, tensor dx, float* dw, floa
 }
 
 static void cuda_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                               const int* target, const float* coef, const float* spread, int n,
+                               const int* target, const float* coef, const float* bonus, int n,
                                const prepared* w, const format* logits, float inverse_temperature,
                                const uint32_t* nucleus) {
     int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
-    if (spread) fatal("the CUDA device has no gradient of entropies");  // refuse() says so before
+    if (bonus) fatal("the CUDA device has no gradient of entropies");  // refuse() says so before
     if (n <= 0) return;
     if (most > n) most = n;
     same_storage(x, w);
