@@ -312,6 +312,34 @@ static void test_idle_groups(void) {
     cpu_close(b);
 }
 
+// Without an advantage there is the bonus: all tokens run backward, and the loss of a mini-batch is
+// the mean of its groups' losses, each of which has the entropies of its own tokens.
+static void test_entropy_bonus(void) {
+    backend* b = cpu_open(1, "auto");
+    rollout* d = random_batch(b, 0);
+    optimizer_config config = adamw(&FORMAT_FP32);
+    objective o = objective_defaults(OBJECTIVE_DRPO);
+    o.entropy_coef = 0.5;
+    trainer* t = make_trainer(b, fp32(), &config, 130);
+    double loss[PROMPTS], mean = 0;
+    memset(d->advantage, 0, SEQUENCES * sizeof *d->advantage);
+    for (int p = 0; p < PROMPTS; p++) {
+        loss[p] =
+            trainer_update(t, d, p * GROUP, GROUP, &o, AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1, 0).loss;
+        mean += loss[p] / PROMPTS;
+        CHECK(loss[p] < -0.5 && loss[p] > -0.5 * log(MODEL.shape.vocab), "group %d: %g", p,
+              loss[p]);
+    }
+    trainer_update_result u =
+        trainer_update(t, d, 0, SEQUENCES, &o, AGGREGATE_SEQ_MEAN_TOKEN_MEAN, 1, 0);
+    CHECK_NEAR(u.loss, mean, 1e-12, "the bonus of all groups");
+    CHECK(u.grad_norm > 1e-3 && u.trained_tokens == u.tokens, "grad_norm %g, %lld of %lld tokens",
+          u.grad_norm, (long long)u.trained_tokens, (long long)u.tokens);
+    trainer_free(t);
+    rollout_free(d);
+    cpu_close(b);
+}
+
 // A correction of 1 changes no bit, another one the gradient; sequences that it leaves out run
 // forward only.
 static void test_correction(void) {
@@ -1216,6 +1244,7 @@ int main(int argc, char** argv) {
     test_sequence_bits();
     test_logprobs();
     test_idle_groups();
+    test_entropy_bonus();
     test_correction();
     test_many_sequences();
     test_shared_prompts();
