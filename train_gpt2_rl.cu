@@ -244,6 +244,7 @@ static void evaluate(run* r) {
 static void finish(run* r) {
     evaluate_examples(r);
     report_examples(r, "after RL");
+    report_page(r);
     report_end(r);
     run_close(r);
 }

@@ -1809,15 +1809,15 @@ static void test_effects(void) {
 // Every flag that --help lists is put to the test above, but for a few that have a test of their
 // own; and every value that the run's config holds is accepted on the command line.
 static void test_help(void) {
-    static const char* const others[] = {"threads", "isa", "out", "resume", "init", "warmup-cache",
-                                         "reg", "reg-coef", "config", "help", "from", "version",
-                                         // of test_texts.c
-                                         "tokenizer", "chat", "system", "data", "data-held-out",
-                                         "data-keys", "data-skip-long", "reward", "reward-cmd",
-                                         "passes", "reward-workers", "reward-timeout",
-                                         "reward-missing", "prompt",
-                                         // of dev/hf/test_sampler.py and tests/test_external.c
-                                         "sampler-cmd", "sampler-timeout"};
+    static const char* const others[] = {
+        "threads", "isa", "out", "resume", "init", "warmup-cache", "reg", "reg-coef", "config",
+        "help", "from", "version",
+        // of test_texts.c
+        "tokenizer", "chat", "system", "data", "data-held-out", "data-keys", "data-skip-long",
+        "reward", "reward-cmd", "passes", "reward-workers", "reward-timeout", "reward-missing",
+        "prompt",
+        // of dev/hf/test_sampler.py and tests/test_external.c
+        "sampler-cmd", "sampler-timeout", "report"};  // of dev/test_watch.py
     ended e = run("--help");
     size_t bytes;
     char* help = read_whole(at_home("stdout"), &bytes);

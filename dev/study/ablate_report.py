@@ -178,10 +178,10 @@ def html_title(results):
             + f") × {len(matrix.seeds)} seeds.{missing}</p>")
 
 
-def html_page(title, body):
+def html_page(title, body, style=STYLE):
     return (f'<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><meta name=viewport '
             f'content="width=device-width"><title>{html.escape(title)}</title>\n'
-            f"<style>{STYLE}</style>\n<body>\n{body}\n</body></html>\n")
+            f"<style>{style}</style>\n<body>\n{body}\n</body></html>\n")
 
 
 def report_html(results):

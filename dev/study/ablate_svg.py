@@ -40,8 +40,8 @@ def line(x1, y1, x2, y2, kind="g"):
             f'class="{kind}"/>')
 
 
-def document(height, title, parts):
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {place(height)}" '
+def document(height, title, parts, width=WIDTH):
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {place(height)}" '
             f'role="img" aria-label="{escape(title)}"><style>{STYLE}</style>\n'
             + "\n".join(parts) + "\n</svg>\n")
 
@@ -128,12 +128,12 @@ class Curve:
         self.steps, self.means, self.lows, self.highs = steps, means, lows, highs
 
 
-def legend(names, y):
+def legend(names, y, most=WIDTH):
     """Entries from left to right, in as many rows as they need; returns the parts and the new y."""
     parts, x = [], 8
     for i, name in enumerate(names):
         width = 30 + LETTER * len(name) + 14
-        if x + width > WIDTH and x > 8:
+        if x + width > most and x > 8:
             x, y = 8, y + 17
         parts.append(f'<path d="M{place(x)} {place(y - 4)}h22" stroke="{colour(i)}" '
                      f'stroke-width="2.5" fill="none"{dash(i)}/>')
@@ -196,21 +196,21 @@ def step_ticks(last):
     return [(t, tick_text(t)) for t in nice_ticks(0, last) if t == int(t) and t <= last]
 
 
-def curve_figure(title, names, panels, across, limits=None, labels=None):
+def curve_figure(title, names, panels, across, limits=None, labels=None, whole=WIDTH):
     """A figure of panels [(title, [Curve])], `across` side by side, that share their axes; `names`
-    are the legend's. With `labels`, step i is called by the i-th of them."""
+    are the legend's. With `labels`, step i is called by the i-th of them. `whole` is its width."""
     values = [v for _, curves in panels for c in curves for v in c.lows + c.highs]
     steps = [s for _, curves in panels for c in curves for s in c.steps]
     scale = scale_of(values, limits)
     last = max(steps, default=0) or 1
     x_ticks, ends = step_ticks(last), (0, last)
     margin, gap, height = 50, 24, 150 if len(panels) > 1 else 260
-    width = (WIDTH - margin - 14 - gap * (across - 1)) / across
+    width = (whole - margin - 14 - gap * (across - 1)) / across
     if labels:
         x_ticks = [(i, shorten(text, width / len(labels))) for i, text in enumerate(labels)]
         ends = (-0.5, len(labels) - 0.5)
     parts = [text_at(8, 16, title, kind="h")]
-    entries, y = legend(names, 36)
+    entries, y = legend(names, 36, whole)
     parts += entries
     for i, (panel, curves) in enumerate(panels):
         box = (margin + (width + gap) * (i % across), y + 24 + (height + 52) * (i // across), width,
@@ -219,8 +219,8 @@ def curve_figure(title, names, panels, across, limits=None, labels=None):
     rows = math.ceil(len(panels) / across)
     bottom = y + 24 + (height + 52) * rows
     if not labels:
-        parts.append(text_at(WIDTH - 14, bottom - 20 + 4, "step", "end"))
-    return document(bottom - 8, title, parts)
+        parts.append(text_at(whole - 14, bottom - 20 + 4, "step", "end"))
+    return document(bottom - 8, title, parts, whole)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -117,10 +117,7 @@ def draw(results, name):
     """The figure of that name, or None if there is none."""
     if name in BY_BIN:
         title, limits, panels = BY_BIN[name]
-        rows = [row for row in results.tables()["bins.csv"] if row["mu"] != "all"]
-        labels = [f"<{edge:g}" for edge in EDGES[1:-1]] + [f"≤{EDGES[-1]}"]
-        return draw_pairs(title, rows, panels, [BINS.index(row["mu"]) for row in rows], labels,
-                          limits)
+        return draw_bins(title, results.tables()["bins.csv"], panels, limits)
     if name == "layers.svg":
         rows = results.tables()["layers.csv"]
         places = [int(row["layer"]) for row in rows]
@@ -130,7 +127,15 @@ def draw(results, name):
     return None
 
 
-def draw_pairs(title, rows, panels, places, labels, limits=None):
+def draw_bins(title, rows, panels, limits=None, width=ablate_svg.WIDTH):
+    """Panels [(column of bins.csv, title)] over the bins of mu."""
+    rows = [row for row in rows if row["mu"] != "all"]
+    labels = [f"<{edge:g}" for edge in EDGES[1:-1]] + [f"≤{EDGES[-1]}"]
+    return draw_pairs(title, rows, panels, [BINS.index(row["mu"]) for row in rows], labels, limits,
+                      width)
+
+
+def draw_pairs(title, rows, panels, places, labels, limits=None, width=ablate_svg.WIDTH):
     """Panels [(column, title)] of a curve a pair, over the rows' places, which have labels."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
 
@@ -142,7 +147,7 @@ def draw_pairs(title, rows, panels, places, labels, limits=None):
                                 values)
 
     drawn = [(panel, [curve(pair, column) for pair in pairs]) for column, panel in panels]
-    return ablate_svg.curve_figure(title, pairs, drawn, len(drawn), limits, labels)
+    return ablate_svg.curve_figure(title, pairs, drawn, len(drawn), limits, labels, width)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def stop(message):
-    sys.exit(f"plot.py: {message}")
+    sys.exit(f"{os.path.basename(sys.argv[0])}: {message}")
 
 
 def read_log(path):
@@ -113,11 +113,15 @@ def scale_axis(axis, values):
         axis.set_ylim(bottom=0)
 
 
+def phase_of(key, where, logs):
+    """One phase for all runs, since lines of a panel must be comparable; None without a number."""
+    return next((p for p in where if any(has_number(log, p, key) for log in logs)), None)
+
+
 def draw_panel(axis, title, curves, logs):
     shown = []
     for key, where, style in curves:
-        # One phase for all runs: lines of a panel must be comparable.
-        phase = next((p for p in where if any(has_number(log, p, key) for log in logs)), None)
+        phase = phase_of(key, where, logs)
         lines = [series(log, phase, key) for log in logs]
         longest = max(len(y) for _, y in lines)
         bin_width = math.ceil((max(x[-1] - x[0] for x, _ in lines if x) + 1) / 50) if longest else 1

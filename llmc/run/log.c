@@ -65,8 +65,10 @@ typedef struct line {
 struct run_log {
     FILE *log, *samples;  // NULL: no files
     char *log_path, *sample_path;
-    int64_t log_lines;     // of log.jsonl
-    line entry;            // the object between log_begin and log_end
+    int64_t log_lines;  // of log.jsonl
+    line entry;         // the object between log_begin and log_end
+    FILE* copy;         // of the console's lines; NULL: none
+    char* copy_path;
     double start;          // clock_seconds() when the run began, had it never been interrupted
     int silent;            // nothing is printed
     int terminal;          // stdout is one
@@ -358,10 +360,24 @@ static void progress_wipe(run_log* l) {
     l->progress = 0;
 }
 
+void log_copy(run_log* l, const char* path) {
+    if (l->silent) return;
+    if (l->copy) file_close(l->copy, l->copy_path);
+    free(l->copy_path);
+    l->copy_path = path ? xprintf("%s", path) : NULL;
+    l->copy = path ? file_open(path, "w") : NULL;
+}
+
 void log_print(run_log* l, const char* format, ...) {
     if (l->silent) return;
     progress_wipe(l);
     va_list args;
+    if (l->copy) {
+        va_start(args, format);
+        vfprintf(l->copy, format, args);
+        va_end(args);
+        fprintf(l->copy, "\n");
+    }
     va_start(args, format);
     vprintf(format, args);
     va_end(args);

@@ -54,6 +54,8 @@ run_log* log_open_silent(void);
 // nobody reads the console any more (a closed pipe or terminal) the run goes on without it; a
 // console that cannot be written otherwise ends the program.
 void log_print(run_log* l, const char* format, ...) __attribute__((format(printf, 2, 3)));
+// From now on such lines are written to this file too; NULL: no longer.
+void log_copy(run_log* l, const char* path);
 // "rollout  63 % · 41,200 tokens/s · 12 s left", only if stdout is a terminal and at most ten
 // times a second. fraction: 0 to 1. A speed or a time that is not finite or below 0 is left out.
 void log_progress(run_log* l, const char* what, double fraction, double tokens_per_s,

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "page.h"
+
 enum {
     WARMUP_LOG_EVERY = 50,   // warm-up steps between two lines of log.jsonl
     WARMUP_SHOW_EVERY = 400  // and of the console, where they do not take long
@@ -227,8 +229,19 @@ static void report_sampler(const run* r) {
     free(line);
 }
 
+static void report_page_planned(const run* r) {
+    if (!r->settings->report) return;
+    const char* why = page_missing();
+    log_print(r->log, why ? "page        none: %s" : "page        %s/report.html, at the end",
+              why ? why : r->settings->out);
+}
+
+// The file `plan` holds the lines up to the last one of report_memory.
 void report_plan(const run* r) {
     const settings* s = r->settings;
+    char* plan = run_path(r, "plan");
+    if (plan) log_copy(r->log, plan);
+    free(plan);
     report_device(r);
     report_problems(r);
     report_model(r);
@@ -253,6 +266,7 @@ void report_plan(const run* r) {
                              : "--warmup-steps is 0");
     if (settings_checkpoints_unread(s))
         log_print(r->log, "checkpoints none: nothing is kept without --out");
+    report_page_planned(r);
     log_print(r->log, "memory      taking all that the run needs, and trying the largest batch");
 }
 
@@ -289,6 +303,7 @@ void report_memory(const run* r) {
     if (r->stale->copies) memory_line(r, "older weights", (size_t)r->stale->copies * each);
     if (r->reference) memory_line(r, "reference model", r->reference->bytes);
     memory_line(r, r->warmup ? "all, with the warm-up" : "all on the device", r->device->allocated);
+    log_copy(r->log, NULL);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -572,6 +587,16 @@ static void report_ranks(const run* r) {
                   (double)w->held / 1e6);
     }
     free(each);
+}
+
+void report_page(const run* r) {
+    const char* out = r->settings->out;
+    if (!r->settings->report || !run_is_first(r) || page_missing()) return;
+    log_print(r->log,
+              page_make(out)
+                  ? "page        %s/report.html"
+                  : "page        none: dev/report.py failed on %s; the run itself is complete",
+              out);
 }
 
 void report_end(const run* r) {

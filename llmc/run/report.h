@@ -26,6 +26,7 @@ typedef struct step_report {
 } step_report;
 
 void report_plan(const run* r);
+void report_page(const run* r);  // makes the page of --report
 void report_memory(const run* r);
 void report_warmup(const run* r, const warmup_result* w);
 void report_evaluation(const run* r, const evaluation* e);

@@ -751,6 +751,7 @@ static void check_loss_scale(void) {
 static void check_meaning(const model* m) {
     const settings* s = &given;
     check_parts();
+    refuse_unread(s->report && !*s->out, "--report", "without --out, where the page would be");
     refuse_unread(s->log_tokens && !*s->out, "--log-tokens",
                   "without --out, where samples.jsonl would be");
     refuse_unread(s->samples_every != DEFAULTS.samples_every && !*s->out, "--samples-every",
