@@ -183,6 +183,9 @@ static void walk(tour* t) {
     b->head_backward = watch_head;
     update(t, 1);
     b->head_backward = head_backward;
+    t->coef /= (float)t->update[1].loss_scale;
+    for (int v = 0; v < t->r->model.shape.vocab; v++)
+        t->dlogit[v] /= (float)t->update[1].loss_scale;
     t->after = log_pi_now(t);
 }
 
@@ -266,8 +269,12 @@ static void station_advantage(const tour* t) {
     printf("mean of the group's rewards: %g\n", sum / d->sequences);
 }
 
+static void print_update(const tour* t, const trainer_update_result* u) {
+    printf("loss of %-12s %.4f\n", OBJECTIVE_NAMES[t->r->objective.kind], u->loss);
+    printf("gradient's length    %.4f, clipped to %g\n", u->grad_norm, t->r->settings->grad_clip);
+}
+
 static void station_first(const tour* t) {
-    const trainer_update_result* u = &t->update[0];
     const rollout* d = t->d;
     size_t tokens = d->start[d->sequences];
     double most = 0;
@@ -275,8 +282,7 @@ static void station_first(const tour* t) {
         most = fmax(most, fabs(num_exp((double)t->before[i] - d->log_mu[i]) - 1));
     printf("largest |r - 1|      %g\n", most);
     printf("weight of a token    %g, one of %zu\n", t->weight[0], tokens);
-    printf("loss of %-12s %.4f\n", OBJECTIVE_NAMES[t->r->objective.kind], u->loss);
-    printf("gradient's length    %.4f, clipped to %g\n", u->grad_norm, t->r->settings->grad_clip);
+    print_update(t, &t->update[0]);
     printf("learning rate        %g\n", t->r->settings->lr);
 }
 
@@ -328,27 +334,27 @@ static void station_coefficients(const tour* t) {
 }
 
 static void station_dlogits(const tour* t) {
-    enum { LISTED = 8 };  // tokens; the others are summed
+    enum { LISTED = 8 };  // tokens, the best ones of the sampler; the others are summed
     const rollout* d = t->d;
-    int i = t->chosen, V = t->r->model.shape.vocab;
-    double others_pi = 0, others = 0, sum = 0;
+    int i = t->chosen, V = t->r->model.shape.vocab, listed = 0;
+    double pi = 0, all = 0, of_listed = 0;
     printf("token %d of response %d: \"%s\", drawn with mu = %.4f\n", i - (int)d->start[t->right],
            t->right, text_of(t, d->token + i, 1), probability(d->log_mu[i]));
-    printf("c = %.4f, times the weight %.6f: %.6f\n\n", t->coef / t->weight[t->right],
+    printf("c = %.4f, times the weight %g: %.6f\n\n", t->coef / t->weight[t->right],
            t->weight[t->right], t->coef);
     printf("     token      pi     dlogit\n");
-    for (int k = 0; k < V; k++) {
-        int id = d->candidate[(size_t)i * V + k];
-        double pi = probability(t->all[(size_t)i * V + k]);
-        sum += t->dlogit[id];
-        if (k < LISTED)
-            printf("%10s  %.4f  %9.6f%s\n", text_of(t, &id, 1), pi, t->dlogit[id],
-                   id == d->token[i] ? "  <- drawn" : "");
-        else
-            others_pi += pi, others += t->dlogit[id];
+    for (; listed < LISTED && listed < V; listed++) {
+        int id = d->candidate[(size_t)i * V + listed];
+        double p = probability(t->all[(size_t)i * V + listed]);
+        if (id < 0) break;  // top-k or top-p kept no more
+        printf("%10s  %.4f  %9.6f%s\n", text_of(t, &id, 1), p, t->dlogit[id],
+               id == d->token[i] ? "  <- drawn" : "");
+        pi += p;
+        of_listed += t->dlogit[id];
     }
-    printf("%3d others  %.4f  %9.6f\n", V - LISTED, others_pi, others);
-    printf("       all          %9.6f\n", fabs(sum) < 5e-7 ? 0 : sum);
+    for (int v = 0; v < V; v++) all += t->dlogit[v];
+    printf("%3d others  %.4f  %9.6f\n", V - listed, 1 - pi, all - of_listed);
+    printf("       all          %9.6f\n", fabs(all) < 5e-7 ? 0 : all);
 }
 
 static double sum_of(const tour* t, const float* x, int s) {
@@ -359,7 +365,8 @@ static double sum_of(const tour* t, const float* x, int s) {
 
 static void station_after(const tour* t) {
     const rollout* d = t->d;
-    printf("response        A  log pi: before  after one  after two   change  text\n");
+    print_update(t, &t->update[1]);
+    printf("\nresponse        A  log pi: before  after one  after two   change  text\n");
     for (int s = 0; s < d->sequences; s++) {
         double first = sum_of(t, t->before, s), last = sum_of(t, t->after, s);
         printf("%8d  %7.4f  %14.4f  %9.4f  %9.4f  %7.4f  %s\n", s, d->advantage[s], first,
