@@ -92,7 +92,7 @@ static void open_run(tour* t, int argc, char** argv) {
     flag[0] = argv[0];
     flag[1] = "--config";
     flag[2] = CONFIG;
-    for (int i = 2; i < argc; i++) flag[i + 1] = argv[i];
+    for (int i = 2; i <= argc; i++) flag[i + 1] = argv[i];  // and the NULL behind them
     setenv("GOMP_SPINCOUNT", "10000", 0);  // or run_open would start the program anew with `flag`
     run* r = t->r = run_open(argc + 1, flag);
     const settings* s = r->settings;
