@@ -291,13 +291,14 @@ static void ratios(const tour* t, int s) {
     printf("response %d, A = %7.4f      mu      pi        r    pi-mu\n", s, d->advantage[s]);
     for (size_t i = d->start[s]; i < d->start[s + 1]; i++) {
         double mu = probability(d->log_mu[i]), pi = probability(t->between[i]);
-        printf("%21s  %.4f  %.4f  %7.4f  %7.4f\n", text_of(t, d->token + i, 1), mu, pi,
+        printf("%23s  %.4f  %.4f  %7.4f  %7.4f\n", text_of(t, d->token + i, 1), mu, pi,
                num_exp((double)t->between[i] - d->log_mu[i]), pi - mu);
     }
 }
 
 static void station_ratio(const tour* t) {
     ratios(t, t->right);
+    printf("\n");
     ratios(t, t->wrong);
 }
 
@@ -330,6 +331,7 @@ static void coefficients(const tour* t, int s) {
 
 static void station_coefficients(const tour* t) {
     coefficients(t, t->right);
+    printf("\n");
     coefficients(t, t->wrong);
 }
 
