@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Pages whose numbers are what a script prints: fenced blocks that begin with "$ COMMAND".
 
-    python3 dev/page.py --check docs/scale.md ...    does each block hold what its command prints?
+    python3 dev/page.py --check docs/scale.md ...    does each block hold what its command prints, and is
+                                                     each `tests/FILE:NAME` a test that is called?
     python3 dev/page.py --update docs/scale.md ...   writes what it prints
 """
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEST = re.compile(r"`((?:tests|dev)/[\w/.]+):(\w+)`")
 BLOCK = re.compile(r"(?<=^```\n)\$ (.+)\n(?:.*\n)*?(?=```$)", re.MULTILINE)
 
 
@@ -21,6 +23,18 @@ def run_block(block):
     if done.returncode:
         sys.exit(f"page.py: \"{command}\" ended with {done.returncode}: {done.stderr.strip()}")
     return f"$ {command}\n{done.stdout}"
+
+
+def missing_tests(text):
+    """Those that a page names and that are not defined, or not called, in their files."""
+    missing = []
+    for file, name in sorted(set(TEST.findall(text))):
+        path = os.path.join(ROOT, file)
+        source = open(path, encoding="utf-8").read() if os.path.exists(path) else ""
+        calls = len(re.findall(rf"\b{name}\(", source))
+        if calls < (1 if file.endswith(".py") else 2):  # unittest calls; in C a definition is one
+            missing.append(f"{file}:{name}")
+    return missing
 
 
 def main():
@@ -44,6 +58,10 @@ def main():
             differ = 1
             sys.stdout.writelines(difflib.unified_diff(
                 before.splitlines(True), after.splitlines(True), page, "what the commands print"))
+        missing = missing_tests(after)
+        for test in missing:
+            print(f"{page} names {test}, which is no test that runs")
+        differ |= bool(missing)
         print(f"{page}: {blocks} blocks" + (" differ" if after != before and a.check else ""))
     sys.exit(differ)
 

@@ -62,6 +62,26 @@ static void test_weights(void) {
     }
 }
 
+// Ten tokens of log rho = 0.1: rho of the sequence is e, above 2; neither the mean of ten
+// rho, 1.105, nor their sum, 11.05.
+static void test_ten_tokens(void) {
+    enum { TEN = 10 };
+    static const size_t start[] = {0, TEN};
+    static const struct {
+        correction c;
+        double weight;
+    } rows[] = {{{CORRECT_SEQ_TIS, 0, 2}, 2},     {{CORRECT_SEQ_TIS, 0, 3}, 2.718281828459045},
+                {{CORRECT_SEQ_MIS, 0, 2}, 0},     {{CORRECT_GEO_MIS, 0.9, 1.2}, 1},
+                {{CORRECT_GEO_MIS, 0.9, 1.1}, 0}, {{CORRECT_TIS, 0, 2}, 1.1051709180756477}};
+    float old[TEN], mu[TEN], w[TEN];
+    for (int t = 0; t < TEN; t++) mu[t] = -1, old[t] = -0.9f;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        correction_weights(&rows[i].c, old, mu, start, 1, w);
+        // -0.9 was rounded to 24 bits, ten times.
+        for (int t = 0; t < TEN; t++) CHECK_NEAR(w[t], rows[i].weight, 3e-6, "ten tokens");
+    }
+}
+
 // (sum)^2 / (n sum of squares) of what is bounded, before the bounds.
 static void test_ess(void) {
     static const struct {
@@ -142,6 +162,7 @@ static void test_refusals(void) {
 
 int main(void) {
     test_weights();
+    test_ten_tokens();
     test_ess();
     test_equal();
     test_edges();

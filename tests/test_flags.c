@@ -96,6 +96,11 @@ static void test_advantage_eps(void) {
     check_resumes("--advantage std --advantage-eps 0.1 --entropy-coef 0.1");
 }
 
+// A scale that was halved is what a resumed run goes on with.
+static void test_loss_scale_resumed(void) {
+    check_resumes("--train-dtype fp16 --loss-scale 16777216 --steps 3");
+}
+
 // pass@k of all powers of two is that of runs which ask for each.
 static void test_powers(void) {
     static const char size[] = "--eval-samples 17 --steps 1 --eval-temperature 1.5";
@@ -360,6 +365,7 @@ int main(void) {
     test_warmup_rate();
     test_warmup_unread();
     test_advantage_eps();
+    test_loss_scale_resumed();
     test_powers();
     test_samples();
     test_passes();

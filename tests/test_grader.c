@@ -420,6 +420,21 @@ static void check_fits(const char* spec, const char* answer, const char* expecte
     reward_free(r);
 }
 
+// A grader reads the response alone: an answer that stands in the prompt earns nothing.
+static void test_answer_in_prompt(void) {
+    static const char* const specs[] = {"exact", "number", "number:last", "boxed"};
+    problem p = {.prompt = "Is it 18? #### 18 \\boxed{18} 18", .answer = "18"};
+    for (int i = 0; i < 4; i++) {
+        reward* r = reward_open(specs[i], NULL);
+        double total = -1;
+        reward_grade(r, &(graded){&p, "I do not know.", 1}, 1, &total, NULL);
+        CHECK(total == 0, "%s gives %g", specs[i], total);
+        reward_grade(r, &(graded){&p, "", 1}, 1, &total, NULL);
+        CHECK(total == 0, "%s gives %g to nothing", specs[i], total);
+        reward_free(r);
+    }
+}
+
 static void test_fits(void) {
     check_fits("exact", "", NULL);
     check_fits("exact", NULL, "it has no answer, which the grader exact needs");
@@ -581,6 +596,7 @@ int main(void) {
     test_sum();
     test_command();
     test_refusals();
+    test_answer_in_prompt();
     test_fits();
     test_normal();
     test_equal();

@@ -606,6 +606,30 @@ static void check_sequences_by_hand(void) {
     }
 }
 
+// Ten tokens of x = 0.1: R = e, S = e^0.1; not the sum of ten r, 11.05.
+static void check_ten_tokens(void) {
+    enum { TEN = 10 };
+    static const struct {
+        objective_kind kind;
+        double cap, c;
+    } cases[] = {{OBJECTIVE_SEQ_TIS, 2, 2},
+                 {OBJECTIVE_SEQ_TIS, INFINITY, 2.718281828459045},
+                 {OBJECTIVE_SEQ_MIS, 2, 0},
+                 {OBJECTIVE_GSPO, INFINITY, 1.1051709180756477}};
+    float log_pi[TEN], log_mu[TEN];
+    coefficient each[TEN];
+    for (int t = 0; t < TEN; t++) log_mu[t] = -1, log_pi[t] = -0.9f;
+    for (int i = 0; i < COUNT(cases); i++) {
+        objective o = objective_defaults(cases[i].kind);
+        o.ratio_cap = cases[i].cap;
+        if (o.kind == OBJECTIVE_GSPO) o.clip_low = o.clip_high = 1;
+        objective_sequence(&o, 1, log_pi, log_mu, log_mu, NULL, TEN, NULL, each);
+        // -0.9 was rounded to 24 bits, ten times.
+        for (int t = 0; t < TEN; t++)
+            CHECK_NEAR(each[t].c, cases[i].c, 3e-6, OBJECTIVE_NAMES[o.kind]);
+    }
+}
+
 // A fixed sequence of n tokens at the points of the grid.
 static int grid_sequence(float* log_pi, float* log_mu, int n, int shift) {
     for (int t = 0; t < n; t++) {
@@ -1132,6 +1156,34 @@ static void check_overlong(void) {
     }
 }
 
+// Over all 24 tokens that can be drawn from mu, and by every logit of pi: the mean gradient of the
+// term to the reference is -beta times that of KL(pi || ref) for k2, of KL(ref || pi) for k3.
+static void check_kl_gradients(void) {
+    enum { N = 24 };
+    float log_p[3][N];  // pi, mu, ref
+    double p[3][N], kl = 0;
+    for (int k = 0; k < 3; k++) {
+        double sum = 0;
+        for (int i = 0; i < N; i++) sum += p[k][i] = exp(sin(1.0 + 3 * k + 2.3 * i * (k + 1)));
+        for (int i = 0; i < N; i++) log_p[k][i] = (float)log(p[k][i] /= sum);
+    }
+    for (int i = 0; i < N; i++) kl += p[0][i] * (log(p[0][i] / p[2][i]));
+    objective o = objective_defaults(OBJECTIVE_PG_IS);
+    o.kl_coef = 0.7;
+    for (int kind = KL_K2; kind <= KL_K3; kind++)
+        for (int j = 0; j < N; j++) {
+            double mean = 0;
+            o.kl = (kl_kind)kind;
+            for (int i = 0; i < N; i++)  // d log pi_i / d l_j = 1[i = j] - pi_j
+                mean += p[1][i] * objective_token(&o, 0, log_p[0][i], log_p[1][i], log_p[2][i]).c *
+                        ((i == j) - p[0][j]);
+            double slope =
+                kind == KL_K2 ? p[0][j] * (log(p[0][j] / p[2][j]) - kl) : p[0][j] - p[2][j];
+            CHECK_NEAR(mean, -0.7 * slope, 1e-6, KL_NAMES[kind]);  // logs are fp32
+        }
+    CHECK(kl > 0.1, "KL is %g", kl);
+}
+
 static void check_kl_reward(void) {
     // Differences 0.5, -0.25, 20 (clamped); together 20.25.
     static const float log_mu[3] = {-.5f, -1.25f, -2}, log_ref[3] = {-1, -1, -INFINITY};
@@ -1153,6 +1205,7 @@ int main(void) {
     check_limits();
     check_on_policy();
     check_sequences_by_hand();
+    check_ten_tokens();
     check_sequence_clamp();
     check_sequences_and_tokens();
     check_corrections();
@@ -1172,6 +1225,7 @@ int main(void) {
     check_weights();
     check_left_out();
     check_overlong();
+    check_kl_gradients();
     check_kl_reward();
     return test_report();
 }

@@ -225,6 +225,28 @@ static void test_overlong(void) {
     remove_tree(at_home("overlong"));
 }
 
+// Equal rewards: a gradient of exactly 0, and no bit of the weights moves. Others: on policy a loss
+// near 0, the mean of advantages, beside a gradient that is not.
+static void test_no_loss(void) {
+    good_run("still", "--max-new-tokens 1 --warmup-steps 0 --aggregate seq-mean-token-mean");
+    run_lines log = read_log("still");
+    for (int u = 0; u < 12; u++)
+        CHECK(value_of(nth(&log, "update", u), "grad_norm") == 0, "update %d", u);
+    CHECK(value_of(nth(&log, "rollout", 2), "zero_std_groups") == 1, "the case has equal rewards");
+    free(log.line);
+    CHECK(same_file(checkpoint_file("still", "model.bin"),
+                    at_home("still/checkpoints/step-000002/model.bin")),
+          "weights moved");
+    good_run("moves", "--aggregate seq-mean-token-mean --objective pg-is");
+    log = read_log("moves");
+    const line* first = nth(&log, "update", 0);
+    CHECK(fabs(value_of(first, "loss")) < 1e-7 && value_of(first, "grad_norm") > 1e-2,
+          "loss %g, grad_norm %g", value_of(first, "loss"), value_of(first, "grad_norm"));
+    free(log.line);
+    remove_tree(at_home("still"));
+    remove_tree(at_home("moves"));
+}
+
 // --log-tokens: the log's mean difference and ratio of a step, counted anew from the tokens of its
 // samples.
 static void test_log_tokens(void) {
@@ -477,11 +499,32 @@ static void test_agreement(void) {
                  dtypes[i], dtypes[i], masters);
         if (!quick) check_agreement(flags);
     }
-    check_agreement("--temperature 0.8");
+    static const char* const temperatures[] = {"0.2", "0.6", "3"};
+    for (int i = 0; i < 3; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags, "--temperature %s", temperatures[i]);
+        check_agreement(flags);
+    }
+    check_agreement("--top-p 0.9 --top-k 5");
+    check_agreement("--lr 0.02");  // after large updates, too: no keys of older weights are left
     check_agreement("--train-dtype e5m6 --rollout-dtype e5m6 --grad-dtype e6m9");
     check_agreement(
         "--train-dtype e3m3 --rollout-dtype e3m3 --grad-dtype e5m2 --weight-scale tensor");
     check_agreement("--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --grad-dtype fp8_e5m2");
+}
+
+// A mismatch of formats does not grow while the weights stay.
+static void test_steady_mismatch(void) {
+    good_run("steady", "--lr 0 --rollout-dtype bf16 --steps 5 --prompts 32");
+    run_lines log = read_log("steady");
+    double first = value_of(nth(&log, "numerics", 0), "logp_diff_mean");
+    CHECK(first > 1e-4, "bf16 beside fp32: %g", first);
+    // A mean over about 2,000 tokens, a few of which make most of it; seen: 23 %.
+    for (int i = 1; i < 5; i++)
+        CHECK_NEAR(value_of(nth(&log, "numerics", i), "logp_diff_mean"), first, 0.5 * first,
+                   "drift");
+    free(log.line);
+    remove_tree(at_home("steady"));
 }
 
 // Mean |pi - mu| before the first update.
@@ -589,6 +632,21 @@ static void test_kv_agreement(void) {
     check_agreement(
         "--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 --kv-dtype fp8_e5m2 "
         "--train-kv-dtype fp8_e5m2 --kl-coef 0.1");
+    // Sequences of more than 97 positions, decoded and in one pass.
+    static const char far[] =
+        "--kv-dtype fp8_e4m3 --train-kv-dtype fp8_e4m3 --context 160 --max-new-tokens 140 "
+        "--warmup-steps 0 --prompts 16";
+    check_agreement(far);
+    good_run("far", far);
+    size_t bytes, longest = 0;
+    char* samples = read_whole(at_home("far/samples.jsonl"), &bytes);
+    for (const char* p = samples; (p = strstr(p, "\"completion\":\""));) {
+        p += strlen("\"completion\":\"");
+        if (strcspn(p, "\"") > longest) longest = strcspn(p, "\"");
+    }
+    CHECK(longest > 97, "the longest response has %zu characters", longest);
+    free(samples);
+    remove_tree(at_home("far"));
     // The plain device is slow.
     static const char few[] =
         "--warmup-steps 4 --steps 1 --epochs 1 --kv-dtype e5m1 --train-kv-dtype e5m1";
@@ -671,6 +729,17 @@ static void test_mismatch(void) {
             CHECK((x == 0) == (i == 0) && x < 0.05, "%s: %g", flags, x);
             previous = x;
         }
+    }
+    // A head in fp32 on one side is worse than none.
+    static const char* const heads[] = {"--logits-dtype bf16 --rollout-logits-dtype bf16",
+                                        "--rollout-logits-dtype bf16",
+                                        "--logits-dtype bf16 --rollout-logits-dtype fp32"};
+    for (int i = 0; i < 3; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags, "--train-dtype bf16 --rollout-dtype bf16 %s --steps 1",
+                 heads[i]);
+        double head = mismatch_of(flags);
+        CHECK(i ? head > 1e-4 : head == 0, "%s: %g", heads[i], head);
     }
     // The order of sums alone, and gradients, which no probability sees before an update.
     double x = mismatch_of("--prompts 32 --steps 1 --rollout-split-k 2");
@@ -1883,6 +1952,7 @@ int main(int argc, char** argv) {
     test_log_against_samples();
     test_penalised_reward();
     test_overlong();
+    test_no_loss();
     test_log_tokens();
     test_draws();
     test_full_support();
@@ -1891,6 +1961,7 @@ int main(int argc, char** argv) {
     test_reference();
     test_console();
     test_agreement();
+    test_steady_mismatch();
     test_kv_agreement();
     test_resample();
     test_anchor();

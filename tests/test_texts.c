@@ -5,6 +5,7 @@
 
 #include "run_test.h"
 #include "small_model.h"
+#include "text/bpe.h"
 
 static int quick;
 
@@ -300,6 +301,54 @@ static void test_bpe(void) {
     check_said("1 of the held-out prompts are training prompts too");
 }
 
+// As programs keep a text: U+FFFD in the place of each byte that is none of a character.
+static char* valid_text(const char* raw) {
+    char *text = xalloc(3 * strlen(raw) + 1, 1, "a text"), *to = text;
+    for (int n; *raw; raw += n ? n : 1) {
+        n = utf8_length(raw);
+        to += sprintf(to, "%.*s", n ? n : 3, n ? raw : "\xef\xbf\xbd");
+    }
+    return text;
+}
+
+// What was sampled is what is trained on: responses whose text has other tokens keep theirs, and
+// log pi is log mu.
+static void test_other_spellings(void) {
+    char* flags = xprintf("%s --log-tokens --temperature 2", at(BPE));
+    good_run("spelled", flags);
+    free(flags);
+    run_lines log = read_log("spelled");
+    for (int i = 0; i < 3; i++)
+        CHECK(value_of(nth(&log, "numerics", i), "logp_diff_max") == 0, "step %d", i);
+    free(log.line);
+    bpe* t = bpe_open(at_home("tok"));
+    size_t bytes, length;
+    char* samples = read_whole(at_home("spelled/samples.jsonl"), &bytes);
+    int others = 0, all = 0;
+    for (const char* at = samples; (at = strstr(at, "\"token\":[")); all++) {
+        token_list drawn = {0}, again = {0};
+        char* end;
+        at += strlen("\"token\":[");
+        do {
+            token_list_add(&drawn, (int)strtol(at, &end, 10));
+            at = end + 1;
+        } while (*end == ',');
+        char* raw = bpe_decode(t, drawn.id, drawn.count, 1, &length);
+        char* text = valid_text(raw);
+        bpe_encode(t, text, strlen(text), &again);
+        free(raw);
+        others += again.count != drawn.count ||
+                  memcmp(again.id, drawn.id, drawn.count * sizeof *drawn.id);
+        free(text);
+        token_list_free(&drawn);
+        token_list_free(&again);
+    }
+    CHECK(all == 192 && others > 20, "%d of %d responses encode otherwise", others, all);
+    bpe_free(t);
+    free(samples);
+    remove_tree(at_home("spelled"));
+}
+
 // The refusal of a small KV cache names what is enough.
 static void test_smallest_cache(void) {
     ended e = run("--kv-memory 1e-7");
@@ -502,6 +551,7 @@ int main(int argc, char** argv) {
     test_order();
     test_characters();
     test_bpe();
+    test_other_spellings();
     test_smallest_cache();
     test_command();
     test_refusals();

@@ -340,6 +340,33 @@ static void test_entropy_bonus(void) {
     cpu_close(b);
 }
 
+// The token that ends a response is trained on: of responses that are nothing else the gradient is
+// its.
+static void test_end_token(void) {
+    backend* b = cpu_open(1, "auto");
+    optimizer_config config = adamw(&FORMAT_FP32);
+    objective o = objective_defaults(OBJECTIVE_REINFORCE);
+    rollout* d = random_batch(b, 0);
+    trainer* t = make_trainer(b, fp32(), &config, 130);
+    double loss = 0;
+    for (int s = 0; s < SEQUENCES; s++) {
+        d->start[s + 1] = s + 1;
+        d->token[s] = 0;
+        d->advantage[s] = s % GROUP ? -1 : 3;
+    }
+    trainer_update_result u = update(t, d, &o, 0);
+    for (int s = 0; s < SEQUENCES; s++) loss -= d->advantage[s] * (double)d->log_pi[s] / SEQUENCES;
+    CHECK_NEAR(u.loss, loss, 1e-12, "the loss of end tokens");
+    CHECK(u.trained_tokens == u.tokens, "%lld of %lld tokens", (long long)u.trained_tokens,
+          (long long)u.tokens);
+    for (int s = 0; s < SEQUENCES; s++) d->advantage[s] = 1;
+    u = update(t, d, &o, 0);
+    CHECK(u.grad_norm > 1e-3, "the gradient of end tokens is %g", u.grad_norm);
+    trainer_free(t);
+    rollout_free(d);
+    cpu_close(b);
+}
+
 // A correction of 1 changes no bit, another one the gradient; sequences that it leaves out run
 // forward only.
 static void test_correction(void) {
@@ -1245,6 +1272,7 @@ int main(int argc, char** argv) {
     test_logprobs();
     test_idle_groups();
     test_entropy_bonus();
+    test_end_token();
     test_correction();
     test_many_sequences();
     test_shared_prompts();
