@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Pages whose numbers are what a script prints: fenced blocks that begin with "$ COMMAND".
+"""Checks pages: fenced blocks that begin with "$ COMMAND" hold what it prints, each `tests/FILE:NAME` is a
+test that is called, each link leads somewhere.
 
-    python3 dev/page.py --check docs/scale.md ...    does each block hold what its command prints, and is
-                                                     each `tests/FILE:NAME` a test that is called?
-    python3 dev/page.py --update docs/scale.md ...   writes what it prints
+    python3 dev/page.py --check docs/scale.md ...
+    python3 dev/page.py --update docs/scale.md ...   writes what the commands print
 """
 import argparse
 import difflib
@@ -14,6 +14,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEST = re.compile(r"`((?:tests|dev)/[\w/.]+):(\w+)`")
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 BLOCK = re.compile(r"(?<=^```\n)\$ (.+)\n(?:.*\n)*?(?=```$)", re.MULTILINE)
 
 
@@ -37,6 +38,22 @@ def missing_tests(text):
     return missing
 
 
+def anchors(path):
+    """What GitHub calls the headings of a page."""
+    with open(path, encoding="utf-8") as f:
+        headings = re.findall(r"^#+ (.+)$", f.read(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def dead_links(page, text):
+    dead = []
+    for file, anchor in LINK.findall(text):
+        path = os.path.join(os.path.dirname(page), file) if file else page
+        if not os.path.exists(path) or (anchor and path.endswith(".md") and anchor not in anchors(path)):
+            dead.append(file + (f"#{anchor}" if anchor else ""))
+    return dead
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = p.add_mutually_exclusive_group(required=True)
@@ -49,8 +66,6 @@ def main():
         with open(page, encoding="utf-8") as f:
             before = f.read()
         after, blocks = BLOCK.subn(run_block, before)
-        if not blocks:
-            sys.exit(f"page.py: {page} has no block that begins with \"$ COMMAND\"")
         if a.update:
             with open(page, "w", encoding="utf-8") as f:
                 f.write(after)
@@ -61,8 +76,12 @@ def main():
         missing = missing_tests(after)
         for test in missing:
             print(f"{page} names {test}, which is no test that runs")
-        differ |= bool(missing)
-        print(f"{page}: {blocks} blocks" + (" differ" if after != before and a.check else ""))
+        dead = dead_links(page, after)
+        for link in dead:
+            print(f"{page} links to {link}, which is not there")
+        differ |= bool(missing or dead)
+        if blocks:
+            print(f"{page}: {blocks} blocks" + (" differ" if after != before and a.check else ""))
     sys.exit(differ)
 
 

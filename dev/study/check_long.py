@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The long check: do whole runs learn as README.md says?
+"""The long check: do whole runs learn as README.md and docs/objectives.md say?
 
 Three default runs (seeds 1 to 3) and one of each family (seed 1) must end at pass@1 >= 0.9 from at
 most 0.45 before RL. Seen with the families' flags below: gpt2 0.311 to 0.967, llama 0.296 to 0.955,

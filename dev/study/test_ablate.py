@@ -545,7 +545,7 @@ class HelpTest(unittest.TestCase):
         found = [os.path.basename(path) for path in glob.glob(os.path.join(HERE, "*.py"))
                  if re.search(r"^\s*import matplotlib", ablate_page.read_text(path), re.MULTILINE)]
         before, after = readme.split("matplotlib")
-        self.assertNotIn("## What to try", before)
+        self.assertNotIn("## Three things to try", before)
         for name in found:
             self.assertIn(f"dev/study/{name}", before)
         self.assertEqual(sorted(found), ["mismatch.py", "plot.py"])

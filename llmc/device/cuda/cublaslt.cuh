@@ -287,7 +287,7 @@ static bool lt_rows_fit(const void* data, int64_t stride, const format* f) {
 
 // Whether the library may compute a product. For rows that start elsewhere than at multiples of 16
 // bytes it has kernels that round a sum to the output's format, add the bias and round again: on an
-// H200 an exact 394 became 392 in bf16. N3 of README.md allows one rounding.
+// H200 an exact 394 became 392 in bf16. N3 of docs/contract.md allows one rounding.
 static bool cublaslt_takes(const product& p) {
     return lt_rows_fit(p.a, p.a_stride, p.operand) && lt_rows_fit(p.b, p.b_stride, p.operand) &&
            lt_rows_fit(p.c, p.c_stride, p.c_format);

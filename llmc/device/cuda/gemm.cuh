@@ -1,6 +1,6 @@
 // The handwritten matrix product. Its order of sums depends on nothing but the product's depth k,
 // whatever m, n, the tile, the strides and the number of blocks. So a row of C has the same bits in
-// every batch (row independence, N1 of README.md).
+// every batch (row independence, N1 of docs/contract.md).
 //
 //   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then bias,
 //               then one rounding. An accumulating product has a chain for each MMA_BLOCK of k;
