@@ -233,21 +233,22 @@ static void check_precisions(void) {
                  {"fp8_e4m3", "fp8_e5m2"}, {"bf16", "fp8_e5m2"}, {"tf32", "fp32"}, {"fp32", "tf32"},
                  {"fp8_e4m3", "fp16"},     {"fp8_e4m3", "tf32"}, {"bf16", "e5m6"}};
     // linear, linear_backward, product, store, logits, and of gradients: linear, product, store
-    const precision expected[] = {{fp32, fp32, fp32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0, NULL},
-                                  {tf32, tf32, tf32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0, NULL},
-                                  {bf16, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
-                                  {fp16, fp16, fp16, fp16, fp16, fp16, fp16, fp16, 0, 0, 0, NULL},
-                                  {e4m3, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
-                                  {e5m2, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
-                                  {e5m6, e5m6, e5m6, e5m6, fp16, e5m6, e5m6, e5m6, 0, 0, 0, NULL},
-                                  {e3m4, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL},
-                                  {e4m3, e4m3, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0, NULL},
-                                  {bf16, bf16, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0, NULL},
-                                  {tf32, tf32, tf32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0, NULL},
-                                  {fp32, fp32, fp32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0, NULL},
-                                  {e4m3, bf16, bf16, bf16, fp16, fp16, fp16, fp16, 0, 0, 0, NULL},
-                                  {e4m3, bf16, bf16, bf16, fp16, tf32, tf32, fp32, 0, 0, 0, NULL},
-                                  {bf16, bf16, bf16, bf16, fp16, e5m6, e5m6, e5m6, 0, 0, 0, NULL}};
+    const precision expected[] = {
+        {fp32, fp32, fp32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0, NULL, NULL},
+        {tf32, tf32, tf32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0, NULL, NULL},
+        {bf16, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL, NULL},
+        {fp16, fp16, fp16, fp16, fp16, fp16, fp16, fp16, 0, 0, 0, NULL, NULL},
+        {e4m3, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL, NULL},
+        {e5m2, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL, NULL},
+        {e5m6, e5m6, e5m6, e5m6, fp16, e5m6, e5m6, e5m6, 0, 0, 0, NULL, NULL},
+        {e3m4, bf16, bf16, bf16, fp16, bf16, bf16, bf16, 0, 0, 0, NULL, NULL},
+        {e4m3, e4m3, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0, NULL, NULL},
+        {bf16, bf16, bf16, bf16, fp16, e5m2, bf16, bf16, 0, 0, 0, NULL, NULL},
+        {tf32, tf32, tf32, fp32, fp16, fp32, fp32, fp32, 0, 0, 0, NULL, NULL},
+        {fp32, fp32, fp32, fp32, fp16, tf32, tf32, fp32, 0, 0, 0, NULL, NULL},
+        {e4m3, bf16, bf16, bf16, fp16, fp16, fp16, fp16, 0, 0, 0, NULL, NULL},
+        {e4m3, bf16, bf16, bf16, fp16, tf32, tf32, fp32, 0, 0, 0, NULL, NULL},
+        {bf16, bf16, bf16, bf16, fp16, e5m6, e5m6, e5m6, 0, 0, 0, NULL, NULL}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         precision p = precision_of(format_find(cases[i].dtype), fp16);
         if (cases[i].gradient) p = precision_with_gradient(p, format_find(cases[i].gradient));

@@ -28,8 +28,8 @@ static void check(const capabilities* can, const demand* d, const char* words) {
 }
 
 int main(void) {
-    const capabilities all = {"all", 1, 1, 1, 1};
-    capabilities gpu = {"the GPU", 0, 0, 1, 0};
+    const capabilities all = {"all", 1, 1, 1, 1, 1};
+    capabilities gpu = {"the GPU", 0, 0, 1, 0, 0};
     demand d = usual(), other = d;
     check(&gpu, &d, NULL);
 
@@ -52,6 +52,10 @@ int main(void) {
     check(&gpu, &other, NULL);
     other.train.kv = &FORMAT_FP16;
     check(&gpu, &other, "--train-kv-dtype fp16: the GPU has the trainer's keys and values");
+    other = d, other.rollout.block = block_format_find("mxfp4");
+    check(&gpu, &other, "--rollout-block mxfp4: the GPU has no weights with block scales");
+    other.train.block = block_format_find("int8");
+    check(&gpu, &other, "--train-block int8: the GPU has no weights with block scales");
     other = d, other.entropy_bonus = 1;
     check(&gpu, &other, "--entropy-coef: the GPU has no gradient of entropies");
     other = d, other.rollout.split_k = 2;
@@ -60,6 +64,7 @@ int main(void) {
     other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
     other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
     other.train.kv = E4M3, other.entropy_bonus = 1;
+    other.train.block = other.rollout.block = block_format_find("nvfp4");
     check(&all, &other, NULL);
     CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");
     return test_report();

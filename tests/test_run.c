@@ -746,6 +746,11 @@ static void test_mismatch(void) {
     CHECK(x > 0 && x < 1e-5, "sums in parts: %g", x);
     CHECK(mismatch_of("--steps 1 --grad-dtype fp8_e5m2") == 0, "gradients alone");
     // Equal formats, but a row's scale depends on its batch: seen where exponents are few.
+    // Block scales: the mismatch is that of one side's weights, and equal ones have none.
+    x = mismatch_of("--steps 1 --rollout-block nvfp4");
+    CHECK(x > 1e-3, "weights in nvfp4: %g", x);
+    CHECK(mismatch_of("--steps 1 --rollout-block nvfp4 --train-block nvfp4 --sync-every 2") == 0,
+          "on both sides, each with a copy of its own");
     x = mismatch_of(
         "--prompts 32 --steps 1 --train-dtype e2m2 --rollout-dtype e2m2 --activation-scale tensor");
     CHECK(x > 1e-4 && x < 0.05, "scales per tensor: %g", x);
@@ -1212,6 +1217,10 @@ static void test_refusals(void) {
         {"--device cuda --grad-dtype bf16", "--grad-dtype bf16"},
         {"--device cuda --rollout-split-k 2", "--rollout-split-k"},
         {"--recompute 3", "--recompute"},
+        {"--device cuda --rollout-block int4", "--rollout-block int4: the GPU has no weights"},
+        {"--rollout-block mxfp6", "--rollout-block"},
+        {"--rollout-block mxfp8 --rollout-dtype fp8_e4m3", "round weights twice"},
+        {"--train-block int8 --train-dtype e4m3", "round weights twice"},
         {"--isa sse", "--isa"},
         {"--threads -1", "--threads"},
         {"--threads 1000000", "--threads"},
@@ -1831,6 +1840,9 @@ static const struct {
     {"", "--rollout-split-k 2", MODEL},
     {"", "--rollout-split-k 1", SAME},
     {"", "--rollout-dtype fp8_e4m3", MODEL},
+    {"", "--rollout-block mxfp4", MODEL},
+    {"", "--rollout-block none", SAME},
+    {"", "--train-block int8", MODEL},
     {"", "--logits-dtype bf16", MODEL},
     {"", "--rollout-logits-dtype bf16", MODEL},
     {"", "--kv-dtype fp8_e5m2", MODEL},

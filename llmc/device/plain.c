@@ -90,6 +90,25 @@ static void cast(backend* b, float* to, const float* from, size_t n, const forma
     for (size_t i = 0; i < n; i++) to[i] = format_round(from[i], how);
 }
 
+// to = from, element(x / s) s with a scale s for each block
+static void round_blocks(backend* b, float* to, const float* from, int rows, int cols,
+                         const block_format* how) {
+    float amax = blocks_amax(from, (size_t)rows * cols);
+    for (int r = 0; r < rows; r += how->rows) {
+        int64_t at = (int64_t)r * cols;
+        int high = rows - r < how->rows ? rows - r : how->rows;
+        blocks_round(to + at, from + at, high, cols, how, amax);
+    }
+}
+
+static size_t count_changed(backend* b, const float* before, const float* after, size_t n,
+                            const format* how) {
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        count += format_round(before[i], how) != format_round(after[i], how);
+    return count;
+}
+
 // to = to + from
 static void add(backend* b, float* to, const float* from, size_t n) {
     for (size_t i = 0; i < n; i++) to[i] += from[i];

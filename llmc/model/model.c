@@ -160,8 +160,9 @@ model_weights* model_weights_create(backend* b, const model* m, precision p) {
     w->precision = p;
     for (int i = 0; i < WEIGHTS; i++) {
         if (is_other(m, i)) w->other[i] = b->alloc(b, m->count[i] * sizeof(float), what);
-        if (m->count[i] && weight_is_matrix(&m->family->weight[i]))
-            w->matrix[i] = xalloc(m->shape.layers, sizeof(prepared*), "prepared weights");
+        if (!m->count[i] || !weight_is_matrix(&m->family->weight[i])) continue;
+        w->matrix[i] = xalloc(m->shape.layers, sizeof(prepared*), "prepared weights");
+        if (p.block) w->block[i] = b->alloc(b, m->count[i] * sizeof(float), what);
     }
     if (family_has(m->family, ROPE)) {
         float* host = xalloc(turns, sizeof(float), "rotary positions");
@@ -184,11 +185,15 @@ void model_weights_sync(model_weights* w, const float* parameters) {
     for (int i = 0; i < WEIGHTS; i++) {
         const float* from = parameters + m->offset[i];
         const family_weight* kind = &m->family->weight[i];
+        int rows = dim_of(&m->shape, kind->rows), cols = dim_of(&m->shape, kind->cols);
+        for (int l = 0; w->block[i] && l < m->shape.layers; l++)
+            b->round_blocks(b, w->block[i] + l * m->each[i], from + l * m->each[i], rows, cols,
+                            p.block);
+        if (w->block[i]) from = w->block[i];
         if (w->other[i]) b->cast(b, w->other[i], from, m->count[i], p.store);
         for (int l = 0; w->matrix[i] && l < m->shape.layers; l++)
-            w->matrix[i][l] = b->weight_prepare(
-                b, w->matrix[i][l], from + l * m->each[i], dim_of(&m->shape, kind->rows),
-                dim_of(&m->shape, kind->cols), p.linear, p.linear_backward);
+            w->matrix[i][l] = b->weight_prepare(b, w->matrix[i][l], from + l * m->each[i], rows,
+                                                cols, p.linear, p.linear_backward);
     }
     w->head = b->weight_prepare(b, w->head, parameters + m->offset[model_head(m)], m->shape.vocab,
                                 m->shape.channels, p.attention, p.attention);
@@ -202,6 +207,7 @@ void model_weights_free(model_weights* w) {
         for (int l = 0; w->head && w->matrix[i] && l < m->shape.layers; l++)
             b->weight_release(b, w->matrix[i][l]);
         if (w->other[i]) b->release(b, w->other[i], m->count[i] * sizeof(float));
+        if (w->block[i]) b->release(b, w->block[i], m->count[i] * sizeof(float));
         free(w->matrix[i]);
     }
     if (w->head) b->weight_release(b, w->head);

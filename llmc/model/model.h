@@ -56,8 +56,10 @@ typedef struct model_weights {
     float* other[WEIGHTS];       // embeddings, gains, biases, rounded to precision.store
     prepared** matrix[WEIGHTS];  // (layers) the operands of products
     prepared* head;
-    float* turn;   // of rotary positions, or NULL
-    size_t bytes;  // device memory held
+    float* block[WEIGHTS];  // matrices rounded to precision.block, which the products are made
+                            // of; NULL where there is none
+    float* turn;            // of rotary positions, or NULL
+    size_t bytes;           // device memory held
 } model_weights;
 
 model_weights* model_weights_create(backend* b, const model* m, precision p);

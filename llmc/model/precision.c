@@ -18,7 +18,8 @@ precision precision_with_gradient(precision p, const format* gradient) {
 int precision_same_forward(const precision* a, const precision* b) {
     int parts = a->split_k > 1 || b->split_k > 1;  // 0 and 1 both mean a sum in one part
     return a->linear == b->linear && a->attention == b->attention && a->store == b->store &&
-           a->logits == b->logits && a->weight_per_tensor == b->weight_per_tensor &&
+           a->logits == b->logits && a->block == b->block &&
+           a->weight_per_tensor == b->weight_per_tensor &&
            a->activation_per_tensor == b->activation_per_tensor &&
            (!parts || a->split_k == b->split_k);
 }

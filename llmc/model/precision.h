@@ -2,6 +2,7 @@
 #ifndef LLMC_PRECISION_H
 #define LLMC_PRECISION_H
 
+#include "../base/blocks.h"
 #include "../base/numerics.h"
 
 LLMC_BEGIN
@@ -18,6 +19,7 @@ typedef struct precision {
     const format *gradient_linear, *gradient_attention, *gradient;
     int weight_per_tensor, activation_per_tensor;  // scales: see linear_plan
     int split_k;                                   // of the forward products
+    const block_format* block;  // of the blocks' matrices, before `linear`; NULL: no block scales
     const format* kv;  // that a trainer rounds keys and values to; NULL: no further than store
 } precision;
 

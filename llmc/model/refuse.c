@@ -29,6 +29,10 @@ char* refuse(const capabilities* can, const demand* d) {
         why =
             xprintf("--train-kv-dtype %s: %s has the trainer's keys and values in the train dtype",
                     d->train.kv->name, can->name);
+    const block_format* block = d->train.block ? d->train.block : d->rollout.block;
+    if (!why && block && !can->blocks)
+        why = xprintf("--%s-block %s: %s has no weights with block scales",
+                      d->train.block ? "train" : "rollout", block->name, can->name);
     if (!why && d->entropy_bonus && !can->entropy_bonus)
         why = xprintf("--entropy-coef: %s has no gradient of entropies", can->name);
     if (!why && !can->plans && d->rollout.split_k > 1)

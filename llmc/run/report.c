@@ -144,6 +144,10 @@ static void report_precision(const run* r) {
         log_print(r->log,
                   "            fp8 scales: one per %s of a weight, one per %s of an activation",
                   WEIGHT_SCALE_NAMES[s->weight_scale], ACTIVATION_SCALE_NAMES[s->activation_scale]);
+    if (s->train_block || s->rollout_block)
+        log_print(r->log,
+                  "            block scales of the products' weights: trainer %s, sampler %s",
+                  BLOCK_NAMES[s->train_block], BLOCK_NAMES[s->rollout_block]);
     if (s->rollout_split_k > 1)
         log_print(
             r->log,

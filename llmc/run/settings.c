@@ -235,6 +235,7 @@ precision settings_train_precision(const settings* s) {
     if (strcmp(s->grad_dtype, "same")) p = precision_with_gradient(p, format_find(s->grad_dtype));
     p.weight_per_tensor = s->weight_scale;
     p.activation_per_tensor = s->activation_scale;
+    p.block = block_format_find(BLOCK_NAMES[s->train_block]);
     p.kv = format_or(s->train_kv_dtype, NULL);
     return p;
 }
@@ -244,6 +245,7 @@ precision settings_rollout_precision(const settings* s) {
     precision p = precision_of(format_find(s->rollout_dtype), logits);
     p.weight_per_tensor = s->weight_scale;
     p.activation_per_tensor = s->activation_scale;
+    p.block = block_format_find(BLOCK_NAMES[s->rollout_block]);
     p.split_k = s->rollout_split_k;
     return p;
 }
@@ -747,6 +749,14 @@ static void check_loss_scale(void) {
             "(or the scales of fp8), as here; leave it out");
 }
 
+static void refuse_block(const char* side, precision p) {
+    if (p.block && p.linear->scaled)
+        fatal(
+            "--%s-block %s with --%s-dtype %s would round weights twice, to two kinds of scales; "
+            "give a dtype of more than 8 bits, such as bf16",
+            side, p.block->name, side, p.linear->name);
+}
+
 // A flag that would be read by nothing.
 static void check_meaning(const model* m) {
     const settings* s = &given;
@@ -779,6 +789,8 @@ static void check_meaning(const model* m) {
         fatal(
             "--activation-scale tensor means nothing without an fp8 --train-dtype, --grad-dtype or "
             "--rollout-dtype; leave it out");
+    refuse_block("train", settings_train_precision(s));
+    refuse_block("rollout", settings_rollout_precision(s));
     if (!s->master_weights && settings_train_precision(s).store == &FORMAT_FP32)
         fatal(
             "--master-weights 0 means nothing to --train-dtype %s, whose weights are fp32; leave "

@@ -7,6 +7,36 @@ void ISA(cast)(backend* b, float* to, const float* from, size_t n, const format*
     for (size_t i = 0; i < n; i++) to[i] = format_round(from[i], &f);
 }
 
+void ISA(round_blocks)(backend* b, float* to, const float* from, int rows, int cols,
+                       const block_format* how) {
+    float amax = how->scale == SCALE_E4M3 ? blocks_amax(from, (size_t)rows * cols) : 0;
+    PARALLEL_FOR(b)
+    for (int r = 0; r < rows; r += how->rows) {
+        int64_t at = (int64_t)r * cols;
+        int high = rows - r < how->rows ? rows - r : how->rows;
+        blocks_round(to + at, from + at, high, cols, how, amax);
+    }
+}
+
+size_t ISA(count_changed)(backend* b, const float* before, const float* after, size_t n,
+                          const format* how) {
+    enum { PIECE = 1 << 14 };  // elements; each is counted in 32 bits
+    const format f = *how;
+    size_t pieces = (n + PIECE - 1) / PIECE, count = 0;
+    uint32_t* of_piece = cpu_scratch(b, SCRATCH_ROWS, pieces * sizeof *of_piece);
+    PARALLEL_FOR(b)
+    for (size_t p = 0; p < pieces; p++) {
+        size_t first = p * PIECE, end = first + PIECE < n ? first + PIECE : n;
+        uint32_t changed = 0;
+        PRAGMA(omp simd reduction(+ : changed))
+        for (size_t i = first; i < end; i++)
+            changed += format_round(before[i], &f) != format_round(after[i], &f);
+        of_piece[p] = changed;
+    }
+    for (size_t p = 0; p < pieces; p++) count += of_piece[p];
+    return count;
+}
+
 void ISA(add)(backend* b, float* to, const float* from, size_t n) {
     PARALLEL_SIMD(b)
     for (size_t i = 0; i < n; i++) to[i] += from[i];

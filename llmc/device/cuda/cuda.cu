@@ -90,6 +90,8 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
 // What this device does not have; refuse() in model/ keeps runs away that need it.
 #define cuda_weight_plan NULL
 #define cuda_kv_round NULL
+#define cuda_round_blocks NULL
+#define cuda_count_changed NULL
 
 static void fill_table(backend* b) {
     b->bytes_per = cuda_bytes_per;
