@@ -198,7 +198,7 @@ static inline void check_refused(const ended* e, const char* what, const char* w
 // ---------------------------------------------------------------------------------------------
 // log.jsonl
 
-enum { FIELDS_MAX = 32 };
+enum { FIELDS_MAX = 40 };
 
 typedef struct line {
     char phase[16];

@@ -37,7 +37,8 @@ static void test_log_keys(void) {
         {"numerics", "step time " MISMATCH_KEYS, 3},
         {"update",
          "step time index loss lr grad_norm skipped loss_scale tokens trained_tokens "
-         "tokens_per_s " MISMATCH_KEYS " masked masked_mu corrective",
+         "changed changed_train changed_rollout tokens_per_s " MISMATCH_KEYS
+         " masked masked_mu corrective",
          12},
         {"eval", "step time greedy pass1 pass1_error passk k prompts response_length", 3},
     };
@@ -49,7 +50,7 @@ static void test_log_keys(void) {
         lines += expected[i].lines;
         for (int n = 0; n < expected[i].lines; n++) {
             const line* l = nth(&log, expected[i].phase, n);
-            char keys[512] = "";
+            char keys[768] = "";
             for (int k = 0; k < l->fields; k++) {
                 sprintf(keys + strlen(keys), "%s%s", k ? " " : "", l->key[k]);
                 CHECK(isfinite(l->value[k]) != rightly_null(l, k), "%s of phase %s is %g",
@@ -745,12 +746,12 @@ static void test_mismatch(void) {
     double x = mismatch_of("--prompts 32 --steps 1 --rollout-split-k 2");
     CHECK(x > 0 && x < 1e-5, "sums in parts: %g", x);
     CHECK(mismatch_of("--steps 1 --grad-dtype fp8_e5m2") == 0, "gradients alone");
-    // Equal formats, but a row's scale depends on its batch: seen where exponents are few.
     // Block scales: the mismatch is that of one side's weights, and equal ones have none.
     x = mismatch_of("--steps 1 --rollout-block nvfp4");
     CHECK(x > 1e-3, "weights in nvfp4: %g", x);
     CHECK(mismatch_of("--steps 1 --rollout-block nvfp4 --train-block nvfp4 --sync-every 2") == 0,
           "on both sides, each with a copy of its own");
+    // Equal formats, but a row's scale depends on its batch: seen where exponents are few.
     x = mismatch_of(
         "--prompts 32 --steps 1 --train-dtype e2m2 --rollout-dtype e2m2 --activation-scale tensor");
     CHECK(x > 1e-4 && x < 0.05, "scales per tensor: %g", x);
@@ -1216,11 +1217,11 @@ static void test_refusals(void) {
         {"--device cuda --rollout-dtype e5m9", "--rollout-dtype e5m9"},
         {"--device cuda --grad-dtype bf16", "--grad-dtype bf16"},
         {"--device cuda --rollout-split-k 2", "--rollout-split-k"},
-        {"--recompute 3", "--recompute"},
         {"--device cuda --rollout-block int4", "--rollout-block int4: the GPU has no weights"},
         {"--rollout-block mxfp6", "--rollout-block"},
         {"--rollout-block mxfp8 --rollout-dtype fp8_e4m3", "round weights twice"},
         {"--train-block int8 --train-dtype e4m3", "round weights twice"},
+        {"--recompute 3", "--recompute"},
         {"--isa sse", "--isa"},
         {"--threads -1", "--threads"},
         {"--threads 1000000", "--threads"},
@@ -1839,10 +1840,10 @@ static const struct {
     {"--train-dtype e3m2 --rollout-dtype e3m2", "--activation-scale tensor", MODEL},
     {"", "--rollout-split-k 2", MODEL},
     {"", "--rollout-split-k 1", SAME},
-    {"", "--rollout-dtype fp8_e4m3", MODEL},
     {"", "--rollout-block mxfp4", MODEL},
     {"", "--rollout-block none", SAME},
     {"", "--train-block int8", MODEL},
+    {"", "--rollout-dtype fp8_e4m3", MODEL},
     {"", "--logits-dtype bf16", MODEL},
     {"", "--rollout-logits-dtype bf16", MODEL},
     {"", "--kv-dtype fp8_e5m2", MODEL},

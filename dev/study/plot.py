@@ -26,6 +26,8 @@ DEFAULT_PANELS = [
     ("entropy (nats)", [("entropy", ["rollout"], "-")]),
     ("pass@1 (dashed: greedy)", [("pass1", ["eval"], "-"), ("greedy", ["eval"], "--")]),
     ("grad_norm", [("grad_norm", ["update"], "-")]),
+    ("weights changed by an update (dashed: the sampler's)",
+     [("changed", ["update"], "-"), ("changed_rollout", ["update"], "--")]),
     ("logp_diff_max", [("logp_diff_max", ["numerics", "update"], "-")]),
     ("prob_diff_mean", [("prob_diff_mean", ["numerics", "update"], "-")]),
     ("kl_k3", [("kl_k3", ["numerics", "update"], "-")]),

@@ -11,14 +11,14 @@ static const format INT8 = {"int8", 0, 7, 127.0f, 127.0f, 16, 128.0f, 1.0f, 1};
 static const format INT4 = {"int4", 0, 3, 7.0f, 7.0f, 20, 8.0f, 1.0f, 1};
 
 static const block_format BLOCK_FORMATS[] = {
-    {"mxfp8", &FORMAT_E4M3, 1, 32, SCALE_POWER_OF_TWO},
-    {"mxfp6_e3m2", &E3M2, 1, 32, SCALE_POWER_OF_TWO},
-    {"mxfp6_e2m3", &E2M3, 1, 32, SCALE_POWER_OF_TWO},
-    {"mxfp4", &E2M1, 1, 32, SCALE_POWER_OF_TWO},
-    {"nvfp4", &E2M1, 1, 16, SCALE_E4M3},
-    {"deepseek", &FORMAT_E4M3, 128, 128, SCALE_FP32},
-    {"int8", &INT8, 1, 0, SCALE_FP32},
-    {"int4", &INT4, 1, 128, SCALE_FP32},
+    {"mxfp8", &FORMAT_E4M3, 1, 32, SCALE_POWER_OF_TWO, 0},
+    {"mxfp6_e3m2", &E3M2, 1, 32, SCALE_POWER_OF_TWO, 0},
+    {"mxfp6_e2m3", &E2M3, 1, 32, SCALE_POWER_OF_TWO, 0},
+    {"mxfp4", &E2M1, 1, 32, SCALE_POWER_OF_TWO, 0},
+    {"nvfp4", &E2M1, 1, 16, SCALE_E4M3, 0},
+    {"deepseek", &FORMAT_E4M3, 128, 128, SCALE_FP32, 0},
+    {"int8", &INT8, 1, 0, SCALE_FP32, 0},
+    {"int4", &INT4, 1, 128, SCALE_FP32, 0},
 };
 enum { BLOCK_FORMAT_COUNT = sizeof BLOCK_FORMATS / sizeof *BLOCK_FORMATS };
 
@@ -62,11 +62,12 @@ static void round_block(float* to, const float* from, int rows, int cols, int64_
         amax = a > amax ? a : amax;
     }
     float scale = amax < INFINITY ? scale_of(amax, f, tensor_amax) : NAN;
+    float times = f->bare ? 1 : scale;
     for (int r = 0; r < rows; r++) {
         const float* x = from + r * stride;
         float* y = to + r * stride;
         for (int c = 0; c < cols; c++)
-            y[c] = scale == 0 ? x[c] * 0 : format_round(x[c] / scale, &element) * scale;
+            y[c] = scale == 0 ? x[c] * 0 : format_round(x[c] / scale, &element) * times;
     }
 }
 

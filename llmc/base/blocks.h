@@ -32,6 +32,7 @@ typedef struct block_format {
     const format* element;  // an integer: a format of subnormal numbers only, of spacing 1
     int rows, cols;         // of a block; cols 0: a whole row
     block_scale scale;
+    int bare;  // 1: x becomes its element, without the scale; 0 in the table
 } block_format;
 
 extern const char* const BLOCK_NAMES[];  // "none", then the table's; ends with NULL

@@ -71,9 +71,14 @@ trainer* trainer_create(backend* b, const model* m, precision p, const optimizer
     return t;
 }
 
+void trainer_count_changes(trainer* t, precision of_sampler) {
+    t->changes = changes_create(t->b, &t->model, t->weights->precision, of_sampler);
+}
+
 void trainer_free(trainer* t) {
     trainer_buffers* u = t->buffers;
     backend* b = t->b;
+    changes_free(t->changes);
     b->release(b, t->parameters, t->count * sizeof(float));
     b->release(b, u->device, ints_of(u) * sizeof(int));
     b->release(b, u->logp, 2 * (size_t)u->capacity * sizeof(float));
@@ -501,7 +506,9 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     free(idle);
     free(left_out);
     free(each);
+    changes_before(t->changes, t->parameters);
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
+    sum.changed = changes_after(t->changes, t->parameters);
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);
     sum.grad_norm = step.grad_norm;
     sum.skipped = step.skipped;

@@ -17,6 +17,7 @@
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
+#include "changes.h"
 #include "objective.h"
 #include "optimizer.h"
 #include "rollout.h"
@@ -31,6 +32,7 @@ typedef struct trainer {
     model_weights* weights;  // the parameters in the trainer's precision
     model_acts* acts;
     optimizer* optimizer;
+    struct changes* changes;  // NULL: updates do not count them
     struct trainer_buffers* buffers;
 } trainer;
 
@@ -47,6 +49,10 @@ trainer_room trainer_room_for(const rollout* d, int group, int tokens);
 trainer* trainer_create(backend* b, const model* m, precision p, const optimizer_config* optimizer,
                         const trainer_room* room, recompute_level recompute);
 void trainer_free(trainer* t);
+
+// From now on updates count the weights that they change, as the parameters, the trainer's
+// precision and the sampler's hold them.
+void trainer_count_changes(trainer* t, precision of_sampler);
 
 // Host parameters (count) into the trainer, rounded to the optimizer's format; and out again.
 void trainer_load(trainer* t, const float* parameters);
@@ -71,6 +77,7 @@ typedef struct trainer_update_result {
     double masked_mu;           // mean over the masked ones of the anchor's probability; NaN: none
     int64_t tokens;             // run through the model, a group's prompt counted once
     int64_t trained_tokens;     // of these, those that also ran backward
+    changed_shares changed;     // 0 where the step was skipped; NaN where nothing is counted
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1, a mini-batch: reads start, token, anchor,

@@ -292,6 +292,8 @@ void report_memory(const run* r) {
     if (pending) memory_line(r, "gradients: earlier shards", pending);
     if (incoming) memory_line(r, "gradients: of other ranks", incoming);
     memory_line(r, "optimizer moments", moments);
+    if (r->trainer->changes)
+        memory_line(r, "trainer: before an update", changes_bytes(r->trainer->changes));
     memory_line(r, "trainer: packed weights", r->trainer->weights->bytes);
     memory_line(r, "trainer: activations", model_acts_bytes(r->trainer->acts));
     if (sampler_shares(r->sampler))
@@ -530,6 +532,9 @@ void report_update(const run* r, int index, double lr, const trainer_update_resu
     log_number(r->log, "loss_scale", u->loss_scale);
     log_number(r->log, "tokens", (double)u->tokens);
     log_number(r->log, "trained_tokens", (double)u->trained_tokens);
+    log_number(r->log, "changed", u->changed.stored);
+    log_number(r->log, "changed_train", u->changed.train);
+    log_number(r->log, "changed_rollout", u->changed.rollout);
     log_number(r->log, "tokens_per_s", (double)u->tokens / seconds);
     log_sent(r, sent);
     log_mismatch(r, m);
