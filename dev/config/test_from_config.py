@@ -66,7 +66,7 @@ EXPECTED = {
                           "clip-high=0.2 ratio-cap=3.0 aggregate=seq-mean-token-mean "
                           "kl-coef=0.001 kl-estimator=k3 advantage=rloo anchor=recompute "
                           "correct=tis correct-high=2.0 max-new-tokens=12 train-dtype=bf16 "
-                          "rollout-dtype=bf16 steps=2 checkpoint-every=0 eval-every=0 "
+                          "rollout-dtype=fp8_e4m3 steps=2 checkpoint-every=0 eval-every=0 "
                           "checkpoint-keep=0 eval-samples=1 eval-k=0",
     "verl.yaml": "prompts=8 group=4 updates=2 lr=1e-6 weight-decay=0.01 beta1=0.9 beta2=0.95 "
                  "schedule=cosine lr-final=0.1 lr-warmup=5% objective=gspo clip-low=0.0003 "
@@ -217,6 +217,18 @@ class Reading(unittest.TestCase):
         found, text = on_file(self, f"{more}=torchao trainer.resume_mode=auto\n", "a.sh")
         self.assertIn(f"{more} = torchao: no --rollout-dtype is this", text)
         self.assertIn("--resume=auto on the command line", text)
+
+    def test_blocks(self):
+        """verl's NVFP4 training is --train-block and --rollout-block, unless it rounds activations too."""
+        q = "actor_rollout_ref.actor.fsdp_config.qat."
+        found, _ = on_file(self, f"{q}enable=True trainer.resume_mode=auto\n", "a.sh")
+        self.assertEqual((found["train-block"], found["rollout-block"]), ("nvfp4", "nvfp4"))
+        for more in (f"{q}mode=w4a4", f"{q}group_size=32"):
+            found, text = on_file(self, f"{q}enable=True {more} trainer.resume_mode=auto\n", "a.sh")
+            self.assertNotIn("train-block", found)
+            self.assertIn("--train-block has nvfp4", text)
+        found, _ = on_file(self, f"{q}mode=w4a4 trainer.resume_mode=auto\n", "a.sh")
+        self.assertNotIn("train-block", found)
 
     def test_gradient_norm(self):
         """verl 0.9.1 reads the optimizer's key; older scripts have the actor's."""

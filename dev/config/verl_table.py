@@ -18,6 +18,8 @@ DEFAULTS = {
     A + "optim.weight_decay": "0.01", A + "optim.betas": ["0.9", "0.999"],
     A + "optim.min_lr_ratio": "0.0", A + "optim.lr_scheduler_type": "constant",
     A + "fsdp_config.dtype": "bfloat16", R + "dtype": "bfloat16",
+    A + "fsdp_config.qat.enable": "False", A + "fsdp_config.qat.mode": "w4a16",
+    A + "fsdp_config.qat.group_size": "16",
     R + "quantization": None,
     R + "n": "1", R + "temperature": "1.0", R + "top_p": "1", R + "top_k": "-1",
     R + "val_kwargs.n": "1", R + "val_kwargs.temperature": "0", R + "val_kwargs.top_p": "1.0",
@@ -257,6 +259,19 @@ def sampler(t):
             t.refused.append(f"{t.entry(key)}: {flag} knows no such format")
 
 
+def blocks(t):
+    """verl's quantization-aware training: its trainer rounds weights as its sampler stores them."""
+    q = A + "fsdp_config.qat."
+    if not t.true(q + "enable"):
+        return
+    if t.value(q + "mode") != "w4a16" or t.number(q + "group_size") != 16:
+        t.refused.append(f"{t.entry(q + 'mode')}, {t.entry(q + 'group_size')}: --train-block has nvfp4 for "
+                         "weights, in blocks of 16; activations have no blocks here")
+        return
+    for flag in ("train-block", "rollout-block"):
+        t.set(flag, "nvfp4", q + "enable", q + "mode", note="the head and embeddings are left out, as in verl")
+
+
 def files(t):
     if t.value("trainer.total_training_steps") is not None:
         t.set("steps", t.value("trainer.total_training_steps"), "trainer.total_training_steps")
@@ -291,6 +306,7 @@ def translate(t):
     dapo(t)
     correction(t)
     sampler(t)
+    blocks(t)
     if t.true("data.filter_overlong_prompts"):
         t.set("data-skip-long", 1, "data.filter_overlong_prompts")
     if t.value("data.seed") is not None:
