@@ -1,6 +1,7 @@
 // changes: the share of all weights that an update changed, by who holds them. A step that is small
-// next to a weight is lost where the weight is rounded: a bf16 weight moves by at least 1/256
-// of itself, or not at all. So at small learning rates masters change and the weights that products read do not.
+// next to a weight is lost where the weight is rounded: a bf16 weight moves by at least 1/256 of
+// itself, or not at all. So at small learning rates masters change, and the weights that products
+// read do not.
 //
 // A weight counts as changed where its value in a format differs from the one before the update.
 // Blocks whose scale is no power of two are the exception: there the scale follows the block's
