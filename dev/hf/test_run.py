@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Tests of whole ways through: a tiny random model of each family, with a byte-level BPE and a chat
 template, goes from Hugging Face into the trainer, takes RL steps, and comes back. Then transformers
-gives its tokens the log-probabilities that this program gives them.
+gives its tokens the log-probabilities that this program gives them. And the shares of weights that an
+update changed are counted again, by torch.
 
     python3 dev/hf/test_run.py [TEST...]        (needs torch, transformers and tokenizers)
 """
@@ -13,6 +14,7 @@ import unittest
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from test_hf import MODELS
@@ -132,6 +134,52 @@ class Run(unittest.TestCase):
 
     def test_qwen3(self):
         self.check_family("qwen3")
+
+
+def is_product(name):
+    return name.endswith("_proj.weight")
+
+
+def rounded(w, name, kind):
+    """A weight's values in a format, by torch's casts; of int8 the integers, without their scales."""
+    if kind == "fp32":
+        return w
+    if kind == "int8" and is_product(name):
+        return torch.round(w / (w.abs().amax(1, keepdim=True) / 127))
+    if kind == "fp8" and is_product(name):
+        scale = 2.0**torch.ceil(torch.log2(w.abs().amax(1, keepdim=True).double() / 448)).float()
+        return (w / scale).to(torch.float8_e4m3fn).float() * scale
+    return w.to({"int8": torch.float32, "fp8": torch.bfloat16, "bf16": torch.bfloat16,
+                 "fp16": torch.float16}[kind]).float()
+
+
+class Changed(unittest.TestCase):
+    """The shares of weights that an update changed are those between two checkpoints."""
+
+    def check(self, flags, train, sampler):
+        with tempfile.TemporaryDirectory() as folder:
+            call(PROGRAM, *("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --family llama "
+                            "--max-new-tokens 12 --warmup-steps 60 --steps 3 --prompts 8 --group 8 --updates 1 --lr "
+                            "3e-4 --objective sft --eval-prompts 4 --device cpu --checkpoint-every 1 "
+                            f"--checkpoint-keep 0 {flags} --out {folder}/run").split())
+            with open(f"{folder}/run/log.jsonl", encoding="utf-8") as f:
+                lines = [x for x in map(json.loads, f) if x["phase"] == "update"]
+            for line in lines[1:]:
+                before, after = (load_file(f"{folder}/run/checkpoints/step-{line['step'] + i:06d}/model/"
+                                           "model.safetensors") for i in (0, 1))
+                count = sum(w.numel() for w in before.values())
+                for key, kind in (("changed", "fp32"), ("changed_train", train), ("changed_rollout", sampler)):
+                    changed = sum((rounded(before[n], n, kind) != rounded(after[n], n, kind)).sum().item()
+                                  for n in before)
+                    self.assertEqual(line[key], changed / count, key)
+                self.assertLess(line["changed_rollout"], line["changed_train"])
+                self.assertLess(line["changed_train"], line["changed"])
+
+    def test_bf16_fp8(self):
+        self.check("--train-dtype bf16 --rollout-dtype fp8_e4m3", "bf16", "fp8")
+
+    def test_fp16_int8(self):
+        self.check("--train-dtype fp16 --rollout-block int8", "fp16", "int8")
 
 
 if __name__ == "__main__":
