@@ -86,6 +86,24 @@ def ties(name):
     return out
 
 
+def order_of_division(draw):
+    """A tensor of nvfp4 with a block whose scale would be another one if amax / (6 t) were computed."""
+    e4m3 = ml_dtypes.float8_e4m3fn
+    values = np.arange(1, 127, dtype=np.uint8).view(e4m3).astype(np.float32)
+    middle, six, steps = (values[1:] + values[:-1]) / 2, np.float32(6), np.arange(-4, 5)
+    while True:
+        whole = np.float32(draw.uniform(1, 2))
+        t = whole / np.float32(6 * 448)
+        amax = (middle * six * t)[:, None].view(np.uint32) + steps.astype(np.uint32)
+        amax = np.sort(amax.astype(np.uint32).view(np.float32).ravel())
+        differ = amax[(amax / six / t).astype(e4m3) != (amax / (six * t)).astype(e4m3)]
+        if len(differ):
+            x = np.zeros((1, 32), np.float32)
+            x[0, 0], x[0, 16:] = whole, differ[-1] * draw.uniform(-1, 1, 16)
+            x[0, 20] = differ[-1]
+            return x
+
+
 def cases(name, draw):
     _, top, rows, cols, _ = FORMATS[name]
     wide = cols or 37
@@ -111,6 +129,8 @@ def cases(name, draw):
     edges[11] = top * draw.uniform(-1, 1, wide)
     for row in edges:
         yield row[None, :]
+    if name == "nvfp4":
+        yield order_of_division(draw)
     if rows == 1:
         yield edges[[0, 2, 3, 7, 8]]                      # with one scale of the tensor
         yield ties(name)
