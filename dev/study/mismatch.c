@@ -14,6 +14,7 @@
 //                                  which drew the tokens
 //
 //     build/dev/study/mismatch MODEL.bin chain 64 4 bf16:fp32 fp16:fp32 fp32/2:fp32
+//     build/dev/study/mismatch MODEL.bin chain 64 4 bf16+nvfp4:bf16
 //     build/dev/study/mismatch --sampler OLDER.bin MODEL.bin chain 64 4 fp32:fp32
 //     build/dev/study/mismatch --max-new-tokens 200 FOLDER problems.jsonl 8 1 bf16:fp32
 //
@@ -65,14 +66,22 @@ static int number(const char* text, const char* what) {
     return (int)n;
 }
 
-// FORMAT or FORMAT/N.
+// FORMAT, FORMAT/N, FORMAT+BLOCK or FORMAT+BLOCK/N.
 static precision precision_named(const char* name, size_t length, const char* pair) {
     char* copy = xprintf("%.*s", (int)length, name);
     char* slash = strchr(copy, '/');
     if (slash) *slash = 0;
+    char* plus = strchr(copy, '+');
+    if (plus) *plus = 0;
     const format* f = format_find(copy);
     if (!f) fatal("%s: there is no format %s; see train_gpt2_rl --help", pair, copy);
     precision p = precision_of(f, &FORMAT_FP32);
+    p.block = plus ? block_format_find(plus + 1) : NULL;
+    if (plus && !p.block)
+        fatal("%s: there are no blocks %s; see --rollout-block in train_gpt2_rl --help", pair,
+              plus + 1);
+    if (p.block && f->scaled)
+        fatal("%s: weights in blocks need a format of more than 8 bits, such as bf16", pair);
     if (slash) p.split_k = number(slash + 1, pair);
     free(copy);
     return p;

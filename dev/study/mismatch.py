@@ -12,8 +12,9 @@ MODEL.bin is a run's checkpoints/STEP/model.bin, or a file that --warmup-cache k
 folder, such as checkpoints/STEP/model of other families than gpt2, whose tokenizer and chat format
 are used. --task may be a file of problems (NAME.jsonl), with --max-new-tokens. Without pairs: fp16,
 bf16, fp8_e4m3 and fp8_e5m2 samplers beside an fp32 trainer, and bf16 beside bf16. A format is
-written FORMAT or FORMAT/N: its products sum in N parts. With --sampler the sampler's weights are
-those of an earlier model, so that the differences are drift and numerics together.
+written FORMAT; FORMAT/N: its products sum in N parts; FORMAT+BLOCK, such as bf16+nvfp4: its weights
+have block scales. With --sampler the sampler's weights are those of an earlier model, so that the
+differences are drift and numerics together.
 
 The tables show the metrics, and the differences by mu, the sampler's probability of the token that
 it drew. -o (needs matplotlib) draws a row of plots a pair: pi against mu, pi - mu against mu,

@@ -92,6 +92,10 @@ def flags_of(config, *names):
 def pair_of(config):
     """The run's own SAMPLER:TRAINER; bf16:fp32 where they are equal, so that nothing could grow."""
     sampler, trainer = config.get("rollout-dtype", "fp32"), config.get("train-dtype", "fp32")
+    if config.get("rollout-block", "none") != "none":
+        sampler += "+" + config["rollout-block"]
+    if config.get("train-block", "none") != "none":
+        trainer += "+" + config["train-block"]
     if config.get("rollout-split-k", "1") != "1":
         sampler += "/" + config["rollout-split-k"]
     return f"{sampler}:{trainer}" if sampler != trainer else "bf16:fp32"

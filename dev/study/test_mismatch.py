@@ -151,7 +151,9 @@ class RunTest(unittest.TestCase):
     def test_the_pair_of_a_run(self):
         for config, pair in (({}, "bf16:fp32"), ({"rollout-dtype": "fp16"}, "fp16:fp32"),
                              ({"rollout-dtype": "bf16", "train-dtype": "bf16"}, "bf16:fp32"),
-                             ({"rollout-split-k": "2"}, "fp32/2:fp32")):
+                             ({"rollout-split-k": "2"}, "fp32/2:fp32"),
+                             ({"rollout-block": "nvfp4", "train-block": "none"}, "fp32+nvfp4:fp32"),
+                             ({"rollout-block": "int8", "train-block": "int8"}, "bf16:fp32")):
             self.assertEqual(mismatch_run.pair_of(config), pair)
 
 
@@ -285,8 +287,8 @@ class ProgramTest(unittest.TestCase):
                 for pair, rows in self.bins(*args).items()}
 
     def test_equal_formats_give_zero(self):
-        pairs = ["bf16:bf16", "fp8_e4m3:fp8_e4m3", "bf16/2:bf16/2"]
-        for pair, rows in self.bins("new.bin", *pairs, "fp32/2:fp32").items():
+        pairs = ["bf16:bf16", "fp8_e4m3:fp8_e4m3", "bf16/2:bf16/2", "bf16+int4:bf16+int4"]
+        for pair, rows in self.bins("new.bin", *pairs, "fp32/2:fp32", "bf16+int4:bf16").items():
             for row in rows:
                 texts = {row[c] for c in row if "diff" in c or "gap" in c}
                 if pair in pairs:
