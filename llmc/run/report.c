@@ -521,6 +521,12 @@ void report_samples(const run* r) {
     }
 }
 
+static void log_changed(const run* r, const changed_shares* c) {
+    log_number(r->log, "changed", c->stored);
+    log_number(r->log, "changed_train", c->train);
+    log_number(r->log, "changed_rollout", c->rollout);
+}
+
 void report_update(const run* r, int index, double lr, const trainer_update_result* u,
                    const mismatch* m, double seconds, int64_t sent) {
     log_begin(r->log, "update", r->state.step);
@@ -532,9 +538,7 @@ void report_update(const run* r, int index, double lr, const trainer_update_resu
     log_number(r->log, "loss_scale", u->loss_scale);
     log_number(r->log, "tokens", (double)u->tokens);
     log_number(r->log, "trained_tokens", (double)u->trained_tokens);
-    log_number(r->log, "changed", u->changed.stored);
-    log_number(r->log, "changed_train", u->changed.train);
-    log_number(r->log, "changed_rollout", u->changed.rollout);
+    if (r->trainer->changes) log_changed(r, &u->changed);
     log_number(r->log, "tokens_per_s", (double)u->tokens / seconds);
     log_sent(r, sent);
     log_mismatch(r, m);
