@@ -14,6 +14,7 @@ static demand usual(void) {
                     precision_of(BF16, FP32),
                     &FORMAT_FP16,
                     0,
+                    0,
                     0};
 }
 
@@ -56,6 +57,8 @@ int main(void) {
     check(&gpu, &other, "--rollout-block mxfp4: the GPU has no weights with block scales");
     other.train.block = block_format_find("int8");
     check(&gpu, &other, "--train-block int8: the GPU has no weights with block scales");
+    other = d, other.changes = 1;
+    check(&gpu, &other, "--log-changes: the GPU does not count changed weights");
     other = d, other.entropy_bonus = 1;
     check(&gpu, &other, "--entropy-coef: the GPU has no gradient of entropies");
     other = d, other.rollout.split_k = 2;
@@ -63,7 +66,7 @@ int main(void) {
 
     other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
     other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
-    other.train.kv = E4M3, other.entropy_bonus = 1;
+    other.train.kv = E4M3, other.entropy_bonus = other.changes = 1;
     other.train.block = other.rollout.block = block_format_find("nvfp4");
     check(&all, &other, NULL);
     CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");

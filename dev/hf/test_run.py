@@ -161,7 +161,7 @@ class Changed(unittest.TestCase):
             call(PROGRAM, *("--task add:digits=1 --depth 1 --channels 32 --heads 2 --context 32 --family llama "
                             "--max-new-tokens 12 --warmup-steps 60 --steps 3 --prompts 8 --group 8 --updates 1 --lr "
                             "3e-4 --objective sft --eval-prompts 4 --device cpu --checkpoint-every 1 "
-                            f"--checkpoint-keep 0 {flags} --out {folder}/run").split())
+                            f"--checkpoint-keep 0 --log-changes {flags} --out {folder}/run").split())
             with open(f"{folder}/run/log.jsonl", encoding="utf-8") as f:
                 lines = [x for x in map(json.loads, f) if x["phase"] == "update"]
             for line in lines[1:]:

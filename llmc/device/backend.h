@@ -120,7 +120,7 @@ typedef struct capabilities {
     int plans;            // products that differ from the default (linear_plan)
     int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for
     int entropy_bonus;    // the gradient of entropies
-    int blocks;           // weights with block scales
+    int blocks;           // weights with block scales; counts of changed weights
 } capabilities;
 
 extern const char BUILT_DEVICES[];  // the names of those that are built in, "cpu, plain"

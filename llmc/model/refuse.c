@@ -33,6 +33,8 @@ char* refuse(const capabilities* can, const demand* d) {
     if (!why && block && !can->blocks)
         why = xprintf("--%s-block %s: %s has no weights with block scales",
                       d->train.block ? "train" : "rollout", block->name, can->name);
+    if (!why && d->changes && !can->blocks)
+        why = xprintf("--log-changes: %s does not count changed weights", can->name);
     if (!why && d->entropy_bonus && !can->entropy_bonus)
         why = xprintf("--entropy-coef: %s has no gradient of entropies", can->name);
     if (!why && !can->plans && d->rollout.split_k > 1)

@@ -13,6 +13,7 @@ typedef struct demand {
     const format* kv;     // of cached keys and values
     int batch_invariant;  // no bit of a row may depend on its batch
     int entropy_bonus;    // --entropy-coef
+    int changes;          // --log-changes
 } demand;
 
 // NULL if the device can do it; else why not, as the beginning of a sentence that names the flag.

@@ -24,7 +24,6 @@ static size_t largest_matrix(const model* m) {
 }
 
 changes* changes_create(backend* b, const model* m, precision of_trainer, precision of_sampler) {
-    if (!b->count_changed) return NULL;
     changes* c = xalloc(1, sizeof *c, "changes");
     *c = (changes){.b = b, .model = *m, .train = of_trainer, .rollout = of_sampler};
     c->before = b->alloc(b, m->parameters * sizeof(float), "the weights before an update");

@@ -23,7 +23,7 @@ typedef struct changed_shares {
 
 typedef struct changes changes;
 
-// NULL where the device cannot count (a GPU). Holds a copy of the parameters, and of its largest
+// Holds a copy of the parameters, and of its largest
 // matrix twice where a precision has scales.
 changes* changes_create(backend* b, const model* m, precision of_trainer, precision of_sampler);
 void changes_free(changes* c);

@@ -24,12 +24,12 @@
 //             entropy bonus), lr, grad_norm (before clipping), skipped (1: not finite, no update),
 //             loss_scale (of this gradient; 1 where the formats need none), tokens (run forward, a
 //             prompt once a group), trained_tokens (of these, those that also ran backward),
-//             unless on a GPU changed, changed_train, changed_rollout (shares of all weights that
-//             the update changed, as the masters, the trainer's and the sampler's formats hold
-//             them), tokens_per_s, of several ranks sent (bytes that rank 0 sent since the line
-//             before that says so: with the rollout's they are those of the step), the metrics of
-//             mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean probability
-//             of the masked tokens under the anchor; null if there are none)
+//             with --log-changes changed, changed_train, changed_rollout (shares of all weights
+//             that the update changed, as the masters, the trainer's and the sampler's formats
+//             hold them), tokens_per_s, of several ranks sent (bytes that rank 0 sent since the
+//             line before that says so: with the rollout's they are those of the step), the metrics
+//             of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
+//             probability of the masked tokens under the anchor; null if there are none)
 //   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
 //             over prompts; null if there is only one), k (with --eval-k 0 the largest power of
 //             two, and pass2, pass4, ... of each), prompts, response_length, and of

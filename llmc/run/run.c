@@ -352,7 +352,7 @@ static void create_trainer(run* r) {
     trainer_room room = trainer_room_for(r->data, s->group, s->micro_tokens);
     r->trainer =
         trainer_create(r->device, &r->model, train, &config, &room, (recompute_level)s->recompute);
-    trainer_count_changes(r->trainer, settings_rollout_precision(s));
+    if (s->log_changes) trainer_count_changes(r->trainer, settings_rollout_precision(s));
     if (s->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);
     r->stale = stale_create(r->device, r->parameters, s->sync_every, s->lag);
 }

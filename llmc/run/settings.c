@@ -766,6 +766,8 @@ static void check_meaning(const model* m) {
                   "without --out, where samples.jsonl would be");
     refuse_unread(s->samples_every != DEFAULTS.samples_every && !*s->out, "--samples-every",
                   "without --out, where samples.jsonl would be");
+    refuse_unread(s->log_changes && !*s->out, "--log-changes",
+                  "without --out, which holds the log");
     refuse_unread(s->log_tokens && !s->samples_every, "--log-tokens", "with --samples-every 0");
     check_loss_scale();
     if (s->overlong_buffer > s->max_new_tokens)
@@ -865,7 +867,8 @@ backend* settings_open_device(int here, int place, const char** why_cpu) {
                 settings_eval_precision(&given),
                 settings_kv_format(&given),
                 given.batch_invariant,
-                given.entropy_coef > 0};
+                given.entropy_coef > 0,
+                given.log_changes};
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);
