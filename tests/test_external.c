@@ -16,6 +16,7 @@ enum { PROMPTS = 2, GROUP = 2, MAX_NEW = 3, VOCAB = 10, END = 9, LONG = 30000 };
 static int quick;
 static model m;
 static float *before, *after;
+static char* handed;  // the folder of the weights
 
 // What the shell does with each line of a prompt, $l; $asked holds all lines that were read.
 static char* program_of(const char* each) {
@@ -32,7 +33,7 @@ static const char GOOD[] =
 static external* open_with(const char* line, double timeout) {
     external_config c = {.line = line,
                          .timeout = timeout,
-                         .folder = xprintf("%s/sampler", folder),
+                         .folder = handed,
                          .temperature = 0.7,
                          .top_p = 0.9,
                          .top_k = 5,
@@ -220,6 +221,7 @@ static void test_start(void) {
 int main(int argc, char** argv) {
     quick = test_quick(argc, argv);
     folder_make(__FILE__);
+    handed = xprintf("%s/sampler", folder);
     m = model_of(&GPT2_FAMILY, (shape){.context = 16,
                                        .vocab = VOCAB,
                                        .layers = 1,
@@ -237,6 +239,7 @@ int main(int argc, char** argv) {
     test_faults();
     test_start();
     dir_remove(folder);
+    free(handed);
     free(before);
     free(after);
     return test_report();

@@ -159,9 +159,9 @@ static void check_id(const external* e, const json* id) {
 
 static void take_answer(external* e) {
     if (e->answered == e->d->sequences) refuse_answer(e, "wrote more lines than it was asked for");
+    char* line = shown(e->config.line, strlen(e->config.line));
     char* name =
-        xprintf("--sampler-cmd '%s', answer %d of %d",
-                shown(e->config.line, strlen(e->config.line)), e->answered + 1, e->d->sequences);
+        xprintf("--sampler-cmd '%s', answer %d of %d", line, e->answered + 1, e->d->sequences);
     json* answer = json_parse(name, e->line, e->length, ADVICE);
     const json *tokens = json_get(answer, "tokens"), *log_mu = json_get(answer, "log_mu");
     check_id(e, json_get(answer, "id"));
@@ -172,6 +172,7 @@ static void take_answer(external* e) {
     e->length = 0;
     free(answer);
     free(name);
+    free(line);
 }
 
 static void read_answers(external* e) {
