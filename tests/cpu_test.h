@@ -200,17 +200,17 @@ static inline tensor as_vector(float* x, int n) {
 
 // Ways of drawing: plain, greedy, top-k, top-p, both; hot and cold; and keys of 64 bits.
 static const sampling SAMPLINGS[] = {
-    {1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
-    {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4},
-    {1, 1, 0, 1, 13, STREAM_EVALUATE, 5},
-    {1, 0, 1, 1, 14, STREAM_SAMPLE, 0},
-    {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1},
-    {1, 0, 100, 1, 16, STREAM_SAMPLE, 2},
-    {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3},
-    {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3},
-    {1, 0, 0, 0, 19, STREAM_SAMPLE, 3},
-    {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3},
-    {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3},
+    {1, 0, 0, 1, 11, STREAM_SAMPLE, 3, 4000000000u},
+    {0.7f, 0, 0, 1, 12, STREAM_SAMPLE, 4, 4000000000u},
+    {1, 1, 0, 1, 13, STREAM_EVALUATE, 5, 4000000000u},
+    {1, 0, 1, 1, 14, STREAM_SAMPLE, 0, 4000000000u},
+    {1.5f, 0, 3, 1, 1ull << 40, STREAM_SAMPLE, 1, 4000000000u},
+    {1, 0, 100, 1, 16, STREAM_SAMPLE, 2, 4000000000u},
+    {1, 0, 0, 0.9f, 17, STREAM_SAMPLE, 3, 4000000000u},
+    {1, 0, 0, 0.25f, 18, STREAM_EVALUATE, 3, 4000000000u},
+    {1, 0, 0, 0, 19, STREAM_SAMPLE, 3, 4000000000u},
+    {0.5f, 0, 10, 0.8f, 20, STREAM_SAMPLE, 3, 4000000000u},
+    {1, 1, 4, 0.8f, 21, STREAM_SAMPLE, 3, 4000000000u},
 };
 enum { SAMPLING_COUNT = sizeof SAMPLINGS / sizeof *SAMPLINGS };
 

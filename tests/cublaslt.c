@@ -233,7 +233,7 @@ static double tf32_of(double x) { return x == x ? float_of(bits_of((float)x) & ~
 
 // ------------------------------------------------------------------------------------------------
 // A product, all that it needs by value: the caller may change its descriptors before the stream
-// comes to it.
+// comes to it. It lives as long as the library is in use: a graph may run it again.
 
 enum { A, B, C, D, MATRICES };
 
@@ -244,7 +244,9 @@ typedef struct work {
     float alpha, beta;
     void* workspace;
     size_t workspace_bytes;
+    struct work* next;
 } work;
+static work* works;
 
 // Column j of a matrix, on the host.
 static char* column(const work* w, int which, int64_t j, int write) {
@@ -315,7 +317,6 @@ static void run(void* data) {
         memset(ptx_memory(w->workspace, w->workspace_bytes, 1), 0xff, w->workspace_bytes);
     free(a);
     free(b);
-    free(w);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -393,6 +394,11 @@ int lt_destroy(void* handle) {
         object* next = objects->next;
         free(objects);
         objects = next;
+    }
+    while (works) {
+        work* next = works->next;
+        free(works);
+        works = next;
     }
     return LT_SUCCESS;
 }
@@ -499,6 +505,8 @@ int lt_multiply(void* handle, void* o, const void* alpha, const void* a, void* a
         mistake("a bias is less aligned than D");
     work* w = calloc(1, sizeof *w);
     if (!w) mistake("no memory");
+    w->next = works;
+    works = w;
     for (int i = 0; i < MATRICES; i++) {
         if (!data[i] || (uintptr_t)data[i] % algorithm->data[ALGORITHM_ALIGNMENT + i])
             mistake("a matrix does not lie where its preference said");

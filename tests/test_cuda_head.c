@@ -413,14 +413,13 @@ static void state_at(slots* t, int* at, int vocabulary) {
     int n = t->count, words = words_of(vocabulary);
     slot_state s = slot_state_at(at, n, MAX_NEW, words);
     s.ends = (end_set){1, {vocabulary - 1}};
-    s.first = t->s.first;
     t->s = s;
 }
 
 // Slots in some state, one more than rows; slot i serves a sequence of another number.
 static slots slots_new(const sampler_case* c) {
     int n = c->rows + 1;
-    slots t = {.count = n, .s = {.first = 4000000000u}};
+    slots t = {.count = n};
     t.all = vector_new(n * (5 + MAX_NEW * (3 + words_of(c->vocabulary))));
     memset(t.all.data, 0, t.all.cols * sizeof(float));
     state_at(&t, t.all.data, c->vocabulary);
@@ -518,7 +517,7 @@ static slots gpu_sample(const slots* before, tensor x, const prepared* w, const 
     state_at(&there, all.data, c->vocabulary);
     if (!nucleus) there.s.out_nucleus = NULL;
     gpu->sample(gpu, &there.s, x, gpu_copy(before->row_slot, c->rows * sizeof(int)), c->rows, w,
-                c->logits, &c->how);
+                c->logits, gpu_copy(&c->how, sizeof c->how));
     here.all = gpu_read(all);
     state_at(&here, here.all.data, c->vocabulary);
     gpu_arrays_free(gpu_mark);
@@ -603,7 +602,7 @@ static void check_best(int rows, int v, int count, sampling how, int orders) {
         state_at(&there, all.data, v);
         there.s.best = (candidates){count, id.data, logp.data};
         gpu->sample(gpu, &there.s, x, gpu_copy(before.row_slot, rows * sizeof(int)), rows, w,
-                    c.logits, &how);
+                    c.logits, gpu_copy(&how, sizeof how));
         tensor found = gpu_read(id), found_logp = gpu_read(logp);
         check_same(found, cpu_ids, "candidates", sampler_text(&c), gpu);
         for (int i = 0; i < size; i++) {
@@ -638,9 +637,9 @@ static void check_best(int rows, int v, int count, sampling how, int orders) {
 }
 
 static void check_candidates(void) {
-    static const sampling hows[] = {{1, 0, 0, 1, 11, STREAM_SAMPLE, 3},
-                                    {0.7f, 0, 9, 1, 12, STREAM_SAMPLE, 4},
-                                    {1, 1, 0, 0.8f, 13, STREAM_EVALUATE, 5}};
+    static const sampling hows[] = {{1, 0, 0, 1, 11, STREAM_SAMPLE, 3, 0},
+                                    {0.7f, 0, 9, 1, 12, STREAM_SAMPLE, 4, 0},
+                                    {1, 1, 0, 0.8f, 13, STREAM_EVALUATE, 5, 0}};
     static const int vocabularies[] = {2, 33, 520, 1000};
     for (int i = 0; i < 3; i++)
         for (int v = 0; v < 4; v++)
@@ -677,7 +676,7 @@ static void check_sampler(void) {
 static void check_rare_tokens(void) {
     int mark = array_count, v = 1000;
     sampler_case c = {
-        1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 0x1.fffffep-1f, 1, STREAM_SAMPLE, 0}};
+        1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 0x1.fffffep-1f, 1, STREAM_SAMPLE, 0, 0}};
     tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
     set_rows(x, 0, 1, 1);
     set_rows(w, 0, v, -22.9f);
@@ -689,9 +688,9 @@ static void check_rare_tokens(void) {
 // Logits that round to 0 and -0 are equal: the lower id goes first. And half of the tokens weigh
 // exactly half.
 static void check_zeros(void) {
-    static const sampling hows[] = {{1, 1, 0, 1, 1, STREAM_SAMPLE, 0},
-                                    {1, 0, 3, 1, 2, STREAM_SAMPLE, 0},
-                                    {1, 0, 0, 0.5f, 3, STREAM_SAMPLE, 0}};
+    static const sampling hows[] = {{1, 1, 0, 1, 1, STREAM_SAMPLE, 0, 0},
+                                    {1, 0, 3, 1, 2, STREAM_SAMPLE, 0, 0},
+                                    {1, 0, 0, 0.5f, 3, STREAM_SAMPLE, 0, 0}};
     int mark = array_count, v = 40;
     tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
     set_rows(x, 0, 1, 1);
@@ -718,10 +717,9 @@ static void check_boundaries(void) {
     set_rows(w, 0, 1, 0);
     for (int i = 0; i < 3; i++) {
         sampler_case c = {
-            1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 1, of[i].seed, STREAM_SAMPLE, 0}};
+            1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, {1, 0, 0, 1, of[i].seed, STREAM_SAMPLE, 0, 0}};
         slots before = slots_new(&c);
         before.s.position[1] = 7;  // of sequence 0
-        before.s.first = 0;
         slots after = check_sampler_from(&c, before, x, w, 1);
         CHECK(after.s.token[1] == of[i].token, "seed %llu draws %d", (unsigned long long)of[i].seed,
               after.s.token[1]);

@@ -126,7 +126,7 @@ static rollout* make_prompts(int step) {
 
 static rollout* sample_on(backend* b, const format* dtype, int slots, const state* s, int step,
                           int greedy) {
-    sampling how = {1 / 0.9f, greedy, 0, 1, 5, STREAM_SAMPLE, (uint32_t)step};
+    sampling how = {1 / 0.9f, greedy, 0, 1, 5, STREAM_SAMPLE, (uint32_t)step, 0};
     rollout* d = make_prompts(step);
     sampler* r = make_sampler(b, dtype, slots);
     size_t bytes = MODEL.parameters * sizeof(float);

@@ -325,7 +325,6 @@ static slots slots_new(int rows, int vocabulary) {
     memset(t.all.data, 0, t.all.cols * sizeof(float));
     t.s = state_at(t.all.data, n, words);
     t.s.ends = (end_set){2, {vocabulary - 1, vocabulary - 2}};
-    t.s.first = 4000000000u;
     t.row_slot = ints_new(rows);
     for (int i = 0; i < n; i++) {
         t.s.token[i] = random_below(vocabulary);
@@ -472,7 +471,7 @@ static void check_best(void) {
                 7,
                 how % 2 ? &FORMAT_BF16 : &FORMAT_FP32,
                 how == 1 ? 4 : 0,
-                {0.8f, how == 3, how == 2 ? 9 : 0, how > 1 ? 0.7f : 1, 5, STREAM_SAMPLE, 1}};
+                {0.8f, how == 3, how == 2 ? 9 : 0, how > 1 ? 0.7f : 1, 5, STREAM_SAMPLE, 1, 0}};
             tensor x = matrix_random(c.rows, c.channels, &FORMAT_FP32);
             tensor w = weight_random(v, c.channels);
             for (int j = 0; c.ties && j < v; j++)
@@ -517,7 +516,7 @@ static void check_sampler(void) {
 static void check_slots(backend* b) {
     int mark = array_count, rows = 60, v = 5, wrong = 0, ended = 0;
     tensor x = matrix_random(rows, 6, &FORMAT_FP32), w = weight_random(v, 6);
-    const sampling how = {0.2f, 0, 0, 1, 3, STREAM_SAMPLE, 1};
+    const sampling how = {0.2f, 0, 0, 1, 3, STREAM_SAMPLE, 1, 0};
     slots before = slots_new(rows, v), t = slots_copy(&before);
     prepared* p = b->weight_prepare(b, NULL, w.data, v, 6, &FORMAT_FP32, &FORMAT_FP32);
     b->sample(b, &t.s, x, t.row_slot, rows, p, &FORMAT_FP32, &how);
@@ -545,7 +544,7 @@ static void check_slots(backend* b) {
 // alone does not.
 static void check_rare_tokens(void) {
     int mark = array_count, v = 1000;
-    sampler_case c = {1, v, 1, &FORMAT_FP32, 0, {1, 0, 0, 0x1.fffffep-1f, 1, STREAM_SAMPLE, 0}};
+    sampler_case c = {1, v, 1, &FORMAT_FP32, 0, {1, 0, 0, 0x1.fffffep-1f, 1, STREAM_SAMPLE, 0, 0}};
     tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
     set_rows(x, 0, 1, 1);
     set_rows(w, 0, v, -22.9f);
@@ -567,7 +566,6 @@ static slots draw_one(backend* b, tensor logits, const sampling* how) {
     set_rows(x, 0, 1, 1);
     slots t = slots_new(1, logits.rows);
     t.s.position[1] = t.s.length[0] = 0;
-    t.s.first = 0;
     prepared* p =
         b->weight_prepare(b, NULL, logits.data, logits.rows, 1, &FORMAT_FP32, &FORMAT_FP32);
     b->sample(b, &t.s, x, t.row_slot, 1, p, &FORMAT_FP32, how);
@@ -587,7 +585,7 @@ static void check_top_p_reached(void) {
             int mark = array_count;
             tensor logits = weight_random(4, 1);
             set_zero(logits);
-            sampling how = {1, 0, cases[i].k, cases[i].p, 1, STREAM_SAMPLE, 0};
+            sampling how = {1, 0, cases[i].k, cases[i].p, 1, STREAM_SAMPLE, 0, 0};
             slots t = draw_one(devices[d], logits, &how);
             CHECK(t.s.out_nucleus[0] == cases[i].kept, "top-k %d, top-p %g of 4 equal tokens: %x",
                   cases[i].k, (double)cases[i].p, t.s.out_nucleus[0]);
@@ -611,7 +609,7 @@ static void check_exact_draws(void) {
             tensor logits = weight_random(TOKENS, 1);
             set_rows(logits, 0, TOKENS, -27.4f);
             set_rows(logits, 0, 1, 0);
-            sampling how = {1, 0, 0, 1, 1, STREAM_SAMPLE, cases[i].step};
+            sampling how = {1, 0, 0, 1, 1, STREAM_SAMPLE, cases[i].step, 0};
             slots t = draw_one(devices[d], logits, &how);
             CHECK(t.s.out_token[0] == cases[i].token, "step %u draws %d, not %d (%s)",
                   cases[i].step, t.s.out_token[0], cases[i].token, devices[d]->name);
@@ -646,7 +644,7 @@ static same_rows same_rows_new(backend* b, int rows, int vocabulary) {
 static void check_keys(backend* b) {
     int mark = array_count, rows = 64;
     same_rows s = same_rows_new(b, rows, 33);
-    const sampling how = {0, 0, 0, 1, 5, STREAM_SAMPLE, 7};  // uniform over the tokens
+    const sampling how = {0, 0, 0, 1, 5, STREAM_SAMPLE, 7, 4000000000u};  // uniform over the tokens
     int* first = NULL;
     for (int change = 0; change < 8; change++) {
         slots t = slots_copy(&s.t);
@@ -660,7 +658,7 @@ static void check_keys(backend* b) {
             t.s.position[i] += change == 6;
             t.s.sequence[i] = change == 7 ? (i + 1) % (rows + 1) : t.s.sequence[i];
         }
-        t.s.first -= change == 7;
+        h.first -= change == 7;
         b->sample(b, &t.s, s.x, t.row_slot, rows, s.p, &FORMAT_FP32, &h);
         int differing = 0;
         if (!first) first = t.s.token;
@@ -676,10 +674,10 @@ static void check_keys(backend* b) {
 // Frequencies match the probabilities: with up to 11 degrees of freedom, chi-square exceeds 60 once
 // in 10^8 cases (and here, with fixed seeds, always or never).
 static void check_frequencies(backend* b) {
-    static const sampling hows[] = {{1, 0, 0, 1, 1, STREAM_SAMPLE, 0},
-                                    {0.6f, 0, 0, 1, 2, STREAM_SAMPLE, 0},
-                                    {1, 0, 5, 1, 3, STREAM_SAMPLE, 0},
-                                    {0.5f, 0, 0, 0.8f, 4, STREAM_SAMPLE, 0}};
+    static const sampling hows[] = {{1, 0, 0, 1, 1, STREAM_SAMPLE, 0, 0},
+                                    {0.6f, 0, 0, 1, 2, STREAM_SAMPLE, 0, 0},
+                                    {1, 0, 5, 1, 3, STREAM_SAMPLE, 0, 0},
+                                    {0.5f, 0, 0, 0.8f, 4, STREAM_SAMPLE, 0, 0}};
     enum { ROWS = 5000, TOKENS = 12 };
     for (int m = 0; m < 4; m++) {
         int mark = array_count, drawn[TOKENS] = {0}, kept[TOKENS];
@@ -716,7 +714,7 @@ static void check_top_p_is_smallest(backend* b) {
     for (int step = 1; step < 10; step++) {
         slots t = slots_new(rows, v);
         memset(t.s.length, 0, t.count * sizeof(int));
-        sampling how = {0.4f, 0, 0, (float)step * 0.1f, 1, STREAM_SAMPLE, 0};
+        sampling how = {0.4f, 0, 0, (float)step * 0.1f, 1, STREAM_SAMPLE, 0, 0};
         b->sample(b, &t.s, x, t.row_slot, rows, p, &FORMAT_FP32, &how);
         for (int i = 0; i < rows; i++) {
             int sequence = t.s.sequence[t.row_slot[i]];

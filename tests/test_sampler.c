@@ -23,7 +23,7 @@ typedef struct setup {
     sampling how;
 } setup;
 
-static sampling plain_sampling(void) { return (sampling){1, 0, 0, 1, 5, STREAM_SAMPLE, 3}; }
+static sampling plain_sampling(void) { return (sampling){1, 0, 0, 1, 5, STREAM_SAMPLE, 3, 0}; }
 
 static int max_prompt_of(const setup* s) {
     int max = 0;

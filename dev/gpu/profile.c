@@ -70,10 +70,11 @@ static void load_parameters(trainer* t) {
     free(w);
 }
 
-// Of a training step, and of a step of decoding all slots.
-static uint64_t training_launches, decode_launches;
+// Of a training step: launches. Of a step of decoding all slots: kernels, and launches where the
+// step is replayed.
+static uint64_t training_launches, decode_kernels, decode_launches;
 
-static uint64_t launches(void) {
+static uint64_t kernels(void) {
     uint64_t sum = 0;
     ptx_counts c;
     for (int i = 0; ptx_profile_kernel(i, &c); i++) sum += c.launches;
@@ -86,9 +87,9 @@ static trainer* train(backend* b, const model* m, precision p) {
     rollout* d = workload_batch(vocab, sequences, 1, tokens);
     trainer* t = workload_trainer(b, m, p, &config, d, RECOMPUTE_NOTHING);
     load_parameters(t);
-    uint64_t before = launches();
+    uint64_t before = ptx_launches();
     trainer_update(t, d, 0, sequences, &o, AGGREGATE_TOKEN_MEAN, 1, 1e-5);
-    training_launches = launches() - before;
+    training_launches = ptx_launches() - before;
     rollout_free(d);
     return t;
 }
@@ -100,10 +101,16 @@ static void decode(trainer* t, precision p, int count) {
                                 0, (end_set){0}, 0);
     sampler_sync(r, t->parameters);
     sampler_begin(r, d, &how);  // up to the first token of each
-    uint64_t before = launches();
-    while (sampler_step(r)) continue;
-    decode_launches = launches() - before;
-    decode_launches /= (uint64_t)sampler_end(r).decode_steps;
+    uint64_t before = kernels(), looks = 0, last;
+    int left;
+    do {
+        last = ptx_launches();
+        left = sampler_step(r);
+        looks++;
+    } while (left);
+    uint64_t steps = (uint64_t)sampler_end(r).decode_steps;
+    decode_kernels = (kernels() - before) / steps;
+    decode_launches = (ptx_launches() - last) * looks / steps;
     sampler_free(r);
     rollout_free(d);
 }
@@ -286,8 +293,12 @@ int main(int argc, char** argv) {
     fflush(stdout);
     run();
     if (!with_limits)
-        printf("%llu launches a training step, %llu a step of decoding\n",
-               (unsigned long long)training_launches, (unsigned long long)decode_launches);
+        printf(
+            "%llu launches a training step; %llu kernels a step of decoding, %llu launches where "
+            "it "
+            "is replayed\n",
+            (unsigned long long)training_launches, (unsigned long long)decode_kernels,
+            (unsigned long long)decode_launches);
     if (with_limits) {
         family_number = 3, kv_heads = 2, tokens = 128;  // qwen3
         run();

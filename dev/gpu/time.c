@@ -364,6 +364,7 @@ typedef struct bench {
     prepared* head;
     kv_cache kv;
     slot_state slot;
+    sampling* how;  // of sample
 } bench;
 
 static array_set* set_of(bench* d, int call) { return &d->set[call % SETS]; }
@@ -511,10 +512,8 @@ static void do_attention_cached(void* arg, int call) {
 }
 static void do_sample(void* arg, int call) {
     bench* d = arg;
-    sampling how = {
-        .inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE, .step = call};
     tensor x = matrix(set_of(d, call)->x, d->slots, d->channels, &FORMAT_BF16);
-    gpu->sample(gpu, &d->slot, x, d->identity, d->slots, d->head, &FORMAT_FP32, &how);
+    gpu->sample(gpu, &d->slot, x, d->identity, d->slots, d->head, &FORMAT_FP32, d->how);
 }
 
 static int* starts_new(int rows, int length) {
@@ -534,6 +533,9 @@ static void bench_caches(bench* d) {
     fill(d->kv.data, bytes / 2, &FORMAT_BF16, 1);
     d->kv.page_table = progression_new(d->kv.pages, 0, 1, d->kv.pages);
     d->slot_position = progression_new(d->slots, POSITION, 0, POSITION + 1);
+    const sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE};
+    d->how = array_new(sizeof how);
+    gpu->upload(gpu, d->how, &how, sizeof how);
     size_t places = (size_t)d->slots * d->new_max;
     d->slot = (slot_state){.token = progression_new(d->slots, 0, 1, d->vocab),
                            .position = progression_new(d->slots, POSITION, 0, POSITION + 1),

@@ -75,6 +75,7 @@ typedef struct sampling {
                     // position)
     rng_stream stream;
     uint32_t step;
+    uint32_t first;  // what the sampler's sequence 0 is called
 } sampling;
 
 // The tokens that a distribution holds most probable, for each of some rows: the best first, ties
@@ -97,7 +98,6 @@ typedef struct slot_state {
     float* out_entropy;     // (sequences, max_new)
     uint32_t* out_nucleus;  // (sequences, max_new, nucleus_words), or NULL
     int max_new, nucleus_words;
-    uint32_t first;   // what sequence 0 is called where draws are keyed by sequences
     candidates best;  // rows: (sequences, max_new); of the distribution that was drawn from
     end_set ends;
 } slot_state;
@@ -127,7 +127,8 @@ extern const char BUILT_DEVICES[];  // the names of those that are built in, "cp
 // device: "cpu", "plain" or "cuda".
 const capabilities* device_can(const char* device);
 
-enum { GROUP_NAME = 128 };  // bytes: of a group of devices
+enum { GROUP_NAME = 128 };           // bytes: of a group of devices
+typedef struct recording recording;  // opaque: what a device keeps of calls that it repeats
 typedef struct backend backend;
 struct backend {
     const char* name;  // "cpu (avx512, 2 threads)"
@@ -147,6 +148,14 @@ struct backend {
     void (*copy)(backend* b, void* to, const void* from, size_t bytes);
     void (*clear)(backend* b, void* p, size_t bytes);
     void (*sync)(backend* b);
+
+    // Runs calls(argument), which calls ops and copy, and waits for nothing. NULL where a device
+    // gains nothing by it. Where it was run with the same key before, all that the ops were given
+    // by value, addresses too, must be as it was then: a device may repeat what it has recorded of
+    // them, without asking `calls` again. *all, NULL at first, holds the records; forget drops
+    // them.
+    void (*repeat)(backend* b, recording** all, int key, void (*calls)(void*), void* argument);
+    void (*forget)(backend* b, recording** all);
 
     // Devices of several processes; NULL where a device's memory is the host's. One process names a
     // group, all join it at the same time, and then exchange bytes of their devices' memory: each

@@ -888,8 +888,9 @@ static void sample_row(const slot_state* s, int slot, const float* l, int v, con
         choose_nucleus(nucleus, order, e, v, how->top_k, how->top_p);
         d = softmax(e, l, v, nucleus);
     }
-    int token = how->greedy ? order[0].token
-                            : draw(e, v, how, s->first + (uint32_t)sequence, s->position[slot] + 1);
+    int token = how->greedy
+                    ? order[0].token
+                    : draw(e, v, how, how->first + (uint32_t)sequence, s->position[slot] + 1);
     if (s->best.count) {
         int64_t at = (int64_t)sequence * s->max_new + s->length[sequence];
         best_tokens(&s->best, at, order, v, nucleus);

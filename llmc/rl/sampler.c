@@ -42,6 +42,7 @@ struct sampler {
     int *row_token, *row_slot, *row_position;        // (rows) of a prefill
     char* prompt_output;                             // (capacity, C) at each prompt's last token
     char* first_rows;                                // (slots, C) from which sequences start
+    sampling* how;                                   // how tokens are drawn
     int* page_table;                                 // (slots + capacity, pages_per_slot)
     size_t row_bytes;                                // C elements
     size_t ints, floats, nucleus_bytes, table_ints;  // sizes of the arrays above
@@ -61,8 +62,8 @@ struct sampler {
     int prefilled;               // prompts 0 .. prefilled-1 have been
     waiting* wait;               // (slots) sequences that gave their pages back, in any order
     int waits;
-    rollout *whole, *d;  // what is asked for; what this rank samples of it
-    sampling how;
+    rollout *whole, *d;   // what is asked for; what this rank samples of it
+    recording* decoding;  // steps of decoding, by the rows that they have
     sampler_stats stats;
 };
 
@@ -137,6 +138,7 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->nucleus_bytes = places * nucleus_words * sizeof(uint32_t);
     if (nucleus_words)
         r->slot.out_nucleus = b->alloc(b, r->nucleus_bytes, "kept sets (lower --prompts)");
+    r->how = b->alloc(b, sizeof *r->how, "the way to draw");
     r->slot.max_new = max_new;
     r->slot.nucleus_words = nucleus_words;
     r->slot.ends = ends;
@@ -157,7 +159,13 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     return r;
 }
 
+// After a change of what a decode step is given by value.
+static void forget_steps(sampler* r) {
+    if (r->b->forget) r->b->forget(r->b, &r->decoding);
+}
+
 void sampler_record_candidates(sampler* r, int count) {
+    forget_steps(r);
     size_t n = (size_t)r->capacity * r->max_new * count;
     r->slot.best.count = count;
     r->slot.best.id = r->b->alloc(r->b, n * sizeof(int), "candidates (lower --top-candidates)");
@@ -166,12 +174,14 @@ void sampler_record_candidates(sampler* r, int count) {
 
 void sampler_free(sampler* r) {
     backend* b = r->b;
+    forget_steps(r);
     if (!r->shares) model_weights_free(r->weights);
     model_acts_free(r->acts);
     b->release(b, r->kv.data, r->kv_bytes);
     b->release(b, r->page_table, r->table_ints * sizeof(int));
     b->release(b, r->slot.token, r->ints * sizeof(int));
     b->release(b, r->slot.out_logp, r->floats * sizeof(float));
+    b->release(b, r->how, sizeof *r->how);
     b->release(b, r->prompt_output, (size_t)(r->capacity + r->slot_count) * r->row_bytes);
     if (r->slot.out_nucleus) b->release(b, r->slot.out_nucleus, r->nucleus_bytes);
     size_t best = (size_t)r->capacity * r->max_new * r->slot.best.count;
@@ -192,6 +202,7 @@ void sampler_free(sampler* r) {
 void sampler_share(sampler* r, model_weights* w) {
     if (!precision_same_forward(&r->weights->precision, &w->precision))
         fatal("a sampler cannot share weights of another precision");
+    forget_steps(r);
     model_weights_free(r->weights);
     r->weights = w;
     r->shares = 1;
@@ -279,7 +290,9 @@ static int growing_slots(const sampler* r) {
 // ---------------------------------------------------------------------------------------------
 // The host's look at the slots
 
+// Slots beyond the busy ones are idle: a decode step may have rows for some of them.
 static void upload_slots(sampler* r) {
+    for (int i = r->busy; i < r->slot_count; i++) r->position[i] = -1;
     r->b->upload(r->b, r->slot.token, r->token, 4 * (size_t)r->slot_count * sizeof(int));
     r->b->upload(r->b, r->page_table, r->table, r->table_ints * sizeof(int));
 }
@@ -390,7 +403,7 @@ static void prefill_prompts(sampler* r, int last) {
 
 static void draw_tokens(sampler* r, tensor x, const int* row_slot, int n) {
     r->b->sample(r->b, &r->slot, x, row_slot, n, r->weights->head, r->weights->precision.logits,
-                 &r->how);
+                 r->how);
 }
 
 static void occupy(sampler* r, int slot, int sequence, int length) {
@@ -494,21 +507,47 @@ void sampler_begin(sampler* r, rollout* whole, const sampling* how) {
               d->sequences, d->max_prompt, d->max_new, r->capacity, r->max_prompt, r->max_new);
     r->whole = whole;
     r->d = d;
-    r->slot.first = d->first;
-    r->how = *how;
     r->busy = r->next = r->prefilled = r->waits = 0;
     r->free_pages = r->kv.pages;
     for (int i = 0; i < r->kv.pages; i++) r->free_page[i] = r->kv.pages - 1 - i;
     memset(&r->stats, 0, sizeof r->stats);
+    sampling own = *how;
+    own.first = d->first;
+    r->b->upload(r->b, r->how, &own, sizeof own);
     r->b->clear(r->b, r->slot.length, r->capacity * sizeof(int));
     start_sequences(r);
 }
 
+typedef struct decode_step {
+    sampler* r;
+    int rows;
+} decode_step;
+
+static void decode_rows(void* argument) {
+    decode_step* s = argument;
+    sampler* r = s->r;
+    tensor x = model_forward_cached(r->weights, r->acts, &r->kv, s->rows, r->slot.token,
+                                    r->identity, r->slot.position);
+    draw_tokens(r, x, r->identity, s->rows);
+}
+
+// Rows of a decode step that a device records. Some may be idle, one in five at most, so that few
+// records serve all numbers of busy slots: 1 to 8, and four between a power of two and the next.
+static int recorded_rows(const sampler* r) {
+    int unit = 1;
+    while (unit * 8 < r->busy) unit *= 2;
+    int rows = (r->busy + unit - 1) / unit * unit;
+    return rows < r->slot_count ? rows : r->slot_count;
+}
+
 int sampler_step(sampler* r) {
+    backend* b = r->b;
+    decode_step s = {r, b->repeat ? recorded_rows(r) : r->busy};
     for (int i = 0; i < STEPS_BETWEEN_LOOKS && r->busy; i++) {
-        tensor x = model_forward_cached(r->weights, r->acts, &r->kv, r->busy, r->slot.token,
-                                        r->identity, r->slot.position);
-        draw_tokens(r, x, r->identity, r->busy);
+        if (b->repeat)
+            b->repeat(b, &r->decoding, s.rows, decode_rows, &s);
+        else
+            decode_rows(&s);
         r->stats.decode_steps++;
     }
     retire_finished(r);

@@ -34,6 +34,8 @@ typedef struct ptx_counts {
 
 // The short name and the counts of kernel i of those that ran, from 0; NULL behind the last.
 const char* ptx_profile_kernel(int i, ptx_counts* counts);
+// Launches that the host made, of kernels or of graphs; counted without PTX_PROFILE too.
+uint64_t ptx_launches(void);
 // "9.0, sm_90": the version of the PTX that nvcc wrote, and for which architecture.
 const char* ptx_profile_version(void);
 

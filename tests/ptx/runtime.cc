@@ -4,9 +4,14 @@
 // Work is asynchronous, and as late as it may be: a stream is a queue that runs when somebody waits
 // for it. A wait that is missing shows as data that have not arrived.
 //
+// A stream that is captured (cudaStreamBeginCapture) runs nothing: its work becomes a graph, which
+// holds what kernels were given by value. What waits for a captured stream, takes or gives back
+// memory, or copies from or to the host's is refused meanwhile and spoils the capture. (CUDA lets
+// copies from page-locked memory be captured: nothing here wants that.)
+//
 // Environment: PTX_MEMORY, bytes of the device's memory; PTX_DEVICES=0 takes the device away;
 // PTX_RUNTIME, the version of CUDA that it claims to be; PTX_SCHEDULE, the order of threads and
-// blocks, read at each launch; PTX_SUM (tensor.cc).
+// blocks, read at each launch (of a graph too); PTX_SUM (tensor.cc).
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -20,14 +25,24 @@
 
 using namespace ptx;
 
+using work = std::function<void(u32 schedule)>;
+struct CUgraph_st {
+    std::vector<work> all;
+};
+struct CUgraphExec_st {
+    std::vector<work> all;
+};
 struct CUstream_st {
-    std::deque<std::function<void()>> queue;
+    std::deque<std::pair<work, u32>> queue;
+    CUgraph_st* captured = NULL;  // what there is of it so far; NULL: it is not captured
 };
 
 struct runtime {
     CUstream_st null_stream;
     std::vector<CUstream_st*> streams;
     cudaError_t last_error = cudaSuccess;
+    bool spoiled = false;  // the capture under way
+    u64 launches = 0;
     std::map<const void*, kernel*> kernel_of;  // by the host's function
     std::vector<std::unique_ptr<module>> modules;
 };
@@ -48,9 +63,9 @@ static kernel* kernel_find(const void* function) {
 
 static void run_queue(CUstream_st* s) {
     while (!s->queue.empty()) {
-        std::function<void()> work = std::move(s->queue.front());
+        auto [next, order] = std::move(s->queue.front());
         s->queue.pop_front();
-        work();
+        next(order);
     }
 }
 static void run_all() {
@@ -58,6 +73,28 @@ static void run_all() {
     for (CUstream_st* s : state().streams) run_queue(s);
 }
 static CUstream_st* stream_or_null(cudaStream_t s) { return s ? s : &state().null_stream; }
+
+static bool capturing() {
+    for (CUstream_st* s : state().streams)
+        if (s->captured) return true;
+    return false;
+}
+
+// For a call that no capture allows: whether one is under way, which is then spoiled.
+static bool spoils() {
+    if (!capturing()) return false;
+    return state().spoiled = true;
+}
+
+static u32 schedule_now() { return (u32)environment_number("PTX_SCHEDULE", 0); }
+
+static void enqueue(cudaStream_t stream, work w) {
+    CUstream_st* s = stream_or_null(stream);
+    if (s->captured)
+        s->captured->all.push_back(std::move(w));
+    else
+        s->queue.push_back({std::move(w), schedule_now()});
+}
 
 // ------------------------------------------------------------------------------------------------
 // Modules
@@ -177,8 +214,8 @@ static cudaError_t enqueue_launch(kernel& k, dim3 grid, dim3 size, void** argume
         l.arguments.resize(to.offset + to.bytes);
         memcpy(l.arguments.data() + to.offset, arguments[p], to.bytes);
     }
-    u32 order = (u32)environment_number("PTX_SCHEDULE", 0);
-    stream_or_null(stream)->queue.push_back([l, order] {
+    state().launches += !stream_or_null(stream)->captured;
+    enqueue(stream, [l](u32 order) {
         if (order != schedule) schedule_set(order);
         coverage_enter();
         launch_run(l);
@@ -197,7 +234,7 @@ extern "C" cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 si
     return enqueue_launch(k ? *k : *(kernel*)function, grid, size, arguments, shared, stream);
 }
 extern "C" cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t f, void* data) {
-    stream_or_null(stream)->queue.push_back([f, data] { f(data); });
+    enqueue(stream, [f, data](u32) { f(data); });
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute what,
@@ -214,10 +251,12 @@ extern "C" cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttrib
 // Memory
 
 extern "C" cudaError_t cudaMalloc(void** p, size_t bytes) {
+    if (spoils()) return failed(cudaErrorStreamCaptureUnsupported);
     *p = (void*)memory_alloc(bytes);
     return *p ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 extern "C" cudaError_t cudaFree(void* p) {
+    if (spoils()) return failed(cudaErrorStreamCaptureUnsupported);
     run_all();
     return !p || memory_free((u64)p) ? cudaSuccess : failed(cudaErrorInvalidValue);
 }
@@ -227,8 +266,10 @@ extern "C" cudaError_t cudaMemGetInfo(size_t* left, size_t* total) {
 }
 extern "C" cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes,
                                        cudaMemcpyKind kind, cudaStream_t stream) {
-    stream_or_null(stream)->queue.push_back([=] {
-        bool up = kind == cudaMemcpyHostToDevice, down = kind == cudaMemcpyDeviceToHost;
+    bool up = kind == cudaMemcpyHostToDevice, down = kind == cudaMemcpyDeviceToHost;
+    if ((up || down) && stream_or_null(stream)->captured && spoils())
+        return failed(cudaErrorStreamCaptureUnsupported);
+    enqueue(stream, [=](u32) {
         const void* source = up ? from : memory_host((u64)from, bytes, READ, "a copy");
         void* target = down ? to : memory_host((u64)to, bytes, WRITE, "a copy");
         memmove(target, source, bytes);
@@ -236,8 +277,8 @@ extern "C" cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes,
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-    stream_or_null(stream)->queue.push_back(
-        [=] { memset(memory_host((u64)p, bytes, WRITE, "a memset"), value, bytes); });
+    enqueue(stream,
+            [=](u32) { memset(memory_host((u64)p, bytes, WRITE, "a memset"), value, bytes); });
     return cudaSuccess;
 }
 extern "C" void* ptx_memory(const void* p, size_t bytes, int write) {
@@ -245,7 +286,7 @@ extern "C" void* ptx_memory(const void* p, size_t bytes, int write) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Streams, devices, errors. Events only exist: nothing here takes a time.
+// Streams. Events only exist: nothing here takes a time.
 
 extern "C" cudaError_t cudaEventCreate(cudaEvent_t*) { return failed(cudaErrorNotSupported); }
 extern "C" cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
@@ -261,19 +302,63 @@ extern "C" cudaError_t cudaStreamCreate(cudaStream_t* s) {
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    if (s->captured && spoils()) return failed(cudaErrorStreamCaptureUnsupported);
     run_queue(s);
     std::erase(state().streams, s);
     delete s;
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    if (stream_or_null(s)->captured && spoils()) return failed(cudaErrorStreamCaptureUnsupported);
     run_queue(stream_or_null(s));
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaDeviceSynchronize() {
+    if (spoils()) return failed(cudaErrorStreamCaptureUnsupported);
     run_all();
     return cudaSuccess;
 }
+
+// ------------------------------------------------------------------------------------------------
+// Graphs
+
+extern "C" cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    if (!s || s->captured) return failed(cudaErrorIllegalState);
+    s->captured = new CUgraph_st();
+    state().spoiled = false;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
+    *graph = NULL;
+    if (!s || !s->captured) return failed(cudaErrorIllegalState);
+    *graph = std::exchange(s->captured, (CUgraph_st*)NULL);
+    if (!state().spoiled) return cudaSuccess;
+    delete std::exchange(*graph, (CUgraph_st*)NULL);
+    return failed(cudaErrorStreamCaptureInvalidated);
+}
+extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t graph,
+                                            unsigned long long) {
+    *e = new CUgraphExec_st{graph->all};
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
+    delete e;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
+    if (stream_or_null(s)->captured && spoils()) return failed(cudaErrorStreamCaptureUnsupported);
+    state().launches++;
+    for (const work& w : e->all) enqueue(s, w);
+    return cudaSuccess;
+}
+extern "C" uint64_t ptx_launches(void) { return state().launches; }
+
+// ------------------------------------------------------------------------------------------------
+// Devices, errors
 
 static int devices() { return (int)environment_number("PTX_DEVICES", 1); }
 extern "C" cudaError_t cudaGetDeviceCount(int* count) {
@@ -303,6 +388,10 @@ extern "C" const char* cudaGetErrorString(cudaError_t e) {
             return "out of memory";
         case cudaErrorInvalidConfiguration:
             return "invalid configuration argument";
+        case cudaErrorStreamCaptureUnsupported:
+            return "operation not permitted when stream is capturing";
+        case cudaErrorStreamCaptureInvalidated:
+            return "operation failed due to a previous error during capture";
         case cudaErrorInvalidValue:
             return "invalid argument";
         default:

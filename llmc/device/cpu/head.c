@@ -341,8 +341,8 @@ static void sample_row(const slot_state* s, int slot, float* l, float* e, int* h
         token = draw_greedy(l, v);
     } else {
         uint32_t random[4];
-        random_at(random, how->seed, how->stream, how->step, s->first + (uint32_t)s->sequence[slot],
-                  (uint32_t)s->position[slot] + 1);
+        random_at(random, how->seed, how->stream, how->step,
+                  how->first + (uint32_t)s->sequence[slot], (uint32_t)s->position[slot] + 1);
         token = draw(e, v, random);
     }
     float logp = log_probability(&d, l[token]);

@@ -7,6 +7,7 @@
 #include "cache.cuh"
 #include "cuda.cuh"
 #include "embed.cuh"
+#include "graph.cuh"
 #include "head.cuh"
 #include "matmul.cuh"
 #include "nccl.cuh"
@@ -80,6 +81,7 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
         // It is not cleared, so that reads of what was never written show on the PTX machine.
         s->data = memory_take(b, bytes, "scratch (lower --micro-tokens or --slots)");
         s->bytes = bytes;
+        context_of(b)->moves++;
     }
     return s->data;
 }
@@ -102,6 +104,8 @@ static void fill_table(backend* b) {
     b->copy = cuda_copy;
     b->clear = cuda_clear;
     b->sync = cuda_sync;
+    b->repeat = cuda_repeat;
+    b->forget = cuda_forget;
     b->group_name = cuda_group_name;
     b->group_join = cuda_group_join;
     b->exchange = cuda_exchange;

@@ -266,6 +266,7 @@ struct cuda_context {
         void* data;
         size_t bytes;
     } scratch[SCRATCHES];
+    uint64_t moves;      // how often scratch memory has become other memory
     cublaslt* products;  // NULL: the handwritten ones
     bool forward_handwritten;
     nccl* group;     // NULL: the device exchanges nothing with others

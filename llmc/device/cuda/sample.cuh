@@ -206,14 +206,12 @@ struct slot_arrays {
     float *out_logp, *out_entropy;
     uint32_t* out_nucleus;
     int max_new, nucleus_words;
-    uint32_t first;
     candidates best;
 };
 
 static slot_arrays slot_arrays_of(const slot_state& s) {
-    return {s.token,         s.position, s.sequence,    s.left,        s.length,
-            s.out_token,     s.out_logp, s.out_entropy, s.out_nucleus, s.max_new,
-            s.nucleus_words, s.first,    s.best};
+    return {s.token,    s.position,    s.sequence,    s.left,    s.length,        s.out_token,
+            s.out_logp, s.out_entropy, s.out_nucleus, s.max_new, s.nucleus_words, s.best};
 }
 
 // end_set_has; -1 stands for no token.
@@ -246,16 +244,19 @@ static __device__ __forceinline__ void advance(const slot_arrays& s, const end_w
         s.position[slot] = -1;
 }
 
-// nucleus_sets: memory for the rows' sets, or NULL where neither top-k nor top-p asks for one.
+// nucleus_sets: memory for the rows' sets, where top-k or top-p asks for them. `drawing` says how
+// to draw, the temperature too: b's counts for nothing.
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
-    sample_rows(const slot_arrays s, const int* row_slot, const logits_block b,
-                uint32_t* nucleus_sets, const sampling how, const end_words ends) {
+    sample_rows(const slot_arrays s, const int* row_slot, logits_block b, uint32_t* nucleus_sets,
+                const sampling* drawing, const end_words ends) {
+    const sampling how = *drawing;
     int slot = row_slot[blockIdx.x], position = s.position[slot], sequence = s.sequence[slot];
     if (position < 0) return;
     int64_t at = (int64_t)sequence * s.max_new + s.length[sequence];
+    b.inverse_temperature = how.inverse_temperature;
     logits_row r = row_of_block(b);
     distribution d = row_distribution(r);
-    if (nucleus_sets) {
+    if (how.top_k > 0 || how.top_p < 1) {
         uint32_t* nucleus = nucleus_sets + (int64_t)blockIdx.x * words_of_set(r.vocabulary);
         choose_kept(nucleus, r, d.max, how.top_k, how.top_p);
         r.nucleus = nucleus;
@@ -269,7 +270,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
         token = draw_greedy(r);
     } else {
         uint32_t random[4];
-        random_at(random, how.seed, how.stream, how.step, s.first + (uint32_t)sequence,
+        random_at(random, how.seed, how.stream, how.step, how.first + (uint32_t)sequence,
                   (uint32_t)position + 1);
         token = draw(r, d.max, (uint64_t)random[0] << 32 | random[1]);
     }
@@ -284,15 +285,13 @@ static void cuda_sample(backend* b, const slot_state* s, tensor x, const int* ro
     if (n <= 0) return;
     if (most > n) most = n;
     same_storage(x, w);
-    logits_block l = logits_memory(b, w, most, logits, how->inverse_temperature);
-    uint32_t* nucleus_sets = NULL;
-    if (how->top_k > 0 || how->top_p < 1)
-        nucleus_sets = (uint32_t*)cuda_scratch(b, SCRATCH_ROWS, (size_t)most * words * 4);
+    logits_block l = logits_memory(b, w, most, logits, 1);
+    uint32_t* nucleus_sets = (uint32_t*)cuda_scratch(b, SCRATCH_ROWS, (size_t)most * words * 4);
     for (int first = 0; first < n; first += most) {
         int rows = n - first < most ? n - first : most;
         logits_product(b, l, (const char*)x.data + first * x.stride * each, x.stride, rows, w);
         LAUNCH(sample_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), slot_arrays_of(*s),
-               row_slot + first, l, nucleus_sets, *how, end_words_of(s->ends));
+               row_slot + first, l, nucleus_sets, how, end_words_of(s->ends));
     }
 }
 

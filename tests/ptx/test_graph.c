@@ -1,0 +1,225 @@
+// Steps of decoding as CUDA graphs, on the PTX machine: what a capture refuses; that a rollout
+// whose steps are replayed has the bits of one whose calls are made one by one; and that a replayed
+// step is one launch.
+#include <cuda_runtime_api.h>
+
+#include "../cuda_device.h"
+#include "../small_model.h"
+#include "profile.h"
+#include "rl/sampler.h"
+#include "rl/trainer.h"
+
+// ------------------------------------------------------------------------------------------------
+// The runtime
+
+static cudaStream_t stream;
+static void* array;
+
+static cudaError_t allocate(void) {
+    void* p;
+    return cudaMalloc(&p, 4);
+}
+static cudaError_t release(void) { return cudaFree(array); }
+static cudaError_t wait(void) { return cudaStreamSynchronize(stream); }
+static cudaError_t wait_for_all(void) { return cudaDeviceSynchronize(); }
+static cudaError_t upload(void) {
+    static const int x = 7;
+    return cudaMemcpyAsync(array, &x, 4, cudaMemcpyHostToDevice, stream);
+}
+static cudaError_t download(void) {
+    static int x;
+    return cudaMemcpyAsync(&x, array, 4, cudaMemcpyDeviceToHost, stream);
+}
+static cudaError_t destroy(void) { return cudaStreamDestroy(stream); }
+
+static unsigned char first_byte(void) {
+    unsigned char x[4] = {0};
+    cudaMemcpyAsync(x, array, 4, cudaMemcpyDeviceToHost, stream);
+    cudaStreamSynchronize(stream);
+    return x[0];
+}
+
+static void check_refusals(void) {
+    static const struct {
+        const char* name;
+        cudaError_t (*call)(void);
+    } refused[] = {{"cudaMalloc", allocate},        {"cudaFree", release},
+                   {"cudaStreamSynchronize", wait}, {"cudaDeviceSynchronize", wait_for_all},
+                   {"an upload", upload},           {"a download", download},
+                   {"cudaStreamDestroy", destroy}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        cudaGraph_t graph;
+        cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+        CHECK(refused[i].call() == cudaErrorStreamCaptureUnsupported, "%s in a capture",
+              refused[i].name);
+        CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated,
+              "%s spoils a capture", refused[i].name);
+        CHECK(wait() == cudaSuccess, "%s leaves the stream usable", refused[i].name);
+    }
+    cudaGetLastError();
+}
+
+// What is captured does not run; a graph runs as often as it is launched, in its place.
+static void check_capture(void) {
+    cudaGraph_t graph;
+    cudaGraphExec_t ready;
+    cudaMemsetAsync(array, 1, 4, stream);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    cudaMemsetAsync(array, 2, 4, stream);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "%s", "the end of a capture");
+    CHECK(first_byte() == 1, "what was captured ran: %d", first_byte());
+    cudaGraphInstantiate(&ready, graph, 0);
+    cudaGraphDestroy(graph);
+    for (int i = 0; i < 2; i++) {
+        cudaMemsetAsync(array, 3, 4, stream);
+        uint64_t before = ptx_launches();
+        cudaGraphLaunch(ready, stream);
+        CHECK(ptx_launches() == before + 1, "launches: %d", (int)(ptx_launches() - before));
+        CHECK(first_byte() == 2, "launch %d: %d", i, first_byte());
+    }
+    cudaGraphExecDestroy(ready);
+}
+
+static void check_runtime(void) {
+    cudaStreamCreate(&stream);
+    cudaMalloc(&array, 4);
+    check_refusals();
+    check_capture();
+    cudaFree(array);
+    cudaStreamDestroy(stream);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Decoding
+
+enum { PROMPTS = 3, GROUP = 4, MAX_PROMPT = 18, MAX_NEW = 14, SLOTS = 10, BEST = 2, VOCAB = 40 };
+
+typedef void repeat_function(backend*, recording**, int, void (*)(void*), void*);
+static repeat_function* repeat_of_device;
+static int steps, steps_of_one_launch;
+
+// Between graph launches of the same number of rows nothing else is launched.
+static void count_repeat(backend* b, recording** all, int key, void (*calls)(void*),
+                         void* argument) {
+    uint64_t before = ptx_launches();
+    repeat_of_device(b, all, key, calls, argument);
+    steps++;
+    steps_of_one_launch += ptx_launches() - before == 1;
+}
+
+static rollout* sample(sampler* r, const sampling* how, int with_best) {
+    rollout* d = rollout_create(PROMPTS * GROUP, MAX_PROMPT, MAX_NEW, (VOCAB + 31) / 32);
+    if (with_best) rollout_add_candidates(d, BEST);
+    d->prompts = PROMPTS;
+    d->group = GROUP;
+    for (int p = 0; p < PROMPTS; p++) {
+        d->prompt_length[p] = MAX_PROMPT - 7 * p;
+        for (int i = 0; i < d->prompt_length[p]; i++)
+            d->prompt[p * MAX_PROMPT + i] = 1 + (5 * p + 3 * i) % (VOCAB - 1);
+    }
+    sampler_run(r, d, how);
+    return d;
+}
+
+static void check_equal(rollout* a, rollout* b, const char* dtype, const char* what) {
+    size_t n = a->start[a->sequences], sequences = (size_t)a->sequences;
+    CHECK(!memcmp(a->start, b->start, (sequences + 1) * sizeof *a->start), "%s, %s: lengths", dtype,
+          what);
+    CHECK(!memcmp(a->token, b->token, n * sizeof *a->token), "%s, %s: tokens", dtype, what);
+    CHECK(!memcmp(a->log_mu, b->log_mu, n * sizeof *a->log_mu), "%s, %s: log mu", dtype, what);
+    CHECK(!memcmp(a->entropy, b->entropy, n * sizeof *a->entropy), "%s, %s: entropies", dtype,
+          what);
+    for (size_t t = 0; t < n; t++) {
+        uint32_t x[2] = {0}, y[2] = {0};
+        rollout_get_nucleus(a, t, x);
+        rollout_get_nucleus(b, t, y);
+        CHECK(!memcmp(x, y, sizeof x), "%s, %s: the kept set of token %d", dtype, what, (int)t);
+    }
+    if (a->candidates)
+        CHECK(!memcmp(a->candidate, b->candidate, n * BEST * sizeof(int)) &&
+                  !memcmp(a->candidate_mu, b->candidate_mu, n * BEST * sizeof(float)),
+              "%s, %s: candidates", dtype, what);
+    rollout_free(a);
+    rollout_free(b);
+}
+
+// The device's scratch memory becomes larger, and so other memory.
+static void grow_scratch(const format* f) {
+    static int rows = 600;
+    size_t bytes = (size_t)(rows += 100) * 32 * gpu->bytes_per(f), n = (size_t)rows;
+    int* zeros = gpu->alloc(gpu, 2 * n * sizeof(int), "a test");
+    float *logp = gpu->alloc(gpu, n * sizeof(float), "a test"),
+          *w = gpu->alloc(gpu, VOCAB * 32 * sizeof(float), "a test");
+    tensor x = {gpu->alloc(gpu, bytes, "a test"), rows, 32, 32, f};
+    prepared* p = gpu->weight_prepare(gpu, NULL, w, VOCAB, 32, f, f);
+    gpu->head_forward(gpu, logp, NULL, x, zeros, zeros + n, rows, p, &FORMAT_FP32, 1, NULL, NULL);
+    gpu->weight_release(gpu, p);
+    gpu->release(gpu, x.data, bytes);
+    gpu->release(gpu, w, VOCAB * 32 * sizeof(float));
+    gpu->release(gpu, logp, n * sizeof(float));
+    gpu->release(gpu, zeros, 2 * n * sizeof(int));
+}
+
+// One sampler for all rollouts, replayed or not: other ways to draw, weights and records between
+// them, and scratch memory that moves.
+static void sample_all(rollout* d[6], const format* f, const float* first, const float* second) {
+    model m = model_gpt2(64, VOCAB, 1, 2, 32);
+    precision p = precision_of(f, &FORMAT_FP32);
+    sampling how = {1, 0, 0, 1, 5, STREAM_SAMPLE, 1, 0};
+    size_t bytes = m.parameters * sizeof(float);
+    float* parameters = to_device(gpu, first, bytes);
+    sampler* r = sampler_create(gpu, &m, p, p.store, SLOTS, MAX_PROMPT, MAX_NEW, PROMPTS * GROUP,
+                                (VOCAB + 31) / 32, (end_set){1, {0}}, 0);
+    sampler_sync(r, parameters);
+    d[0] = sample(r, &how, 0);
+    how = (sampling){0.8f, 0, 5, 0.9f, 6, STREAM_EVALUATE, 2, 77};
+    d[1] = sample(r, &how, 0);
+    grow_scratch(f);
+    how.greedy = 1;
+    d[2] = sample(r, &how, 0);
+    gpu->upload(gpu, parameters, second, bytes);
+    sampler_sync(r, parameters);
+    how.greedy = 0;
+    d[3] = sample(r, &how, 0);
+    gpu->upload(gpu, parameters, first, bytes);
+    model_weights* shared = model_weights_create(gpu, &m, p);
+    model_weights_sync(shared, parameters);
+    sampler_share(r, shared);
+    d[4] = sample(r, &how, 0);
+    sampler_record_candidates(r, BEST);
+    d[5] = sample(r, &how, 1);
+    sampler_free(r);
+    model_weights_free(shared);
+    gpu->release(gpu, parameters, bytes);
+}
+
+static void check_decoding(const format* f) {
+    static const char* const WHAT[6] = {"as they are",   "top-k and top-p", "moved scratch",
+                                        "other weights", "shared weights",  "candidates"};
+    model m = model_gpt2(64, VOCAB, 1, 2, 32);
+    float *first = random_parameters(&m, 1, 0.2), *second = random_parameters(&m, 2, 0.2);
+    rollout *one_by_one[6], *replayed[6];
+    gpu->repeat = NULL;
+    sample_all(one_by_one, f, first, second);
+    gpu->repeat = count_repeat;
+    steps = steps_of_one_launch = 0;
+    schedule_set(3);
+    sample_all(replayed, f, first, second);
+    schedule_set(0);
+    for (int i = 0; i < 6; i++) check_equal(replayed[i], one_by_one[i], f->name, WHAT[i]);
+    // The first step of each number of rows is not replayed, and it is one of four at least.
+    CHECK(4 * steps_of_one_launch >= 2 * steps && steps > 100, "%s: %d of %d steps are one launch",
+          f->name, steps_of_one_launch, steps);
+    free(first);
+    free(second);
+}
+
+int main(void) {
+    check_runtime();
+    cuda_test_open();
+    repeat_of_device = gpu->repeat;
+    check_decoding(&FORMAT_BF16);
+    if (!quick()) check_decoding(&FORMAT_FP32);
+    cuda_test_close();
+    return test_report();
+}
