@@ -537,6 +537,47 @@ static rollout* spied(backend* b, const setup* s, sampler_stats* stats) {
     return d;
 }
 
+// The bytes of the page table that are uploaded.
+static const char *table, *table_end;
+static int64_t table_bytes;
+
+static void* find_table(backend* b, size_t bytes, const char* what) {
+    char* p = spy.real.alloc(b, bytes, what);
+    if (!strcmp(what, "the page table")) table = p, table_end = p + bytes;
+    return p;
+}
+
+static void count_upload(backend* b, void* to, const void* from, size_t bytes) {
+    if ((const char*)to >= table && (const char*)to < table_end) table_bytes += (int64_t)bytes;
+    spy.real.upload(b, to, from, bytes);
+}
+
+// Of one sequence each entry is uploaded once: its prompt's 3 pages of 37 tokens, and its own 5 of
+// 77, the first 2 of which are the prompt's; but for page 0, twice, which an empty table has. The
+// same pages again are not uploaded.
+static void test_table_uploads(void) {
+    backend* b = cpu_open(1, "auto");
+    setup s = long_setup(&FORMAT_FP32);
+    s.slots = s.prompts = s.group = 1;
+    s.max_new = 40;
+    float* parameters = random_parameters(&s.c, 1, 0.2);
+    spy.real = *b;
+    b->alloc = find_table;
+    b->upload = count_upload;
+    sampler* r = make_rollout(b, &s, parameters);
+    for (int again = 0; again < 2; again++) {
+        rollout* d = empty_batch(&s);
+        table_bytes = 0;
+        run_rollout(r, d, &s.how);
+        CHECK(table_bytes == (again ? 0 : 6 * (int)sizeof(int)), "rollout %d: %lld bytes", again,
+              (long long)table_bytes);
+        rollout_free(d);
+    }
+    sampler_free(r);
+    free(parameters);
+    cpu_close(b);
+}
+
 static void check_work(backend* b, const setup* s, const char* what) {
     sampler_stats stats;
     rollout* d = spied(b, s, &stats);
@@ -1004,6 +1045,7 @@ int main(int argc, char** argv) {
     test_reuse();
     test_keys();
     test_work();
+    test_table_uploads();
     test_shared_pages();
     test_pages_return();
     test_pages_suffice();

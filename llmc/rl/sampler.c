@@ -26,6 +26,11 @@ typedef struct waiting {
     int sequence, length;
 } waiting;
 
+// Entries from .. to-1 of the page table; none: to is 0.
+typedef struct table_part {
+    int from, to;
+} table_part;
+
 struct sampler {
     backend* b;
     model_weights* weights;
@@ -55,6 +60,7 @@ struct sampler {
     row_end* end;                             // (rows) the last rows of sequences in the list
     int ends;
     int* table;                  // mirror of page_table
+    table_part changed[2];       // where the mirror may differ: of slots, of prompts
     int *free_page, free_pages;  // stack
     int* references;             // (pages)
     int busy;                    // slots in use: 0 .. busy-1
@@ -250,8 +256,30 @@ static int pages_until_look(const sampler* r, int sequence, int position) {
     return pages < most ? pages : most;
 }
 
+static void put_page(sampler* r, int* entry, int page) {
+    int i = (int)(entry - r->table);
+    table_part* part = &r->changed[i >= r->slot_count * r->kv.pages_per_slot];
+    if (*entry == page) return;
+    *entry = page;
+    if (!part->to || i < part->from) part->from = i;
+    if (i >= part->to) part->to = i + 1;
+}
+
+// What has changed of the page table: the slots' part at most of the looks, and of the prompts'
+// part what new prompts fill.
+static void upload_table(sampler* r) {
+    for (int i = 0; i < 2; i++) {
+        table_part* p = &r->changed[i];
+        if (p->to)
+            r->b->upload(r->b, r->page_table + p->from, r->table + p->from,
+                         (size_t)(p->to - p->from) * sizeof(int));
+        p->to = 0;
+    }
+}
+
 static void take_pages(sampler* r, int slot, int count) {
-    while (r->held[slot] < count) slot_pages(r, slot)[r->held[slot]++] = page_take(r);
+    for (; r->held[slot] < count; r->held[slot]++)
+        put_page(r, slot_pages(r, slot) + r->held[slot], page_take(r));
 }
 
 // The pages of a sequence that begins: the prompt's full ones, and its own.
@@ -259,7 +287,7 @@ static void first_pages(sampler* r, int slot, int sequence) {
     int length = prompt_length(r, sequence), full = length / KV_PAGE;
     int *pages = slot_pages(r, slot), *shared = prompt_pages(r, sequence / r->d->group);
     for (int i = 0; i < full; i++) {
-        pages[i] = shared[i];
+        put_page(r, pages + i, shared[i]);
         r->references[shared[i]]++;
     }
     r->held[slot] = full;
@@ -294,7 +322,7 @@ static int growing_slots(const sampler* r) {
 static void upload_slots(sampler* r) {
     for (int i = r->busy; i < r->slot_count; i++) r->position[i] = -1;
     r->b->upload(r->b, r->slot.token, r->token, 4 * (size_t)r->slot_count * sizeof(int));
-    r->b->upload(r->b, r->page_table, r->table, r->table_ints * sizeof(int));
+    upload_table(r);
 }
 
 static void move_slot(sampler* r, int to, int from) {
@@ -303,7 +331,8 @@ static void move_slot(sampler* r, int to, int from) {
     r->sequence[to] = r->sequence[from];
     r->left[to] = r->left[from];
     r->held[to] = r->held[from];
-    memmove(slot_pages(r, to), slot_pages(r, from), r->held[from] * sizeof(int));
+    for (int i = 0; i < r->held[from]; i++)
+        put_page(r, slot_pages(r, to) + i, slot_pages(r, from)[i]);
 }
 
 static void retire_finished(sampler* r) {
@@ -361,7 +390,7 @@ static void extend_sequences(sampler* r) {
 static void run_rows(sampler* r) {
     backend* b = r->b;
     if (!r->listed) return;
-    b->upload(b, r->page_table, r->table, r->table_ints * sizeof(int));
+    upload_table(r);
     b->upload(b, r->row_token, r->list, 3 * (size_t)r->rows * sizeof(int));
     tensor x = model_forward_cached(r->weights, r->acts, &r->kv, r->listed, r->row_token,
                                     r->row_slot, r->row_position);
@@ -391,7 +420,8 @@ static const int* prompt_tokens(const sampler* r, int prompt) {
 static void prefill_prompts(sampler* r, int last) {
     for (; r->prefilled < last; r->prefilled++) {
         int p = r->prefilled, length = r->d->prompt_length[p];
-        for (int i = 0; i < pages_for(length); i++) prompt_pages(r, p)[i] = page_take(r);
+        for (int i = 0; i < pages_for(length); i++)
+            put_page(r, prompt_pages(r, p) + i, page_take(r));
         put_rows(r, prompt_tokens(r, p), length, 0, r->slot_count + p,
                  r->prompt_output + p * r->row_bytes);
     }
