@@ -118,9 +118,10 @@ static int family_count(void) {
 }
 
 // Heads of one block of 16 and more, groups of one, two and three query heads, and no two sizes
-// alike. Two kinds of GPT-2 and two of Llama, then one of each other family.
+// alike. Two kinds of GPT-2 and two of Llama, then one of each other family, and a second mixture
+// of experts.
 enum { HIDDEN = 28 };
-static int kind_count(void) { return family_count() + 2; }
+static int kind_count(void) { return family_count() + 3; }
 static model kind_number(int k) {
     const shape of_llama = {.context = 40,
                             .vocab = 37,
@@ -152,7 +153,12 @@ static model kind_number(int k) {
             s.kv_heads = 4, s.tied = 0;
             return model_of(&QWEN2_FAMILY, s);
         default:
-            return model_of(FAMILIES[k - 2], s);
+            if (k < family_count() + 1) return model_of(FAMILIES[k - 2], s);
+            // 40 experts: some take no row. Then all are taken by all rows.
+            s.hidden = 10, s.experts = 40, s.experts_used = 3, s.norm_topk_prob = 1;
+            if (k == family_count() + 2)
+                s.experts = s.experts_used = 4, s.norm_topk_prob = s.tied = 0;
+            return model_of(&QWEN3_MOE_FAMILY, s);
     }
 }
 
@@ -272,11 +278,18 @@ static int stored(tensor t) { return t.format == watched_precision.store; }
 static int gradient(tensor t) { return t.format == watched_precision.gradient; }
 static int plain(tensor t) { return t.format == &FORMAT_FP32; }
 
-// Four weights a layer, then the head.
+// Four weights a layer, or two, the experts' and the router, then the head.
 static int planned;
+static int layer_plans(void) { return CONFIG.shape.experts ? 3 + 2 * CONFIG.shape.experts : 4; }
+// Whether plan i is of the head, or of a router: those follow all layers' other weights.
+static int plan_of_head(int i) {
+    int routers = CONFIG.shape.experts ? CONFIG.shape.layers : 0;
+    return i >= layer_plans() * CONFIG.shape.layers - routers;
+}
+
 static prepared* watch_plan(backend* b, const linear_plan* plan) {
     precision p = watched_precision;
-    int head = planned++ == 4 * CONFIG.shape.layers;
+    int head = plan_of_head(planned++);
     expect(plan->gradient == (head ? p.gradient_attention : p.gradient_linear),
            "a plan's gradient");
     expect(plan->weight_per_tensor == (head ? 0 : p.weight_per_tensor), "a plan's scale");
@@ -287,7 +300,7 @@ static prepared* watch_plan(backend* b, const linear_plan* plan) {
 static prepared* watch_prepare(backend* b, prepared* reuse, const float* w, int outputs, int inputs,
                                const format* operand, const format* backward) {
     precision p = watched_precision;
-    int head = outputs == CONFIG.shape.vocab;
+    int head = outputs == CONFIG.shape.vocab || outputs == CONFIG.shape.experts;
     expect(operand == (head ? p.attention : p.linear), "a weight");
     expect(backward == (head ? p.attention : p.linear_backward), "a weight's backward");
     return watched->weight_prepare(b, reuse, w, outputs, inputs, operand, backward);
@@ -437,6 +450,17 @@ static void watch_swiglu_backward(backend* b, tensor dpre, tensor dout, tensor p
     watched->swiglu_backward(b, dpre, dout, pre);
 }
 
+static void watch_experts(backend* b, tensor out, tensor in, const expert_layer* e) {
+    expect(stored(out) && stored(in), "a mixture of experts");
+    watched->experts_forward(b, out, in, e);
+}
+
+static void watch_experts_backward(backend* b, tensor din, float* drouter, float* dgate_up,
+                                   float* ddown, tensor dout, tensor in, const expert_layer* e) {
+    expect(plain(din) && gradient(dout) && stored(in), "the gradient of a mixture of experts");
+    watched->experts_backward(b, din, drouter, dgate_up, ddown, dout, in, e);
+}
+
 static void watch_kv_round(backend* b, tensor qkv, head_shape heads, const format* f) {
     expect(stored(qkv) && f == watched_precision.kv, "keys and values");
     roundings++;
@@ -494,15 +518,17 @@ static void check_formats(void) {
     b.gelu_backward = watch_gelu_backward, b.attention_forward = watch_attention;
     b.attention_backward = watch_attention_backward, b.head_forward = watch_head;
     b.head_backward = watch_head_backward, b.kv_round = watch_kv_round;
+    b.experts_forward = watch_experts, b.experts_backward = watch_experts_backward;
     for (int i = 0; i < PRECISION_COUNT; i++) {
         watched_precision = precision_number(i);
         watched_calls = planned = roundings = 0;
         run_model(&b, &c, watched_precision, c.batch.pack.sequences, 0);
-        CHECK(planned == 0 || planned == 4 * CONFIG.shape.layers + 1, "%d plans", planned);
+        CHECK(planned == 0 || planned == layer_plans() * CONFIG.shape.layers + 1, "%d plans",
+              planned);
         CHECK((roundings > 0) == (PRECISIONS[i].kv != NULL),
               "%d roundings of keys and values for %s", roundings, precision_name(i));
         CHECK(!PRECISIONS[i].gradient || planned, "no plans for %s", precision_name(i));
-        CHECK(watched_calls > 60, "only %d calls of 2 layers were watched", watched_calls);
+        CHECK(watched_calls > 50, "only %d calls of 2 layers were watched", watched_calls);
     }
     arrays_free(mark, "formats");
 }
@@ -599,6 +625,8 @@ static model fixture_model(int k) {
                .hidden = 12,
                .norm_eps = 1e-5f};
     if (k / 2 == 0) s = model_gpt2(16, 13, 2, 3, 12).shape;
+    if (family_has(FAMILIES[k / 2], EXPERTS))
+        s.hidden = 6, s.experts = 5, s.experts_used = 2, s.norm_topk_prob = k % 2;
     s.tied = k % 2 == 0;
     static const float thetas[] = {0, 0, 100, 500, 100, 50, 100, 500};
     s.rope_theta = thetas[k < 8 ? k : 6 + k % 2];  // families without a line here are like qwen3
@@ -728,8 +756,11 @@ static void check_residual(void) {
 static int used_by_links(const family* f, int weight) {
     int n = 0;
     for (int r = 0; r < BRANCHES; r++)
-        for (int i = 0; i < LINKS && f->branch[r][i].out != D_0; i++)
-            n += (f->branch[r][i].weight == weight) + (f->branch[r][i].bias == weight);
+        for (int i = 0; i < LINKS && f->branch[r][i].out != D_0; i++) {
+            const family_link* k = &f->branch[r][i];
+            n += (k->weight == weight) + (k->bias == weight);
+            n += k->kind == EXPERTS && (k->gate_up == weight || k->down == weight);
+        }
     return n;
 }
 
@@ -757,9 +788,11 @@ static void check_chain(const family* f, int r) {
               "%s: the aux of link %d of %d goes before its output", f->name, i, r);
         CHECK(i == 0 || !wants_sum(chain[i].kind) || !wants_sum(chain[i - 1].kind),
               "%s: links %d and %d of branch %d both take sums", f->name, i - 1, i, r);
-        CHECK((chain[i].weight != NONE) ==
-                  (is_norm(chain[i].kind) || chain[i].kind == LINEAR || chain[i].kind == QK_NORM),
+        CHECK((chain[i].weight != NONE) == (is_norm(chain[i].kind) || chain[i].kind == LINEAR ||
+                                            chain[i].kind == QK_NORM || chain[i].kind == EXPERTS),
               "%s: the weight of link %d of %d", f->name, i, r);
+        CHECK(chain[i].kind != EXPERTS || (i == n - 1 && chain[i].aux_kept == RECOMPUTE_BLOCKS),
+              "%s: experts are link %d of %d, which forward may not repeat", f->name, i, r);
         if (chain[i].kind == LINEAR)
             CHECK(f->weight[chain[i].weight].rows == chain[i].out &&
                       (i == 0 || f->weight[chain[i].weight].cols == chain[i - 1].out),

@@ -93,7 +93,7 @@ static void edit_header(const char* from, const char* to) {
 // ------------------------------------------------------------------------------------------------
 // Models
 
-enum { MODELS_MOST = 32, WIDE = 10, TASKS = 11, COUNT_MOST = 25000 };
+enum { MODELS_MOST = 32, WIDE = 10, TASKS = 11, MOE = 12, COUNT_MOST = 25000 };
 static model models[MODELS_MOST];
 static int model_count = 12;
 static float parameters[COUNT_MOST], other[COUNT_MOST];
@@ -131,7 +131,12 @@ static void make_models(void) {
     shape tasks = llama;  // the tokenizer's vocabulary
     tasks.vocab = alphabet_size();
     models[TASKS] = model_of(&LLAMA_FAMILY, tasks);
-    for (int i = 4; FAMILIES[i]; i++) models[model_count++] = model_of(FAMILIES[i], llama);
+    for (int i = 4; FAMILIES[i]; i++) {
+        shape s = llama;
+        if (family_has(FAMILIES[i], EXPERTS))
+            s.experts = 3, s.experts_used = 2, s.norm_topk_prob = 1;
+        models[model_count++] = model_of(FAMILIES[i], s);
+    }
 }
 
 // Anything a float can be.
@@ -230,6 +235,14 @@ static const expected QWEN3_TENSORS[] = {
     {"model.layers.1.self_attn.q_norm.weight", 4, 12, 6, 0, 0},
     {"model.layers.1.self_attn.k_norm.weight", 4, 18, 6, 0, 0}};
 
+// A layer's router has 3 rows of 10; each of its 3 experts 7 rows of gate and 7 of up, and 10 of
+// down.
+static const expected MOE_TENSORS[] = {
+    {"model.layers.1.mlp.gate.weight", 11, 30, 3, 10, 0},
+    {"model.layers.1.mlp.experts.2.gate_proj.weight", 7, (3 + 2) * 140, 7, 10, 0},
+    {"model.layers.0.mlp.experts.1.up_proj.weight", 7, 140 + 70, 7, 10, 0},
+    {"model.layers.1.mlp.experts.0.down_proj.weight", 8, 3 * 70, 10, 7, 0}};
+
 static void check_tensor(const model* m, const expected* e) {
     read_text(weights_path);
     uint64_t n;
@@ -263,6 +276,8 @@ static void test_layout(void) {
         for (int i = 0; i < 3 && k == 4; i++) check_tensor(&models[k], &QWEN2_TENSORS[i]);
         for (int i = 0; i < 2 && k == 6; i++) check_tensor(&models[k], &QWEN3_TENSORS[i]);
     }
+    write_model(MOE);
+    for (int i = 0; i < 4; i++) check_tensor(&models[MOE], &MOE_TENSORS[i]);
     write_model(WIDE);
     for (int i = 0; i < 4; i++) check_tensor(&models[WIDE], &WIDE_TENSORS[i]);
     write_model(3);
@@ -329,6 +344,11 @@ static void test_config_refusals(void) {
         {6, "{", "{\"layer_types\": [\"full_attention\", \"sliding_attention\"],",
          "sliding_attention"},
         {6, "{", "{\"layer_types\": [\"full_attention\"],", "1 entries for 2 layers"},
+        {MOE, "\"decoder_sparse_step\": 1", "\"decoder_sparse_step\": 2", "only 1 is"},
+        {MOE, "[]", "[1]", "\"mlp_only_layers\" asks for layers without experts"},
+        {MOE, "{", "{\"num_local_experts\": 4,", "contradict each other"},
+        {MOE, "\"num_experts\": 3", "\"num_experts\": 1", "takes 2 of 1 experts"},
+        {MOE, "\"num_experts\": 3", "\"num_experts\": 257", "257"},
         {6, "{", "{\"partial_rotary_factor\": 0.5,", "a part of each"},
         {2, "\"rope_type\"", "\"partial_rotary_factor\": 0.5, \"rope_type\"", "a part of each"},
         {2, "{", "{\"quantization_config\": {},", "quantized"},
@@ -390,17 +410,17 @@ static void check_defaults(const char* config, shape want) {
 static void test_config_readings(void) {
     write_model(0);  // the first is tied, and looks at weights
     check_defaults("{\"model_type\":\"gpt2\"}", (shape){1024, 50257, 12, 768, 12, 12, 64, 3072, 1,
-                                                        1e-5f, 0, ROPE_PLAIN, 0, 0, 0, 0});
+                                                        1e-5f, 0, ROPE_PLAIN, 0, 0, 0, 0, 0, 0, 0});
     check_defaults(
         "{\"model_type\":\"gpt2\",\"hidden_size\":12,\"num_hidden_layers\":3,"
         "\"num_attention_heads\":2,\"max_position_embeddings\":9,\"n_inner\":5,"
         "\"vocab_size\":7,\"tie_word_embeddings\":false,\"pruned_heads\":{},"
         "\"activation_function\":\"gelu_pytorch_tanh\",\"quantization_config\":null}",
-        (shape){9, 7, 3, 12, 2, 2, 6, 5, 0, 1e-5f, 0, ROPE_PLAIN, 0, 0, 0, 0});
-    shape llama = {2048, 32000, 32,    4096,       32, 32, 128, 11008,
-                   0,    1e-6f, 10000, ROPE_PLAIN, 0,  0,  0,   0};
-    shape qwen = {32768, 151936, 32,    4096,       32, 32, 128, 22016,
-                  0,     1e-6f,  10000, ROPE_PLAIN, 0,  0,  0,   0};
+        (shape){9, 7, 3, 12, 2, 2, 6, 5, 0, 1e-5f, 0, ROPE_PLAIN, 0, 0, 0, 0, 0, 0, 0});
+    shape llama = {2048,  32000,      32, 4096, 32, 32, 128, 11008, 0, 1e-6f,
+                   10000, ROPE_PLAIN, 0,  0,    0,  0,  0,   0,     0};
+    shape qwen = {32768, 151936,     32, 4096, 32, 32, 128, 22016, 0, 1e-6f,
+                  10000, ROPE_PLAIN, 0,  0,    0,  0,  0,   0,     0};
     check_defaults("{\"model_type\":\"llama\"}", llama);
     check_defaults("{\"model_type\":\"qwen2\",\"sliding_window\":4096}", qwen);
     check_defaults("{\"model_type\":\"qwen3\"}", qwen);
@@ -412,6 +432,15 @@ static void test_config_readings(void) {
         "{\"model_type\":\"qwen2\",\"hidden_size\":64,\"num_key_value_heads\":null,"
         "\"head_dim\":null}",
         qwen);
+    shape moe = {32768, 151936,     24, 2048, 32, 4, 64,  768, 0, 1e-6f,
+                 10000, ROPE_PLAIN, 0,  0,    0,  0, 128, 8,   0};
+    check_defaults("{\"model_type\":\"qwen3_moe\"}", moe);
+    moe.hidden = 5, moe.experts = 6, moe.experts_used = 3, moe.norm_topk_prob = 1;
+    check_defaults(
+        "{\"model_type\":\"qwen3_moe\",\"intermediate_size\":99,\"moe_intermediate_size\":5,"
+        "\"num_experts\":6,\"num_experts_per_tok\":3,\"norm_topk_prob\":true,"
+        "\"decoder_sparse_step\":1,\"mlp_only_layers\":[],\"router_aux_loss_coef\":0.1}",
+        moe);
     llama.rope_theta = 500;
     check_defaults(
         "{\"model_type\":\"llama\",\"rope_theta\":500,\"rope_scaling\":null,"

@@ -15,6 +15,7 @@ static demand usual(void) {
                     &FORMAT_FP16,
                     0,
                     0,
+                    0,
                     0};
 }
 
@@ -29,8 +30,8 @@ static void check(const capabilities* can, const demand* d, const char* words) {
 }
 
 int main(void) {
-    const capabilities all = {"all", 1, 1, 1, 1, 1};
-    capabilities gpu = {"the GPU", 0, 0, 1, 0, 0};
+    const capabilities all = {"all", 1, 1, 1, 1, 1, 1};
+    capabilities gpu = {"the GPU", 0, 0, 1, 0, 0, 0};
     demand d = usual(), other = d;
     check(&gpu, &d, NULL);
 
@@ -61,12 +62,14 @@ int main(void) {
     check(&gpu, &other, "--log-changes: the GPU does not count changed weights");
     other = d, other.entropy_bonus = 1;
     check(&gpu, &other, "--entropy-coef: the GPU has no gradient of entropies");
+    other = d, other.experts = 1;
+    check(&gpu, &other, "--family qwen3_moe: the GPU has no kernels that route tokens to experts");
     other = d, other.rollout.split_k = 2;
     check(&gpu, &other, "--rollout-split-k");
 
     other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
     other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
-    other.train.kv = E4M3, other.entropy_bonus = other.changes = 1;
+    other.train.kv = E4M3, other.entropy_bonus = other.changes = other.experts = 1;
     other.train.block = other.rollout.block = block_format_find("nvfp4");
     check(&all, &other, NULL);
     CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");

@@ -612,17 +612,18 @@ static void test_resample(void) {
 // Keys and values that both sides round alike leave no mismatch, in any family; recomputation,
 // micro-batches and the device change no bit. On one side alone they leave one.
 static void test_kv_agreement(void) {
-    static const char *const families[] = {"gpt2", "llama --kv-heads 1", "qwen2", "qwen3"},
+    static const char *const families[] = {"gpt2", "llama --kv-heads 1", "qwen2", "qwen3",
+                                           "qwen3_moe"},
                              *const others[] = {"--recompute 1", "--recompute 2 --micro-tokens 40",
                                                 "--micro-tokens 1", "--threads 2"};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         char flags[256], other[320];
         snprintf(flags, sizeof flags,
                  "--depth 2 --kv-dtype fp8_e4m3 --train-kv-dtype fp8_e4m3 --family %s",
                  families[i]);
         check_agreement(flags);
         good_run("kv", flags);
-        for (int k = quick ? i : 0; k < (quick ? i + 1 : 4); k++) {
+        for (int k = quick ? i % 4 : 0; k < (quick ? i % 4 + 1 : 4); k++) {
             snprintf(other, sizeof other, "%s %s", flags, others[k]);
             good_run("kv_other", other);
             check_same_run("kv_other", "kv", other, 0);
@@ -1204,6 +1205,11 @@ static void test_refusals(void) {
         {"--rope-theta 500", "--rope-theta means nothing to --family gpt2"},
         {"--kv-heads 1", "--kv-heads means nothing to --family gpt2"},
         {"--head-dim 8", "--head-dim means nothing to --family gpt2"},
+        {"--family qwen3 --experts 4", "--experts means nothing to --family qwen3"},
+        {"--family qwen3 --experts-used 4", "--experts-used means nothing to --family qwen3"},
+        {"--norm-topk-prob 0", "--norm-topk-prob means nothing to --family gpt2"},
+        {"--family qwen3_moe --experts 4 --experts-used 5", "no more used than there are"},
+        {"--family qwen3_moe --device cuda", "no kernels that route tokens to experts"},
         {"--family llama --kv-heads 3", "--kv-heads 3 does not divide --heads 2"},
         {"--family llama --head-dim 7", "choose an even --head-dim"},
         {"--family llama --head-dim 258", "from 0 to 256"},
@@ -1652,6 +1658,11 @@ static const struct {
     {"", "--family llama", MODEL},
     {"", "--family qwen2", MODEL},
     {"", "--family qwen3", MODEL},
+    {"", "--family qwen3_moe", MODEL},
+    {"--family qwen3_moe", "--experts 4", MODEL},
+    {"--family qwen3_moe", "--experts 8", SAME},
+    {"--family qwen3_moe", "--experts-used 3", MODEL},
+    {"--family qwen3_moe", "--norm-topk-prob 0", MODEL},
     {"--family llama", "--kv-heads 1", MODEL},
     {"--family llama", "--kv-heads 2", SAME},
     {"--family llama", "--head-dim 12", MODEL},

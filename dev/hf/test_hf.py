@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of build/dev/hf/convert against transformers: tiny random models of four classes, saved by
+"""Tests of build/dev/hf/convert against transformers: tiny random models of five classes, saved by
 save_pretrained, are read and written here, and loaded again: every tensor has the same bits.
 
     python3 dev/hf/test_hf.py [TEST...]        (needs torch, transformers and numpy)
@@ -47,12 +47,20 @@ def qwen3(rope="plain", **more):
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small(rope, **more)))
 
 
-MODELS = {"gpt2": gpt2, "llama": llama, "qwen2": qwen2, "qwen3": qwen3}
+def qwen3_moe(rope="plain", **more):
+    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(
+        **small(rope, **more), moe_intermediate_size=4, num_experts=5, num_experts_per_tok=2,
+        norm_topk_prob=True))
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "qwen3_moe": qwen3_moe}
 KEYS = {"gpt2": ["n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon",
                  "activation_function"],
         "llama": ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                   "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings",
-                  "hidden_act"]}
+                  "hidden_act"],
+        "qwen3_moe": ["hidden_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok",
+                      "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"]}
 
 
 def make(name, dtype=torch.float32, **more):
@@ -124,7 +132,7 @@ class Folders(unittest.TestCase):
                             self.check_equal(model, ours, dtype, name)
 
     def test_rope(self):
-        for name in ("llama", "qwen2", "qwen3"):
+        for name in ("llama", "qwen2", "qwen3", "qwen3_moe"):
             for rope in ROPES:
                 with self.subTest(name=name, rope=rope):
                     model = make(name, rope=rope)

@@ -49,12 +49,21 @@ def qwen3(rope, tied):
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**llama_shape(rope, tied)))
 
 
+def qwen3_moe(rope, tied):
+    """Weights of a token's experts are divided by their sum in the untied model."""
+    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(
+        **llama_shape(rope, tied), moe_intermediate_size=6, num_experts=5, num_experts_per_tok=2,
+        norm_topk_prob=not tied, experts_implementation="eager"))
+
+
 CASES = {"gpt2_tied": lambda: gpt2(True), "gpt2_untied": lambda: gpt2(False),
          "llama_tied": lambda: llama(plain(100.0), True),
          "llama_untied": lambda: llama(LLAMA3, False),
          "qwen2_tied": lambda: qwen2(LINEAR, True), "qwen2_untied": lambda: qwen2(plain(50.0), False),
          "qwen3_tied": lambda: qwen3(plain(100.0), True),
-         "qwen3_untied": lambda: qwen3(LLAMA3, False)}
+         "qwen3_untied": lambda: qwen3(LLAMA3, False),
+         "qwen3_moe_tied": lambda: qwen3_moe(plain(100.0), True),
+         "qwen3_moe_untied": lambda: qwen3_moe(LLAMA3, False)}
 CASES |= {name.replace("_tied", "_rounded"): make for name, make in CASES.items()
           if name.endswith("_tied")}
 
@@ -76,24 +85,31 @@ LLAMA_PARTS = {
     "gate_up": [f"layers.%d.mlp.{x}_proj.weight" for x in ("gate", "up")],
     "down": ["layers.%d.mlp.down_proj.weight"], "last_norm": ["norm.weight"]}
 # {our name: its parts in the model} of a family; of the others LLAMA_PARTS.
-PARTS = {"gpt2": GPT2_PARTS}
+PARTS = {"gpt2": GPT2_PARTS,
+         "qwen3_moe": {**LLAMA_PARTS, "router": ["layers.%d.mlp.gate.weight"],
+                       "gate_up": ["layers.%d.mlp.experts.gate_up_proj"],
+                       "down": ["layers.%d.mlp.experts.down_proj"]}}
 
 
 @contextlib.contextmanager
 def no_narrowing():
-    """transformers computes norms in float32 whatever the model's dtype; here float64 stays."""
-    to = torch.Tensor.to
+    """transformers computes norms and routers in float32 whatever the model's dtype; here float64
+    stays."""
+    to, softmax = torch.Tensor.to, torch.nn.functional.softmax
 
     def stay(x, *a, **k):
         if x.dtype == torch.float64 and torch.float32 in (*a, k.get("dtype")):
             return x
         return to(x, *a, **k)
 
-    torch.Tensor.to = stay
+    def stay_softmax(x, *a, dtype=None, **k):
+        return softmax(x, *a, dtype=None if x.dtype == torch.float64 else dtype, **k)
+
+    torch.Tensor.to, torch.nn.functional.softmax = stay, stay_softmax
     try:
         yield
     finally:
-        torch.Tensor.to = to
+        torch.Tensor.to, torch.nn.functional.softmax = to, softmax
 
 
 def rounded(x):
@@ -181,6 +197,8 @@ def main():
             for name, p in single.named_parameters():
                 gain = "norm" in name or "ln_" in name and name.endswith("weight")
                 scale = 1.0 if "wte" in name or "embed" in name else 0.2
+                if "mlp.gate." in name:  # apart, so that a small step changes no token's experts
+                    scale = 3.0
                 p.data = torch.randn(p.shape, generator=draw) * scale + (1.0 if gain else 0.0)
             double = make().eval()
             double.load_state_dict(single.state_dict())
@@ -197,7 +215,7 @@ def main():
             near = {base(n): g for n, g in rough_gradients.items()}
             conv1d = {base(n) + ".weight" for n, m in single.named_modules()
                       if isinstance(m, transformers.pytorch_utils.Conv1D)}
-            parts = PARTS.get(case.partition("_")[0], LLAMA_PARTS)
+            parts = PARTS.get(case.rpartition("_")[0], LLAMA_PARTS)
             head = {"lm_head" if parts is GPT2_PARTS else "head": ["lm_head.weight"]}
             parts = {**parts, **(head if case.endswith("_untied") else {})}
             written = {name: [fused(part, values, conv1d) for values in (weights, exact, near)]

@@ -39,8 +39,8 @@ import ablate_stats
 
 # What the model before RL depends on: runs that agree in these share one warm-up.
 WARMUP_FLAGS = ("seed", "family", "depth", "heads", "channels", "context", "kv-heads", "head-dim",
-                "hidden", "rope-theta", "norm-eps", "tied", "task", "device", "warmup-steps",
-                "warmup-batch", "warmup-lr", "warmup-lr-rise", "warmup-lr-final",
+                "hidden", "experts", "experts-used", "norm-topk-prob", "rope-theta", "norm-eps", "tied",
+                "task", "device", "warmup-steps", "warmup-batch", "warmup-lr", "warmup-lr-rise", "warmup-lr-final",
                 "warmup-lr-decay-steps", "warmup-beta1", "warmup-beta2", "warmup-weight-decay",
                 "shards")
 # Stands in every sentence with which the program ends a run whose gradients or weights are not

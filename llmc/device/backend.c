@@ -3,9 +3,9 @@
 
 #include <string.h>
 
-static const capabilities CPU = {"the CPU", 1, 1, 1, 1, 1};
-static const capabilities PLAIN = {"the plain device", 1, 1, 1, 1, 1};
-static const capabilities CUDA = {"the GPU", 0, 0, 1, 0, 0};
+static const capabilities CPU = {"the CPU", 1, 1, 1, 1, 1, 1};
+static const capabilities PLAIN = {"the plain device", 1, 1, 1, 1, 1, 1};
+static const capabilities CUDA = {"the GPU", 0, 0, 1, 0, 0, 0};
 
 #ifdef HAVE_CUDA
 const char BUILT_DEVICES[] = "cpu, plain, cuda";

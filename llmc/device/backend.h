@@ -38,6 +38,16 @@ typedef struct head_shape {
     int query, kv, dim;
 } head_shape;
 
+// The experts of one layer, and how the rows of a call went to them.
+typedef struct expert_layer {
+    int experts, used;       // each row takes `used` of them
+    int normalise;           // whether the weights of a row's experts are divided by their sum
+    const prepared* router;  // (experts, C)
+    prepared *const *gate_up, *const *down;  // of each expert: (2 F, C), (C, F)
+    float* routes;  // (rows, experts + 2 used): the router's probabilities, then the numbers of the
+                    // row's experts, rising, then their weights
+} expert_layer;
+
 // How the rows of a batch are cut into sequences: s has rows start[s] .. start[s + 1] - 1. A
 // sequence may continue another one, its prefix, which has none itself: then it sees the prefix's
 // rows before its own. The sequences that continue s follow it directly.
@@ -121,6 +131,7 @@ typedef struct capabilities {
     int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for
     int entropy_bonus;    // the gradient of entropies
     int blocks;           // weights with block scales; counts of changed weights
+    int experts;          // mixtures of experts
 } capabilities;
 
 extern const char BUILT_DEVICES[];  // the names of those that are built in, "cpu, plain"

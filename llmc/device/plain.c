@@ -442,6 +442,138 @@ static void swiglu_backward(backend* b, tensor dpre, tensor dout, tensor pre) {
 }
 
 // ------------------------------------------------------------------------------------------------
+// Mixture of experts: p = softmax(x W^T) over the experts. A row takes the `used` experts of the
+// highest p, and out = the sum of w_e E_e(x) over them, with w_e = p_e, or p_e / (the sum of their
+// p), and E_e(x) = down(swiglu(gate_up(x))).
+
+typedef struct route {  // of one row
+    float *p, *number, *weight;
+} route;
+
+static route route_of(const expert_layer* e, int r) {
+    float* p = e->routes + (int64_t)r * (e->experts + 2 * e->used);
+    return (route){p, p + e->experts, p + e->experts + e->used};
+}
+
+// The sum of p over the row's experts.
+static float chosen_sum(const expert_layer* e, route to) {
+    float sum = 0;
+    for (int j = 0; j < e->used; j++) sum += to.p[(int)to.number[j]];
+    return sum;
+}
+
+// Whether fewer than `used` experts have a higher p than this one, or the same and a lower number.
+static int is_chosen(const expert_layer* e, const float* p, int expert) {
+    int before = 0;
+    for (int i = 0; i < e->experts; i++)
+        before += p[i] > p[expert] || (!(p[i] < p[expert]) && i < expert);
+    return before < e->used;
+}
+
+static void route_row(const expert_layer* e, route to, const float* logits) {
+    float max = -INFINITY;
+    int n = 0;
+    for (int i = 0; i < e->experts; i++) max = fmaxf(max, logits[i]);
+    for (int i = 0; i < e->experts; i++) to.p[i] = num_expf(logits[i] - max);
+    float sum = tree(to.p, e->experts);
+    for (int i = 0; i < e->experts; i++) to.p[i] /= sum;
+    for (int i = 0; i < e->experts && n < e->used; i++)
+        if (is_chosen(e, to.p, i)) to.number[n++] = (float)i;
+    float whole = e->normalise ? chosen_sum(e, to) : 1;
+    for (int j = 0; j < e->used; j++) to.weight[j] = to.p[(int)to.number[j]] / whole;
+}
+
+// The rows of an expert, and which of their experts it is: place[i] of row[i]. Returns how many.
+static int rows_of(const expert_layer* e, int expert, int rows, int* index, int* place) {
+    int n = 0;
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < e->used; j++)
+            if ((int)route_of(e, r).number[j] == expert) index[n] = r, place[n++] = j;
+    return n;
+}
+
+static void experts_forward(backend* b, tensor out, tensor in, const expert_layer* e) {
+    tensor logits = matrix(in.rows, e->experts), sum = matrix(out.rows, out.cols);
+    int *index = xalloc(2 * (size_t)in.rows, sizeof *index, "rows"), *place = index + in.rows;
+    matmul_forward(b, logits, in, e->router, NULL);
+    for (int r = 0; r < in.rows; r++) route_row(e, route_of(e, r), row(logits, r));
+    for (int x = 0; x < e->experts; x++) {
+        int n = rows_of(e, x, in.rows, index, place), hidden = e->down[x]->forward.cols;
+        tensor from = matrix(n, in.cols), pre = matrix(n, 2 * hidden), h = matrix(n, hidden);
+        tensor y = matrix(n, out.cols);
+        from.format = pre.format = h.format = in.format;
+        gather_rows(b, from, in, index);
+        matmul_forward(b, pre, from, e->gate_up[x], NULL);
+        swiglu_forward(b, h, pre);
+        matmul_forward(b, y, h, e->down[x], NULL);
+        for (int i = 0; i < n; i++)
+            for (int c = 0; c < out.cols; c++) {
+                float* to = row(sum, index[i]) + c;
+                *to = num_fma(route_of(e, index[i]).weight[place[i]], row(y, i)[c], *to);
+            }
+        free(from.data), free(pre.data), free(h.data), free(y.data);
+    }
+    for (int r = 0; r < out.rows; r++)
+        for (int c = 0; c < out.cols; c++) store(out, r, c, row(sum, r)[c]);
+    free(logits.data), free(sum.data), free(index);
+}
+
+// The gradient of a row's logits, from that of its experts' weights: of a softmax over the row's
+// experts, or over all of them.
+static void route_backward(const expert_layer* e, route of, const float* dweight, float* dlogits) {
+    float mean = 0;
+    for (int j = 0; j < e->used; j++) mean = num_fma(of.weight[j], dweight[j], mean);
+    for (int i = 0; i < e->experts; i++) dlogits[i] = e->normalise ? 0 : -of.p[i] * mean;
+    for (int j = 0; j < e->used; j++)
+        dlogits[(int)of.number[j]] = of.weight[j] * (dweight[j] - mean);
+}
+
+static void experts_backward(backend* b, tensor din, float* drouter, float* dgate_up, float* ddown,
+                             tensor dout, tensor in, const expert_layer* e) {
+    tensor dweight = matrix(in.rows, e->used), dlogits = matrix(in.rows, e->experts);
+    tensor of_router = matrix(in.rows, in.cols);
+    int *index = xalloc(2 * (size_t)in.rows, sizeof *index, "rows"), *place = index + in.rows;
+    for (int r = 0; r < din.rows; r++) memset(row(din, r), 0, (size_t)din.cols * sizeof(float));
+    for (int x = 0; x < e->experts; x++) {
+        int n = rows_of(e, x, in.rows, index, place), hidden = e->down[x]->forward.cols;
+        size_t size = (size_t)hidden * in.cols;
+        tensor from = matrix(n, in.cols), pre = matrix(n, 2 * hidden), h = matrix(n, hidden);
+        tensor d = matrix(n, dout.cols), dh = matrix(n, hidden), dpre = matrix(n, 2 * hidden);
+        tensor dfrom = matrix(n, in.cols);
+        float* product = floats(hidden);
+        from.format = pre.format = h.format = in.format;
+        d.format = dpre.format = dout.format;
+        gather_rows(b, from, in, index);
+        gather_rows(b, d, dout, index);
+        matmul_forward(b, pre, from, e->gate_up[x], NULL);  // once more: they were not kept
+        swiglu_forward(b, h, pre);
+        matmul_backward_input(b, dh, d, e->down[x]);
+        for (int i = 0; i < n; i++) {
+            float weight = route_of(e, index[i]).weight[place[i]];
+            for (int k = 0; k < hidden; k++) product[k] = row(dh, i)[k] * row(h, i)[k];
+            row(dweight, index[i])[place[i]] = tree(product, hidden);
+            for (int k = 0; k < hidden; k++) row(dh, i)[k] *= weight;
+            for (int c = 0; c < d.cols; c++) store(d, i, c, row(d, i)[c] * weight);
+        }
+        swiglu_backward(b, dpre, dh, pre);
+        matmul_backward_weight(b, ddown + x * size, NULL, d, h, e->down[x]);
+        matmul_backward_weight(b, dgate_up + 2 * x * size, NULL, dpre, from, e->gate_up[x]);
+        matmul_backward_input(b, dfrom, dpre, e->gate_up[x]);
+        for (int i = 0; i < n; i++)
+            for (int c = 0; c < din.cols; c++) row(din, index[i])[c] += row(dfrom, i)[c];
+        free(from.data), free(pre.data), free(h.data), free(d.data), free(dh.data);
+        free(dpre.data), free(dfrom.data), free(product);
+    }
+    for (int r = 0; r < in.rows; r++)
+        route_backward(e, route_of(e, r), row(dweight, r), row(dlogits, r));
+    matmul_backward_weight(b, drouter, NULL, dlogits, in, e->router);
+    matmul_backward_input(b, of_router, dlogits, e->router);
+    for (int r = 0; r < in.rows; r++)
+        for (int c = 0; c < din.cols; c++) row(din, r)[c] += row(of_router, r)[c];
+    free(dweight.data), free(dlogits.data), free(of_router.data), free(index);
+}
+
+// ------------------------------------------------------------------------------------------------
 // Attention. Token i of a sequence reads the tokens j <= i:
 // s_ij = q_i . k_j / sqrt(dim), p_ij = exp(s_ij - max_i) / sum_i, out_i = sum over j of p_ij v_j.
 // A row of qkv holds the queries of all heads, then the keys, then the values.

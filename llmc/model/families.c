@@ -1,11 +1,12 @@
 // The tables. Recomputation: K0 is kept only where nothing is computed again; K1 unless whole
-// blocks are.
+// blocks are; K2 always.
 #include "families.h"
 
 #include "model.h"
 
 #define K0 RECOMPUTE_NOTHING
 #define K1 RECOMPUTE_CHEAP
+#define K2 RECOMPUTE_BLOCKS
 
 // clang-format off
 
@@ -46,8 +47,9 @@ const family GPT2_FAMILY = {
 
 // Llama (Touvron et al., arXiv 2302.13971 and 2307.09288): RMS norm, rotary positions, SwiGLU,
 // grouped-query attention. Qwen2 (arXiv 2407.10671) adds biases to q, k and v; Qwen3 (arXiv 2505.09388)
-// norms each head of q and k instead.
-enum { EMBED, NORM1, QKV, QKV_BIAS, QK_GAIN, OUT, NORM2, GATE_UP, DOWN, LAST_NORM, HEAD };
+// norms each head of q and k instead, and its mixture of experts has many small MLPs, of which a router
+// chooses a few for each token.
+enum { EMBED, NORM1, QKV, QKV_BIAS, QK_GAIN, OUT, NORM2, GATE_UP, DOWN, LAST_NORM, HEAD, GATE };
 #define LLAMA_WEIGHTS \
         [EMBED]     = {"embed", EMBEDDING,  D_V,   D_C, 1, 0, {"model.embed_tokens.weight"}}, \
         [NORM1]     = {"norm1", GAIN,       D_1,   D_C, 0, 0, {"model.layers.%d.input_layernorm.weight"}}, \
@@ -56,11 +58,12 @@ enum { EMBED, NORM1, QKV, QKV_BIAS, QK_GAIN, OUT, NORM2, GATE_UP, DOWN, LAST_NOR
                                                               "model.layers.%d.self_attn.v_proj.weight"}}, \
         [OUT]       = {"out",   PROJECTION, D_C,   D_Q, 0, 0, {"model.layers.%d.self_attn.o_proj.weight"}}, \
         [NORM2]     = {"norm2", GAIN,       D_1,   D_C, 0, 0, {"model.layers.%d.post_attention_layernorm.weight"}}, \
-        [GATE_UP]   = {"gate_up", MATRIX,   D_2F,  D_C, 0, 0, {"model.layers.%d.mlp.gate_proj.weight", \
-                                                              "model.layers.%d.mlp.up_proj.weight"}}, \
-        [DOWN]      = {"down",  PROJECTION, D_C,   D_F, 0, 0, {"model.layers.%d.mlp.down_proj.weight"}}, \
         [LAST_NORM] = {"last_norm", GAIN,   D_1,   D_C, 1, 0, {"model.norm.weight"}}, \
         [HEAD]      = {"head",  EMBEDDING,  D_V,   D_C, 1, 0, {"lm_head.weight"}}
+#define LLAMA_MLP_WEIGHTS \
+        [GATE_UP]   = {"gate_up", MATRIX,   D_2F,  D_C, 0, 0, {"model.layers.%d.mlp.gate_proj.weight", \
+                                                              "model.layers.%d.mlp.up_proj.weight"}}, \
+        [DOWN]      = {"down",  PROJECTION, D_C,   D_F, 0, 0, {"model.layers.%d.mlp.down_proj.weight"}}
 #define LLAMA_MLP {{RMS_NORM, NORM2,   NONE, D_C,  K0, D_2, K1}, \
                    {LINEAR,   GATE_UP, NONE, D_2F, K1, D_0, NEVER}, \
                    {SWIGLU,   NONE,    NONE, D_F,  K0, D_0, NEVER}, \
@@ -69,7 +72,7 @@ enum { EMBED, NORM1, QKV, QKV_BIAS, QK_GAIN, OUT, NORM2, GATE_UP, DOWN, LAST_NOR
 const family LLAMA_FAMILY = {
     .name = "llama", .embedding = EMBED, .positions = NONE, .norm = LAST_NORM, .norm_bias = NONE, .head = HEAD,
     .norm_eps = 1e-5f, .rope_theta = 10000,
-    .weight = {LLAMA_WEIGHTS},
+    .weight = {LLAMA_WEIGHTS, LLAMA_MLP_WEIGHTS},
     .branch = {{{RMS_NORM, NORM1, NONE, D_C,   K0, D_2, K1},
                 {LINEAR,   QKV,   NONE, D_QKV, K1, D_0, NEVER},
                 {ROPE,     NONE,  NONE, D_QKV, K0, D_0, NEVER},
@@ -81,7 +84,7 @@ const family LLAMA_FAMILY = {
 const family QWEN2_FAMILY = {
     .name = "qwen2", .embedding = EMBED, .positions = NONE, .norm = LAST_NORM, .norm_bias = NONE, .head = HEAD,
     .norm_eps = 1e-6f, .rope_theta = 1000000,
-    .weight = {LLAMA_WEIGHTS,
+    .weight = {LLAMA_WEIGHTS, LLAMA_MLP_WEIGHTS,
         [QKV_BIAS]  = {"qkv_bias", BIAS,    D_1,   D_QKV, 0, 0, {"model.layers.%d.self_attn.q_proj.bias",
                                                                 "model.layers.%d.self_attn.k_proj.bias",
                                                                 "model.layers.%d.self_attn.v_proj.bias"}}},
@@ -93,24 +96,41 @@ const family QWEN2_FAMILY = {
                 {LINEAR,   OUT,   NONE,     D_C,   NEVER, D_0, NEVER}}, LLAMA_MLP},
 };
 
+#define QWEN3_QK_GAIN \
+        [QK_GAIN]   = {"qk_gain", GAIN,     D_2,   D_HEAD, 0, 0, {"model.layers.%d.self_attn.q_norm.weight", \
+                                                                 "model.layers.%d.self_attn.k_norm.weight"}}
+#define QWEN3_ATTENTION {{RMS_NORM, NORM1,   NONE, D_C,   K0, D_2, K1}, \
+                         {LINEAR,   QKV,     NONE, D_QKV, K1, D_0, NEVER}, \
+                         {QK_NORM,  QK_GAIN, NONE, D_QKV, K0, D_NORMED, K0}, \
+                         {ROPE,     NONE,    NONE, D_QKV, K0, D_0, NEVER}, \
+                         {KV_ROUND, NONE,    NONE, D_QKV, NEVER, D_0, NEVER}, \
+                         {ATTEND,   NONE,    NONE, D_Q,   K1, D_2HEADS, K1}, \
+                         {LINEAR,   OUT,     NONE, D_C,   NEVER, D_0, NEVER}}
+
 const family QWEN3_FAMILY = {
     .name = "qwen3", .embedding = EMBED, .positions = NONE, .norm = LAST_NORM, .norm_bias = NONE, .head = HEAD,
     .norm_eps = 1e-6f, .rope_theta = 1000000,
-    .weight = {LLAMA_WEIGHTS,
-        [QK_GAIN]   = {"qk_gain", GAIN,     D_2,   D_HEAD, 0, 0, {"model.layers.%d.self_attn.q_norm.weight",
-                                                                 "model.layers.%d.self_attn.k_norm.weight"}}},
-    .branch = {{{RMS_NORM, NORM1,   NONE, D_C,   K0, D_2, K1},
-                {LINEAR,   QKV,     NONE, D_QKV, K1, D_0, NEVER},
-                {QK_NORM,  QK_GAIN, NONE, D_QKV, K0, D_NORMED, K0},
-                {ROPE,     NONE,    NONE, D_QKV, K0, D_0, NEVER},
-                {KV_ROUND, NONE,    NONE, D_QKV, NEVER, D_0, NEVER},
-                {ATTEND,   NONE,    NONE, D_Q,   K1, D_2HEADS, K1},
-                {LINEAR,   OUT,     NONE, D_C,   NEVER, D_0, NEVER}}, LLAMA_MLP},
+    .weight = {LLAMA_WEIGHTS, LLAMA_MLP_WEIGHTS, QWEN3_QK_GAIN},
+    .branch = {QWEN3_ATTENTION, LLAMA_MLP},
+};
+
+const family QWEN3_MOE_FAMILY = {
+    .name = "qwen3_moe", .embedding = EMBED, .positions = NONE, .norm = LAST_NORM, .norm_bias = NONE, .head = HEAD,
+    .norm_eps = 1e-6f, .rope_theta = 1000000,
+    .weight = {LLAMA_WEIGHTS, QWEN3_QK_GAIN,
+        [GATE]    = {"router",  ROUTER,     D_EXPERTS, D_C, 0, 0, {"model.layers.%d.mlp.gate.weight"}},
+        [GATE_UP] = {"gate_up", MATRIX,     D_2F,      D_C, 0, 0, {"model.layers.%d.mlp.experts.%d.gate_proj.weight",
+                                                                   "model.layers.%d.mlp.experts.%d.up_proj.weight"}, 1},
+        [DOWN]    = {"down",    PROJECTION, D_C,       D_F, 0, 0, {"model.layers.%d.mlp.experts.%d.down_proj.weight"}, 1}},
+    .branch = {QWEN3_ATTENTION,
+               {{RMS_NORM, NORM2, NONE, D_C, K0, D_2, K1},
+                {EXPERTS,  GATE,  NONE, D_C, NEVER, D_ROUTES, K2, GATE_UP, DOWN}}},
 };
 // clang-format on
 
-const family* const FAMILIES[] = {&GPT2_FAMILY, &LLAMA_FAMILY, &QWEN2_FAMILY, &QWEN3_FAMILY, NULL};
-const char* const FAMILY_NAMES[] = {"gpt2", "llama", "qwen2", "qwen3", NULL};
+const family* const FAMILIES[] = {&GPT2_FAMILY,  &LLAMA_FAMILY,     &QWEN2_FAMILY,
+                                  &QWEN3_FAMILY, &QWEN3_MOE_FAMILY, NULL};
+const char* const FAMILY_NAMES[] = {"gpt2", "llama", "qwen2", "qwen3", "qwen3_moe", NULL};
 const char* const ROPE_SCALING_NAMES[] = {"plain", "linear", "llama3", NULL};
 
 int dim_of(const shape* s, dim d) {
@@ -142,11 +162,17 @@ int dim_of(const shape* s, dim d) {
             return s->heads + s->kv_heads;
         case D_2HEADS:
             return 2 * s->heads;
+        case D_EXPERTS:
+            return s->experts;
+        case D_ROUTES:
+            return s->experts + 2 * s->experts_used;
     }
     fatal("there is no dimension %d", (int)d);
 }
 
-int weight_is_matrix(const family_weight* w) { return w->role == MATRIX || w->role == PROJECTION; }
+int weight_is_matrix(const family_weight* w) {
+    return w->role == MATRIX || w->role == PROJECTION || w->role == ROUTER;
+}
 int weight_decays(const family_weight* w) { return w->role != GAIN && w->role != BIAS; }
 
 int family_has(const family* f, link_kind kind) {

@@ -34,7 +34,7 @@ typedef struct shape {
     int heads;     // of queries
     int kv_heads;  // of keys and of values; divides heads
     int head_dim;  // elements of a head
-    int hidden;    // width of the MLP
+    int hidden;    // width of the MLP, or of each expert
     int tied;      // whether the head is the embedding; then it has no storage
     float norm_eps;
     float rope_theta;  // 0: the family has no rotary positions
@@ -42,6 +42,9 @@ typedef struct shape {
     float rope_factor;          // of linear and llama3 scaling
     float rope_low, rope_high;  // llama3: low_freq_factor, high_freq_factor
     int rope_context;           // llama3: original_max_position_embeddings
+    int experts;                // of a layer; 0: the family has none
+    int experts_used;           // by a token
+    int norm_topk_prob;         // whether the weights of a token's experts are divided by their sum
 } shape;
 
 // A size in terms of the shape. Q = heads * head_dim, KV = kv_heads * head_dim.
@@ -58,15 +61,20 @@ typedef enum {
     D_2F,      // gate and up
     D_HEAD,    // head_dim
     D_NORMED,  // heads + kv_heads
-    D_2HEADS   // 2 heads
+    D_2HEADS,  // 2 heads
+    D_EXPERTS,
+    D_ROUTES  // experts + 2 experts_used: see expert_layer in backend.h
 } dim;
+
+enum { EXPERTS_MOST = 256 };  // their numbers are recorded in bytes
 
 int dim_of(const shape* s, dim d);
 
 // A weight's role decides its initialisation (normal with deviation 0.02; a projection's is 0.02 /
-// sqrt(2 layers); gains 1, biases 0), whether weight decay applies (not to gains and biases), and
-// whether it is packed for products (matrices and projections).
-typedef enum { EMBEDDING, MATRIX, PROJECTION, GAIN, BIAS } weight_role;
+// sqrt(2 layers); gains 1, biases 0), whether weight decay applies (not to gains and biases),
+// whether it is packed for products (matrices, projections and routers), and in which formats: a
+// router's products have those of the head.
+typedef enum { EMBEDDING, MATRIX, PROJECTION, GAIN, BIAS, ROUTER } weight_role;
 
 typedef struct family_weight {
     const char* name;  // llm.c's, where it has one
@@ -74,7 +82,9 @@ typedef struct family_weight {
     dim rows, cols;
     int once;           // one for the model, not one per layer
     int transposed;     // Hugging Face's file holds (cols, rows)
-    const char* hf[3];  // its parts in a Hugging Face file, one below the other; %d: the layer
+    const char* hf[3];  // its parts in a Hugging Face file, one below the other; %d: the layer, and
+                        // then the expert
+    int each_expert;    // a matrix of (rows, cols) for each expert of a layer
 } family_weight;
 
 typedef enum {
@@ -87,17 +97,19 @@ typedef enum {
     ROPE,
     KV_ROUND,  // --train-kv-dtype: keys and values as a cache holds them; in place
     ATTEND,
+    EXPERTS,  // the last link of a branch: forward does not repeat it
 } link_kind;
 
 enum { NONE = -1, NEVER = -1, BRANCHES = 2, LINKS = 8, WEIGHTS = 20 };
 
 typedef struct family_link {
     link_kind kind;
-    int weight, bias;  // rows of the weight table, or NONE
+    int weight, bias;  // rows of the weight table, or NONE; a router is EXPERTS' weight
     dim out;           // columns that it writes; D_0 ends the chain
     int kept;          // the last recompute_level at which every layer keeps its output, or NEVER
     dim aux;           // fp32 columns that backward needs besides: a norm's statistics, softmax's
     int aux_kept;
+    int gate_up, down;  // EXPERTS: rows of the weight table
 } family_link;
 
 typedef struct family {
@@ -109,7 +121,7 @@ typedef struct family {
     float norm_eps, rope_theta;                       // of a model from scratch
 } family;
 
-extern const family GPT2_FAMILY, LLAMA_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY;
+extern const family GPT2_FAMILY, LLAMA_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, QWEN3_MOE_FAMILY;
 extern const family* const FAMILIES[];  // ends with NULL
 extern const char* const FAMILY_NAMES[];
 

@@ -7,8 +7,8 @@
 //                                  model.safetensors
 //
 // A weight of families.c is one tensor in such a file, or several, one below the other; one layer's
-// is apart from another's. Gains and biases have one dimension, the others two: (rows, cols), and
-// (cols, rows) where the table says so.
+// is apart from another's, and so is one expert's. Gains and biases have one dimension, the others
+// two: (rows, cols), and (cols, rows) where the table says so.
 #include "hf.h"
 
 #include <stdlib.h>
@@ -50,9 +50,10 @@ static size_t part_dim(const shape* s, dim d, int part) {
     return (size_t)(d == D_2F ? s->hidden : d == D_2 ? 1 : dim_of(s, d));
 }
 
-static tensor_place place_of(const shape* s, const family_weight* w, int layer, int part) {
+static tensor_place place_of(const shape* s, const family_weight* w, int layer, int expert,
+                             int part) {
     tensor_place p = {.transposed = w->transposed};
-    snprintf(p.name, sizeof p.name, w->hf[part], layer);
+    snprintf(p.name, sizeof p.name, w->hf[part], layer, expert);
     p.rows = w->hf[1] ? part_dim(s, w->rows, part) : (size_t)dim_of(s, w->rows);
     p.cols = w->hf[1] ? part_dim(s, w->cols, part) : (size_t)dim_of(s, w->cols);
     p.dims = w->role == GAIN || w->role == BIAS ? 1 : 2;
@@ -63,14 +64,16 @@ static tensor_place place_of(const shape* s, const family_weight* w, int layer, 
 
 // All of them, in the order of the parameters. Free .place.
 static tensor_places places_of(const model* m) {
-    size_t most = (size_t)WEIGHTS * 3 * (size_t)m->shape.layers, at = 0;
+    size_t each = m->shape.experts > 1 ? (size_t)m->shape.experts : 1;
+    size_t most = (size_t)WEIGHTS * 3 * (size_t)m->shape.layers * each, at = 0;
     tensor_places all = {xalloc(most, sizeof *all.place, "the tensors of a model"), 0};
     for (int i = 0; i < WEIGHTS; i++) {
         const family_weight* w = &m->family->weight[i];
-        int layers = w->once ? 1 : m->shape.layers;
-        for (int layer = 0; m->count[i] && layer < layers; layer++)
+        int experts = w->each_expert ? m->shape.experts : 1;
+        int copies = (w->once ? 1 : m->shape.layers) * experts;
+        for (int k = 0; m->count[i] && k < copies; k++)
             for (int part = 0; part < 3 && w->hf[part]; part++) {
-                tensor_place p = place_of(&m->shape, w, layer, part);
+                tensor_place p = place_of(&m->shape, w, k / experts, k % experts, part);
                 p.at = at;
                 at += p.rows * p.cols;
                 all.place[all.count++] = p;

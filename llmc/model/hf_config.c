@@ -54,8 +54,28 @@ static const transformers_class CLASSES[] = {
                  .rope_theta = 10000}},
     {&QWEN2_FAMILY, "Qwen2ForCausalLM", LLAMA_KEYS, .lacking = {QWEN_SHAPE}},
     {&QWEN3_FAMILY, "Qwen3ForCausalLM", LLAMA_KEYS, .lacking = {QWEN_SHAPE, .head_dim = 128}},
+    {&QWEN3_MOE_FAMILY, "Qwen3MoeForCausalLM", LLAMA_KEYS,
+     .lacking = {.vocab = 151936,
+                 .context = 32768,
+                 .channels = 2048,
+                 .layers = 24,
+                 .heads = 32,
+                 .kv_heads = 4,
+                 .hidden = 768,
+                 .experts = 128,
+                 .experts_used = 8,
+                 .norm_eps = 1e-6f,
+                 .rope_theta = 10000}},
 };
-enum { CLASS_COUNT = sizeof CLASSES / sizeof *CLASSES, GPT2 = 1, LLAMA = 2, QWEN2 = 4, QWEN3 = 8 };
+enum {
+    CLASS_COUNT = sizeof CLASSES / sizeof *CLASSES,
+    GPT2 = 1,
+    LLAMA = 2,
+    QWEN2 = 4,
+    QWEN3 = 8,
+    QWEN3_MOE = 16,
+    ROTARY = LLAMA | QWEN2 | QWEN3 | QWEN3_MOE
+};
 
 // Switches that change what a model computes. `classes`: those that look at the key.
 static const struct {
@@ -66,12 +86,12 @@ static const struct {
     {"scale_attn_weights", GPT2, 1, "attention without its scale of 1 / sqrt(head_dim)"},
     {"scale_attn_by_inverse_layer_idx", GPT2, 0, "attention that is scaled by the layer's number"},
     {"reorder_and_upcast_attn", GPT2, 0, "attention in another order and format"},
-    {"add_cross_attention", GPT2 | LLAMA | QWEN2 | QWEN3, 0, "cross-attention"},
-    {"is_encoder_decoder", GPT2 | LLAMA | QWEN2 | QWEN3, 0, "an encoder"},
-    {"attention_bias", LLAMA | QWEN3, 0, "a bias of attention's projections"},
+    {"add_cross_attention", GPT2 | ROTARY, 0, "cross-attention"},
+    {"is_encoder_decoder", GPT2 | ROTARY, 0, "an encoder"},
+    {"attention_bias", LLAMA | QWEN3 | QWEN3_MOE, 0, "a bias of attention's projections"},
     {"mlp_bias", LLAMA, 0, "a bias of the MLP's projections"},
-    {"use_sliding_window", QWEN2 | QWEN3, 0, "attention to a sliding window"},
-    {"rope_interleaved", LLAMA | QWEN2 | QWEN3, 0, "rotary positions of neighbouring elements"},
+    {"use_sliding_window", QWEN2 | QWEN3 | QWEN3_MOE, 0, "attention to a sliding window"},
+    {"rope_interleaved", ROTARY, 0, "rotary positions of neighbouring elements"},
 };
 enum { SWITCH_COUNT = sizeof SWITCHES / sizeof *SWITCHES };
 
@@ -172,6 +192,40 @@ static void read_heads(const json* root, const transformers_class* c, shape* s) 
                     s->head_dim);
 }
 
+// Every layer has to have experts: a layer without them would have the width intermediate_size,
+// which says nothing else.
+static void read_experts(const json* root, const transformers_class* c, shape* s) {
+    const json* step = json_find(root, "decoder_sparse_step");
+    const json* dense = json_find(root, "mlp_only_layers");
+    const json* normalise = json_find(root, "norm_topk_prob");
+    if (json_given(step) && json_whole(step, 1, LAYERS_MOST) != 1)
+        json_refuse(step,
+                    "\"decoder_sparse_step\" asks for layers without experts between those "
+                    "with experts, which are not supported; only 1 is");
+    if (json_given(dense)) {
+        json_expect(dense, JSON_ARRAY);
+        if (dense->count)
+            json_refuse(dense,
+                        "\"mlp_only_layers\" asks for layers without experts, which are not "
+                        "supported");
+    }
+    s->hidden = size_of(root, "moe_intermediate_size", "moe_intermediate_size", WIDTH_MOST,
+                        c->lacking.hidden);
+    s->experts =
+        size_of(root, "num_experts", "num_local_experts", EXPERTS_MOST, c->lacking.experts);
+    s->experts_used = size_of(root, "num_experts_per_tok", "num_experts_per_tok", EXPERTS_MOST,
+                              c->lacking.experts_used);
+    s->norm_topk_prob = normalise ? json_yes(normalise) : 0;
+    const json* other = json_find(root, "num_local_experts");  // the name since transformers 5
+    if (other && json_whole(other, 1, EXPERTS_MOST) != s->experts)
+        json_refuse(other,
+                    "\"num_experts\" and \"num_local_experts\" contradict each other; "
+                    "remove the wrong one");
+    if (s->experts_used > s->experts)
+        json_refuse(root, "each token takes %d of %d experts, which are fewer", s->experts_used,
+                    s->experts);
+}
+
 static void read_sizes(const json* root, const transformers_class* c, shape* s) {
     const shape* other = &c->lacking;
     s->vocab = size_of(root, "vocab_size", "vocab_size", TOKENS_MOST, other->vocab);
@@ -181,6 +235,7 @@ static void read_sizes(const json* root, const transformers_class* c, shape* s) 
     s->hidden = c->family == &GPT2_FAMILY
                     ? derived_size(root, c->hidden, WIDTH_MOST, 0, 4 * s->channels)
                     : size_of(root, c->hidden, c->hidden, WIDTH_MOST, other->hidden);
+    if (family_has(c->family, EXPERTS)) read_experts(root, c, s);
     const json* eps = json_find(root, c->eps);
     s->norm_eps = eps ? (float)json_number(eps, 1e-30, 1) : other->norm_eps;
     const json* tied = json_find(root, "tie_word_embeddings");
@@ -372,6 +427,14 @@ static void put_gpt2(FILE* f, const shape* s) {
     fprintf(f, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n");
 }
 
+// Training coefficients of the router are not the model's: they are left to the reader's defaults.
+static void put_experts(FILE* f, const shape* s) {
+    put_size(f, "moe_intermediate_size", s->hidden), put_size(f, "num_experts", s->experts);
+    put_size(f, "num_experts_per_tok", s->experts_used);
+    fprintf(f, "  \"norm_topk_prob\": %s,\n", s->norm_topk_prob ? "true" : "false");
+    fprintf(f, "  \"decoder_sparse_step\": 1,\n  \"mlp_only_layers\": [],\n");
+}
+
 static const transformers_class* class_for(const family* f) {
     for (int i = 0; i < CLASS_COUNT; i++)
         if (CLASSES[i].family == f) return &CLASSES[i];
@@ -397,6 +460,7 @@ char* hf_config_text(const model* m, const format* how) {
     } else {
         put_size(f, c->hidden, s->hidden), put_size(f, "num_key_value_heads", s->kv_heads);
         put_size(f, "head_dim", s->head_dim);
+        if (s->experts) put_experts(f, s);
         put_rope(f, s);
     }
     const char* type = how == &FORMAT_BF16 ? "bfloat16" : "float32";

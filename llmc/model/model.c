@@ -18,11 +18,21 @@ static void check_shape(const family* f, const shape* s) {
     } else if (s->head_dim > 256) {
         fatal("--head-dim %d: heads of at most 256 are supported", s->head_dim);
     }
+    if (family_has(f, EXPERTS) && (s->experts > EXPERTS_MOST || s->experts_used > s->experts))
+        fatal(
+            "--experts %d, of which each token takes --experts-used %d: choose at most %d, and no "
+            "more used than there are",
+            s->experts, s->experts_used, EXPERTS_MOST);
     if (family_has(f, ROPE) && s->head_dim % 2)
         fatal(
             "heads of %d cannot be turned by rotary positions, which turn pairs; choose an even "
             "--head-dim",
             s->head_dim);
+}
+
+// Of a weight in each layer.
+static int matrices(const shape* s, const family_weight* w) {
+    return w->each_expert ? s->experts : 1;
 }
 
 model model_of(const family* f, shape s) {
@@ -31,7 +41,7 @@ model model_of(const family* f, shape s) {
     for (int i = 0; i < WEIGHTS; i++) {
         const family_weight* w = &f->weight[i];
         if (!w->name || (i == f->head && s.tied)) continue;
-        m.each[i] = (size_t)dim_of(&s, w->rows) * dim_of(&s, w->cols);
+        m.each[i] = (size_t)dim_of(&s, w->rows) * dim_of(&s, w->cols) * matrices(&s, w);
         m.count[i] = m.each[i] * (w->once ? 1 : s.layers);
         m.offset[i] = m.parameters;
         m.parameters += m.count[i];
@@ -60,12 +70,17 @@ int model_equal(const model* a, const model* b) {
 
 char* model_text(const model* m) {
     const shape* s = &m->shape;
-    return xprintf(
+    char* experts = s->experts ? xprintf(", experts %d of %d, normalised %d", s->experts_used,
+                                         s->experts, s->norm_topk_prob)
+                               : xprintf("%s", "");
+    char* text = xprintf(
         "%s, context %d, vocab %d, depth %d, channels %d, heads %d of %d, kv %d, hidden %d, "
-        "tied %d, eps %.9g, rope %.9g %s %.9g %.9g %.9g %d",
+        "tied %d, eps %.9g, rope %.9g %s %.9g %.9g %.9g %d%s",
         m->family->name, s->context, s->vocab, s->layers, s->channels, s->heads, s->head_dim,
         s->kv_heads, s->hidden, s->tied, s->norm_eps, s->rope_theta, ROPE_SCALING_NAMES[s->scaling],
-        s->rope_factor, s->rope_low, s->rope_high, s->rope_context);
+        s->rope_factor, s->rope_low, s->rope_high, s->rope_context, experts);
+    free(experts);
+    return text;
 }
 
 head_shape model_heads(const model* m) {
@@ -136,6 +151,13 @@ static int is_other(const model* m, int i) {
            (i != m->family->head || m->family->head == m->family->embedding);
 }
 
+// The operands of products that weight i has, of all layers: for each expert one.
+static int prepared_count(const model* m, int i) {
+    return m->shape.layers * matrices(&m->shape, &m->family->weight[i]);
+}
+
+static int is_router(const model* m, int i) { return m->family->weight[i].role == ROUTER; }
+
 // The weights' plans, where their products differ from the default.
 static void plan_products(model_weights* w) {
     backend* b = w->b;
@@ -146,8 +168,8 @@ static void plan_products(model_weights* w) {
     int usual = p.gradient_linear == p.linear_backward && p.gradient_attention == p.attention;
     if (usual && !p.weight_per_tensor && !p.activation_per_tensor && p.split_k <= 1) return;
     for (int i = 0; i < WEIGHTS; i++)
-        for (int l = 0; w->matrix[i] && l < w->model.shape.layers; l++)
-            w->matrix[i][l] = b->weight_plan(b, &block);
+        for (int k = 0; w->matrix[i] && k < prepared_count(&w->model, i); k++)
+            w->matrix[i][k] = b->weight_plan(b, is_router(&w->model, i) ? &head : &block);
     w->head = b->weight_plan(b, &head);
 }
 
@@ -161,8 +183,9 @@ model_weights* model_weights_create(backend* b, const model* m, precision p) {
     for (int i = 0; i < WEIGHTS; i++) {
         if (is_other(m, i)) w->other[i] = b->alloc(b, m->count[i] * sizeof(float), what);
         if (!m->count[i] || !weight_is_matrix(&m->family->weight[i])) continue;
-        w->matrix[i] = xalloc(m->shape.layers, sizeof(prepared*), "prepared weights");
-        if (p.block) w->block[i] = b->alloc(b, m->count[i] * sizeof(float), what);
+        w->matrix[i] = xalloc(prepared_count(m, i), sizeof(prepared*), "prepared weights");
+        if (p.block && !is_router(m, i))
+            w->block[i] = b->alloc(b, m->count[i] * sizeof(float), what);
     }
     if (family_has(m->family, ROPE)) {
         float* host = xalloc(turns, sizeof(float), "rotary positions");
@@ -186,14 +209,16 @@ void model_weights_sync(model_weights* w, const float* parameters) {
         const float* from = parameters + m->offset[i];
         const family_weight* kind = &m->family->weight[i];
         int rows = dim_of(&m->shape, kind->rows), cols = dim_of(&m->shape, kind->cols);
-        for (int l = 0; w->block[i] && l < m->shape.layers; l++)
-            b->round_blocks(b, w->block[i] + l * m->each[i], from + l * m->each[i], rows, cols,
-                            p.block);
+        for (int k = 0; w->block[i] && k < prepared_count(m, i); k++)
+            b->round_blocks(b, w->block[i] + (size_t)k * rows * cols,
+                            from + (size_t)k * rows * cols, rows, cols, p.block);
         if (w->block[i]) from = w->block[i];
         if (w->other[i]) b->cast(b, w->other[i], from, m->count[i], p.store);
-        for (int l = 0; w->matrix[i] && l < m->shape.layers; l++)
-            w->matrix[i][l] = b->weight_prepare(b, w->matrix[i][l], from + l * m->each[i], rows,
-                                                cols, p.linear, p.linear_backward);
+        int router = is_router(m, i), n = w->matrix[i] ? prepared_count(m, i) : 0;
+        for (int k = 0; k < n; k++)
+            w->matrix[i][k] = b->weight_prepare(b, w->matrix[i][k], from + (size_t)k * rows * cols,
+                                                rows, cols, router ? p.attention : p.linear,
+                                                router ? p.attention : p.linear_backward);
     }
     w->head = b->weight_prepare(b, w->head, parameters + m->offset[model_head(m)], m->shape.vocab,
                                 m->shape.channels, p.attention, p.attention);
@@ -204,8 +229,8 @@ void model_weights_free(model_weights* w) {
     backend* b = w->b;
     const model* m = &w->model;
     for (int i = 0; i < WEIGHTS; i++) {
-        for (int l = 0; w->head && w->matrix[i] && l < m->shape.layers; l++)
-            b->weight_release(b, w->matrix[i][l]);
+        for (int k = 0; w->head && w->matrix[i] && k < prepared_count(m, i); k++)
+            b->weight_release(b, w->matrix[i][k]);
         if (w->other[i]) b->release(b, w->other[i], m->count[i] * sizeof(float));
         if (w->block[i]) b->release(b, w->block[i], m->count[i] * sizeof(float));
         free(w->matrix[i]);
@@ -422,6 +447,18 @@ static void attend_forward(const call* c, int l, tensor out, float* aux, tensor 
     }
 }
 
+static expert_layer experts_of(const call* c, const family_link* k, int l, float* aux) {
+    const shape* s = &c->w->model.shape;
+    prepared** const* matrix = c->w->matrix;
+    return (expert_layer){.experts = s->experts,
+                          .used = s->experts_used,
+                          .normalise = s->norm_topk_prob,
+                          .router = matrix[k->weight][l],
+                          .gate_up = matrix[k->gate_up] + (size_t)l * s->experts,
+                          .down = matrix[k->down] + (size_t)l * s->experts,
+                          .routes = aux};
+}
+
 static void link_forward(const call* c, const family_link* k, int l, tensor out, float* aux,
                          tensor in) {
     backend* b = c->w->b;
@@ -449,6 +486,11 @@ static void link_forward(const call* c, const family_link* k, int l, tensor out,
         case ATTEND:
             attend_forward(c, l, out, aux, in);
             return;
+        case EXPERTS: {
+            expert_layer e = experts_of(c, k, l, aux);
+            b->experts_forward(b, out, in, &e);
+            return;
+        }
         case LAYER_NORM:
         case RMS_NORM:
             break;
@@ -529,7 +571,7 @@ static void norm_backward(const call* c, tensor dresidual, int gain, int bias, i
 }
 
 static void link_backward(const call* c, const family_link* k, int l, tensor din, tensor dout,
-                          tensor in, tensor out, const float* aux) {
+                          tensor in, tensor out, float* aux) {
     backend* b = c->w->b;
     head_shape heads = model_heads(&c->w->model);
     const precision* p = &c->w->precision;
@@ -556,6 +598,12 @@ static void link_backward(const call* c, const family_link* k, int l, tensor din
             b->attention_backward(b, din, dout, in, out, aux, &c->batch->pack, heads, p->attention,
                                   p->gradient_attention);
             return;
+        case EXPERTS: {
+            expert_layer e = experts_of(c, k, l, aux);
+            b->experts_backward(b, din, gradient_at(c, k->weight, l), gradient_at(c, k->gate_up, l),
+                                gradient_at(c, k->down, l), dout, in, &e);
+            return;
+        }
         case KV_ROUND:
         case LAYER_NORM:
         case RMS_NORM:

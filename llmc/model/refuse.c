@@ -37,6 +37,10 @@ char* refuse(const capabilities* can, const demand* d) {
         why = xprintf("--log-changes: %s does not count changed weights", can->name);
     if (!why && d->entropy_bonus && !can->entropy_bonus)
         why = xprintf("--entropy-coef: %s has no gradient of entropies", can->name);
+    if (!why && d->experts && !can->experts)
+        why = xprintf(
+            "--family qwen3_moe: %s has no kernels that route tokens to experts and add them up",
+            can->name);
     if (!why && !can->plans && d->rollout.split_k > 1)
         why = xprintf("--rollout-split-k: %s has no such products", can->name);
     return why;

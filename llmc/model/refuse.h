@@ -14,6 +14,7 @@ typedef struct demand {
     int batch_invariant;  // no bit of a row may depend on its batch
     int entropy_bonus;    // --entropy-coef
     int changes;          // --log-changes
+    int experts;          // of the model's layers
 } demand;
 
 // NULL if the device can do it; else why not, as the beginning of a sentence that names the flag.

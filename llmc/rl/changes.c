@@ -14,12 +14,22 @@ struct changes {
 
 static int has_scales(const precision* p) { return p->block || p->linear->scaled; }
 
-// Elements of the largest matrix that a product reads.
+// Elements of one matrix of weight i: of one layer, of one expert.
+static size_t matrix_size(const model* m, int i) {
+    const family_weight* w = &m->family->weight[i];
+    return (size_t)dim_of(&m->shape, w->rows) * dim_of(&m->shape, w->cols);
+}
+
+// Whether a product reads weight i in `linear`. The router's does not.
+static int is_linear(const model* m, int i) {
+    const family_weight* w = &m->family->weight[i];
+    return m->count[i] && weight_is_matrix(w) && w->role != ROUTER;
+}
+
 static size_t largest_matrix(const model* m) {
     size_t most = 0;
     for (int i = 0; i < WEIGHTS; i++)
-        if (m->count[i] && weight_is_matrix(&m->family->weight[i]) && m->each[i] > most)
-            most = m->each[i];
+        if (is_linear(m, i) && matrix_size(m, i) > most) most = matrix_size(m, i);
     return most;
 }
 
@@ -65,7 +75,7 @@ static size_t matrix_changed(changes* c, const precision* p, int i, const float*
         side[s] = c->rounded[s];
     }
     const format* then = p->linear->scaled || how.bare ? &FORMAT_FP32 : p->linear;
-    return c->b->count_changed(c->b, side[0], side[1], c->model.each[i], then);
+    return c->b->count_changed(c->b, side[0], side[1], (size_t)rows * cols, then);
 }
 
 static double share_changed(changes* c, const precision* p, const float* parameters) {
@@ -73,13 +83,14 @@ static double share_changed(changes* c, const precision* p, const float* paramet
     size_t changed = 0;
     for (int i = 0; i < WEIGHTS; i++) {
         const float *before = c->before + m->offset[i], *after = parameters + m->offset[i];
-        int matrix = m->count[i] && weight_is_matrix(&m->family->weight[i]);
-        for (int l = 0; matrix && l < m->shape.layers; l++)
-            changed += matrix_changed(c, p, i, after + l * m->each[i], before + l * m->each[i]);
+        size_t each = matrix_size(m, i);
+        for (size_t at = 0; is_linear(m, i) && at < m->count[i]; at += each)
+            changed += matrix_changed(c, p, i, after + at, before + at);
         int head = i == m->family->head && i != m->family->embedding;
-        if (!matrix)
+        int router = m->family->weight[i].role == ROUTER;
+        if (!is_linear(m, i))
             changed += c->b->count_changed(c->b, before, after, m->count[i],
-                                           head ? p->attention : p->store);
+                                           head || router ? p->attention : p->store);
     }
     return (double)changed / (double)m->parameters;
 }

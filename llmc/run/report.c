@@ -48,7 +48,8 @@ static void count_layers(const model* m, size_t branch[BRANCHES], size_t* norms)
             const family_link* k = &m->family->branch[r][i];
             size_t n = k->weight == NONE ? 0 : m->count[k->weight];
             if (k->bias != NONE) n += m->count[k->bias];
-            *(k->kind == LINEAR ? &branch[r] : norms) += n;
+            if (k->kind == EXPERTS) n += m->count[k->gate_up] + m->count[k->down];
+            *(k->kind == LINEAR || k->kind == EXPERTS ? &branch[r] : norms) += n;
         }
 }
 
@@ -66,6 +67,9 @@ static void report_model(const run* r) {
             r->log,
             "            heads of %d, %d of keys and values, MLP of %d, %s head, rope theta %g",
             s->head_dim, s->kv_heads, s->hidden, s->tied ? "tied" : "untied", s->rope_theta);
+    if (s->experts)
+        log_print(r->log, "            a mixture of experts: each token takes %d of %d such MLPs",
+                  s->experts_used, s->experts);
     log_print(r->log,
               "            %zu parameters: embeddings %zu, attention %zu, MLP %zu, norms %zu%s",
               r->parameters, n[f->embedding] + (f->positions == NONE ? 0 : n[f->positions]),

@@ -363,6 +363,12 @@ static model resolve_shape(const tokenizer* t) {
         refuse_for_family("head-dim", given.head_dim && given.head_dim != C / given.heads);
         refuse_for_family("rope-theta", !isnan(given.rope_theta));
     }
+    if (!family_has(f, EXPERTS)) {
+        refuse_for_family("experts", given.experts);
+        refuse_for_family("experts-used", given.experts_used);
+        refuse_for_family("norm-topk-prob", options_find(OPTIONS, "norm-topk-prob")->given);
+    }
+    int used = !family_has(f, EXPERTS) ? 0 : given.experts_used ? given.experts_used : 2;
     if (!given.head_dim && C % given.heads)
         fatal("--heads %d does not divide --channels %d; choose a divisor%s", given.heads, C,
               swiglu ? ", or give --head-dim" : "");
@@ -376,8 +382,14 @@ static model resolve_shape(const tokenizer* t) {
                .kv_heads = given.kv_heads ? given.kv_heads : given.heads,
                .head_dim = given.head_dim ? given.head_dim : C / given.heads,
                .hidden = given.hidden ? given.hidden
+                         : used       ? (8 * C / 3 / used + 7) / 8 * 8
                          : swiglu     ? (8 * C / 3 + 7) / 8 * 8
                                       : 4 * C,
+               .experts = !used           ? 0
+                          : given.experts ? given.experts
+                                          : 8,
+               .experts_used = used,
+               .norm_topk_prob = used && given.norm_topk_prob,
                .tied = given.tied,
                .norm_eps = (float)given.norm_eps,
                .rope_theta = f->rope_theta > 0 ? (float)given.rope_theta : 0};
@@ -415,6 +427,9 @@ static void take_shape(const model* m, const tokenizer* t) {
     take_int("kv-heads", &given.kv_heads, s->kv_heads);
     take_int("head-dim", &given.head_dim, s->head_dim);
     take_int("hidden", &given.hidden, s->hidden);
+    take_int("experts", &given.experts, s->experts);
+    take_int("experts-used", &given.experts_used, s->experts_used);
+    take_int("norm-topk-prob", &given.norm_topk_prob, s->norm_topk_prob);
     take_int("tied", &given.tied, s->tied);
     take_real("norm-eps", &given.norm_eps, s->norm_eps);
     if (s->rope_theta > 0)
@@ -868,7 +883,8 @@ backend* settings_open_device(int here, int place, const char** why_cpu) {
                 settings_kv_format(&given),
                 given.batch_invariant,
                 given.entropy_coef > 0,
-                given.log_changes};
+                given.log_changes,
+                family_has(FAMILIES[given.family], EXPERTS)};
     int device = given.device;
     char* reason = refuse(device_can(DEVICES[device == DEVICE_AUTO ? DEVICE_CUDA : device]), &d);
     if (reason && device != DEVICE_AUTO) fatal("%s; use --device cpu", reason);

@@ -94,6 +94,8 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
 #define cuda_kv_round NULL
 #define cuda_round_blocks NULL
 #define cuda_count_changed NULL
+#define cuda_experts_forward NULL
+#define cuda_experts_backward NULL
 
 static void fill_table(backend* b) {
     b->bytes_per = cuda_bytes_per;
