@@ -46,7 +46,20 @@ typedef struct expert_layer {
     prepared *const *gate_up, *const *down;  // of each expert: (2 F, C), (C, F)
     float* routes;  // (rows, experts + 2 used): the router's probabilities, then the numbers of the
                     // row's experts, rising, then their weights
+    // The numbers in bytes, (rows, used) with `stride` from one row to the next. Either may be
+    // NULL.
+    uint8_t* taken;         // what the router chooses
+    const uint8_t* replay;  // what the rows take instead
+    int64_t stride;
 } expert_layer;
+
+// Where bytes of the rows of a cache's slots are kept: of slot s at position p, `each` bytes at
+// data + (first[s] + p) * each.
+typedef struct slot_record {
+    uint8_t* data;
+    const int* first;  // (slots)
+    int each;
+} slot_record;
 
 // How the rows of a batch are cut into sequences: s has rows start[s] .. start[s + 1] - 1. A
 // sequence may continue another one, its prefix, which has none itself: then it sees the prefix's

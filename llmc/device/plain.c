@@ -470,7 +470,8 @@ static int is_chosen(const expert_layer* e, const float* p, int expert) {
     return before < e->used;
 }
 
-static void route_row(const expert_layer* e, route to, const float* logits) {
+static void route_row(const expert_layer* e, int r, const float* logits) {
+    route to = route_of(e, r);
     float max = -INFINITY;
     int n = 0;
     for (int i = 0; i < e->experts; i++) max = fmaxf(max, logits[i]);
@@ -479,6 +480,10 @@ static void route_row(const expert_layer* e, route to, const float* logits) {
     for (int i = 0; i < e->experts; i++) to.p[i] /= sum;
     for (int i = 0; i < e->experts && n < e->used; i++)
         if (is_chosen(e, to.p, i)) to.number[n++] = (float)i;
+    for (int j = 0; j < e->used; j++) {
+        if (e->taken) e->taken[r * e->stride + j] = (uint8_t)to.number[j];
+        if (e->replay) to.number[j] = e->replay[r * e->stride + j];
+    }
     float whole = e->normalise ? chosen_sum(e, to) : 1;
     for (int j = 0; j < e->used; j++) to.weight[j] = to.p[(int)to.number[j]] / whole;
 }
@@ -496,7 +501,7 @@ static void experts_forward(backend* b, tensor out, tensor in, const expert_laye
     tensor logits = matrix(in.rows, e->experts), sum = matrix(out.rows, out.cols);
     int *index = xalloc(2 * (size_t)in.rows, sizeof *index, "rows"), *place = index + in.rows;
     matmul_forward(b, logits, in, e->router, NULL);
-    for (int r = 0; r < in.rows; r++) route_row(e, route_of(e, r), row(logits, r));
+    for (int r = 0; r < in.rows; r++) route_row(e, r, row(logits, r));
     for (int x = 0; x < e->experts; x++) {
         int n = rows_of(e, x, in.rows, index, place), hidden = e->down[x]->forward.cols;
         tensor from = matrix(n, in.cols), pre = matrix(n, 2 * hidden), h = matrix(n, hidden);
@@ -516,6 +521,15 @@ static void experts_forward(backend* b, tensor out, tensor in, const expert_laye
     for (int r = 0; r < out.rows; r++)
         for (int c = 0; c < out.cols; c++) store(out, r, c, row(sum, r)[c]);
     free(logits.data), free(sum.data), free(index);
+}
+
+static void record_rows(backend* b, const slot_record* to, const uint8_t* from, int rows,
+                        const int* row_slot, const int* row_position) {
+    for (int r = 0; r < rows; r++) {
+        int64_t at = (int64_t)to->first[row_slot[r]] + row_position[r];
+        if (row_position[r] < 0) continue;
+        memcpy(to->data + at * to->each, from + (int64_t)r * to->each, to->each);
+    }
 }
 
 // The gradient of a row's logits, from that of its experts' weights: of a softmax over the row's

@@ -273,6 +273,7 @@ struct model_acts {
     size_t layer_bytes;  // of each layer's own places
     size_t bytes;
     char* memory;
+    uint8_t* experts;  // (capacity, layers, experts_used)
     place place[PLACES];
     int gradient[BRANCHES][LINKS];  // the place of the gradient of each link's input
 };
@@ -353,15 +354,27 @@ model_acts* model_acts_create(backend* b, const model* m, const format* store, i
                          recompute == FORWARD_ONLY ? "the sampler's activations (lower --slots)"
                                                    : "activations (lower --micro-tokens or raise "
                                                      "--recompute)");
+    if (s->experts)
+        a->experts = b->alloc(b, tokens * model_experts_each(m), "experts (lower --micro-tokens)");
     return a;
 }
 
 void model_acts_free(model_acts* a) {
+    size_t experts = (size_t)a->capacity * model_experts_each(&a->model);
+    if (experts) a->b->release(a->b, a->experts, experts);
     a->b->release(a->b, a->memory, a->bytes);
     free(a);
 }
 
-size_t model_acts_bytes(const model_acts* a) { return a->bytes; }
+size_t model_acts_bytes(const model_acts* a) {
+    return a->bytes + (size_t)a->capacity * model_experts_each(&a->model);
+}
+
+size_t model_experts_each(const model* m) {
+    return (size_t)m->shape.layers * m->shape.experts_used;
+}
+
+const uint8_t* model_experts(const model_acts* a) { return a->experts; }
 
 static void* place_at(const model_acts* a, int l, int i) {
     const place* p = &a->place[i];
@@ -450,13 +463,17 @@ static void attend_forward(const call* c, int l, tensor out, float* aux, tensor 
 static expert_layer experts_of(const call* c, const family_link* k, int l, float* aux) {
     const shape* s = &c->w->model.shape;
     prepared** const* matrix = c->w->matrix;
+    const uint8_t* replay = c->batch ? c->batch->experts : NULL;
     return (expert_layer){.experts = s->experts,
                           .used = s->experts_used,
                           .normalise = s->norm_topk_prob,
                           .router = matrix[k->weight][l],
                           .gate_up = matrix[k->gate_up] + (size_t)l * s->experts,
                           .down = matrix[k->down] + (size_t)l * s->experts,
-                          .routes = aux};
+                          .routes = aux,
+                          .taken = c->a->experts + (size_t)l * s->experts_used,
+                          .replay = replay ? replay + (size_t)l * s->experts_used : NULL,
+                          .stride = (int64_t)model_experts_each(&c->w->model)};
 }
 
 static void link_forward(const call* c, const family_link* k, int l, tensor out, float* aux,

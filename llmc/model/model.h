@@ -74,9 +74,11 @@ typedef struct packed_batch {
     int tokens, targets;
     int *token, *position;  // (tokens)
     packing pack;
-    int *row, *target;  // (targets)
-    uint32_t* nucleus;  // (targets, ceil(V / 32)), or NULL: what the head normalises over
-    candidates asked;   // other tokens whose log-probabilities forward writes, if count > 0
+    int *row, *target;       // (targets)
+    uint32_t* nucleus;       // (targets, ceil(V / 32)), or NULL: what the head normalises over
+    candidates asked;        // other tokens whose log-probabilities forward writes, if count > 0
+    const uint8_t* experts;  // (tokens, layers, experts_used) that the rows take, or NULL: the
+                             // router's choice
     float* bonus;  // (targets), or NULL: backward adds the gradient of -bonus times the entropy
 } packed_batch;
 
@@ -111,6 +113,11 @@ void model_forward(const model_weights* w, model_acts* a, const packed_batch* ba
 // Adds sum_t coef[t] * d(-log p[t]) to the gradients, for the batch of the last model_forward.
 void model_backward(const model_weights* w, model_acts* a, const packed_batch* batch,
                     float inverse_temperature, const float* coef, model_gradients g);
+
+// The experts that the router of each layer chose in the last forward, whatever the rows took:
+// device, (rows, layers, experts_used); NULL where the family has none.
+const uint8_t* model_experts(const model_acts* a);
+size_t model_experts_each(const model* m);  // bytes of a row
 
 // The residual stream of the last model_forward: what enters layer `layer`, or leaves the last one
 // (layer = layers). Device, (tokens, C) in `store`; not where FORWARD_ONLY.

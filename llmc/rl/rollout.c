@@ -36,6 +36,11 @@ void rollout_add_candidates(rollout* d, int count) {
     d->candidate_anchor = d->candidate_pi + n;
 }
 
+void rollout_add_experts(rollout* d, size_t each) {
+    d->expert_bytes = (size_t)(d->max_prompt + d->max_new) * each;
+    d->expert = xalloc(d->capacity, d->expert_bytes, "experts (lower --prompts)");
+}
+
 void rollout_add_correction(rollout* d) {
     d->correction = xalloc((size_t)d->capacity * d->max_new, sizeof(float), "corrections");
 }
@@ -45,6 +50,8 @@ void rollout_split(rollout* d, ranks* r) {
     if (r->size == 1) return;
     d->own = rollout_create(d->capacity, d->max_prompt, d->max_new, d->nucleus_words);
     if (d->candidates) rollout_add_candidates(d->own, d->candidates);
+    if (d->expert)
+        rollout_add_experts(d->own, d->expert_bytes / (size_t)(d->max_prompt + d->max_new));
 }
 
 void rollout_free(rollout* d) {
@@ -60,6 +67,7 @@ void rollout_free(rollout* d) {
     free(d->candidate);
     free(d->candidate_mu);
     free(d->correction);
+    free(d->expert);
     free(d->reward);
     free(d);
 }
@@ -188,6 +196,7 @@ void rollout_gather(rollout* d) {
         gather_array(d, d->candidate, own->candidate, each, token);
         gather_array(d, d->candidate_mu, own->candidate_mu, each, token);
     }
+    if (d->expert) gather_array(d, d->expert, own->expert, d->expert_bytes, sequence);
     if (d->nucleus_words) {
         gather_starts(d, d->nucleus_start, own->nucleus_start, own_tokens, tokens, token);
         read_starts(d, d->nucleus_start, token, word);
@@ -275,6 +284,7 @@ void rollout_deal(rollout* d, const uint32_t* order) {
                   {d->reward, sizeof *d->reward, sequence},
                   {d->advantage, sizeof *d->advantage, sequence},
                   {d->right, sizeof *d->right, sequence},
+                  {d->expert, d->expert_bytes, sequence},
                   {d->token, sizeof *d->token, token},
                   {d->log_mu, sizeof *d->log_mu, token},
                   {d->entropy, sizeof *d->entropy, token},
@@ -387,6 +397,9 @@ void rollout_replace(rollout* d, const rollout* from, const int* group) {
         size_t length = own ? old[s + 1] - old[s] : (size_t)rollout_length(from, taken[s]);
         d->start[s + 1] = d->start[s] + length;
         if (!own) d->reward[s] = from->reward[taken[s]], d->right[s] = from->right[taken[s]];
+        if (!own && d->expert)
+            memcpy(d->expert + s * d->expert_bytes, from->expert + taken[s] * d->expert_bytes,
+                   d->expert_bytes);
     }
     splice_array(&x, d->token, from->token, sizeof *d->token);
     splice_array(&x, d->log_mu, from->log_mu, sizeof *d->log_mu);

@@ -39,6 +39,10 @@ typedef struct rollout {
     int* candidate;         // (tokens, candidates) the sampler's best, -1: no more
     float* candidate_mu;    // as log_mu, log_pi and anchor, of these; the same shape
     float *candidate_pi, *candidate_anchor;
+    size_t expert_bytes;  // of a sequence's experts; 0: there are none
+    uint8_t* expert;  // (sequences, max_prompt + max_new, layers, experts_used) what the sampler
+                      // took where a token was read, but for the last one; a prompt's are those
+                      // of its first sequence
     float *reward, *advantage;  // (sequences); the reward is NaN where a program gave none
     float* right;               // (sequences) 1 or 0
     judgement judged;           // of all sequences
@@ -57,7 +61,8 @@ rollout* rollout_own(rollout* d);
 void rollout_gather(rollout* d);
 // Makes room for `count` candidates per token.
 void rollout_add_candidates(rollout* d, int count);
-void rollout_add_correction(rollout* d);  // makes room for the weights of the mismatch
+void rollout_add_experts(rollout* d, size_t each);  // makes room for `each` bytes a token
+void rollout_add_correction(rollout* d);            // makes room for the weights of the mismatch
 // Stores the kept set of a token, a mask of nucleus_words, after the sets of the tokens before it;
 // and gives it back.
 void rollout_put_nucleus(rollout* d, size_t token, const uint32_t* mask);

@@ -51,6 +51,11 @@ struct sampler {
     int* page_table;                                 // (slots + capacity, pages_per_slot)
     size_t row_bytes;                                // C elements
     size_t ints, floats, nucleus_bytes, table_ints;  // sizes of the arrays above
+    // The experts that rows took: those of sequence s from number s * (max_prompt + max_new) on;
+    // a prompt's go to its first sequence. No data: they are not recorded.
+    slot_record record;
+    int* record_first;
+    size_t record_bytes;
 
     // host
     int *token, *position, *sequence, *left;  // (slots) mirrors
@@ -61,6 +66,7 @@ struct sampler {
     int ends;
     int* table;                  // mirror of page_table
     table_part changed[2];       // where the mirror may differ: of slots, of prompts
+    int* first;                  // (slots + capacity) of `record`
     int *free_page, free_pages;  // stack
     int* references;             // (pages)
     int busy;                    // slots in use: 0 .. busy-1
@@ -178,9 +184,25 @@ void sampler_record_candidates(sampler* r, int count) {
     r->slot.best.logp = r->b->alloc(r->b, n * sizeof(float), "candidates (lower --top-candidates)");
 }
 
+void sampler_record_experts(sampler* r) {
+    backend* b = r->b;
+    size_t places = (size_t)r->capacity * (r->max_prompt + r->max_new);
+    size_t rows = (size_t)(r->slot_count + r->capacity);
+    r->record.each = (int)model_experts_each(&r->weights->model);
+    r->record_bytes = places * r->record.each;
+    r->record.data = b->alloc(b, r->record_bytes, "experts (lower --prompts)");
+    r->record.first = r->record_first = b->alloc(b, rows * sizeof(int), "experts");
+    r->first = xalloc(rows, sizeof *r->first, "experts");
+}
+
 void sampler_free(sampler* r) {
     backend* b = r->b;
     forget_steps(r);
+    if (r->record.data) {
+        b->release(b, r->record.data, r->record_bytes);
+        b->release(b, r->record_first, (size_t)(r->slot_count + r->capacity) * sizeof(int));
+        free(r->first);
+    }
     if (!r->shares) model_weights_free(r->weights);
     model_acts_free(r->acts);
     b->release(b, r->kv.data, r->kv_bytes);
@@ -316,6 +338,27 @@ static int growing_slots(const sampler* r) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// The experts that rows took
+
+// Where the rows of slots and prompts are recorded, before a forward with other ones.
+static void place_records(sampler* r) {
+    int each = r->max_prompt + r->max_new;
+    if (!r->record.data) return;
+    for (int i = 0; i < r->busy; i++) r->first[i] = r->sequence[i] * each;
+    for (int p = 0; p < r->d->prompts; p++) r->first[r->slot_count + p] = p * r->d->group * each;
+    r->b->upload(r->b, r->record_first, r->first,
+                 (size_t)(r->slot_count + r->capacity) * sizeof(int));
+}
+
+static tensor forward(sampler* r, int rows, const int* token, const int* slot,
+                      const int* position) {
+    backend* b = r->b;
+    tensor x = model_forward_cached(r->weights, r->acts, &r->kv, rows, token, slot, position);
+    if (r->record.data) b->record_rows(b, &r->record, model_experts(r->acts), rows, slot, position);
+    return x;
+}
+
+// ---------------------------------------------------------------------------------------------
 // The host's look at the slots
 
 // Slots beyond the busy ones are idle: a decode step may have rows for some of them.
@@ -323,6 +366,7 @@ static void upload_slots(sampler* r) {
     for (int i = r->busy; i < r->slot_count; i++) r->position[i] = -1;
     r->b->upload(r->b, r->slot.token, r->token, 4 * (size_t)r->slot_count * sizeof(int));
     upload_table(r);
+    place_records(r);
 }
 
 static void move_slot(sampler* r, int to, int from) {
@@ -392,8 +436,8 @@ static void run_rows(sampler* r) {
     if (!r->listed) return;
     upload_table(r);
     b->upload(b, r->row_token, r->list, 3 * (size_t)r->rows * sizeof(int));
-    tensor x = model_forward_cached(r->weights, r->acts, &r->kv, r->listed, r->row_token,
-                                    r->row_slot, r->row_position);
+    place_records(r);
+    tensor x = forward(r, r->listed, r->row_token, r->row_slot, r->row_position);
     for (int i = 0; i < r->ends; i++)
         b->copy(b, r->end[i].output, (char*)x.data + r->end[i].row * r->row_bytes, r->row_bytes);
     r->stats.prefill_tokens += r->listed;
@@ -535,6 +579,8 @@ void sampler_begin(sampler* r, rollout* whole, const sampling* how) {
     if (d->sequences > r->capacity || d->max_new != r->max_new || d->max_prompt > r->max_prompt)
         fatal("a rollout of %d sequences, %d + %d tokens, exceeds the sampler's %d, %d + %d",
               d->sequences, d->max_prompt, d->max_new, r->capacity, r->max_prompt, r->max_new);
+    if (d->expert && (!r->record.data || d->max_prompt != r->max_prompt))
+        fatal("a rollout with experts needs a sampler that records them, for as long prompts");
     r->whole = whole;
     r->d = d;
     r->busy = r->next = r->prefilled = r->waits = 0;
@@ -556,8 +602,7 @@ typedef struct decode_step {
 static void decode_rows(void* argument) {
     decode_step* s = argument;
     sampler* r = s->r;
-    tensor x = model_forward_cached(r->weights, r->acts, &r->kv, s->rows, r->slot.token,
-                                    r->identity, r->slot.position);
+    tensor x = forward(r, s->rows, r->slot.token, r->identity, r->slot.position);
     draw_tokens(r, x, r->identity, s->rows);
 }
 
@@ -658,6 +703,7 @@ sampler_stats sampler_end(sampler* r) {
         download_tokens(r, d->candidate, r->slot.best.id, d->candidates * sizeof(int));
         download_tokens(r, d->candidate_mu, r->slot.best.logp, d->candidates * sizeof(float));
     }
+    if (d->expert) r->b->download(r->b, d->expert, r->record.data, d->sequences * d->expert_bytes);
     int slots = d->sequences < r->slot_count ? d->sequences : r->slot_count;
     r->stats.tokens = (int64_t)d->start[d->sequences];
     // The first token of a sequence, and of one that waited, comes from a prefill.

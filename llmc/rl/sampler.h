@@ -26,6 +26,9 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
                         int max_prompt, int max_new, int capacity, int nucleus_words, end_set ends,
                         size_t kv_memory);
 void sampler_free(sampler* r);
+// From now on the experts that each token took are recorded. Every rollout with experts that is
+// passed later must have the sampler's max_prompt.
+void sampler_record_experts(sampler* r);
 // From now on the `count` most probable tokens at each place are recorded. Every rollout with
 // candidates that is passed later must have been given the same count by rollout_add_candidates.
 void sampler_record_candidates(sampler* r, int count);

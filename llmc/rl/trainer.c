@@ -21,9 +21,12 @@ typedef struct trainer_buffers {
     float* host_row;     // (capacity) coefficients, or log-probabilities
     float *logp, *coef;  // device (capacity)
     int nucleus_words;
-    uint32_t* nucleus;  // device (capacity, nucleus_words) masks, made when first needed
-    candidates asked;   // device (capacity), likewise
-    float* asked_logp;  // host (capacity, asked.count)
+    uint32_t* nucleus;        // device (capacity, nucleus_words) masks, made when first needed
+    candidates asked;         // device (capacity), likewise
+    float* asked_logp;        // host (capacity, asked.count)
+    uint8_t *taken, *chosen;  // host (capacity, each) what the rows took in the sampler; what the
+                              // trainer's router chooses
+    uint8_t* replay;          // device, the first of these
     float *entropy,
         *bonus;           // device (capacity), likewise: entropies, the weight of each in the loss
     float* host_entropy;  // (capacity) the one, then the other
@@ -96,6 +99,9 @@ void trainer_free(trainer* t) {
     free(u->part);
     free(u->host);
     free(u->host_row);
+    size_t experts = (size_t)u->capacity * model_experts_each(&t->model);
+    if (u->replay) b->release(b, u->replay, experts);
+    free(u->taken);
     free(u->asked_logp);
     free(u->host_entropy);
     free(u);
@@ -226,6 +232,43 @@ static void pack_candidates(trainer* t, const rollout* d, packed_batch* g) {
     g->asked = u->asked;
 }
 
+// What the batch's rows took in the sampler, in their order.
+static void pack_experts(trainer* t, const rollout* d, packed_batch* g) {
+    trainer_buffers* u = t->buffers;
+    size_t each = model_experts_each(&t->model), most = u->capacity * each;
+    if (!u->taken) {
+        u->taken = xalloc(2 * most, 1, "experts");
+        u->chosen = u->taken + most;
+    }
+    uint8_t* to = u->taken;
+    for (int p = 0; p < u->parts; p++) {
+        int first = u->part[p].first, number = first / d->group;
+        size_t length = (size_t)d->prompt_length[number] * each;
+        memcpy(to, d->expert + (size_t)number * d->group * d->expert_bytes, length);
+        to += length;
+        for (int s = first; s < u->part[p].last; s++) {
+            size_t n = (size_t)(rollout_length(d, s) - 1) * each;
+            memcpy(to, d->expert + s * d->expert_bytes + length, n);
+            to += n;
+        }
+    }
+    if (!t->replay_routing) return;
+    if (!u->replay) u->replay = t->b->alloc(t->b, most, "experts (lower --micro-tokens)");
+    t->b->upload(t->b, u->replay, u->taken, g->tokens * each);
+    g->experts = u->replay;
+}
+
+// Counts the rows and layers whose experts differ between the sampler and the trainer's router.
+static int64_t count_other_routes(trainer* t, int tokens) {
+    trainer_buffers* u = t->buffers;
+    size_t each = model_experts_each(&t->model), used = (size_t)t->model.shape.experts_used;
+    int64_t n = 0;
+    t->b->download(t->b, u->chosen, model_experts(t->acts), tokens * each);
+    for (size_t at = 0; at < tokens * each; at += used)
+        n += memcmp(u->chosen + at, u->taken + at, used) != 0;
+    return n;
+}
+
 // `each` values for each target of the micro-batch, to the places of its tokens.
 static void spread(const trainer_buffers* u, const rollout* d, float* to, const float* from,
                    int each) {
@@ -282,6 +325,7 @@ static packed_batch forward(trainer* t, const model_weights* w, const rollout* d
     int own = d->candidates && w == t->weights;
     if (d->nucleus_words) pack_nucleus(t, d, &g);
     if (own) pack_candidates(t, d, &g);
+    if (d->expert && w == t->weights) pack_experts(t, d, &g);
     model_forward(w, t->acts, &g, inverse_temperature, u->logp, u->entropy);
     t->b->download(t->b, u->host_row, u->logp, g.targets * sizeof(float));
     if (u->entropy) t->b->download(t->b, u->host_entropy, u->entropy, g.targets * sizeof(float));
@@ -419,6 +463,7 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
         packed_batch g = forward(t, t->weights, d, inverse_temperature, d->log_pi);
         coefficients(t, d, x);
         x->sum.tokens += g.tokens;
+        if (d->expert) x->sum.routing_differs += (double)count_other_routes(t, g.tokens);
         if (u->entropy && !all_zero(u->host_entropy, g.targets)) g.bonus = u->bonus;
         if (all_zero(u->host_row, g.targets) && !g.bonus) continue;
         if (g.bonus) t->b->upload(t->b, g.bonus, u->host_entropy, g.targets * sizeof(float));
@@ -446,6 +491,7 @@ static void add_shard(trainer_update_result* to, const trainer_update_result* sh
     to->corrective += shard->corrective;
     to->tokens += shard->tokens;
     to->trained_tokens += shard->trained_tokens;
+    to->routing_differs += shard->routing_differs;
 }
 
 // Whether all coefficients of sequence s's group among first .. end - 1 are 0, whatever pi is.
@@ -461,6 +507,31 @@ static int is_idle(const rollout* d, int s, int first, int end, const objective*
         if (d->advantage[i] != 0 && !(w && all_zero(w, rollout_length(d, i)))) return 0;
     }
     return 1;
+}
+
+// Of the sampler's routing of the prompts and responses of sequences first .. end - 1.
+static double expert_load(const model* m, const rollout* d, int first, int end) {
+    const shape* s = &m->shape;
+    size_t each = model_experts_each(m);
+    double *count = xalloc((size_t)s->layers * s->experts, sizeof *count, "experts"), load = 0;
+    for (int i = first; i < end; i++) {
+        int length = d->prompt_length[i / d->group], own = i % d->group == 0 ? 0 : length;
+        const uint8_t* of = d->expert + i * d->expert_bytes;
+        for (int p = own; p < length + rollout_length(d, i) - 1; p++)
+            for (size_t k = 0; k < each; k++)
+                count[k / s->experts_used * s->experts + of[p * each + k]]++;
+    }
+    for (int l = 0; l < s->layers; l++) {
+        double most = 0, sum = 0;
+        for (int e = 0; e < s->experts; e++) {
+            double n = count[(size_t)l * s->experts + e];
+            sum += n;
+            if (n > most) most = n;
+        }
+        load += most * s->experts / sum / s->layers;
+    }
+    free(count);
+    return load;
 }
 
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
@@ -510,6 +581,10 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     optimizer_result step = optimizer_step(t->optimizer, t->parameters, lr);
     sum.changed = changes_after(t->changes, t->parameters);
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);
+    if (d->expert) {
+        sum.routing_differs /= (double)sum.tokens * t->model.shape.layers;
+        sum.expert_load = expert_load(&t->model, d, first, end);
+    }
     sum.grad_norm = step.grad_norm;
     sum.skipped = step.skipped;
     sum.loss_scale = x.loss_scale;

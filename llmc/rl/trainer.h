@@ -34,6 +34,7 @@ typedef struct trainer {
     optimizer* optimizer;
     struct changes* changes;  // NULL: updates do not count them
     struct trainer_buffers* buffers;
+    int replay_routing;  // tokens take the experts that the rollout names (R3, arXiv 2510.11370)
 } trainer;
 
 // What micro-batches hold: at most `tokens` tokens, or one group if that is more. A group: a prompt
@@ -78,6 +79,10 @@ typedef struct trainer_update_result {
     int64_t tokens;             // run through the model, a group's prompt counted once
     int64_t trained_tokens;     // of these, those that also ran backward
     changed_shares changed;     // 0 where the step was skipped; NaN where nothing is counted
+    // Where the rollout has experts: of all tokens and layers, those for which the trainer's router
+    // chooses other experts than the sampler took, as a fraction; and the tokens of the expert
+    // with the most, over the mean of all experts, in the sampler: the mean over layers.
+    double routing_differs, expert_load;
 } trainer_update_result;
 
 // One optimizer step on sequences first .. first+count-1, a mini-batch: reads start, token, anchor,

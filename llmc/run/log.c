@@ -29,7 +29,11 @@
 //             hold them), tokens_per_s, of several ranks sent (bytes that rank 0 sent since the
 //             line before that says so: with the rollout's they are those of the step), the metrics
 //             of mismatch.c, masked and corrective (fractions of tokens), masked_mu (mean
-//             probability of the masked tokens under the anchor; null if there are none)
+//             probability of the masked tokens under the anchor; null if there are none), of a
+//             mixture of experts unless --sampler-cmd is given routing_differs (fraction of tokens
+//             and layers for which the trainer's router chooses other experts than the sampler
+//             took) and expert_load (tokens of the sampler's busiest expert over the mean, mean
+//             over layers)
 //   eval      greedy, pass1, passk (fractions of prompts), pass1_error (standard error of pass1
 //             over prompts; null if there is only one), k (with --eval-k 0 the largest power of
 //             two, and pass2, pass4, ... of each), prompts, response_length, and of

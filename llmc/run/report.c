@@ -549,6 +549,10 @@ void report_update(const run* r, int index, double lr, const trainer_update_resu
     log_number(r->log, "masked", u->masked);
     log_number(r->log, "masked_mu", u->masked_mu);
     log_number(r->log, "corrective", u->corrective);
+    if (r->data->expert) {
+        log_number(r->log, "routing_differs", u->routing_differs);
+        log_number(r->log, "expert_load", u->expert_load);
+    }
     log_end(r->log);
     if (u->skipped)
         log_print(r->log, "step %d, update %d: the gradient was not finite; skipped", r->state.step,

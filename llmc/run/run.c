@@ -305,6 +305,12 @@ static void create_samplers(run* r) {
     int same = precision_same_forward(&p, &of_eval) && kv == eval_kv;
     r->sampler = sampler_in(r, p, kv, r->data->nucleus_words);
     r->evaluator = same ? r->sampler : sampler_in(r, of_eval, eval_kv, 0);
+    if (r->model.shape.experts && !*s->sampler_cmd) {
+        size_t each = model_experts_each(&r->model);
+        sampler_record_experts(r->sampler);
+        rollout_add_experts(r->data, each);
+        if (r->again) rollout_add_experts(r->again, each);
+    }
     if (!s->top_candidates) return;
     int count = minimum(s->top_candidates, r->model.shape.vocab);
     sampler_record_candidates(r->sampler, count);
@@ -353,6 +359,7 @@ static void create_trainer(run* r) {
     r->trainer =
         trainer_create(r->device, &r->model, train, &config, &room, (recompute_level)s->recompute);
     if (s->log_changes) trainer_count_changes(r->trainer, settings_rollout_precision(s));
+    r->trainer->replay_routing = s->replay_routing;
     if (s->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);
     r->stale = stale_create(r->device, r->parameters, s->sync_every, s->lag);
 }

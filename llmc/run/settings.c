@@ -366,7 +366,7 @@ static model resolve_shape(const tokenizer* t) {
     if (!family_has(f, EXPERTS)) {
         refuse_for_family("experts", given.experts);
         refuse_for_family("experts-used", given.experts_used);
-        refuse_for_family("norm-topk-prob", options_find(OPTIONS, "norm-topk-prob")->given);
+        refuse_for_family("norm-topk-prob", !given.norm_topk_prob);
     }
     int used = !family_has(f, EXPERTS) ? 0 : given.experts_used ? given.experts_used : 2;
     if (!given.head_dim && C % given.heads)
@@ -742,6 +742,10 @@ static void check_parts(void) {
 static void check_sampler(void) {
     const settings* s = &given;
     int cmd = *s->sampler_cmd != 0;
+    refuse_unread(cmd && s->replay_routing, "--replay-routing",
+                  "with --sampler-cmd, which does not tell the experts of its tokens");
+    refuse_unread(s->replay_routing && !family_has(FAMILIES[s->family], EXPERTS),
+                  "--replay-routing", "to a model without experts");
     refuse_unread(!cmd && s->sampler_timeout != DEFAULTS.sampler_timeout, "--sampler-timeout",
                   "without --sampler-cmd");
     refuse_unread(cmd && *s->prompt, "--sampler-cmd", "to --prompt, which this program answers");

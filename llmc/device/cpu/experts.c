@@ -26,7 +26,8 @@ static void choose(const expert_layer* e, route to) {
         if (taken[i]) to.number[n++] = (float)i;
 }
 
-static void route_row(const expert_layer* e, route to, const float* logits) {
+static void route_row(const expert_layer* e, int64_t r, const float* logits) {
+    route to = route_of(e, r);
     float max = row_max(logits, e->experts), whole = 0;
     SIMD
     for (int i = 0; i < e->experts; i++) to.p[i] = num_expf(logits[i] - max);
@@ -34,6 +35,10 @@ static void route_row(const expert_layer* e, route to, const float* logits) {
     SIMD
     for (int i = 0; i < e->experts; i++) to.p[i] /= sum;
     choose(e, to);
+    for (int j = 0; j < e->used; j++) {
+        if (e->taken) e->taken[r * e->stride + j] = (uint8_t)to.number[j];
+        if (e->replay) to.number[j] = e->replay[r * e->stride + j];
+    }
     for (int j = 0; j < e->used; j++) whole += to.p[(int)to.number[j]];
     for (int j = 0; j < e->used; j++)
         to.weight[j] = to.p[(int)to.number[j]] / (e->normalise ? whole : 1);
@@ -76,7 +81,7 @@ void ISA(experts_forward)(backend* b, tensor out, tensor in, const expert_layer*
     float* logits = cpu_scratch(b, SCRATCH_EXPERTS, (size_t)in.rows * E * sizeof(float));
     ISA(matmul_forward)(b, (tensor){logits, in.rows, E, E, &FORMAT_FP32}, in, e->router, NULL);
     PARALLEL_FOR(b)
-    for (int r = 0; r < in.rows; r++) route_row(e, route_of(e, r), logits + (size_t)r * E);
+    for (int r = 0; r < in.rows; r++) route_row(e, r, logits + (size_t)r * E);
     lists l = lists_of(b, e, in.rows);
     size_t floats = (size_t)in.rows * C + (size_t)l.most * (2 * C + 3 * F);
     float* memory = cpu_scratch(b, SCRATCH_EXPERTS, floats * sizeof(float));
@@ -106,6 +111,16 @@ void ISA(experts_forward)(backend* b, tensor out, tensor in, const expert_layer*
     for (int r = 0; r < out.rows; r++) {
         memcpy(row_of(out, r), row_of(sum, r), C * sizeof(float));
         row_round(row_of(out, r), C, out.format);
+    }
+}
+
+void ISA(record_rows)(backend* b, const slot_record* to, const uint8_t* from, int rows,
+                      const int* row_slot, const int* row_position) {
+    (void)b;
+    for (int r = 0; r < rows; r++) {
+        int64_t at = (int64_t)to->first[row_slot[r]] + row_position[r];
+        if (row_position[r] < 0) continue;
+        memcpy(to->data + at * to->each, from + (int64_t)r * to->each, to->each);
     }
 }
 

@@ -96,6 +96,7 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
 #define cuda_count_changed NULL
 #define cuda_experts_forward NULL
 #define cuda_experts_backward NULL
+#define cuda_record_rows NULL
 
 static void fill_table(backend* b) {
     b->bytes_per = cuda_bytes_per;
