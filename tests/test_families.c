@@ -40,6 +40,7 @@ static packed_batch part_of(const model_case* c, int first, int n, int* start, i
     g.token += at;
     g.position += at;
     g.target += target;
+    if (g.experts) g.experts += (size_t)at * model_experts_each(&c->config);
     if (g.nucleus) g.nucleus += target * ((c->config.shape.vocab + 31) / 32);
     for (int s = 0; s <= n; s++) start[s] = c->batch.pack.start[first + s] - at;
     for (int i = 0; i < g.targets; i++) row[i] = c->batch.row[target + i] - at;
@@ -716,6 +717,71 @@ static void check_differences(int k) {
     arrays_free(mark, "differences of a model");
 }
 
+// ------------------------------------------------------------------------------------------------
+// Replayed routing
+
+// The experts that the routers choose for the rows of a batch: (tokens, layers, used).
+static void choices_of(backend* b, const model_case* c, uint8_t* experts) {
+    precision p = precision_of(&FORMAT_FP32, &FORMAT_FP32);
+    model_weights* w = model_weights_create(b, &c->config, p);
+    model_acts* a = model_acts_create(b, &c->config, p.store, c->batch.tokens, FORWARD_ONLY);
+    tensor logp = vector_new(c->batch.targets);
+    model_weights_sync(w, c->parameters.data);
+    model_forward(w, a, &c->batch, c->inverse_temperature, logp.data, NULL);
+    memcpy(experts, model_experts(a), c->batch.tokens * model_experts_each(&c->config));
+    model_acts_free(a);
+    model_weights_free(w);
+}
+
+// What the routers choose, replayed, changes no bit. Other experts, the last ones for each row, do;
+// then all devices agree, slopes are those of finite differences, and the routers of the first
+// layer, which read the same, choose the same as before.
+static void check_replay(int k) {
+    int mark = array_count;
+    model_case c = case_fixture(k);
+    size_t each = model_experts_each(&c.config), n = c.batch.tokens * each;
+    int used = c.config.shape.experts_used, experts = c.config.shape.experts;
+    uint8_t *own = xalloc(3 * n, 1, "experts"), *other = own + n, *again = own + 2 * n;
+    precision p = precision_of(&FORMAT_FP32, &FORMAT_FP32);
+    for (int i = 0; i < c.parameters.cols; i++) {  // on the grid that makes steps exact
+        float* x = row_at(c.parameters, 0) + i;
+        *x = rintf(*x * 1024) / 1024;
+    }
+    choices_of(plain_device, &c, own);
+    for (size_t i = 0; i < n; i++) {
+        CHECK(own[i] < experts && (i % used == 0 || own[i - 1] < own[i]), "expert %d", own[i]);
+        other[i] = (uint8_t)(experts - used + i % used);
+    }
+    model_result free_run = run_model(plain_device, &c, p, 2, 0);
+    c.batch.experts = own;
+    for (int d = 0; d <= device_count; d += device_step) {
+        model_result r = run_model(devices[d], &c, p, 1, 0);
+        check_same_result(&r, &free_run, "the routers' own choices, replayed", devices[d]);
+    }
+    c.batch.experts = other;
+    model_result r = run_model(plain_device, &c, p, 3, 0);
+    CHECK(first_difference(r.logp, free_run.logp) >= 0, "other experts change nothing");
+    for (int d = 0; d < device_count; d += device_step) {
+        model_result got = run_model(devices[d], &c, p, 2, 0);
+        check_same_result(&got, &r, "other experts", devices[d]);
+        choices_of(devices[d], &c, again);
+        for (size_t i = 0; i < n; i++)
+            if (i % each < (size_t)used)
+                CHECK(again[i] == own[i], "a router of layer 0 chooses %d", again[i]);
+    }
+    add_lookup(&c, &r);
+    for (int i = 0; i < WEIGHTS; i++) {
+        int at = (int)c.config.offset[i], count = (int)c.config.count[i];
+        if (count)
+            check_slopes(columns_of(c.parameters, at, count), columns_of(r.all, at, count),
+                         model_loss, &c, 100,
+                         text("slope by %s of replayed %s", c.config.family->weight[i].name,
+                              fixture_name(k)));
+    }
+    free(own);
+    arrays_free(mark, "replayed routing");
+}
+
 // The residual stream begins with the embeddings, and is kept whatever else is recomputed.
 static void check_residual(void) {
     int mark = array_count;
@@ -838,6 +904,7 @@ int main(void) {
     for (int k = 0; k < fixture_count(); k++) {
         check_float64(k);
         if (!is_rounded(k)) check_differences(k);  // a step has no slope
+        if (fixture_model(k).shape.experts && !is_rounded(k)) check_replay(k);
     }
     fixtures_close();
     devices_close();
