@@ -243,6 +243,7 @@ void sampler_sync(sampler* r, const float* parameters) {
 int sampler_shares(const sampler* r) { return r->shares; }
 
 const model_weights* sampler_weights(const sampler* r) { return r->weights; }
+size_t sampler_record_bytes(const sampler* r) { return r->record_bytes; }
 size_t sampler_cache_bytes(const sampler* r) { return r->kv_bytes; }
 
 // ---------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ void sampler_free(sampler* r);
 // From now on the experts that each token took are recorded. Every rollout with experts that is
 // passed later must have the sampler's max_prompt.
 void sampler_record_experts(sampler* r);
+size_t sampler_record_bytes(const sampler* r);  // device memory that this takes
 // From now on the `count` most probable tokens at each place are recorded. Every rollout with
 // candidates that is passed later must have been given the same count by rollout_add_candidates.
 void sampler_record_candidates(sampler* r, int count);

@@ -305,6 +305,8 @@ void report_memory(const run* r) {
     else
         memory_line(r, "sampler: packed weights", sampler_weights(r->sampler)->bytes);
     memory_line(r, "sampler: KV cache", sampler_cache_bytes(r->sampler));
+    if (sampler_record_bytes(r->sampler))
+        memory_line(r, "sampler: experts of tokens", sampler_record_bytes(r->sampler));
     if (r->evaluator != r->sampler) {
         size_t own = sampler_shares(r->evaluator) ? 0 : sampler_weights(r->evaluator)->bytes;
         memory_line(r, "evaluations: packed weights", own);
