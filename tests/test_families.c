@@ -638,13 +638,15 @@ static model fixture_model(int k) {
     return model_of(FAMILIES[k / 2], s);
 }
 
-static model_case case_fixture(int k) {
-    model_case c = {.config = fixture_model(k), .length = {9, 1, 6}};
+static model_case case_of(model config, const char* name) {
+    model_case c = {.config = config, .length = {9, 1, 6}};
+    char of[40];  // a text does not last
+    snprintf(of, sizeof of, "%s", name);
     c.parameters = vector_new((int)c.config.parameters);
     for (int i = 0; i < WEIGHTS; i++)
         if (c.config.count[i])
             memcpy(row_at(c.parameters, 0) + c.config.offset[i],
-                   fixture_floats(fixture_name(k), c.config.family->weight[i].name),
+                   fixture_floats(of, c.config.family->weight[i].name),
                    c.config.count[i] * sizeof(float));
     c.coef = fixture_floats("batch", "coef");
     c.inverse_temperature = *fixture_floats("batch", "inverse_temperature");
@@ -659,6 +661,8 @@ static model_case case_fixture(int k) {
     c.batch = g;
     return c;
 }
+
+static model_case case_fixture(int k) { return case_of(fixture_model(k), fixture_name(k)); }
 
 // A tied embedding's gradient: as the head's weight and as a lookup.
 static void add_lookup(const model_case* c, model_result* r) {
@@ -780,6 +784,53 @@ static void check_replay(int k) {
     }
     free(own);
     arrays_free(mark, "replayed routing");
+}
+
+// Equal rows of the router: the experts of the lowest numbers.
+static void check_ties(int k) {
+    for (int d = 0; d <= device_count; d += device_step) {
+        int mark = array_count;
+        model_case c = case_fixture(k);
+        size_t n = c.batch.tokens * model_experts_each(&c.config);
+        uint8_t* own = xalloc(n, 1, "experts");
+        int router = model_weight(&c.config, "router"), used = c.config.shape.experts_used;
+        set_zero(
+            columns_of(c.parameters, (int)c.config.offset[router], (int)c.config.count[router]));
+        choices_of(devices[d], &c, own);
+        for (size_t i = 0; i < n; i++)
+            CHECK(own[i] == i % used, "of equal experts number %d is taken", own[i]);
+        free(own);
+        arrays_free(mark, "equal experts");
+    }
+}
+
+// The load-balancing loss, times 5, of transformers: experts times the sum of f P. Its choices are
+// counted here by hand.
+static void check_balance(void) {
+    enum { EXPERT_COUNT = 5, COEFFICIENT = 5 };
+    int k = 2 * family_count() - 2;  // the shape of the tied one
+    for (int d = 0; d <= device_count; d += device_step) {
+        int mark = array_count;
+        model_case c = case_of(fixture_model(k), "qwen3_moe_balanced");
+        size_t n = c.batch.tokens * model_experts_each(&c.config);
+        double all = c.batch.tokens * c.config.shape.layers;
+        uint8_t* own = xalloc(n, 1, "experts");
+        float* balance = floats_new(EXPERT_COUNT);
+        for (int e = 0; e < EXPERT_COUNT; e++) balance[e] = 0;
+        choices_of(plain_device, &c, own);
+        for (size_t i = 0; i < n; i++)
+            balance[own[i]] += (float)(COEFFICIENT * EXPERT_COUNT / all / all);
+        c.batch.balance = balance;
+        model_result r = run_model(devices[d], &c, precision_of(&FORMAT_FP32, &FORMAT_FP32), 2, 0);
+        add_lookup(&c, &r);
+        for (int i = 0; i < WEIGHTS; i++)
+            if (c.config.count[i])
+                check_fixture(columns_of(r.all, (int)c.config.offset[i], (int)c.config.count[i]),
+                              "qwen3_moe_balanced", text("d%s", c.config.family->weight[i].name),
+                              devices[d]);
+        free(own);
+        arrays_free(mark, "the load-balancing loss");
+    }
 }
 
 // The residual stream begins with the embeddings, and is kept whatever else is recomputed.
@@ -904,8 +955,9 @@ int main(void) {
     for (int k = 0; k < fixture_count(); k++) {
         check_float64(k);
         if (!is_rounded(k)) check_differences(k);  // a step has no slope
-        if (fixture_model(k).shape.experts && !is_rounded(k)) check_replay(k);
+        if (fixture_model(k).shape.experts && !is_rounded(k)) check_replay(k), check_ties(k);
     }
+    check_balance();
     fixtures_close();
     devices_close();
     return test_report();

@@ -1,7 +1,8 @@
 """Writes tests/fixtures/families.bin: for each family, tied and not, a tiny random model of
 transformers' own class in float64: its log-probabilities and all its gradients, with our fused weights
 put together from its parts. tests/test_families.c reads it. The layout is that of ops.py. A third model
-of each family rounds keys and values to e4m3 before attention, and gradients pass unchanged.
+of each family rounds keys and values to e4m3 before attention, and gradients pass unchanged. To the loss of
+qwen3_moe_balanced 5 times the load-balancing loss is added.
 
     python3 dev/reference/families.py        (needs torch and transformers)
 """
@@ -11,6 +12,7 @@ import sys
 
 import torch
 import transformers
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 draw = torch.Generator().manual_seed(1)
 LENGTHS = [9, 1, 6]
@@ -63,10 +65,10 @@ CASES = {"gpt2_tied": lambda: gpt2(True), "gpt2_untied": lambda: gpt2(False),
          "qwen3_tied": lambda: qwen3(plain(100.0), True),
          "qwen3_untied": lambda: qwen3(LLAMA3, False),
          "qwen3_moe_tied": lambda: qwen3_moe(plain(100.0), True),
-         "qwen3_moe_untied": lambda: qwen3_moe(LLAMA3, False)}
+         "qwen3_moe_untied": lambda: qwen3_moe(LLAMA3, False),
+         "qwen3_moe_balanced": lambda: qwen3_moe(plain(100.0), True)}
 CASES |= {name.replace("_tied", "_rounded"): make for name, make in CASES.items()
           if name.endswith("_tied")}
-
 GPT2_PARTS = {
     "wte": ["wte.weight"], "wpe": ["wpe.weight"], "ln1w": ["h.%d.ln_1.weight"],
     "ln1b": ["h.%d.ln_1.bias"], "qkvw": ["h.%d.attn.c_attn.weight"],
@@ -148,18 +150,26 @@ def fused(parts, values, transposed):
     return torch.cat(rows)
 
 
-def run(model, a):
-    """Log-probabilities of the targets and gradients of the loss, sequence by sequence."""
-    logp, at, first = [], 0, 0
+def run(model, a, balance=0.0):
+    """Log-probabilities of the targets and gradients of the loss, sequence by sequence; `balance`
+    times transformers' load-balancing loss is added to it."""
+    logp, gates, first = [], [], 0
     for n in LENGTHS:
         rows = (a["row"] >= first) & (a["row"] < first + n)
-        logits = model(a["token"][None, first:first + n]).logits[0]
+        more = dict(output_router_logits=True) if balance else {}
+        out = model(a["token"][None, first:first + n], **more)
+        logits = out.logits[0]
+        gates.append(out.router_logits if balance else ())
         every = (logits[a["row"][rows] - first] * a["inverse_temperature"].to(logits)).log_softmax(-1)
         logp.append(every[torch.arange(len(every)), a["target"][rows]])
         first += n
     logp = torch.cat(logp)
     names, parameters = zip(*model.named_parameters())
     loss = (a["coef"].to(logp) * -logp).sum()
+    if balance:
+        loss += balance * load_balancing_loss_func(tuple(map(torch.cat, zip(*gates))),
+                                                   model.config.num_experts,
+                                                   model.config.num_experts_per_tok)
     return logp, dict(zip(names, torch.autograd.grad(loss, parameters)))
 
 
@@ -206,9 +216,10 @@ def main():
             if case.endswith("_rounded"):  # the last cases: what is replaced stays so
                 round_keys_and_values(single)
                 round_keys_and_values(double)
+            balance = 5.0 if case == "qwen3_moe_balanced" else 0.0
             with no_narrowing():
-                logp, gradients = run(double, a)
-            rough, rough_gradients = run(single, a)
+                logp, gradients = run(double, a, balance)
+            rough, rough_gradients = run(single, a, balance)
             write_array(f, f"{case}.logp", logp, (rough.double() - logp).square().mean().sqrt().item())
             weights = {base(n): p for n, p in single.named_parameters()}
             exact = {base(n): g for n, g in gradients.items()}

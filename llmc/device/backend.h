@@ -51,6 +51,8 @@ typedef struct expert_layer {
     uint8_t* taken;         // what the router chooses
     const uint8_t* replay;  // what the rows take instead
     int64_t stride;
+    const float*
+        balance;  // (experts), or NULL: backward adds the gradient of balance . p of each row
 } expert_layer;
 
 // Where bytes of the rows of a cache's slots are kept: of slot s at position p, `each` bytes at

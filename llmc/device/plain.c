@@ -540,6 +540,10 @@ static void route_backward(const expert_layer* e, route of, const float* dweight
     for (int i = 0; i < e->experts; i++) dlogits[i] = e->normalise ? 0 : -of.p[i] * mean;
     for (int j = 0; j < e->used; j++)
         dlogits[(int)of.number[j]] = of.weight[j] * (dweight[j] - mean);
+    if (!e->balance) return;
+    float balance = 0;
+    for (int i = 0; i < e->experts; i++) balance = num_fma(of.p[i], e->balance[i], balance);
+    for (int i = 0; i < e->experts; i++) dlogits[i] += of.p[i] * (e->balance[i] - balance);
 }
 
 static void experts_backward(backend* b, tensor din, float* drouter, float* dgate_up, float* ddown,

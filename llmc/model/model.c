@@ -473,7 +473,8 @@ static expert_layer experts_of(const call* c, const family_link* k, int l, float
                           .routes = aux,
                           .taken = c->a->experts + (size_t)l * s->experts_used,
                           .replay = replay ? replay + (size_t)l * s->experts_used : NULL,
-                          .stride = (int64_t)model_experts_each(&c->w->model)};
+                          .stride = (int64_t)model_experts_each(&c->w->model),
+                          .balance = c->batch ? c->batch->balance : NULL};
 }
 
 static void link_forward(const call* c, const family_link* k, int l, tensor out, float* aux,

@@ -79,6 +79,8 @@ typedef struct packed_batch {
     candidates asked;        // other tokens whose log-probabilities forward writes, if count > 0
     const uint8_t* experts;  // (tokens, layers, experts_used) that the rows take, or NULL: the
                              // router's choice
+    const float* balance;    // (experts), or NULL: backward adds the gradient of the sum over rows
+                             // and layers of balance . (the router's probabilities)
     float* bonus;  // (targets), or NULL: backward adds the gradient of -bonus times the entropy
 } packed_batch;
 

@@ -26,6 +26,7 @@ typedef struct trainer_buffers {
     float* asked_logp;        // host (capacity, asked.count)
     uint8_t *taken, *chosen;  // host (capacity, each) what the rows took in the sampler; what the
                               // trainer's router chooses
+    float* balance;           // device (experts)
     uint8_t* replay;          // device, the first of these
     float *entropy,
         *bonus;           // device (capacity), likewise: entropies, the weight of each in the loss
@@ -101,6 +102,7 @@ void trainer_free(trainer* t) {
     free(u->host_row);
     size_t experts = (size_t)u->capacity * model_experts_each(&t->model);
     if (u->replay) b->release(b, u->replay, experts);
+    if (u->balance) b->release(b, u->balance, t->model.shape.experts * sizeof(float));
     free(u->taken);
     free(u->asked_logp);
     free(u->host_entropy);
@@ -465,7 +467,8 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
         x->sum.tokens += g.tokens;
         if (d->expert) x->sum.routing_differs += (double)count_other_routes(t, g.tokens);
         if (u->entropy && !all_zero(u->host_entropy, g.targets)) g.bonus = u->bonus;
-        if (all_zero(u->host_row, g.targets) && !g.bonus) continue;
+        if (d->expert && t->router_aux_coef > 0) g.balance = u->balance;
+        if (all_zero(u->host_row, g.targets) && !g.bonus && !g.balance) continue;
         if (g.bonus) t->b->upload(t->b, g.bonus, u->host_entropy, g.targets * sizeof(float));
         t->b->upload(t->b, u->coef, u->host_row, g.targets * sizeof(float));
         model_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
@@ -509,29 +512,52 @@ static int is_idle(const rollout* d, int s, int first, int end, const objective*
     return 1;
 }
 
-// Of the sampler's routing of the prompts and responses of sequences first .. end - 1.
-static double expert_load(const model* m, const rollout* d, int first, int end) {
+// How many rows of sequences first .. end - 1 took each expert in the sampler, a prompt's rows
+// once: count (layers, experts). Returns the number of rows.
+static double count_routes(const model* m, const rollout* d, int first, int end, double* count) {
     const shape* s = &m->shape;
     size_t each = model_experts_each(m);
-    double *count = xalloc((size_t)s->layers * s->experts, sizeof *count, "experts"), load = 0;
+    double rows = 0;
     for (int i = first; i < end; i++) {
-        int length = d->prompt_length[i / d->group], own = i % d->group == 0 ? 0 : length;
-        const uint8_t* of = d->expert + i * d->expert_bytes;
-        for (int p = own; p < length + rollout_length(d, i) - 1; p++)
-            for (size_t k = 0; k < each; k++)
-                count[k / s->experts_used * s->experts + of[p * each + k]]++;
-    }
-    for (int l = 0; l < s->layers; l++) {
-        double most = 0, sum = 0;
-        for (int e = 0; e < s->experts; e++) {
-            double n = count[(size_t)l * s->experts + e];
-            sum += n;
-            if (n > most) most = n;
+        int number = i / d->group, length = d->prompt_length[number];
+        int with_prompt = i == first || i % d->group == 0;
+        for (int p = with_prompt ? 0 : length; p < length + rollout_length(d, i) - 1; p++, rows++) {
+            int from = p < length ? number * d->group : i;
+            const uint8_t* of = d->expert + from * d->expert_bytes + p * each;
+            for (size_t k = 0; k < each; k++) count[k / s->experts_used * s->experts + of[k]]++;
         }
-        load += most * s->experts / sum / s->layers;
     }
-    free(count);
+    return rows;
+}
+
+// The tokens of the busiest expert over the mean of all, the mean over layers.
+static double expert_load(const shape* s, double rows, const double* count) {
+    double load = 0, mean = rows * s->experts_used / s->experts;
+    for (int l = 0; l < s->layers; l++) {
+        double most = 0;
+        for (int e = 0; e < s->experts; e++)
+            if (count[l * s->experts + e] > most) most = count[l * s->experts + e];
+        load += most / mean / s->layers;
+    }
     return load;
+}
+
+// The gradient of router_aux_coef times the load-balancing loss (Fedus et al., arXiv 2101.03961; as
+// in transformers' load_balancing_loss_func) by each probability of the router: the loss is experts
+// times the sum over experts of f P, where f is the share of rows and layers that took the expert
+// in the sampler, a constant, and P the mean probability over rows and layers.
+static void make_balance(trainer* t, double rows, const double* count, double loss_scale) {
+    const shape* s = &t->model.shape;
+    trainer_buffers* u = t->buffers;
+    double all = rows * s->layers;
+    float balance[EXPERTS_MOST];
+    for (int e = 0; e < s->experts; e++) {
+        double taken = 0;
+        for (int l = 0; l < s->layers; l++) taken += count[l * s->experts + e];
+        balance[e] = (float)(t->router_aux_coef * loss_scale * s->experts * (taken / all) / all);
+    }
+    if (!u->balance) u->balance = t->b->alloc(t->b, s->experts * sizeof(float), "experts");
+    t->b->upload(t->b, u->balance, balance, s->experts * sizeof(float));
 }
 
 trainer_update_result trainer_update(trainer* t, rollout* d, int first, int count,
@@ -553,11 +579,15 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
                 .loss_scale = t->optimizer->state.loss_scale,
                 .each = each};
     if (o->entropy_coef != 0) make_entropy_room(t);
+    const shape* s = &t->model.shape;
+    double *routes = xalloc((size_t)s->layers * s->experts, sizeof *routes, "experts"), rows = 0;
+    if (d->expert) rows = count_routes(&t->model, d, first, end, routes);
+    if (d->expert && t->router_aux_coef > 0) make_balance(t, rows, routes, x.loss_scale);
     trainer_update_result sum = {0}, *each_sum = xalloc(shards, sizeof *each_sum, "sums of shards");
     for (int i = 0; i < count; i++) left_out[i] = (char)is_left_out(d, first + i);
     objective_weights(aggregate, d->start + first, count, d->max_new, mean_length(d), left_out,
                       weight);
-    for (int s = first; s < end; s++) idle[s] = (char)is_idle(d, s, first, end, o, weight);
+    for (int i = first; i < end; i++) idle[i] = (char)is_idle(d, i, first, end, o, weight);
     for (int i = 0; i < own; i++) {
         int shard = r->rank * own + i, from = first + shard * size, to = from + size;
         x.sum = (trainer_update_result){0};
@@ -583,8 +613,9 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     if (!step.skipped) model_weights_sync(t->weights, t->parameters);
     if (d->expert) {
         sum.routing_differs /= (double)sum.tokens * t->model.shape.layers;
-        sum.expert_load = expert_load(&t->model, d, first, end);
+        sum.expert_load = expert_load(&t->model.shape, rows, routes);
     }
+    free(routes);
     sum.grad_norm = step.grad_norm;
     sum.skipped = step.skipped;
     sum.loss_scale = x.loss_scale;

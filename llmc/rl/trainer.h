@@ -34,6 +34,7 @@ typedef struct trainer {
     optimizer* optimizer;
     struct changes* changes;  // NULL: updates do not count them
     struct trainer_buffers* buffers;
+    double router_aux_coef;  // of the load-balancing loss
     int replay_routing;  // tokens take the experts that the rollout names (R3, arXiv 2510.11370)
 } trainer;
 

@@ -360,6 +360,7 @@ static void create_trainer(run* r) {
         trainer_create(r->device, &r->model, train, &config, &room, (recompute_level)s->recompute);
     if (s->log_changes) trainer_count_changes(r->trainer, settings_rollout_precision(s));
     r->trainer->replay_routing = s->replay_routing;
+    r->trainer->router_aux_coef = s->router_aux_coef;
     if (s->kl_coef > 0) r->reference = model_weights_create(r->device, &r->model, train);
     r->stale = stale_create(r->device, r->parameters, s->sync_every, s->lag);
 }

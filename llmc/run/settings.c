@@ -744,6 +744,10 @@ static void check_sampler(void) {
     int cmd = *s->sampler_cmd != 0;
     refuse_unread(cmd && s->replay_routing, "--replay-routing",
                   "with --sampler-cmd, which does not tell the experts of its tokens");
+    refuse_unread(cmd && s->router_aux_coef > 0, "--router-aux-coef",
+                  "with --sampler-cmd, which does not tell the experts of its tokens");
+    refuse_unread(s->router_aux_coef > 0 && !family_has(FAMILIES[s->family], EXPERTS),
+                  "--router-aux-coef", "to a model without experts");
     refuse_unread(s->replay_routing && !family_has(FAMILIES[s->family], EXPERTS),
                   "--replay-routing", "to a model without experts");
     refuse_unread(!cmd && s->sampler_timeout != DEFAULTS.sampler_timeout, "--sampler-timeout",
