@@ -113,7 +113,7 @@ static size_t file_limit;       // bytes a file of the next program may have; 0 
 static void (*in_child)(void);  // called in the next program's process before it is started
 
 static inline pid_t start(const char* flags) {
-    char copy[2048], *argument[128] = {(char*)program, (char*)"--config", at_home("base")};
+    char copy[4096], *argument[256] = {(char*)program, (char*)"--config", at_home("base")};
     int n = strstr(flags, "--resume --out") ? 1 : 3;
     snprintf(copy, sizeof copy, "%s", flags);
     for (char* p = strtok(copy, " "); p; p = strtok(NULL, " ")) argument[n++] = p;
@@ -168,7 +168,7 @@ static inline ended wait_for(pid_t child) {
 
 static inline ended run(const char* text, ...) __attribute__((format(printf, 1, 2)));
 static inline ended run(const char* text, ...) {
-    char flags[2048];
+    char flags[4096];
     va_list args;
     va_start(args, text);
     vsnprintf(flags, sizeof flags, text, args);

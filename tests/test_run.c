@@ -1665,7 +1665,7 @@ static const struct {
     {"--family qwen3_moe", "--experts 8", SAME},
     {"--family qwen3_moe", "--experts-used 3", MODEL},
     {"--family qwen3_moe", "--norm-topk-prob 0", MODEL},
-    {"--family qwen3_moe --updates 1", "--replay-routing", SAME},
+    {"--family qwen3_moe --updates 1 --epochs 1", "--replay-routing", SAME},
     {"--family qwen3_moe", "--router-aux-coef 0.1", MODEL},
     {"--family qwen3_moe --rollout-dtype fp8_e4m3", "--replay-routing", MODEL},
     {"--family llama", "--kv-heads 1", MODEL},
@@ -1958,7 +1958,7 @@ static void test_version(void) {
 static void test_config(void) {
     size_t bytes;
     char* config = read_whole(at_home("base_run/config"), &bytes);
-    char flags[2048] = "";
+    char flags[4096] = "";
     int count = 0;
     for (char* p = strtok(config, "\n"); p; p = strtok(NULL, "\n")) {
         char name[64], value[128] = "";
