@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks pages: fenced blocks that begin with "$ COMMAND" hold what it prints, each `tests/FILE:NAME` is a
-test that is called, each link leads somewhere.
+test that is called, each link leads somewhere; docs/README.md has a link to every page of docs/.
 
     python3 dev/page.py --check docs/scale.md ...
     python3 dev/page.py --update docs/scale.md ...   writes what the commands print
@@ -54,6 +54,16 @@ def dead_links(page, text):
     return dead
 
 
+def unlisted(page, text):
+    """The pages of docs/ that docs/README.md, the way through them, does not link to."""
+    if os.path.abspath(page) != os.path.join(ROOT, "docs/README.md"):
+        return []
+    folder = os.path.dirname(page)
+    linked = {os.path.normpath(os.path.join(folder, file)) for file, _ in LINK.findall(text)}
+    pages = (os.path.join(at, f) for at, _, files in os.walk(folder) for f in files if f.endswith(".md"))
+    return sorted({os.path.normpath(p) for p in pages} - linked - {os.path.normpath(page)})
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = p.add_mutually_exclusive_group(required=True)
@@ -79,7 +89,10 @@ def main():
         dead = dead_links(page, after)
         for link in dead:
             print(f"{page} links to {link}, which is not there")
-        differ |= bool(missing or dead)
+        left_out = unlisted(page, after)
+        for other in left_out:
+            print(f"{page} does not link to {other}")
+        differ |= bool(missing or dead or left_out)
         if blocks:
             print(f"{page}: {blocks} blocks" + (" differ" if after != before and a.check else ""))
     sys.exit(differ)
