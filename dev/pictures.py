@@ -218,7 +218,7 @@ def draw_packed():
 # ------------------------------------------------------------------------------------------------
 # c as a function of pi
 
-MU, LIMIT, LOWEST = 0.3, 4.0, 0.001
+MU, LIMIT, LOWEST, JUMP = 0.3, 4.0, 0.001, 0.3
 AXIS = [max(LOWEST, i / 100) for i in range(101)]
 
 
@@ -240,12 +240,13 @@ def curve(name, advantage):
 
 
 def draw_curve(p, points, x_of, y_of, colour):
-    """A line that is interrupted where a mask begins or ends."""
-    d, before = "", None
+    """A line that is interrupted where a mask begins or ends, and where c jumps: far, and much farther than before."""
+    d, before, last, rise = "", None, 0, 0
     for pi, c, masked in points:
-        step = "L" if before == masked else "M"
+        jumps = abs(c - last) > max(JUMP, 3 * abs(rise))
+        step = "L" if before == masked and not jumps else "M"
         d += f"{step}{place(x_of(pi))} {place(y_of(max(-LIMIT - .5, min(LIMIT + .5, c))))}"
-        before = masked
+        before, last, rise = masked, c, c - last
     p.path(d, colour, width=1.8)
 
 

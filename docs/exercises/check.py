@@ -10,6 +10,7 @@ below the block what one of them says, and when: "Before: `TEXT`". Before the pa
 say TEXT, after it they pass. Where a patch breaks the program it is "After: `TEXT`", and the other way round.
 Compiled files of build/ are taken along, so that only what a patch touches is compiled.
 """
+import collections
 import os
 import re
 import shutil
@@ -19,16 +20,21 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-SECTION = re.compile(r"^## (?=.*)", re.M)
-EXERCISE = re.compile(r"(?=.*?\(exercises/(?P<name>\w+)\.patch\))"
-                      r".*?```sh\n(?P<commands>.*?)```\n\n(?P<when>Before|After): `(?P<text>[^`]+)`", re.S)
+COMMANDS = re.compile(r"```sh\n(.*?)```\n\n(Before|After): `([^`]+)`", re.S)
+PATCH = re.compile(r"\(exercises/(\w+)\.patch\)")
+
+exercise = collections.namedtuple("exercise", "name commands when text")
 
 
 def exercises():
     with open(os.path.join(HERE, "../exercises.md"), encoding="utf-8") as f:
-        sections = SECTION.split(f.read())[1:]
-    found = [m for m in map(EXERCISE.search, sections) if m]
-    names = [m["name"] for m in found]
+        sections = re.split(r"^## ", f.read(), flags=re.M)
+    found = []
+    for section in sections:
+        patch, commands = PATCH.search(section), COMMANDS.search(section)
+        if patch and commands:
+            found.append(exercise(patch[1], *commands.groups()))
+    names = [e.name for e in found]
     patches = sorted(f.removesuffix(".patch") for f in os.listdir(HERE) if f.endswith(".patch"))
     if sorted(names) != patches:
         sys.exit(f"docs/exercises.md has exercises for {', '.join(names)}; patches there are: {', '.join(patches)}")
@@ -63,46 +69,46 @@ def apply(tree, name, *options):
                           capture_output=True, text=True, check=False)
 
 
-def fault(tree, exercise):
+def fault(tree, e):
     """What is wrong with an exercise, or nothing."""
     def passes():
-        done = subprocess.run(["bash", "-ec", exercise["commands"]], cwd=tree, text=True, check=False,
+        done = subprocess.run(["bash", "-ec", e.commands], cwd=tree, text=True, check=False,
                               env={**os.environ, "NO_CUDA": "1", "MAKEFLAGS": f"-s -j{os.cpu_count()}"},
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = exercise["text"] in done.stdout
+        said = e.text in done.stdout
         if (done.returncode != 0) != said:
-            return None, f'ended with {done.returncode}, and "{exercise["text"]}" was ' \
+            return None, f'ended with {done.returncode}, and "{e.text}" was ' \
                          f'{"" if said else "not "}said:\n{done.stdout[-3000:]}'
         return done.returncode == 0, ""
 
     for patched in (False, True):
-        if patched and apply(tree, exercise["name"]).returncode:
+        if patched and apply(tree, e.name).returncode:
             return "the patch does not apply"
         passed, problem = passes()
         state = "after" if patched else "before"
         if problem:
             return f"{state} the patch the commands {problem}"
-        if passed != (patched == (exercise["when"] == "Before")):
+        if passed != (patched == (e.when == "Before")):
             return f"{state} the patch the commands {'pass' if passed else 'fail'}"
     return ""
 
 
 def main():
     found, wanted, failed = exercises(), sys.argv[1:], 0
-    unknown = set(wanted) - {"--all"} - {e["name"] for e in found}
+    unknown = set(wanted) - {"--all"} - {e.name for e in found}
     if unknown:
         sys.exit(f"check.py: there is no exercise {', '.join(sorted(unknown))}; "
-                 f"there are {', '.join(e['name'] for e in found)}")
+                 f"there are {', '.join(e.name for e in found)}")
     for e in found:
-        chosen = e["name"] in wanted or "--all" in wanted or (not wanted and e is found[0])
+        chosen = e.name in wanted or "--all" in wanted or (not wanted and e is found[0])
         with tempfile.TemporaryDirectory(prefix="exercise-") as tree:
             copy_tree(tree)
             if chosen:
                 problem = fault(tree, e)
             else:
-                problem = apply(tree, e["name"], "--check").stderr
+                problem = apply(tree, e.name, "--check").stderr
         failed += bool(problem)
-        print(f"{e['name']}: {problem or ('its test notices' if chosen else 'its patch applies')}", flush=True)
+        print(f"{e.name}: {problem or ('its test notices' if chosen else 'its patch applies')}", flush=True)
     print(f"{len(found) - failed} passed, {failed} failed")
     return 1 if failed or not found else 0
 
