@@ -53,7 +53,7 @@ static void (*drawn_problem)(const task*, rng*, char[TASK_TEXT_MAX]);  // NULL: 
 typedef int (*verifier)(const task*, const char*, const char*);
 
 static sanity_config usual_config(void) {
-    return (sanity_config){TRIED, 8, 0.2, 0.8, {1, 0, 0, 1, 7, STREAM_SANITY, 0}};
+    return (sanity_config){TRIED, 8, 0.2, 0.8, {1, 0, 0, 1, 7, STREAM_SANITY, 0, 0}};
 }
 
 static sanity_result selected(verifier verify, const sanity_config* c, int slots, int capacity) {
