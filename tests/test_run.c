@@ -1696,7 +1696,7 @@ static const struct {
     {"", "--checkpoint-keep 0", SAME},
     {"", "--checkpoint-best", SAME},
     {"", "--log-tokens", SAME},
-    {"", "--log-changes", SAME},
+    {"", "--log-changes", LOG},
     {"", "--samples-every 2", SAME},
     {"", "--warmup-steps 61", MODEL},
     {"", "--warmup-batch 33", MODEL},
