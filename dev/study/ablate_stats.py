@@ -23,6 +23,8 @@ follow from that file alone. Sums are exact (fsum): the same text on every machi
                               the probability of masked tokens, where any is masked. Only
                               curves.csv has grad_norm and loss_scale, of which it has the least;
                               files of older programs lack loss_scale
+    update_changed...         shares of weights that an update changed (docs/metrics.md), and
+    routing_differs           of tokens and layers whose experts differ: where runs log them
     ..._t_low, ..._t_high     95 % interval of the mean by Student's t over seeds. That of a score
                               is cut to 0 .. 1, where scores lie
     ..._low, ..._high         95 %, percentile bootstrap over seeds: the resampling distribution of
@@ -63,7 +65,13 @@ COLUMNS = [
     ("update_loss_scale", "update", "loss_scale", "min"),
     ("pass1", "eval", "pass1", "mean"),
     ("greedy", "eval", "greedy", "mean"),
+    ("routing_differs", "numerics", "routing_differs", "mean"),
+    ("update_changed", "update", "changed", "mean"),
+    ("update_changed_train", "update", "changed_train", "mean"),
+    ("update_changed_rollout", "update", "changed_rollout", "mean"),
 ]
+# What only some families and flags log: files of runs without it have no such column.
+OPTIONAL = [name for name, _, key, _ in COLUMNS if "routing" in key or "changed" in key]
 CURVES = ["seconds"] + [name for name, *_ in COLUMNS] + ["diverged"]
 # What stands for the steps that a diverged run did not make.
 CARRIED = ["seconds"] + [name for name, phase, *_ in COLUMNS if phase in ("rollout", "eval")]
@@ -73,6 +81,7 @@ OVER_STEPS = [("prob_diff_mean", "mean"), ("logp_diff_max", "max"), ("kl_k3", "m
               ("update_prob_diff_mean", "mean"), ("update_logp_diff_max", "max"),
               ("update_kl", "mean"), ("update_ess", "mean"), ("update_outside", "mean"),
               ("update_masked", "mean"), ("update_masked_mu", "mean")]
+OVER_STEPS += [(name, "mean") for name in OPTIONAL]
 SCORES = ["auc", "final_pass1", "last_reward"]  # these get intervals and differences
 NOT_TOLD_APART = "not told apart"
 RUN_FIGURES = (["steps"] + SCORES + ["base_pass1", "best_reward", "collapsed", "diverged",
@@ -150,19 +159,10 @@ def carry_forward(rows, steps):
     rows[steps] = {**end, **rows.get(steps, {}), "diverged": 1}
 
 
-def csv_text(columns, rows):
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return out.getvalue()
-
-
 def curves_csv(curves):
     """The text of curves.csv from {run name: rows}."""
-    return csv_text(["run", "step"] + CURVES,
-                    [[name, step] + [number_text(row.get(c)) for c in CURVES]
-                     for name, rows in curves.items() for step, row in rows.items()])
+    return table_text([{"run": name, "step": step, **{c: number_text(row.get(c)) for c in CURVES}}
+                       for name, rows in curves.items() for step, row in rows.items()])
 
 
 def read_curves(text):
@@ -429,8 +429,12 @@ class Results:
 
 
 def table_text(rows):
-    columns = list(rows[0]) if rows else []
-    return csv_text(columns, [[row[c] for c in columns] for row in rows])
+    columns = [c for c in (rows[0] if rows else []) if c not in OPTIONAL or any(r[c] for r in rows)]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 if __name__ == "__main__":

@@ -146,6 +146,19 @@ class StatisticsTest(unittest.TestCase):
         older = "run,step,reward\na,0,0.5\n"  # a column that a file lacks
         self.assertEqual(ablate_stats.read_curves(older), {"a": {0: {"reward": 0.5}}})
 
+    def test_columns_that_few_runs_have(self):
+        log = [entry("rollout", 0, reward=0.5),
+               entry("update", 0, changed=0.5, changed_train=0.25, changed_rollout=0.0),
+               entry("update", 0, changed=1.0, changed_train=0.25, changed_rollout=0.0)]
+        plain, counted = (ablate_stats.curve_rows(x) for x in (log[:1], log))
+        self.assertNotIn("changed", ablate_stats.curves_csv({"a": plain}))
+        text = ablate_stats.curves_csv({"a": plain, "b": counted})
+        self.assertEqual(ablate_stats.read_curves(text), {"a": plain, "b": counted})
+        self.assertNotIn("routing_differs", text)
+        figures = ablate_stats.run_figures(counted, 0.9)
+        self.assertEqual([figures[f"update_changed{x}"] for x in ("", "_train", "_rollout")],
+                         [0.75, 0.25, 0.0])
+
     def test_figures(self):
         rewards = [0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 0.3, 0.2, 0.1, 0.0]  # window 3, best 0.9
         figures = ablate_stats.run_figures(rows_of(rewards), 0.75)
