@@ -7,7 +7,8 @@
     python3 dev/study/ablate.py --check docs/precision.md    does the page follow from its CSV files?
     python3 dev/study/ablate.py --update docs/precision.md   write into it what follows from them
 
-The matrix is a text file: see ablate_matrix.py. Each cell and seed is one run on one thread, as
+The matrix is a text file: see ablate_matrix.py. The comment at its head, which says what it asks and
+how long it takes, is printed first. Each cell and seed is one run on one thread, as
 many at a time as --jobs. Runs that differ in RL only share a warm-up; the warm-ups come first, and
 a run starts when its own is done. Finished runs are kept, interrupted ones continued with the same
 bits, failed ones reported and tried again the next time. Ctrl-C and SIGTERM let every run and
@@ -359,6 +360,7 @@ def run_matrix(folder, matrix, args):
     if others:
         print(f"{others} runs were begun by another build of the program; remove "
               f"{folder.path}/runs to make them again")
+    print(matrix.head(), end="")  # what it asks, and how long it takes
     print(f"{matrix.title}: {len(matrix.cells())} cells x {len(matrix.seeds)} seeds = {len(runs)} "
           f"runs, {kept} finished, {args.jobs} at a time", flush=True)
     jobs = make_jobs(folder, args.program, missing)

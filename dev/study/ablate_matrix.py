@@ -51,6 +51,11 @@ class Matrix:
         self.base, self.factors = {}, {}
         self.seeds, self.threshold = [1], 0.8
 
+    def head(self):
+        """The comment at the head of the file."""
+        lines = itertools.takewhile(lambda line: line.startswith("#"), self.text.splitlines())
+        return "".join(line + "\n" for line in lines)
+
     def cells(self):
         return [dict(zip(self.factors, c)) for c in itertools.product(*self.factors.values())]
 

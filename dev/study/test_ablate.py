@@ -70,6 +70,9 @@ class MatrixTest(unittest.TestCase):
         self.assertEqual(runs[-1].flags["seed"], "2")
         self.assertNotIn("delta", runs[0].flags)
         self.assertEqual((matrix.title, matrix.threshold), ("Small", 0.5))
+        self.assertEqual(matrix.head(), "")
+        head = "# One question.\n# A minute.\n"
+        self.assertEqual(ablate_matrix.parse(head + SMALL, "small.matrix").head(), head)
 
     def test_values_with_commas(self):
         text = "[task]\nx: task = chain:operands=5,mistake=20, lr = 1e-3\n"
