@@ -280,6 +280,8 @@ static const char* const RUNS[] = {
     "--entropy-coef 0.1",
     "--sanity-samples 8 --sanity-prompts 50 --kv-memory 0.02 --eval-samples 3 --family qwen3 "
     "--eval-dtype bf16 --checkpoint-best",
+    "--family qwen3_moe --replay-routing --rollout-dtype bf16 --resample 3",
+    "--family qwen3_moe --router-aux-coef 0.1 --train-dtype bf16 --rollout-dtype fp8_e4m3",
 };
 
 // The tokens of the 64 responses of each step (`tokens` has those that were drawn again, too). Each

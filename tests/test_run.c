@@ -1211,6 +1211,14 @@ static void test_refusals(void) {
         {"--family qwen3_moe --experts 4 --experts-used 5", "no more used than there are"},
         {"--router-aux-coef 1", "--router-aux-coef means nothing to a model without experts"},
         {"--replay-routing", "--replay-routing means nothing to a model without experts"},
+        {"--family qwen3_moe --replay-routing --sampler-cmd x",
+         "--replay-routing means nothing with --sampler-cmd"},
+        {"--family qwen3_moe --router-aux-coef 1 --sampler-cmd x",
+         "--router-aux-coef means nothing with --sampler-cmd"},
+        {"--sampler-timeout 5", "--sampler-timeout means nothing without --sampler-cmd"},
+        {"--sampler-cmd x", "--sampler-cmd needs --out"},
+        {"--sampler-cmd x --out o --top-k 3", "--trainer-support full"},
+        {"--sampler-cmd x --out o --objective dppo-topk-tv", "tells no candidates"},
         {"--family qwen3_moe --device cuda", "no kernels that route tokens to experts"},
         {"--family llama --kv-heads 3", "--kv-heads 3 does not divide --heads 2"},
         {"--family llama --head-dim 7", "choose an even --head-dim"},
@@ -1488,6 +1496,8 @@ static void test_init(void) {
     check_resumed("init_again", "init", "");
     ended e = run("--init %s --channels 64", file);
     check_refused(&e, "another shape", "--channels 64");
+    e = run("--init %s --prompt 1+2: --sampler-cmd x", file);
+    check_refused(&e, "a sampler for --prompt", "--sampler-cmd means nothing to --prompt");
     e = run("--init %s --max-new-tokens 29", file);
     check_refused(&e, "a context of the file that is too small", "lower --max-new-tokens");
     float* weights;
