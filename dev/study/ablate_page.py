@@ -326,9 +326,12 @@ def differing_lines(page, expected):
 
 
 def stray_figures(page, files):
-    """Figures in the folders that no page could be held to."""
+    """Figures in the folders that no page could be held to: neither this one nor one beside it shows them."""
+    beside = glob.glob(os.path.join(os.path.dirname(page.path) or ".", "*.md"))
+    shown = set(files).union(*(IMAGE.findall(read_text(p)) for p in beside))
     return [f"{path} is not in {page.path}; remove it" for folder in page.results
-            for path in sorted(glob.glob(os.path.join(folder, "*.svg"))) if path not in files]
+            for path in sorted(glob.glob(os.path.join(folder, "*.svg")))
+            if path not in files and os.path.relpath(path, os.path.dirname(page.path) or ".") not in shown]
 
 
 def check(path):

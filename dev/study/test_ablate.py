@@ -512,6 +512,8 @@ class PageTest(unittest.TestCase):
         problems = " ".join(ablate_page.check(self.page))
         self.assertIn("reward-by-objective.svg is missing", problems)
         self.assertIn("old.svg is not in", problems)
+        self.write("other.md", "![A figure of another page](r/old.svg)\n")
+        self.assertNotIn("old.svg is not in", " ".join(ablate_page.check(self.page)))
 
     def test_marks_that_name_nothing(self):
         for mark, message in [("r/none.csv auc", "choose one of"), ("r/runs.csv", "write FILE.csv"),
