@@ -153,13 +153,15 @@ static model kind_number(int k) {
         case 4:
             s.kv_heads = 4, s.tied = 0;
             return model_of(&QWEN2_FAMILY, s);
-        default:
-            if (k < family_count() + 1) return model_of(FAMILIES[k - 2], s);
+        default: {
+            int last = k == family_count() + 2;
+            const family* f = last ? &QWEN3_MOE_FAMILY : FAMILIES[k - 2];
+            if (!family_has(f, EXPERTS)) return model_of(f, s);
             // 40 experts: some take no row. Then all are taken by all rows.
             s.hidden = 10, s.experts = 40, s.experts_used = 3, s.norm_topk_prob = 1;
-            if (k == family_count() + 2)
-                s.experts = s.experts_used = 4, s.norm_topk_prob = s.tied = 0;
-            return model_of(&QWEN3_MOE_FAMILY, s);
+            if (last) s.experts = s.experts_used = 4, s.norm_topk_prob = s.tied = 0;
+            return model_of(f, s);
+        }
     }
 }
 
