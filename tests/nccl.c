@@ -10,8 +10,11 @@
 // would go on without a word, hang, or its caller would go on without it, the program ends with one
 // line.
 //
-// NCCL_RESULT in the environment is what ncclCommInitRank returns.
+// NCCL_RESULT in the environment is what ncclCommInitRank returns. With NCCL_TRACE=FILE each rank
+// writes a line for each group when it ends, into FILE.RANK: the stream, how many kernels have been
+// launched by then, the bytes it sends, those it receives.
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,8 +41,9 @@ SAME(sizeof(nccl_id), sizeof(ncclUniqueId));
 
 int launch_host(void* stream, void (*run)(void*), void* data) __asm__("cudaLaunchHostFunc");
 void* ptx_memory(const void* device, size_t bytes, int write);
+uint64_t ptx_launches(void);
 
-enum { RANKS_MOST = 16, SECONDS = 60 };
+enum { RANKS_MOST = 16, GROUP_MOST = 256, SECONDS = 60 };
 
 typedef struct communicator {
     int rank, size;
@@ -47,21 +51,28 @@ typedef struct communicator {
     int joined;
 } communicator;
 
-// Of one direction: NULL where there is none.
-typedef struct half {
+typedef struct message {
     const char* data;
     size_t bytes;
     int peer;
-} half;
+} message;
+
+// Messages of one direction, in order.
+typedef struct way {
+    message all[GROUP_MOST];
+    int count, current;
+    size_t said, done;  // of the current one: bytes of its size, and its own
+    size_t size;        // what a sender says
+} way;
 
 typedef struct group {
     communicator* c;
     void* stream;
-    half out, in;
+    way out, in;
 } group;
 
 static group open_group;
-static int is_open;
+static int depth;  // of groups within each other
 
 static void mistake(const char* what) {
     fprintf(stderr, "nccl: %s\n", what);
@@ -136,27 +147,25 @@ int comm_destroy(void* communicator_) {
 
 int group_start(void) __asm__("ncclGroupStart");
 int group_start(void) {
-    if (is_open) mistake("a group in a group");
-    open_group = (group){0};
-    is_open = 1;
+    if (!depth++) open_group = (group){0};
     return NCCL_SUCCESS;
 }
 
 // Notes a send or a receive.
-static int note(half* h, const void* data, size_t count, int type, int peer, void* c_,
+static int note(way* w, const void* data, size_t count, int type, int peer, void* c_,
                 void* stream) {
     communicator* c = c_;
-    if (!is_open) mistake("a send or a receive outside a group: both ends may wait for ever");
+    if (!depth) mistake("a send or a receive outside a group: both ends may wait for ever");
     if (!c || !c->joined || type != NCCL_BYTE || peer < 0 || peer >= c->size)
         return NCCL_INVALID_ARGUMENT;
     if (peer == c->rank) mistake("a rank sends to itself");
     if (!count) mistake("nothing is sent");
-    if (h->data) mistake("two of a kind in one group");
+    if (w->count == GROUP_MOST) mistake("more messages than the stand-in has room for");
     if (open_group.c && (open_group.c != c || open_group.stream != stream))
         mistake("a group of two streams or communicators");
     open_group.c = c;
     open_group.stream = stream;
-    *h = (half){data, count, peer};
+    w->all[w->count++] = (message){data, count, peer};
     return NCCL_SUCCESS;
 }
 
@@ -170,45 +179,81 @@ int receive_bytes(void* data, size_t count, int type, int from, void* c, void* s
     return note(&open_group.in, data, count, type, from, c, stream);
 }
 
-// Both ways at once. Each way begins with its size: the real library hangs where the ends disagree.
+// The current message's socket, or -1 after the last one.
+static int socket_of(const group* g, const way* w) {
+    return w->current < w->count ? g->c->peer[w->all[w->current].peer] : -1;
+}
+
+// The part of the current message, its size or its own bytes, that comes next.
+static char* next_part(way* w, int write, size_t* bytes) {
+    const message* m = &w->all[w->current];
+    char* data = ptx_memory(m->data, m->bytes, write);
+    int begins = w->said < sizeof w->size;
+    *bytes = begins ? sizeof w->size - w->said : m->bytes - w->done;
+    return begins ? (char*)&w->size + w->said : data + w->done;
+}
+
+static void advance(way* w, ssize_t n) {
+    const message* m = &w->all[w->current];
+    if (n == 0 || (n < 0 && errno != EAGAIN)) mistake("a peer is gone");
+    if (n < 0) return;
+    if (w->said < sizeof w->size)
+        w->said += (size_t)n;
+    else
+        w->done += (size_t)n;
+    if (w->said == sizeof w->size && w->size != m->bytes)
+        mistake("sender and receiver do not agree on the number of bytes");
+    if (w->done == m->bytes) w->current++, w->said = w->done = 0;
+}
+
+// Both ways at once. Each message begins with its size: the real library hangs where the ends
+// disagree.
 static void move(void* data) {
     group* g = data;
-    size_t out_done = 0, in_done = 0, said = g->out.bytes, heard = 0;
-    const char* out = g->out.bytes ? ptx_memory(g->out.data, g->out.bytes, 0) : NULL;
-    char* in = g->in.bytes ? ptx_memory(g->in.data, g->in.bytes, 1) : NULL;
-    if (out && write(g->c->peer[g->out.peer], &said, sizeof said) != sizeof said)
-        mistake("a peer is gone");
-    if (in && recv(g->c->peer[g->in.peer], &heard, sizeof heard, MSG_WAITALL) != sizeof heard)
-        mistake("a peer is gone");
-    if (heard != g->in.bytes) mistake("sender and receiver do not agree on the number of bytes");
-    while (out_done < g->out.bytes || in_done < g->in.bytes) {
-        struct pollfd way[2] = {
-            {out_done < g->out.bytes ? g->c->peer[g->out.peer] : -1, POLLOUT, 0},
-            {in_done < g->in.bytes ? g->c->peer[g->in.peer] : -1, POLLIN, 0}};
-        if (poll(way, 2, SECONDS * 1000) <= 0) mistake("a peer does not take or give its bytes");
-        if (way[0].revents) {
-            ssize_t n = send(way[0].fd, out + out_done, g->out.bytes - out_done,
-                             MSG_DONTWAIT | MSG_NOSIGNAL);
-            if (n < 0 && errno != EAGAIN) mistake("a peer is gone");
-            if (n > 0) out_done += (size_t)n;
+    size_t bytes;
+    while (socket_of(g, &g->out) >= 0 || socket_of(g, &g->in) >= 0) {
+        struct pollfd ready[2] = {{socket_of(g, &g->out), POLLOUT, 0},
+                                  {socket_of(g, &g->in), POLLIN, 0}};
+        if (poll(ready, 2, SECONDS * 1000) <= 0) mistake("a peer does not take or give its bytes");
+        if (ready[0].revents) {
+            g->out.size = g->out.all[g->out.current].bytes;
+            char* part = next_part(&g->out, 0, &bytes);
+            advance(&g->out, send(ready[0].fd, part, bytes, MSG_DONTWAIT | MSG_NOSIGNAL));
         }
-        if (way[1].revents) {
-            ssize_t n = recv(way[1].fd, in + in_done, g->in.bytes - in_done, MSG_DONTWAIT);
-            if (n == 0 || (n < 0 && errno != EAGAIN)) mistake("a peer is gone");
-            if (n > 0) in_done += (size_t)n;
+        if (ready[1].revents) {
+            char* part = next_part(&g->in, 1, &bytes);
+            advance(&g->in, recv(ready[1].fd, part, bytes, MSG_DONTWAIT));
         }
     }
     free(g);
 }
 
+static size_t bytes_of(const way* w) {
+    size_t bytes = 0;
+    for (int i = 0; i < w->count; i++) bytes += w->all[i].bytes;
+    return bytes;
+}
+
+static void trace(const group* g) {
+    static FILE* to;
+    char path[256];
+    if (!getenv("NCCL_TRACE")) return;
+    snprintf(path, sizeof path, "%s.%d", getenv("NCCL_TRACE"), g->c->rank);
+    if (!to) to = fopen(path, "w");
+    if (!to) mistake("no file for the trace");
+    fprintf(to, "%p %" PRIu64 " %zu %zu\n", g->stream, ptx_launches(), bytes_of(&g->out),
+            bytes_of(&g->in));
+    fflush(to);
+}
+
 int group_end(void) __asm__("ncclGroupEnd");
 int group_end(void) {
-    if (!is_open) return NCCL_INVALID_USAGE;
-    is_open = 0;
-    if (!open_group.c) return NCCL_SUCCESS;
+    if (!depth) return NCCL_INVALID_USAGE;
+    if (--depth || !open_group.c) return NCCL_SUCCESS;
     group* g = malloc(sizeof *g);
     if (!g) mistake("no memory");
     *g = open_group;
+    trace(g);
     return launch_host(g->stream, move, g) ? NCCL_INVALID_USAGE : NCCL_SUCCESS;
 }
 

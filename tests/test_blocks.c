@@ -131,7 +131,7 @@ static void pass(backend* b, const model* m, precision p, const float* parameter
     model_weights_sync(w, parameters);  // again: into the memory that is there
     model_forward(w, a, &batch, 1, logp, NULL);
     memset(gradients, 0, m->parameters * sizeof(float));
-    model_backward(w, a, &batch, 1, coef, (model_gradients){gradients, lookup});
+    model_backward(w, a, &batch, 1, coef, (model_gradients){.all = gradients, .lookup = lookup});
     model_acts_free(a);
     model_weights_free(w);
     free(lookup);

@@ -119,6 +119,35 @@ static void test_memory(void) {
     CHECK(gpu->allocated == before, "%zu bytes are held after release", gpu->allocated);
 }
 
+// What is put aside begins after what was issued before it, and join waits for it.
+static void test_aside(void) {
+    enum { N = 100000, TIMES = 40 };
+    float *x = gpu->alloc(gpu, N * 4, "a test"), *y = gpu->alloc(gpu, N * 4, "a test");
+    float *one = gpu->alloc(gpu, N * 4, "a test"), *host = xalloc(N, 4, "a test");
+    for (int i = 0; i < N; i++) host[i] = 1;
+    gpu->upload(gpu, one, host, N * 4);
+    for (int s = 0; s < schedules; s++) {
+        int wrong = 0;
+        schedule_set(s);
+        gpu->clear(gpu, x, N * 4);
+        gpu->clear(gpu, y, N * 4);
+        for (int i = 0; i < TIMES; i++) gpu->add(gpu, x, one, N);
+        gpu->aside(gpu, 1);
+        for (int i = 0; i < TIMES; i++) gpu->add(gpu, y, x, N);
+        gpu->aside(gpu, 0);
+        gpu->join(gpu);
+        gpu->add(gpu, x, y, N);
+        gpu->download(gpu, host, x, N * 4);
+        for (int i = 0; i < N; i++) wrong += host[i] != TIMES + TIMES * TIMES;
+        CHECK(wrong == 0, "schedule %d: %d of %d sums are wrong", s, wrong, N);
+    }
+    schedule_set(0);
+    gpu->release(gpu, x, N * 4);
+    gpu->release(gpu, y, N * 4);
+    gpu->release(gpu, one, N * 4);
+    free(host);
+}
+
 // ------------------------------------------------------------------------------------------------
 // Embeddings: the same bits as on the CPU.
 
@@ -563,6 +592,7 @@ int main(void) {
     test_opening();
     cuda_test_open();
     test_memory();
+    test_aside();
     test_embed();
     test_norm();
     test_qk_norm();

@@ -49,12 +49,43 @@ static packed_batch part_of(const model_case* c, int first, int n, int* start, i
     return g;
 }
 
+// What backward calls done keeps its bits: they are copied, then compared.
+typedef struct listener {
+    const model* m;
+    const float* gradient;
+    float* kept;   // (parameters)
+    size_t count;  // of them
+    int layer;     // the next
+} listener;
+
+static void keep_done(void* listener_, int layer) {
+    listener* k = listener_;
+    CHECK(layer == k->layer, "layer %d is done, not %d", layer, k->layer);
+    k->layer--;
+    for (size_t at = 0, n = 7; at < k->m->parameters; at += n) {
+        if (k->m->parameters - at < n) n = k->m->parameters - at;
+        if (model_done(k->m, at, at + n) != layer) continue;
+        memcpy(k->kept + at, k->gradient + at, n * sizeof(float));
+        k->count += n;
+    }
+}
+
+static void check_done(listener* k) {
+    size_t n = k->m->parameters;
+    keep_done(k, -1);
+    CHECK(k->count == n, "%s: %zu of %zu gradients are done", k->m->family->name, k->count, n);
+    CHECK(!memcmp(k->kept, k->gradient, n * sizeof(float)), "%s: what is done changes",
+          k->m->family->name);
+    free(k->kept);
+}
+
 // Forward, `micro` sequences at a time, and backward unless `forward_only`. What is recomputed
 // differs from call to call: it must leave no trace.
 static model_result run_model(backend* b, const model_case* c, precision p, int micro,
                               int forward_only) {
     model_result r = result_new(c);
-    model_gradients gradients = {r.all.data, r.lookup.data};
+    model_gradients gradients = {.all = r.all.data, .lookup = r.lookup.data};
+    listener listening = {&c->config, r.all.data, NULL, 0, c->config.shape.layers};
     model_weights* w = model_weights_create(b, &c->config, p);
     static int calls;
     recompute_level keep = forward_only ? FORWARD_ONLY : (recompute_level)(calls++ % FORWARD_ONLY);
@@ -68,8 +99,13 @@ static model_result run_model(backend* b, const model_case* c, precision p, int 
         model_forward(w, a, &g, c->inverse_temperature, row_at(r.logp, 0) + at,
                       row_at(r.entropy, 0) + at);
         if (forward_only) continue;
+        if (s + n == c->batch.pack.sequences) {
+            listening.kept = xalloc(c->config.parameters, sizeof(float), "a test");
+            gradients.done = keep_done, gradients.listener = &listening;
+        }
         model_backward(w, a, &g, c->inverse_temperature, c->coef + at, gradients);
     }
+    if (!forward_only) check_done(&listening);
     free(row);
     model_acts_free(a);
     model_weights_free(w);

@@ -218,8 +218,8 @@ static outcome run_text(backend* b, const model* c, precision p, const float* pa
     o.all = xalloc(o.parameters, 4, "gradients");
     o.lookup = xalloc(o.embedding, 4, "gradients");
     float* weights = to_device(b, parameters, o.parameters * 4);
-    model_gradients g = {to_device(b, o.all, o.parameters * 4),
-                         to_device(b, o.lookup, o.embedding * 4)};
+    model_gradients g = {.all = to_device(b, o.all, o.parameters * 4),
+                         .lookup = to_device(b, o.lookup, o.embedding * 4)};
     model_weights* w = model_weights_create(b, c, p);
     model_weights_sync(w, weights);
     model_acts* a = model_acts_create(b, c, p.store, t->tokens, RECOMPUTE_NOTHING);

@@ -150,7 +150,8 @@ static void test_alone(void) {
 enum { SHARDS = 8, UPDATES = 3 };
 static model tiny;
 static const format* weight_format;
-static int with_nan;  // in the last shard of the second update
+static int with_nan;   // in the last shard of the second update
+static int on_device;  // whether devices exchange, as GPUs do
 
 typedef struct trained {
     double norm[UPDATES];
@@ -171,9 +172,41 @@ static void fill_gradient(float* g, size_t n, int update, int shard) {
     if (with_nan && update == 1 && shard == SHARDS - 1) g[n / 3] = NAN;
 }
 
+// A backward pass of the last shard: g becomes the optimizer's gradient layer by layer, as backward
+// does it, and `listens` says whether the optimizer hears of the layer.
+static void fill_by_layer(optimizer* o, const float* g, uint32_t listens) {
+    model_gradients to = optimizer_gradients(o, 1);
+    for (int l = tiny.shape.layers; l >= -1; l--) {
+        for (size_t i = 0; i < tiny.parameters; i++)
+            if (model_done(&tiny, i, i + 1) == l) to.all[i] = g[i];
+        if (to.done && l >= 0 && listens >> l & 1) to.done(to.listener, l);
+    }
+}
+
+// Each rank hears of other layers.
+static void fill_shard(optimizer* o, int update, int shard, int last, int rank) {
+    size_t n = tiny.parameters;
+    float* g = xalloc(n, sizeof *g, "a test");
+    fill_gradient(g, n, update, shard);
+    if (last)
+        fill_by_layer(o, g, (uint32_t)(update * 3 + rank * 5));
+    else
+        memcpy(o->gradients.all, g, n * sizeof(float));
+    free(g);
+}
+
+static ranks* of_device;
+static void device_exchange(backend* b, int to, const void* out, size_t out_bytes, int from,
+                            void* in, size_t in_bytes) {
+    (void)b;
+    socket_exchange(of_device, to, out, out_bytes, from, in, in_bytes);
+}
+
 static void optimizer_work(ranks* r, void* result) {
     trained* t = result;
     backend* b = plain_open();
+    of_device = r;
+    if (on_device) b->exchange = device_exchange;
     optimizer_config c = {.beta1 = 0.9,
                           .beta2 = 0.95,
                           .eps = 1e-8,
@@ -191,7 +224,7 @@ static void optimizer_work(ranks* r, void* result) {
     for (int u = 0; u < UPDATES; u++) {
         for (int i = 0; i < o->shards; i++) {
             optimizer_clear_gradients(o);
-            fill_gradient(o->gradients.all, n, u, r->rank * o->shards + i);
+            fill_shard(o, u, r->rank * o->shards + i, i == o->shards - 1, r->rank);
             optimizer_add_shard(o, i);
         }
         optimizer_result step = optimizer_step(o, w, 1e-2);
@@ -219,7 +252,9 @@ static void check_optimizer(const char* what) {
     trained* one = xalloc(bytes, 1, "a test");
     optimizer_work(ranks_alone(), one);
     CHECK(one->skipped[1] == with_nan && !one->skipped[0], "%s: skipped", what);
-    for (int size = 2; size <= SHARDS; size *= 2) {
+    for (int i = 0; 2 << i / 2 <= SHARDS; i++) {
+        int size = 2 << i / 2;
+        on_device = i % 2;
         char* results = run_ranks(size, optimizer_work, bytes, what);
         size_t sum = 0;
         for (int k = 0; k < size; k++) {
@@ -228,8 +263,8 @@ static void check_optimizer(const char* what) {
                   "%s: rank %d of %d has other weights or moments", what, k, size);
             CHECK(!memcmp(t->norm, one->norm, sizeof t->norm), "%s: rank %d of %d, norms %g", what,
                   k, size, t->norm[0]);
-            // Half of the gradient, then half of that, ...; new weights; both moments once: and all
-            // but the neighbour's slice of what is gathered passes through each rank.
+            // Half of the gradient, then half of that, ...; new weights, and both moments once, the
+            // way back.
             double share = (double)n / size, most = share + 2.0 * SUM_CHUNK;
             double sends = (UPDATES * 2 + 2) * (double)(n + 2 * SUM_CHUNK) * sizeof(float);
             // Fewer moments and fewer sums of shards that wait; half a gradient more.
@@ -357,15 +392,20 @@ static void check_sent(const char* out, int size) {
                  (double)sizeof(judgement);
     double sent = value_of(nth(&log, "rollout", 1), "sent");
     CHECK(sent == all, "%s: a rollout sends %g bytes, %g expected", out, sent, all);
-    // Of the gradient a rank sends half, then half of the other half. Slices are whole chunks.
-    double kept = chunks_of_half(n) * SUM_CHUNK, next = n - kept;
-    if (size == 4) kept = chunks_of_half(kept) * SUM_CHUNK;
-    if (size == 4) next = chunks_of_half(next) * SUM_CHUNK;
-    double weights = 4 * (n - next), squares = 8 * (ceil(n / SUM_CHUNK) - ceil(next / SUM_CHUNK));
+    // Of the gradient a rank sends half, then half of the other half; then weights and sums of
+    // squares the way back. Slices are whole chunks.
+    double gradient = 0, weights = 0, squares = 0;
+    for (double k = size, kept = n; k > 1; k /= 2) {
+        double half = chunks_of_half(kept) * SUM_CHUNK;
+        gradient += 4 * (kept - half);
+        weights += 4 * half;
+        squares += 8 * half / SUM_CHUNK;
+        kept = half;
+    }
     double sums = (double)sizeof(trainer_update_result) * SHARDS_OF_RUN * (size - 1) / size;
     for (int i = 0; i < UPDATES_OF_STEP; i++) {
         int first = i % 2 * BATCH, second = first + BATCH / size;
-        double update = 4 * (n - kept) + weights + squares + sums +
+        double update = gradient + weights + squares + sums +
                         4 * (sum_of(length, first, first + BATCH) -
                              sum_of(length, second, second + BATCH / size));
         if (i == 0) update += 4 * tokens;  // log pi before the updates
@@ -373,6 +413,18 @@ static void check_sent(const char* out, int size) {
         CHECK(sent == update, "%s: update %d sends %g bytes, %g expected", out, i, sent, update);
     }
     free(log.line);
+}
+
+// Shards of several micro-batches, of one group each: what ranks exchange is that of the last one.
+static void test_micro_batches(const char* launcher) {
+    static const char flags[] = "--shards 2 --updates 1 --micro-tokens 1 --depth 2 --steps 2";
+    for (int size = 1; size <= 2; size++) {
+        use_ranks(one_process, launcher, size);
+        good_run(size == 1 ? "one" : "many", flags);
+    }
+    check_same_run("many", "one", "several micro-batches", 1);
+    remove_tree(at_home("one"));
+    remove_tree(at_home("many"));
 }
 
 static void test_sent(const char* launcher) {
@@ -597,6 +649,7 @@ static void test_launchers(void) {
     if (!launchers[0]) return;
     test_refusals(launchers[0]);
     test_sent(launchers[0]);
+    test_micro_batches(launchers[0]);
     test_reward_program(launchers[0]);
     test_other_files(launchers[0]);
     test_signal(launchers[0]);

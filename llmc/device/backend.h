@@ -191,6 +191,15 @@ struct backend {
     void (*exchange)(backend* b, int to, const void* out, size_t out_bytes, int from, void* in,
                      size_t in_bytes);
 
+    // Exchanges between batch(b, 1) and batch(b, 0) happen at the same time.
+    void (*batch)(backend* b, int on);
+
+    // Additions and exchanges between aside(b, 1) and aside(b, 0) wait for all that was issued
+    // before. What is issued after them does not wait for them, until join: what follows that does.
+    // NULL where an op is done when it returns.
+    void (*aside)(backend* b, int on);
+    void (*join)(backend* b);
+
 #define OP(result, name, parameters) result(*name) parameters;
 #include "ops.def"
 };

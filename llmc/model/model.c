@@ -648,6 +648,20 @@ static void branch_backward(const call* c, int l, int r, tensor dresidual) {
                   tensor_at(c, l, r * BRANCH_PLACES + RESIDUAL), aux_of(c, l, r, 0));
 }
 
+int model_done(const model* m, size_t first, size_t end) {
+    const family* f = m->family;
+    int last = m->shape.layers;
+    for (int i = 0; i < WEIGHTS; i++) {
+        size_t at = m->offset[i];
+        if (end <= at || first >= at + m->count[i]) continue;
+        int layer = first > at ? (int)((first - at) / m->each[i]) : 0;
+        if (f->weight[i].once) layer = m->shape.layers;
+        if (i == f->embedding || i == f->positions) layer = -1;
+        if (layer < last) last = layer;
+    }
+    return last;
+}
+
 void model_backward(const model_weights* w, model_acts* a, const packed_batch* batch,
                     float inverse_temperature, const float* coef, model_gradients g) {
     backend* b = w->b;
@@ -664,10 +678,12 @@ void model_backward(const model_weights* w, model_acts* a, const packed_batch* b
                      w->precision.logits, inverse_temperature, batch->nucleus);
     norm_backward(&c, dresidual, f->norm, f->norm_bias, 0, dnorm, tensor_at(&c, 0, LAST),
                   place_at(a, 0, LAST_AUX));
+    if (g.done) g.done(g.listener, w->model.shape.layers);
     for (int l = w->model.shape.layers - 1; l >= 0; l--) {
         tensor residual = tensor_at(&c, l, RESIDUAL), add = NOTHING;
         if (a->recompute != RECOMPUTE_NOTHING) layer_forward(&c, l, &residual, &add, 1);
         for (int r = BRANCHES - 1; r >= 0; r--) branch_backward(&c, l, r, dresidual);
+        if (g.done) g.done(g.listener, l);
     }
     b->embed_backward(b, tied ? g.lookup : gradient_at(&c, f->embedding, 0),
                       gradient_at(&c, f->positions, 0), dresidual, batch->token, batch->position);

@@ -104,8 +104,14 @@ size_t model_acts_bytes(const model_acts* a);
 // Gradients of all parameters, (parameters), and of a tied embedding as a lookup, (V, C), apart:
 // each is summed in token order; in one buffer, the order of additions would depend on how the
 // batch is split.
+//
+// Backward finishes the gradients of what stands behind the last layer, then those of the layers
+// from the last to the first, then those of the embeddings. Each time but the last it calls `done`,
+// unless that is NULL, with the layer's number, or the number of layers: it adds no more to these.
 typedef struct model_gradients {
     float *all, *lookup;
+    void (*done)(void* listener, int layer);
+    void* listener;
 } model_gradients;
 
 // Log-probabilities (targets) and, unless NULL, entropies (targets) of the batch; keeps what
@@ -115,6 +121,9 @@ void model_forward(const model_weights* w, model_acts* a, const packed_batch* ba
 // Adds sum_t coef[t] * d(-log p[t]) to the gradients, for the batch of the last model_forward.
 void model_backward(const model_weights* w, model_acts* a, const packed_batch* batch,
                     float inverse_temperature, const float* coef, model_gradients g);
+// The call of `done` with which all gradients from number `first` to number end - 1 are final: its
+// layer; -1 if some are final only when backward returns.
+int model_done(const model* m, size_t first, size_t end);
 
 // The experts that the router of each layer chose in the last forward, whatever the rows took:
 // device, (rows, layers, experts_used); NULL where the family has none.

@@ -1,9 +1,11 @@
 // optimizer: AdamW over all parameters, clipping, learning-rate schedules, dynamic loss scaling;
 // and the gradient that it steps along, the sum of the gradients of a mini-batch's shards.
 //
-// Several ranks compute as many shards each. Of the parameters each rank owns a slice: it alone
-// adds up the slice's gradient, holds its moments, and steps it (ZeRO stage 1, arXiv 1910.02054);
-// then all get the new parameters. The bits are those of one rank.
+// Several ranks compute as many shards each. The parameters are cut into stripes, and of each
+// stripe a rank owns a slice: it alone adds up the slice's gradient, holds its moments, and steps
+// it (ZeRO stage 1, arXiv 1910.02054); then all get the new parameters. A stripe's gradients are
+// exchanged as soon as backward has finished them, while it goes on if the device can. The bits are
+// those of one rank.
 #ifndef LLMC_OPTIMIZER_H
 #define LLMC_OPTIMIZER_H
 
@@ -48,13 +50,16 @@ typedef struct optimizer {
     optimizer_state state;
     size_t count;  // parameters
     ranks* ranks;
-    size_t first, own;  // the slice of this rank: from where, a multiple of SUM_CHUNK; how many
-    float *m, *v;       // moments (own)
+    size_t stripe;  // parameters of each stripe but the last: a multiple of ranks * SUM_CHUNK
+    int* done;      // (stripes): model_done
+    size_t own;     // in this rank's slices
+    float *m, *v;   // moments (own), stripe by stripe
     model_gradients gradients;
     int shards, levels;            // of a mini-batch, this rank's; log2 of `shards`
     float* pending[SHARD_LEVELS];  // (levels) of (count): pending[l] holds the sum of 2^l shards
                                    // that waits for the sum of the next 2^l
-    float* incoming;  // (incoming_count) another rank's part of the gradient; NULL with one rank
+    int layer;                     // of the last shard: the next whose stripes are added over ranks
+    float* incoming;  // (incoming_count) another rank's part of these; NULL with one rank
     size_t incoming_count;
     double* squares;  // host (chunks of the parameters): sums of squares
     size_t bytes;     // device memory held
@@ -68,11 +73,14 @@ void optimizer_put_moments(optimizer* o, const float* m, const float* v);
 void optimizer_get_moments(const optimizer* o, float* m, float* v);
 
 // The gradient of a mini-batch: for each of this rank's shards, in order, clear the gradients, let
-// the model add to them, then add_shard. After the last one gradients.all holds the sum of its
-// gradients, and after the step's sum over ranks its slice that of all, g0, g1, ..., element by
-// element in fp32: ((g0 + g1) + (g2 + g3)) + ... .
+// the model add to them, then add_shard. After the last one this rank's slices of gradients.all
+// hold the sum of all shards' gradients g0, g1, ..., element by element in fp32:
+// ((g0 + g1) + (g2 + g3)) + ... .
 void optimizer_clear_gradients(optimizer* o);
 void optimizer_add_shard(optimizer* o, int shard);
+// What model_backward adds to. `last`: no other call adds to the gradients of this rank's last
+// shard, so stripes are exchanged as they become final; what is left then add_shard exchanges.
+model_gradients optimizer_gradients(optimizer* o, int last);
 
 typedef struct optimizer_result {
     double grad_norm;  // before clipping, loss scale removed; not finite where the step was skipped

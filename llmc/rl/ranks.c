@@ -33,6 +33,10 @@ void ranks_exchange_on(ranks* r, backend* b, int to, const void* out, size_t out
     r->sent += (int64_t)out_bytes;
 }
 
+void ranks_batch(backend* b, int on) {
+    if (b && b->batch) b->batch(b, on);
+}
+
 void ranks_join_devices(ranks* r, backend* b) {
     char name[GROUP_NAME] = "";
     if (r->size == 1 || !b->exchange) return;
@@ -42,17 +46,15 @@ void ranks_join_devices(ranks* r, backend* b) {
 }
 
 // A ring: in each round a rank passes on what it got in the one before.
-void ranks_gather_on(ranks* r, backend* b, void* data, const span* part) {
+void ranks_gather(ranks* r, void* data, const span* part) {
     int next = (r->rank + 1) % r->size, before = (r->rank + r->size - 1) % r->size;
     for (int i = 0; i < r->size - 1; i++) {
         const span* out = &part[(r->rank + r->size - i) % r->size];
         const span* in = &part[(before + r->size - i) % r->size];
-        ranks_exchange_on(r, b, next, (char*)data + out->at, out->bytes, before,
+        ranks_exchange_on(r, NULL, next, (char*)data + out->at, out->bytes, before,
                           (char*)data + in->at, in->bytes);
     }
 }
-
-void ranks_gather(ranks* r, void* data, const span* part) { ranks_gather_on(r, NULL, data, part); }
 
 void ranks_gather_rows(ranks* r, void* rows, size_t bytes) {
     span* part = xalloc((size_t)r->size, sizeof *part, "parts");

@@ -39,10 +39,12 @@ typedef struct span {
 } span;
 // Rank k gives its part[k] of `data`; all get all parts, each in its place. part: (size)
 void ranks_gather(ranks* r, void* data, const span* part);
-// The same, and an exchange, of a device's memory; b NULL: the host's.
-void ranks_gather_on(ranks* r, backend* b, void* data, const span* part);
+// An exchange of a device's memory; b NULL: the host's.
 void ranks_exchange_on(ranks* r, backend* b, int to, const void* out, size_t out_bytes, int from,
                        void* in, size_t in_bytes);
+// Exchanges between ranks_batch(b, 1) and ranks_batch(b, 0) do not wait for each other, if the
+// device can do so.
+void ranks_batch(backend* b, int on);
 // Makes devices with memory of their own able to do so, before they do.
 void ranks_join_devices(ranks* r, backend* b);
 void ranks_gather_rows(ranks* r, void* rows, size_t bytes);  // rank k gives row k, of `bytes` bytes

@@ -407,6 +407,7 @@ typedef struct update {
     const double* weight;  // of sequence first + i
     double loss_scale;
     coefficient* each;          // (max_new) scratch
+    int last_shard;             // whether it is this rank's last one
     trainer_update_result sum;  // of the shard
 } update;
 
@@ -471,8 +472,9 @@ static void run_micro_batches(trainer* t, rollout* d, walk w, float inverse_temp
         if (all_zero(u->host_row, g.targets) && !g.bonus && !g.balance) continue;
         if (g.bonus) t->b->upload(t->b, g.bonus, u->host_entropy, g.targets * sizeof(float));
         t->b->upload(t->b, u->coef, u->host_row, g.targets * sizeof(float));
+        int last = x->last_shard && !w.wanted && w.at == w.end;
         model_backward(t->weights, t->acts, &g, inverse_temperature, u->coef,
-                       t->optimizer->gradients);
+                       optimizer_gradients(t->optimizer, last));
         x->sum.trained_tokens += g.tokens;
     }
 }
@@ -591,6 +593,7 @@ trainer_update_result trainer_update(trainer* t, rollout* d, int first, int coun
     for (int i = 0; i < own; i++) {
         int shard = r->rank * own + i, from = first + shard * size, to = from + size;
         x.sum = (trainer_update_result){0};
+        x.last_shard = i == own - 1;
         optimizer_clear_gradients(t->optimizer);
         run_micro_batches(t, d, (walk){from, to, idle, 1}, inverse_temperature, &x);
         run_micro_batches(t, d, (walk){from, to, idle, 0}, inverse_temperature, &x);

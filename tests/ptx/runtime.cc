@@ -2,7 +2,9 @@
 // the fat binary that nvcc put into the object.
 //
 // Work is asynchronous, and as late as it may be: a stream is a queue that runs when somebody waits
-// for it. A wait that is missing shows as data that have not arrived.
+// for it. A wait that is missing shows as data that have not arrived. Two streams are as far apart
+// as they may be: with PTX_SCHEDULE 0 the others run only as far as the one that is waited for
+// waits for them; else all that they may do comes first.
 //
 // A stream that is captured (cudaStreamBeginCapture) runs nothing: its work becomes a graph, which
 // holds what kernels were given by value. What waits for a captured stream, takes or gives back
@@ -32,9 +34,22 @@ struct CUgraph_st {
 struct CUgraphExec_st {
     std::vector<work> all;
 };
+// A place in a stream, which a stream may wait for.
+struct place {
+    CUstream_st* stream;
+    bool reached;
+};
+struct entry {
+    work run;
+    u32 order;
+    std::shared_ptr<place> awaited;  // before it runs; or NULL
+};
 struct CUstream_st {
-    std::deque<std::pair<work, u32>> queue;
+    std::deque<entry> queue;
     CUgraph_st* captured = NULL;  // what there is of it so far; NULL: it is not captured
+};
+struct CUevent_st {
+    std::shared_ptr<place> last;  // recorded; NULL: none
 };
 
 struct runtime {
@@ -61,11 +76,24 @@ static kernel* kernel_find(const void* function) {
     return found == state().kernel_of.end() ? NULL : found->second;
 }
 
+static u32 schedule_now() { return (u32)environment_number("PTX_SCHEDULE", 0); }
+
+static bool may_run(const CUstream_st* s) {
+    return !s->queue.empty() && (!s->queue.front().awaited || s->queue.front().awaited->reached);
+}
+static void run_first(CUstream_st* s) {
+    while (s->queue.front().awaited && !s->queue.front().awaited->reached)
+        run_first(s->queue.front().awaited->stream);
+    entry next = std::move(s->queue.front());
+    s->queue.pop_front();
+    next.run(next.order);
+}
 static void run_queue(CUstream_st* s) {
     while (!s->queue.empty()) {
-        auto [next, order] = std::move(s->queue.front());
-        s->queue.pop_front();
-        next(order);
+        if (schedule_now())
+            for (CUstream_st* other : state().streams)
+                while (other != s && may_run(other)) run_first(other);
+        run_first(s);
     }
 }
 static void run_all() {
@@ -86,14 +114,12 @@ static bool spoils() {
     return state().spoiled = true;
 }
 
-static u32 schedule_now() { return (u32)environment_number("PTX_SCHEDULE", 0); }
-
 static void enqueue(cudaStream_t stream, work w) {
     CUstream_st* s = stream_or_null(stream);
     if (s->captured)
         s->captured->all.push_back(std::move(w));
     else
-        s->queue.push_back({std::move(w), schedule_now()});
+        s->queue.push_back({std::move(w), schedule_now(), NULL});
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -286,11 +312,31 @@ extern "C" void* ptx_memory(const void* p, size_t bytes, int write) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Streams. Events only exist: nothing here takes a time.
+// Streams, and the events by which one waits for another. Nothing here takes a time.
 
 extern "C" cudaError_t cudaEventCreate(cudaEvent_t*) { return failed(cudaErrorNotSupported); }
-extern "C" cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
-    return failed(cudaErrorNotSupported);
+extern "C" cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
+    if (flags != cudaEventDisableTiming) return failed(cudaErrorNotSupported);
+    *e = new CUevent_st();
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    delete e;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    if (stream_or_null(s)->captured && spoils()) return failed(cudaErrorStreamCaptureUnsupported);
+    std::shared_ptr<place> here(new place{stream_or_null(s), false});
+    e->last = here;
+    enqueue(s, [here](u32) { here->reached = true; });
+    return cudaSuccess;
+}
+// For what has been recorded by now; an event that was never recorded is no wait.
+extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    if (stream_or_null(s)->captured && spoils()) return failed(cudaErrorStreamCaptureUnsupported);
+    enqueue(s, [](u32) {});
+    stream_or_null(s)->queue.back().awaited = e->last;
+    return cudaSuccess;
 }
 extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t) { return failed(cudaErrorNotSupported); }
 extern "C" cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {

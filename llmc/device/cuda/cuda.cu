@@ -72,6 +72,21 @@ static void cuda_clear(backend* b, void* p, size_t bytes) {
     if (bytes) CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, stream_of(b)));
 }
 
+// What is issued from now on waits for what was issued to the other stream.
+static void cuda_join(backend* b) {
+    cuda_context* c = context_of(b);
+    CUDA_CHECK(cudaEventRecord(c->event, c->other));
+    CUDA_CHECK(cudaStreamWaitEvent(c->stream, c->event, 0));
+}
+
+static void cuda_aside(backend* b, int on) {
+    cuda_context* c = context_of(b);
+    cudaStream_t other = c->other;
+    c->other = c->stream;
+    c->stream = other;
+    if (on) cuda_join(b);
+}
+
 static size_t cuda_bytes_per(const format* f) { return storage_of(f) == STORE_FP32 ? 4 : 2; }
 
 void* cuda_scratch(backend* b, int which, size_t bytes) {
@@ -112,6 +127,9 @@ static void fill_table(backend* b) {
     b->group_name = cuda_group_name;
     b->group_join = cuda_group_join;
     b->exchange = cuda_exchange;
+    b->batch = cuda_batch;
+    b->aside = cuda_aside;
+    b->join = cuda_join;
 #define OP(result, name, parameters) b->name = cuda_##name;
 #include "../ops.def"
 }
@@ -145,6 +163,8 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
     b->context = c;
     fill_table(b);
     CUDA_CHECK(cudaStreamCreate(&c->stream));
+    CUDA_CHECK(cudaStreamCreate(&c->other));
+    CUDA_CHECK(cudaEventCreateWithFlags(&c->event, cudaEventDisableTiming));
     c->processors = gpu.multiProcessorCount;
     char* reason = NULL;  // why the library is not used, where that was not asked for
     c->products = whose == PRODUCTS_HANDWRITTEN ? NULL : cublaslt_open(b, &reason);
@@ -168,6 +188,8 @@ void cuda_close(backend* b) {
     if (c->products) cublaslt_close(b, c->products);
     for (int i = 0; i < SCRATCHES; i++)
         if (c->scratch[i].data) cuda_release(b, c->scratch[i].data, c->scratch[i].bytes);
+    CUDA_CHECK(cudaEventDestroy(c->event));
+    CUDA_CHECK(cudaStreamDestroy(c->other));
     CUDA_CHECK(cudaStreamDestroy(c->stream));
     free(c->name);
     free(b);

@@ -261,7 +261,9 @@ struct cublaslt;  // cublaslt.cuh
 struct nccl;      // nccl.cuh
 
 struct cuda_context {
-    cudaStream_t stream;
+    cudaStream_t stream;  // where work goes
+    cudaStream_t other;   // aside(b, 1) and aside(b, 0) swap the two
+    cudaEvent_t event;
     struct {
         void* data;
         size_t bytes;

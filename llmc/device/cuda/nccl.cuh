@@ -78,4 +78,10 @@ static void cuda_exchange(backend* b, int to, const void* out, size_t out_bytes,
     nccl_check(n, n->call.group_end(), "an exchange");
 }
 
+// Groups may lie within each other; all begins when the outermost one ends.
+static void cuda_batch(backend* b, int on) {
+    nccl* n = nccl_of(b);
+    nccl_check(n, on ? n->call.group_start() : n->call.group_end(), "exchanges");
+}
+
 #endif
