@@ -606,6 +606,13 @@ static void check_cached(void) {
                 if (quick() && (turn % 4 == 1 || turn % 7 == 3)) continue;
                 check_cached_case(grouped(turn % 3, head_dim), all[t], all[kv], all[o], gap);
             }
+    // A byte an element.
+    const format* const narrow[] = {&FORMAT_E4M3, &FORMAT_E5M2, format_find("e3m4")};
+    for (int t = 0; t < 3; t++)
+        for (int d = 0; d < 7; d++)
+            if (!quick() || (t + d) % 4 == 0)
+                check_cached_case(grouped(t + d, head_dims[d]), all[t], narrow[(t + d) % 3], all[t],
+                                  d % 2 ? 3 : 8);
 }
 
 // Values of later keys are larger, up to 2^9 times: what a row does not see must not shift its
@@ -617,9 +624,9 @@ static void raise_values(cached* c) {
 }
 
 // A row of the cache gets the bits that training gives it, in every format.
-static void check_decoding_case(head_shape heads, formats f, int gap) {
+static void check_decoding_case(head_shape heads, formats f, const format* kv, int gap) {
     int mark = array_count, gpu_mark = gpu_array_count, start[SLOTS] = {0};
-    cached c = cached_new(heads, f.store, f.operand, f.operand);
+    cached c = cached_new(heads, f.store, kv, f.operand);
     raise_values(&c);
     for (int s = 0; s < SLOTS - 1; s++) start[s + 1] = start[s] + positions_of[s];
     int rows = start[SLOTS - 1];
@@ -633,8 +640,9 @@ static void check_decoding_case(head_shape heads, formats f, int gap) {
     tensor out = gpu_matrix(matrix_new(rows, c.channels, f.store));
     tensor stats = gpu_matrix(matrix_new(rows, 2 * heads.query, &FORMAT_FP32));
     packing cut = {SLOTS - 1, gpu_copy(start, sizeof start), NULL};
-    gpu->attention_forward(gpu, out, stats.data, gpu_matrix_gap(packed, gap), &cut, heads,
-                           f.operand);
+    tensor qkv = gpu_matrix_gap(packed, gap);
+    if (kv != f.operand) gpu->kv_round(gpu, qkv, heads, kv);
+    gpu->attention_forward(gpu, out, stats.data, qkv, &cut, heads, f.operand);
     tensor trained = gpu_read(out);
     for (int r = 0; r < c.n; r++)
         if (c.position[r] >= 0)
@@ -650,7 +658,103 @@ static void check_decoding(void) {
     for (int f = 0; f < 4; f++)
         for (int d = 0; d < 7; d++)
             if (!quick() || (f > 1 ? d < 4 : (f + d) % 3 == 0))  // each kernel once
-                check_decoding_case(grouped(f + d, head_dims[d]), FORMATS_HERE[f], d % 2 ? 3 : 8);
+                check_decoding_case(grouped(f + d, head_dims[d]), FORMATS_HERE[f],
+                                    FORMATS_HERE[f].operand, d % 2 ? 3 : 8);
+    // A cache in another format, and the trainer's keys and values rounded to it.
+    const format* const caches[] = {&FORMAT_E4M3, &FORMAT_E5M2, &FORMAT_FP16, format_find("e3m2"),
+                                    &FORMAT_BF16, &FORMAT_FP32, &FORMAT_E4M3};
+    for (int f = 0; f < 4; f++)
+        for (int d = 0; d < 7; d++)
+            if (caches[d] != FORMATS_HERE[f].operand && (!quick() || (d + 2 * f) % 4 == 0))
+                check_decoding_case(grouped(f + d, head_dims[d]), FORMATS_HERE[f], caches[d],
+                                    d % 2 ? 3 : 8);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Caches of a byte an element
+
+// What a code stands for, after the OCP 8-bit floating point specification 1.0 (and, for other
+// formats, after IEEE 754); NaN where that is no finite number of the format.
+static float meaning(int code, const format* f) {
+    int bias = (1 << (f->exponent_bits - 1)) - 1, m = code & ((1 << f->mantissa_bits) - 1);
+    int e = (code & 0x7f) >> f->mantissa_bits, top = (1 << f->exponent_bits) - 1;
+    int finite = f == &FORMAT_E4M3 ? e < top || (e == top && m < 7) : e < top;
+    double x = e ? ldexp(m + (1 << f->mantissa_bits), e - bias - f->mantissa_bits)
+                 : ldexp(m, 1 - bias - f->mantissa_bits);
+    return finite ? (float)(code & 0x80 ? -x : x) : NAN;
+}
+
+// A row of 4 key heads of 64 has a value for each of 256 codes; a single key's value is the result.
+static void check_codes_of(const format* f) {
+    enum { DIM = 64, CODES = 4 * DIM };
+    int mark = array_count, gpu_mark = gpu_array_count, zero = 0, wrong = 0, numbers = 0;
+    tensor qkv = matrix_new(1, 3 * CODES, &FORMAT_BF16), out = matrix_new(1, CODES, &FORMAT_BF16);
+    for (int i = 0; i < 3 * CODES; i++) row_at(qkv, 0)[i] = meaning(i % CODES, f);
+    set_rows(columns_of(qkv, 0, 2 * CODES), 0, 1, 1);
+    kv_cache kv = {.layers = 1,
+                   .pages = 1,
+                   .heads = {4, 4, DIM},
+                   .page_table = gpu_copy(&zero, sizeof zero),
+                   .pages_per_slot = 1,
+                   .operand = &FORMAT_BF16,
+                   .format = f};
+    size_t bytes = gpu->kv_bytes(&kv);
+    CHECK(bytes == 2 * KV_PAGE * CODES, "%s: %zu bytes", f->name, bytes);
+    unsigned char* data = xalloc(bytes, 1, "a cache");
+    kv.data = gpu->alloc(gpu, bytes, "a cache");
+    tensor in = gpu_matrix(qkv), to = gpu_matrix(out);
+    const int* place = gpu_copy(&zero, sizeof zero);
+    gpu->kv_write(gpu, &kv, 0, in, place, place);
+    gpu->attention_cached(gpu, to, &kv, 0, in, place, place);
+    gpu->download(gpu, data, kv.data, bytes);
+    out = gpu_read(to);
+    for (int i = 0; i < CODES; i++) {
+        float x = meaning(i, f);
+        int code = data[(i / DIM * 2 + 1) * KV_PAGE * DIM + i % DIM];
+        int is_nan = isnan(x);
+        numbers += !is_nan;
+        wrong += is_nan ? (code & 0x7f) != 0x7f || !isnan(row_at(out, 0)[i])
+                        : code != i || row_at(out, 0)[i] != x;
+    }
+    CHECK(wrong == 0, "%s: %d of 256 codes", f->name, wrong);
+    CHECK(numbers > 8, "%s: %d numbers", f->name, numbers);
+    free(data);
+    gpu->release(gpu, kv.data, bytes);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "codes");
+}
+
+static void check_codes(void) {
+    static const char* const names[] = {"fp8_e4m3", "fp8_e5m2", "e4m3", "e3m4", "e6m1", "e2m1"};
+    for (int i = 0; i < 6; i++) {
+        schedule_set(i % schedules);
+        check_codes_of(format_find(names[i]));
+    }
+}
+
+// In place: keys and values, to the format and then to what holds them.
+static void check_kv_round(void) {
+    const format* const to[] = {&FORMAT_E4M3, &FORMAT_E5M2, &FORMAT_FP16, format_find("e5m6")};
+    for (int f = 0; f < 4; f++)
+        for (int k = 0; k < 4; k++) {
+            int mark = array_count, gpu_mark = gpu_array_count;
+            head_shape heads = grouped(k, 20);
+            tensor qkv = moderate(5, (heads.query + 2 * heads.kv) * 20, FORMATS_HERE[f].store);
+            for (int c = 0; c < qkv.cols; c++) row_at(qkv, 2)[c] *= ldexpf(1, c % 40 - 20);
+            round_to(qkv, qkv.format);
+            row_at(qkv, 1)[qkv.cols - 1] = NAN, row_at(qkv, 1)[qkv.cols - 2] = -INFINITY;
+            schedule_set(k);
+            tensor there = gpu_matrix_gap(qkv, k % 2 ? 3 : 0);
+            gpu->kv_round(gpu, there, heads, to[k]);
+            cpu->kv_round(cpu, qkv, heads, to[k]);
+            tensor got = gpu_read(there);
+            CHECK(isnan(row_at(got, 1)[qkv.cols - 1]), "NaN stays");
+            row_at(got, 1)[qkv.cols - 1] = row_at(qkv, 1)[qkv.cols - 1] = 0;
+            check_same(got, qkv, "qkv", text("rounded to %s", to[k]->name), gpu);
+            gpu_arrays_free(gpu_mark);
+            arrays_free(mark, "kv_round");
+        }
+    schedule_set(0);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -684,6 +788,8 @@ int main(void) {
     check_cached();
     check_cached_rounding();
     check_decoding();
+    check_codes();
+    check_kv_round();
     cuda_test_close();
     return test_report();
 }

@@ -11,14 +11,25 @@ typedef struct shape {
     int m, n, k;  // rows, outputs, inputs
 } shape;
 
+// `backward`: the operand of backward products; `gradient`: what a gradient becomes there.
 typedef struct formats {
-    const format *in, *operand, *out;
+    const format *in, *operand, *out, *backward, *gradient;
 } formats;
 
+#define USUAL(in, operand, out) \
+    { &FORMAT_##in, &FORMAT_##operand, &FORMAT_##out, &FORMAT_##operand, &FORMAT_##operand }
+#define FP8_RUN \
+    { &FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16 }
 static const formats FORMAT_ROWS[] = {
-    {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32}, {&FORMAT_FP32, &FORMAT_TF32, &FORMAT_FP32},
-    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16}, {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16},
-    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP32}, {&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP16},
+    USUAL(FP32, FP32, FP32),
+    USUAL(FP32, TF32, FP32),
+    USUAL(BF16, BF16, BF16),
+    USUAL(FP16, FP16, FP16),
+    USUAL(BF16, BF16, FP32),
+    USUAL(FP32, FP32, FP16),
+    FP8_RUN,
+    {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_E4M3, &FORMAT_E5M2},
+    {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_E5M2},
 };
 enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
 
@@ -77,9 +88,15 @@ static product_case case_new(shape s, formats f, values kind) {
     return p;
 }
 
+static prepared* prepare(backend* b, const formats* f, shape s, const float* w) {
+    linear_plan plan = {.gradient = f->gradient};
+    prepared* p = f->gradient == f->backward ? NULL : b->weight_plan(b, &plan);
+    return b->weight_prepare(b, p, w, s.n, s.k, f->operand, f->backward);
+}
+
 static void products(backend* b, const product_case* c, const results* to, tensor in, tensor dout,
                      const float* w, const float* bias) {
-    prepared* p = b->weight_prepare(b, NULL, w, c->s.n, c->s.k, c->f.operand, c->f.operand);
+    prepared* p = prepare(b, &c->f, c->s, w);
     b->matmul_forward(b, to->out, in, p, bias);
     b->matmul_forward(b, to->plain, in, p, NULL);
     b->matmul_backward_input(b, to->din, dout, p);
@@ -165,17 +182,32 @@ static void check_one(tensor got, tensor plain, const product_case* c, view a, v
     free(exact);
 }
 
+static tensor transposed(tensor t) {
+    tensor to = matrix_new(t.cols, t.rows, &FORMAT_FP32);
+    for (int r = 0; r < t.rows; r++)
+        for (int c = 0; c < t.cols; c++) row_at(to, c)[r] = row_at(t, r)[c];
+    return to;
+}
+
+// Operands with a scale for each row; for each column, transposed.
+static const format* without_tf32(const format* f) { return f == &FORMAT_TF32 ? &FORMAT_FP32 : f; }
+static tensor by_row(tensor t, const format* f) { return operands_of(t, without_tf32(f)); }
+static tensor by_column(tensor t, const format* f) { return by_row(transposed(t), f); }
+
 static void check_results_near(const results* got, const results* plain, const product_case* c) {
-    const format* f = c->f.operand == &FORMAT_TF32 ? &FORMAT_FP32 : c->f.operand;
-    tensor w = operands_of(c->w, f), ones = matrix_new(1, c->s.m, &FORMAT_FP32);
+    const format *f = c->f.operand, *back = c->f.backward, *gradient = c->f.gradient;
+    tensor in = by_row(c->in, f), w = by_row(c->w, f), ones = matrix_new(1, c->s.m, &FORMAT_FP32);
+    tensor dout = by_row(c->dout, gradient), back_w = by_column(c->w, back);
+    tensor dout_columns = by_column(c->dout, gradient), in_columns = by_column(c->in, back);
     view none = {NULL, 0, 0};
     set_rows(ones, 0, 1, 1);
-    check_one(got->out, plain->out, c, rows_view(c->in), columns_view(w), c->s.k, none,
-              c->bias.data, "out");
-    check_one(got->plain, plain->plain, c, rows_view(c->in), columns_view(w), c->s.k, none, NULL,
+    check_one(got->out, plain->out, c, rows_view(in), columns_view(w), c->s.k, none, c->bias.data,
+              "out");
+    check_one(got->plain, plain->plain, c, rows_view(in), columns_view(w), c->s.k, none, NULL,
               "out without bias");
-    check_one(got->din, plain->din, c, rows_view(c->dout), rows_view(w), c->s.n, none, NULL, "din");
-    check_one(got->dw, plain->dw, c, columns_view(c->dout), rows_view(c->in), c->s.m,
+    check_one(got->din, plain->din, c, rows_view(dout), columns_view(back_w), c->s.n, none, NULL,
+              "din");
+    check_one(got->dw, plain->dw, c, rows_view(dout_columns), columns_view(in_columns), c->s.m,
               rows_view(c->dw), NULL, "dw");
     check_one(got->dbias, plain->dbias, c, rows_view(ones), rows_view(c->dout), c->s.m,
               rows_view(c->dbias), NULL, "dbias");
@@ -272,8 +304,7 @@ static void check_rows(shape s, formats f) {
     product_case c = case_new(s, f, RANDOM);
     results all = gpu_results(&c, ALIGNED);
     tensor in = gpu_matrix_as(c.in, ALIGNED), dout = gpu_matrix_as(c.dout, ALIGNED);
-    prepared* w =
-        gpu->weight_prepare(gpu, NULL, gpu_matrix(c.w).data, s.n, s.k, f.operand, f.operand);
+    prepared* w = prepare(gpu, &f, s, gpu_matrix(c.w).data);
     for (int i = 0; i < (quick() ? 2 : 4); i++) {
         int rows = batches[i], first = random_below(s.m - rows + 1);
         tensor out = gpu_matrix(matrix_new(rows, s.n, f.out));
@@ -295,6 +326,7 @@ static void check_rows_alone(void) {
         check_rows((shape){300, 56, 264}, FORMAT_ROWS[f]);
         check_rows((shape){300, 264, 56}, FORMAT_ROWS[f]);
     }
+    if (!library()) check_rows((shape){300, 56, 72}, (formats)FP8_RUN);
 }
 
 // A gradient in micro-batches goes on from what is there: in fp32 without a trace (N5), elsewhere
@@ -396,14 +428,88 @@ static void check_tf32_weights(void) {
     arrays_free(mark, "tf32 weights");
 }
 
+// A product with a unit matrix gives the operand itself: it must have the CPU device's bits. Rows
+// and columns of `t` have magnitudes of their own, so that each has subnormal values, and its own
+// scale.
+static void fill_for_scales(tensor t) {
+    for (int r = 0; r < t.rows; r++)
+        for (int c = 0; c < t.cols; c++) {
+            float x = ldexpf(random_float(), random_between(-20, 0) + 9 * (r % 5) - 7 * (c % 3));
+            row_at(t, r)[c] = format_round(x, t.format);
+        }
+}
+
+static tensor unit_matrix(int n, int gap, const format* f) {
+    tensor t = array_new(n, n, gap, f);
+    set_zero(t);
+    for (int i = 0; i < n; i++) row_at(t, i)[i] = 1;
+    return t;
+}
+
+static void check_same_operands(const product_case* c, const char* of) {
+    results expected = cpu_results(c), got = gpu_results(c, (layout)(random_below(LAYOUTS)));
+    const char* what = text("%s as operand, %s, gradient %s", of, c->what, c->f.gradient->name);
+    check_same(got.plain, expected.plain, "out", what, gpu);
+    check_same(got.din, expected.din, "din", what, gpu);
+    check_same(got.dw, expected.dw, "dw", what, gpu);
+}
+
+static void check_scaled_operands(void) {
+    static const char* const names[] = {"fp8_e4m3", "fp8_e5m2", "e4m3", "e6m1", "e2m5", "e2m1"};
+    for (int i = 0; i < 6; i++)
+        for (int which = 0; which < 3; which++) {
+            const int n = 40 + i;
+            int mark = array_count;
+            formats f = {&FORMAT_BF16, format_find(names[i]), &FORMAT_FP32, &FORMAT_BF16, NULL};
+            if (i % 2) f.backward = f.operand;
+            f.gradient = format_find(names[(i + 1) % 6]);
+            product_case c = case_new((shape){n, n, n}, f, RANDOM);
+            tensor* of[] = {&c.w, &c.in, &c.dout};
+            schedule_set((i + which) % schedules);
+            set_zero(c.dw);
+            c.w = unit_matrix(n, 0, &FORMAT_FP32);
+            c.in = unit_matrix(n, ROW_GAP, f.in), c.dout = unit_matrix(n, ROW_GAP, f.in);
+            fill_for_scales(*of[which]);
+            set_rows(*of[which], 5, 1, 0);
+            // Next to infinity there is no scale, and it becomes the largest value.
+            if (f.backward->scaled) row_at(*of[which], 3)[7] = INFINITY;
+            check_same_operands(&c, which == 0 ? "a weight" : which == 1 ? "rows" : "gradients");
+            arrays_free(mark, "scaled operands");
+        }
+    schedule_set(0);
+}
+
+// Of weights so small that a scaled value is none of bf16, it is the nearest one: the CPU device
+// keeps these in fp32. They are multiplied by 2^90.
+static void check_tiny_weights(void) {
+    const int n = 40;
+    int mark = array_count, lost = 0;
+    product_case c = case_new((shape){n, n, n}, (formats)FP8_RUN, RANDOM);
+    c.f.out = &FORMAT_FP32;
+    c.in = unit_matrix(n, ROW_GAP, &FORMAT_BF16);
+    for (int i = 0; i < n; i++) row_at(c.in, i)[i] = 0x1p90f;
+    for (int r = 0; r < n; r++)
+        for (int k = 0; k < n; k++) row_at(c.w, r)[k] = ldexpf(random_float(), -125 - k % 9);
+    tensor operand = operands_of(c.w, &FORMAT_E4M3), expected = matrix_new(n, n, &FORMAT_FP32);
+    for (int r = 0; r < n; r++)
+        for (int k = 0; k < n; k++) {
+            float x = row_at(operand, r)[k], kept = format_round(x, &FORMAT_BF16);
+            lost += x != kept;
+            row_at(expected, k)[r] = kept * 0x1p90f + 0.0f;  // sums begin with +0
+        }
+    CHECK(lost > 100, "%d weights are not of bf16", lost);
+    check_same(gpu_results(&c, CLOSE).plain, expected, "out", "tiny weights", gpu);
+    arrays_free(mark, "tiny weights");
+}
+
 // Products that differ from others in one thing alone: what the library was told of one must not
 // serve for another. In the square ones the three layouts are all that differs; the last but one
 // was there before, with its bias elsewhere; of the last one the library would take all but the
 // results.
 static void check_plans(void) {
-    static const formats bf16 = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16};
-    static const formats fp16 = {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16};
-    static const formats sums = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP32};
+    static const formats bf16 = USUAL(BF16, BF16, BF16);
+    static const formats fp16 = USUAL(FP16, FP16, FP16);
+    static const formats sums = USUAL(BF16, BF16, FP32);
     static const struct {
         shape s;
         formats f;
@@ -508,6 +614,8 @@ typedef struct refused {
     const format *in, *operand, *backward;
 } refused;
 
+static void run_refused_plan(const void* argument) { gpu->weight_plan(gpu, argument); }
+
 static void run_refused(const void* argument) {
     const refused* r = argument;
     prepared* w = gpu->weight_prepare(gpu, NULL, NULL, 4, 4, r->operand, r->backward);
@@ -517,10 +625,16 @@ static void run_refused(const void* argument) {
 
 // Ends before anything runs on the device.
 static void check_refusals(void) {
-    static const refused scaled = {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16};
-    static const refused mixed = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP16};
-    check_refusal(run_refused, &scaled, "fp8", (const char* [4]){"fp8_e4m3", "--device cpu"});
+    const format* wide = format_find("e5m6");
+    const refused by_bits = {&FORMAT_BF16, wide, wide};
+    const refused mixed = {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_FP16};
+    const linear_plan plans[] = {
+        {.weight_per_tensor = 1}, {.activation_per_tensor = 1}, {.split_k = 2}};
+    check_refusal(run_refused, &by_bits, "12 bits", (const char* [4]){"e5m6", "--device cpu"});
     check_refusal(run_refused, &mixed, "two formats", (const char* [4]){"bf16", "fp16"});
+    for (int i = 0; i < 3; i++)
+        check_refusal(run_refused_plan, &plans[i], "a plan",
+                      (const char* [4]){"scales of tensors", "--device cpu"});
 }
 
 int main(void) {
@@ -534,6 +648,8 @@ int main(void) {
     check_accumulation();
     if (!library() && !quick()) check_many_rows();
     check_tf32_weights();
+    check_scaled_operands();
+    check_tiny_weights();
     check_plans();
     check_plans_dropped();
     check_not_finite();

@@ -21,6 +21,8 @@
 
 static model MODEL;
 static const format* const TRAINED[] = {&FORMAT_FP32, &FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32};
+// What precisions have besides their dtype; NULL: that of the dtype.
+static const format *GRADIENT, *CACHE;
 enum { PROMPTS = 3, GROUP = 4, MAX_PROMPT = 7, MAX_NEW = 9, STEPS = 3, FP32_FACTOR = 8 };
 
 static optimizer_config adamw(const format* dtype, uint64_t seed) {
@@ -88,7 +90,10 @@ static void result_free(result* r) {
 static trainer* make_trainer(backend* b, const format* dtype, int tokens, recompute_level keep) {
     optimizer_config o = adamw(dtype, 3);
     trainer_room room = {tokens, GROUP, MAX_PROMPT, MAX_NEW};
-    return trainer_create(b, &MODEL, precision_of(dtype, &FORMAT_FP32), &o, &room, keep);
+    precision p = precision_of(dtype, &FORMAT_FP32);
+    if (GRADIENT && dtype->scaled) p = precision_with_gradient(p, GRADIENT);
+    p.kv = CACHE;
+    return trainer_create(b, &MODEL, p, &o, &room, keep);
 }
 
 static const double LR = 1e-3;
@@ -107,8 +112,8 @@ static void run_step(trainer* t, const state* from, rollout* d, const objective*
 
 static sampler* make_sampler(backend* b, const format* dtype, int slots) {
     precision p = precision_of(dtype, &FORMAT_FP32);
-    return sampler_create(b, &MODEL, p, p.store, slots, MAX_PROMPT, MAX_NEW, PROMPTS * GROUP, 0,
-                          (end_set){1, {0}}, 0);
+    return sampler_create(b, &MODEL, p, CACHE ? CACHE : p.store, slots, MAX_PROMPT, MAX_NEW,
+                          PROMPTS * GROUP, 0, (end_set){1, {0}}, 0);
 }
 
 static rollout* make_prompts(int step) {
@@ -389,6 +394,18 @@ static void check_invariant(const format* dtype) {
     gpu = usual;
 }
 
+// Operands, gradients and caches in fp8. The exact result has none of them.
+static void check_fp8(void) {
+    CACHE = &FORMAT_E5M2;
+    check_sampler(&FORMAT_E4M3, !library());
+    if (library()) check_invariant(&FORMAT_E4M3);
+    CACHE = NULL;
+    compare_steps(&FORMAT_E4M3, OBJECTIVE_DRPO, "RL");
+    GRADIENT = &FORMAT_E5M2;
+    compare_steps(&FORMAT_E4M3, OBJECTIVE_DRPO, "RL, gradients in fp8_e5m2");
+    GRADIENT = NULL;
+}
+
 // A model of each other family. Their groups of heads, and whether 16-byte accesses fit, differ.
 static void check_families(void) {
     static const struct {
@@ -426,6 +443,7 @@ int main(void) {
         check_sampler(TRAINED[i], !library());
         if (library()) check_invariant(TRAINED[i]);
     }
+    check_fp8();
     check_families();
     cuda_test_close();
     return test_report();

@@ -40,20 +40,39 @@ int main(void) {
     gpu.batch_invariant = 0;
     check(&gpu, &other, "--batch-invariant does not hold on the GPU");
     gpu.batch_invariant = 1;
-    other = d, other.train = precision_of(E4M3, FP32);
-    check(&gpu, &other, "--train-dtype fp8_e4m3: the GPU has fp32, tf32, bf16 and fp16");
+    // Formats of up to 8 bits: everywhere. Of more, only those that have a type.
+    other.kv = &FORMAT_E5M2, other.eval = precision_of(format_find("e2m1"), FP32);
+    other.train = other.rollout = precision_of(E4M3, FP32);
+    other.train.kv = format_find("e4m3");
+    check(&gpu, &other, NULL);
+    other = d, other.train = precision_of(format_find("e4m4"), FP32);
+    check(&gpu, &other,
+          "--train-dtype e4m4: the GPU has fp32, tf32, bf16, fp16 and formats of up to 8 bits");
     other = d, other.rollout = precision_of(format_find("e5m6"), FP32);
     check(&gpu, &other, "--rollout-dtype e5m6");
-    other = d, other.kv = E4M3;
-    check(&gpu, &other, "--kv-dtype fp8_e4m3");
-    other = d, other.eval = precision_of(E4M3, FP32);
-    check(&gpu, &other, "--eval-dtype fp8_e4m3");
-    other = d, other.train = precision_with_gradient(d.train, FP32);
-    check(&gpu, &other, "--grad-dtype fp32: the GPU has gradients in the train dtype");
-    other = d, other.train.kv = BF16;
+    other = d, other.kv = format_find("e5m3");
+    check(&gpu, &other, "--kv-dtype e5m3");
+    other = d, other.eval = precision_of(format_find("e8m1"), FP32);
+    check(&gpu, &other, "--eval-dtype e8m1");
+
+    // Gradients: in fp8 where everything else that is written is bf16.
+    other = d, other.train = precision_with_gradient(d.train, &FORMAT_E5M2);
     check(&gpu, &other, NULL);
-    other.train.kv = &FORMAT_FP16;
-    check(&gpu, &other, "--train-kv-dtype fp16: the GPU has the trainer's keys and values");
+    other.train = precision_with_gradient(precision_of(E4M3, FP32), format_find("e4m3"));
+    check(&gpu, &other, NULL);
+    other.train = precision_with_gradient(precision_of(E4M3, FP32), BF16);
+    check(&gpu, &other, NULL);
+    other.train = precision_with_gradient(d.train, FP32);
+    check(&gpu, &other, "--grad-dtype fp32: the GPU takes the train dtype; or");
+    other.train = precision_with_gradient(precision_of(FP32, FP32), &FORMAT_E5M2);
+    check(&gpu, &other, "--grad-dtype fp8_e5m2: the GPU takes the train dtype; or");
+    other.train = precision_with_gradient(precision_of(&FORMAT_FP16, FP32), E4M3);
+    check(&gpu, &other, "--grad-dtype fp8_e4m3: the GPU takes the train dtype; or");
+
+    other = d, other.train = precision_of(E4M3, FP32), other.train.weight_per_tensor = 1;
+    check(&gpu, &other, "--weight-scale tensor: the GPU has one scale per row");
+    other = d, other.train.activation_per_tensor = 1;
+    check(&gpu, &other, "--activation-scale tensor: the GPU has one scale per row");
     other = d, other.rollout.block = block_format_find("mxfp4");
     check(&gpu, &other, "--rollout-block mxfp4: the GPU has no weights with block scales");
     other.train.block = block_format_find("int8");
@@ -69,9 +88,10 @@ int main(void) {
 
     other = d, other.train = precision_with_gradient(precision_of(E4M3, FP32), &FORMAT_E5M2);
     other.rollout.split_k = 3, other.batch_invariant = 1, other.kv = E4M3;
+    other.train.weight_per_tensor = other.train.activation_per_tensor = 1;
     other.train.kv = E4M3, other.entropy_bonus = other.changes = other.experts = 1;
     other.train.block = other.rollout.block = block_format_find("nvfp4");
     check(&all, &other, NULL);
-    CHECK(device_can("cpu")->any_format && !device_can("cuda")->any_format, "the devices' own");
+    CHECK(device_can("cpu")->simulates && !device_can("cuda")->simulates, "the devices' own");
     return test_report();
 }

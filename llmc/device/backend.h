@@ -141,8 +141,9 @@ typedef struct adamw_step {
 // What a device can do, known before it is opened. What it cannot, refuse() in model/ keeps away.
 typedef struct capabilities {
     const char* name;     // "the GPU"
-    int any_format;       // simulated in fp32; else fp32, tf32, bf16 and fp16
-    int plans;            // products that differ from the default (linear_plan)
+    int simulates;        // holds all formats in fp32; else has fp32, tf32, bf16, fp16 and those of
+                          // up to 8 bits
+    int plans;            // all that a linear_plan asks for; else only its `gradient`
     int batch_invariant;  // no bit of a row depends on its batch (N1), if asked for
     int entropy_bonus;    // the gradient of entropies
     int blocks;           // weights with block scales; counts of changed weights
@@ -231,7 +232,8 @@ typedef enum {
 
 // The NVIDIA GPU of number `number`, modulo how many there are, or NULL, with the reason in *why (a
 // phrase), where it cannot be used.
-// Formats: fp32, tf32, bf16, fp16, in native storage; another is refused by the op that meets it.
+// Formats: fp32, tf32, bf16, fp16, in native storage, and those of up to 8 bits where operands and
+// caches have them; another is refused by the op that meets it.
 // Fatal where cuBLASLt is asked for by name and cannot be used.
 backend* cuda_open_number(int number, product_source whose, const char** why);
 backend* cuda_open(product_source whose, const char** why);  // the first one

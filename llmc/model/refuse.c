@@ -1,12 +1,15 @@
 #include "refuse.h"
 
+// Without simulation. Formats of up to 8 bits are the scaled ones.
 static int is_native(const format* f) {
-    return f == &FORMAT_FP32 || f == &FORMAT_TF32 || f == &FORMAT_BF16 || f == &FORMAT_FP16;
+    return f == &FORMAT_FP32 || f == &FORMAT_TF32 || f == &FORMAT_BF16 || f == &FORMAT_FP16 ||
+           f->scaled;
 }
 
 static char* refuse_format(const capabilities* can, const char* flag, const format* f) {
-    if (can->any_format || is_native(f)) return NULL;
-    return xprintf("--%s %s: %s has fp32, tf32, bf16 and fp16", flag, f->name, can->name);
+    if (can->simulates || is_native(f)) return NULL;
+    return xprintf("--%s %s: %s has fp32, tf32, bf16, fp16 and formats of up to 8 bits", flag,
+                   f->name, can->name);
 }
 
 char* refuse(const capabilities* can, const demand* d) {
@@ -22,13 +25,17 @@ char* refuse(const capabilities* can, const demand* d) {
         why = xprintf("--batch-invariant does not hold on %s", can->name);
     for (int i = 0; i < 4 && !why; i++)
         why = refuse_format(can, formats[i].flag, formats[i].format);
-    if (!why && !can->any_format && d->train.gradient_linear != d->train.linear)
-        why = xprintf("--grad-dtype %s: %s has gradients in the train dtype",
-                      d->train.gradient_linear->name, can->name);
-    if (!why && !can->any_format && d->train.kv && d->train.kv != d->train.store)
-        why =
-            xprintf("--train-kv-dtype %s: %s has the trainer's keys and values in the train dtype",
-                    d->train.kv->name, can->name);
+    if (!why && !can->simulates && d->train.gradient_attention != d->train.attention)
+        why = xprintf(
+            "--grad-dtype %s: %s takes the train dtype; or a format of up to 8 bits, where the "
+            "train "
+            "dtype is bf16 or another such format",
+            d->train.gradient_linear->name, can->name);
+    if (!why && !can->plans && d->train.weight_per_tensor)
+        why = xprintf("--weight-scale tensor: %s has one scale per row, not per tensor", can->name);
+    if (!why && !can->plans && d->train.activation_per_tensor)
+        why = xprintf("--activation-scale tensor: %s has one scale per row, not per tensor",
+                      can->name);
     const block_format* block = d->train.block ? d->train.block : d->rollout.block;
     if (!why && block && !can->blocks)
         why = xprintf("--%s-block %s: %s has no weights with block scales",

@@ -1,11 +1,14 @@
 // Attention over the KV cache, and what moves rows about.
 //
-// The cache is (layers, pages, key heads, 2, KV_PAGE, head_dim) in the storage of its own format:
-// the keys of a page and head lie together, and so do the values. What is written is rounded to the
-// cache's format; what is read, to the operands' format. A row's bits depend on its position and
+// The cache is (layers, pages, key heads, 2, KV_PAGE, head_dim) in the storage of its own format,
+// which is a byte an element for formats of up to 8 bits: the keys of a page and head lie together,
+// and so do the values. What is written is rounded to the cache's format; what is read, to the
+// operands' format. A row's bits depend on its position and
 // what it sees, and on nothing else in the call. Positions beyond the row's own are not read.
 #ifndef LLMC_CUDA_CACHE_CUH
 #define LLMC_CUDA_CACHE_CUH
+
+#include <type_traits>
 
 #include "attention.cuh"
 #include "cuda.cuh"
@@ -16,7 +19,8 @@ struct cache_pages {
     C* data;  // of the layer
     const int *page_table, *row_slot, *row_position;
     int pages_per_slot, heads, key_heads, head_dim;
-    rounding format, operand;
+    format kept;  // the cache's
+    rounding operand;
     bool packed;  // keys and values can be read 16 bytes at a time
 };
 
@@ -32,7 +36,7 @@ static cache_pages<C> cache_pages_of(const kv_cache* kv, int layer, const int* r
             kv->heads.query,
             kv->heads.kv,
             kv->heads.dim,
-            rounding_of(kv->format),
+            *kv->format,
             rounding_of(kv->operand),
             kv->heads.dim % packet<C>::N == 0};
 }
@@ -44,8 +48,38 @@ static __device__ inline C* page_of(const cache_pages<C>& x, int row, int i, int
     return x.data + ((int64_t)page * x.key_heads + key_head) * 2 * KV_PAGE * x.head_dim;
 }
 
+// Runs the statements with C the storage of a cache.
+#define WITH_CACHE(format, C, ...)                \
+    do {                                          \
+        if ((format)->scaled) {                   \
+            using C = code;                       \
+            __VA_ARGS__;                          \
+        } else {                                  \
+            WITH_STORAGE(format, C, __VA_ARGS__); \
+        }                                         \
+    } while (0)
+
+// An element of the cache for x, and what an element is.
+template <class C>
+static __device__ inline C to_kept(float x, const cache_pages<C>& cache) {
+    if constexpr (sizeof(C) == 1)
+        return to_code(format_round(x, &cache.kept), cache.kept);
+    else if constexpr (sizeof(C) == 4)
+        return format_round(x, &cache.kept);  // tf32
+    else
+        return to<C>(x);
+}
+template <class C>
+static __device__ inline float from_kept(C x, const cache_pages<C>& cache) {
+    if constexpr (sizeof(C) == 1)
+        return from_code(x, cache.kept);
+    else
+        return to_float(x);
+}
+
 static size_t cuda_kv_bytes(const kv_cache* kv) {
-    size_t element = storage_of(kv->format) == STORE_FP32 ? 4 : 2;
+    size_t element = 0;
+    WITH_CACHE(kv->format, C, element = sizeof(C));
     return element * kv->layers * kv->pages * kv->heads.kv * 2 * KV_PAGE * kv->heads.dim;
 }
 
@@ -62,18 +96,33 @@ static __global__ void kv_write_kernel(cache_pages<C> x, matrix<T> qkv) {
         int which = i / channels, head = i % channels / x.head_dim, d = i % x.head_dim;
         C* page = page_of(x, row, position / KV_PAGE, head);
         C* to_row = page + (which * KV_PAGE + position % KV_PAGE) * x.head_dim;
-        to_row[d] = to<C>(rounded(to_float(from[i]), x.format));
+        to_row[d] = to_kept(to_float(from[i]), x);
     }
 }
 
 static void cuda_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv,
                           const int* row_slot, const int* row_position) {
     if (!qkv.rows) return;
-    WITH_STORAGE(qkv.format, T, WITH_STORAGE(kv->format, C, {
+    WITH_STORAGE(qkv.format, T, WITH_CACHE(kv->format, C, {
                      LAUNCH((kv_write_kernel<T, C>), dim3(qkv.rows), dim3(256), 0, stream_of(b),
                             cache_pages_of<C>(kv, layer, row_slot, row_position),
                             matrix_of<T>(qkv));
                  }));
+}
+
+// In place, columns from `first` on: keys and values. A block a row.
+template <class T>
+static __global__ void kv_round_kernel(tensor qkv, int first, const format f) {
+    T* row = row_of<T>(qkv, blockIdx.x);
+    for (int i = first + threadIdx.x; i < qkv.cols; i += blockDim.x)
+        row[i] = to<T>(format_round(to_float(row[i]), &f));
+}
+
+static void cuda_kv_round(backend* b, tensor qkv, head_shape heads, const format* f) {
+    if (!qkv.rows) return;
+    WITH_STORAGE(qkv.format, T,
+                 LAUNCH(kv_round_kernel<T>, dim3(qkv.rows), dim3(256), 0, stream_of(b), qkv,
+                        heads.query * heads.dim, *f));
 }
 
 // `count` times 16 bytes from one page of each layer to another.
@@ -103,33 +152,44 @@ static void cuda_kv_copy_page(backend* b, const kv_cache* kv, int to_page, int f
 constexpr int CACHED_HEADS = 8;
 
 // Positions first .. first + N - 1 of the block's row, keys (0) or values (1), into shared memory
-// as mma_load leaves them, whose `end` is the first position that the row does not see.
-template <int D, int N, class T>
-static __device__ inline void load_pages(T* shared, const cache_pages<T>& x, int key_head,
+// as operands, as mma_load leaves them; `end` is the first position that the row does not see.
+template <int D, int N, class T, class C>
+static __device__ inline void load_pages(T* shared, const cache_pages<C>& x, int key_head,
                                          int which, int first, int end) {
-    constexpr int STRIDE = mma_shape<D>::STRIDE, EACH = packet<T>::N;
+    constexpr int STRIDE = mma_shape<D>::STRIDE, EACH = packet<C>::N;
     for (int p = 0; p < N; p += KV_PAGE) {
-        const T* page = NULL;
+        const C* page = NULL;
         if (first + p < end)
             page = page_of(x, blockIdx.x, (first + p) / KV_PAGE, key_head) +
                    which * KV_PAGE * x.head_dim;
         for (int i = threadIdx.x; x.packed && i < KV_PAGE * D / EACH; i += WARP) {
             int r = i / (D / EACH), c = i % (D / EACH) * EACH;
             bool valid = first + p + r < end && c < x.head_dim;
-            const T* from = valid ? page + r * x.head_dim + c : x.data;
-            cp_async_16(shared + (p + r) * STRIDE + c, from, valid);
+            T* target = shared + (p + r) * STRIDE + c;
+            if constexpr (std::is_same_v<C, T>) {
+                cp_async_16(target, valid ? page + r * x.head_dim + c : x.data, valid);
+            } else {
+                packet<C> part = {};
+                if (valid) part = packet_load(page + r * x.head_dim + c);
+                for (int e = 0; e < EACH; e += 4) {
+                    four<T> values;
+                    for (int k = 0; k < 4; k++) values.v[k] = to<T>(from_kept(part.v[e + k], x));
+                    *(four<T>*)(target + e) = values;
+                }
+            }
         }
         for (int i = threadIdx.x; !x.packed && i < KV_PAGE * D; i += WARP) {
             int r = i / D, c = i % D;
             bool valid = first + p + r < end && c < x.head_dim;
-            shared[(p + r) * STRIDE + c] = valid ? page[r * x.head_dim + c] : to<T>(0.0f);
+            shared[(p + r) * STRIDE + c] =
+                to<T>(valid ? from_kept(page[r * x.head_dim + c], x) : 0.0f);
         }
     }
 }
 
-template <class T, int D>
+template <class T, class C, int D>
 static __global__ void __launch_bounds__(WARP)
-    cached_mma(cache_pages<T> x, matrix<T> out, matrix<T> qkv, float scale) {
+    cached_mma(cache_pages<C> x, matrix<T> out, matrix<T> qkv, float scale) {
     constexpr int STEP = mma_shape<D>::FORWARD_STEP, STRIDE = mma_shape<D>::STRIDE;
     constexpr int BUFFER = STEP * STRIDE;
     DYN_SHARED(packet<T>, memory);
@@ -216,7 +276,7 @@ static __device__ inline void load_operands(float (&x4)[4], const C* row, int d,
         part = *(const four<C>*)(row + d);
     else
         for (int e = 0; e < 4 && d + e < x.head_dim; e++) part.v[e] = row[d + e];
-    for (int e = 0; e < 4; e++) x4[e] = rounded(to_float(part.v[e]), x.operand);
+    for (int e = 0; e < 4; e++) x4[e] = rounded(from_kept(part.v[e], x), x.operand);
 }
 
 template <class C, int D>
@@ -288,13 +348,13 @@ static __global__ void __launch_bounds__(WARP)
     }
 }
 
-template <class T, int D>
-static void cached_mma_launch(backend* b, const tensor& out, const cache_pages<T>& x,
+template <class T, class C, int D>
+static void cached_mma_launch(backend* b, const tensor& out, const cache_pages<C>& x,
                               const tensor& qkv, float scale) {
     constexpr size_t shared =
         (16 + 4 * mma_shape<D>::FORWARD_STEP) * mma_shape<D>::STRIDE * sizeof(T);
     dim3 grid(out.rows, x.key_heads * blocks_for(x.heads / x.key_heads, CACHED_HEADS));
-    LAUNCH((cached_mma<T, D>), grid, dim3(WARP), shared, stream_of(b), x, matrix_of<T>(out),
+    LAUNCH((cached_mma<T, C, D>), grid, dim3(WARP), shared, stream_of(b), x, matrix_of<T>(out),
            matrix_of<T>(qkv), scale);
 }
 
@@ -305,37 +365,33 @@ static void cached_fma_launch(backend* b, const tensor& out, const cache_pages<C
            stream_of(b), x, stored_rows_of(out), stored_rows_of(qkv), scale);
 }
 
-// Which kernel: the choices of attention_launch.
+// Which kernel: the choices of attention_launch, whatever the cache's format.
+template <class T, class C>
+static void cached_launch(backend* b, const tensor& out, const cache_pages<C>& x, const tensor& qkv,
+                          bool stored_operands) {
+    int d = x.head_dim;
+    float scale = 1.0f / sqrtf((float)d);
+    if (d > 256) fatal("the CUDA device has attention heads of at most 256 channels, not %d", d);
+    if constexpr (sizeof(T) == 2) {
+        if (!stored_operands || d > 128) return cached_fma_launch<C, 256>(b, out, x, qkv, scale);
+        if (d <= 16) return cached_mma_launch<T, C, 16>(b, out, x, qkv, scale);
+        if (d <= 32) return cached_mma_launch<T, C, 32>(b, out, x, qkv, scale);
+        if (d <= 64) return cached_mma_launch<T, C, 64>(b, out, x, qkv, scale);
+        return cached_mma_launch<T, C, 128>(b, out, x, qkv, scale);
+    } else {
+        if (d <= 64) return cached_fma_launch<C, 64>(b, out, x, qkv, scale);
+        if (d <= 128) return cached_fma_launch<C, 128>(b, out, x, qkv, scale);
+        return cached_fma_launch<C, 256>(b, out, x, qkv, scale);
+    }
+}
+
 static void cuda_attention_cached(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
                                   const int* row_slot, const int* row_position) {
     if (!out.rows) return;
-    int d = kv->heads.dim;
-    if (d > 256) fatal("the CUDA device has attention heads of at most 256 channels, not %d", d);
-    float scale = 1.0f / sqrtf((float)d);
-    bool stored_operands =
-        kv->operand == kv->format && kv->operand == qkv.format && kv->operand == out.format;
-    WITH_STORAGE(kv->format, C, {
-        cache_pages<C> x = cache_pages_of<C>(kv, layer, row_slot, row_position);
-        if constexpr (sizeof(C) == 2) {
-            if (!stored_operands || d > 128)
-                cached_fma_launch<C, 256>(b, out, x, qkv, scale);
-            else if (d <= 16)
-                cached_mma_launch<C, 16>(b, out, x, qkv, scale);
-            else if (d <= 32)
-                cached_mma_launch<C, 32>(b, out, x, qkv, scale);
-            else if (d <= 64)
-                cached_mma_launch<C, 64>(b, out, x, qkv, scale);
-            else
-                cached_mma_launch<C, 128>(b, out, x, qkv, scale);
-        } else {
-            if (d <= 64)
-                cached_fma_launch<C, 64>(b, out, x, qkv, scale);
-            else if (d <= 128)
-                cached_fma_launch<C, 128>(b, out, x, qkv, scale);
-            else
-                cached_fma_launch<C, 256>(b, out, x, qkv, scale);
-        }
-    });
+    WITH_STORAGE(qkv.format, T, WITH_CACHE(kv->format, C, {
+                     cached_launch<T>(b, out, cache_pages_of<C>(kv, layer, row_slot, row_position),
+                                      qkv, kv->operand == qkv.format && out.format == qkv.format);
+                 }));
 }
 
 // ------------------------------------------------------------------------------------------------

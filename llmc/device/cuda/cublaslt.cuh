@@ -272,7 +272,7 @@ static __global__ void bias_kernel(T* to_type, const float* bias, int n) {
 static const void* cublaslt_bias(backend* b, const product& p) {
     if (storage_of(p.c_format) == STORE_FP32 && (uintptr_t)p.bias % LT_ALIGNMENT == 0)
         return p.bias;
-    void* copy = cuda_scratch(b, SCRATCH_OPERAND, p.n * sizeof(float));
+    void* copy = cuda_scratch(b, SCRATCH_BIAS, p.n * sizeof(float));
     WITH_STORAGE(p.c_format, T,
                  LAUNCH(bias_kernel<T>, dim3(blocks_for(p.n, BIAS_THREADS)), dim3(BIAS_THREADS), 0,
                         stream_of(b), (T*)copy, p.bias, p.n));

@@ -12,6 +12,7 @@
 #include "matmul.cuh"
 #include "nccl.cuh"
 #include "norm.cuh"
+#include "operand.cuh"
 #include "rope.cuh"
 #include "sample.cuh"
 #include "update.cuh"
@@ -105,8 +106,6 @@ void* cuda_scratch(backend* b, int which, size_t bytes) {
 // Opening
 
 // What this device does not have; refuse() in model/ keeps runs away that need it.
-#define cuda_weight_plan NULL
-#define cuda_kv_round NULL
 #define cuda_round_blocks NULL
 #define cuda_count_changed NULL
 #define cuda_experts_forward NULL

@@ -142,6 +142,29 @@ static __device__ inline float round_tf32(float x) {
     return float_from_bits((u + 0xfffu + (u >> 13 & 1)) & ~0x1fffu);
 }
 
+// A value of a format of up to 8 bits in a byte: the sign, then exponent and mantissa, as in the
+// OCP 8-bit floating point specification 1.0. 0x7f is NaN in all of these formats.
+struct code {
+    uint8_t bits;
+};
+
+// 2^(127 - bias) of such a format: values over it have fp32's exponents, subnormal ones too, so
+// that their fp32 bits are exponent and mantissa of the code.
+static __host__ __device__ inline float code_unit(const format& f) {
+    return f.min_normal * 0x1p126f;
+}
+// x is a value of f, or NaN.
+static __device__ inline code to_code(float x, const format& f) {
+    uint32_t u = float_bits(x * (1.0f / code_unit(f)));
+    uint32_t magnitude = x != x ? 0x7fu : (u & 0x7fffffffu) >> f.drop;
+    return {(uint8_t)(u >> 24 & 0x80u | magnitude)};
+}
+static __device__ inline float from_code(code c, const format& f) {
+    uint32_t magnitude = c.bits & 0x7fu, sign = (c.bits & 0x80u) << 24;
+    float x = float_from_bits(magnitude << f.drop | sign) * code_unit(f);
+    return magnitude == 0x7f ? float_from_bits(0x7fc00000u) : x;
+}
+
 // 16 bytes of T, one memory access.
 template <class T>
 struct alignas(16) packet {
@@ -176,6 +199,8 @@ static inline storage storage_of(const format* f) {
         fatal("the CUDA device has no %s; use --device cpu, or fp32, tf32, bf16 or fp16", f->name);
     return STORE_FP32;
 }
+// The format that operands of a product are held in: those of up to 8 bits in bf16 (operand.cuh).
+static inline const format* held_in(const format* f) { return f->scaled ? &FORMAT_BF16 : f; }
 
 // N consecutive elements as floats: one, or SPAN in whole packets.
 constexpr int SPAN = 8;
@@ -255,7 +280,15 @@ static __device__ inline float warp_sum(float x) {
 // The context
 
 // Scratch memory: one buffer a purpose, which grows to the largest request; see cuda_scratch.
-enum { SCRATCH_PARTIAL, SCRATCH_OPERAND, SCRATCH_LOGITS, SCRATCH_ROWS, SCRATCHES };
+enum {
+    SCRATCH_PARTIAL,
+    SCRATCH_BIAS,
+    SCRATCH_OPERAND,
+    SCRATCH_SECOND,
+    SCRATCH_LOGITS,
+    SCRATCH_ROWS,
+    SCRATCHES
+};
 
 struct cublaslt;  // cublaslt.cuh
 struct nccl;      // nccl.cuh
@@ -290,12 +323,14 @@ static __host__ __device__ inline T* row_of(const tensor& t, int64_t r) {
     return (T*)t.data + r * t.stride;
 }
 
-// A weight made ready: W rounded to the operands' format, in its storage. Rows of zeros follow.
+// A weight made ready: W rounded to the operands' format. Rows of zeros follow.
 static inline int padded_outputs(int outputs) { return (outputs + 31) / 32 * 32; }
 struct prepared {
     int outputs, inputs;
-    const format* operand;
-    void* w;  // (padded_outputs(outputs), inputs)
+    const format *operand, *backward_operand;
+    const format* gradient;  // operand that a gradient becomes; NULL: backward_operand
+    const float* master;     // W itself, which backward products round where their operand differs
+    void* w;                 // (padded_outputs(outputs), inputs), in held_in(operand)
     size_t bytes;
 };
 

@@ -4,6 +4,10 @@
 //   forward          out = in W^T + bias    rows of a and of b lie along k
 //   backward, input  din = dout W           b has k rows
 //   backward, weight dw += dout^T in        a and b have k rows
+//
+// Operands of up to 8 bits are rounded into scratch memory first (operand.cuh): with a scale for
+// each row of what lies along k, for each column of what has k rows. Of such a weight only the copy
+// for forward products is kept; backward products round W again.
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
 
@@ -12,6 +16,7 @@
 #include "columns.cuh"
 #include "cublaslt.cuh"
 #include "gemm.cuh"
+#include "operand.cuh"
 
 // The product by cuBLASLt where the context has it and it knows the shape, else by the device's own
 // kernels.
@@ -38,13 +43,21 @@ static __global__ void weight_prepare_kernel(T* operand, const float* w, size_t 
     }
 }
 
+static prepared* cuda_weight_plan(backend*, const linear_plan* plan) {
+    if (plan->weight_per_tensor || plan->activation_per_tensor || plan->split_k > 1)
+        fatal("the CUDA device has no scales of tensors and no split sums; use --device cpu");
+    prepared* p = (prepared*)xalloc(1, sizeof *p, "a prepared weight");
+    p->gradient = plan->gradient;
+    return p;
+}
+
 static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, int outputs,
                                      int inputs, const format* operand,
                                      const format* backward_operand) {
     size_t n = (size_t)outputs * inputs;
-    size_t bytes =
-        (size_t)padded_outputs(outputs) * inputs * (storage_of(operand) == STORE_FP32 ? 4 : 2);
-    if (backward_operand != operand)
+    size_t bytes = (size_t)padded_outputs(outputs) * inputs *
+                   (storage_of(held_in(operand)) == STORE_FP32 ? 4 : 2);
+    if (held_in(backward_operand) != held_in(operand))
         fatal(
             "the CUDA device has one format for the products of both directions, not %s forward "
             "and %s backward; use --device cpu",
@@ -55,7 +68,13 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
         p->w = b->alloc(
             b, bytes, "prepared weights (choose a smaller model: --depth, --channels, --context)");
     }
-    *p = prepared{outputs, inputs, operand, p->w, bytes};
+    *p = prepared{outputs, inputs, operand, backward_operand, p->gradient, w, p->w, bytes};
+    if (operand->scaled) {
+        tensor from = {(void*)w, outputs, inputs, inputs, &FORMAT_FP32};
+        tensor rounded = {p->w, outputs, inputs, inputs, &FORMAT_BF16};
+        round_into(b, rounded, from, operand, false);
+        return p;
+    }
     dim3 grid(blocks_for(n, PREPARE_THREADS * PREPARE_EACH));
     WITH_STORAGE(operand, T,
                  LAUNCH(weight_prepare_kernel<T>, grid, dim3(PREPARE_THREADS), 0, stream_of(b),
@@ -71,52 +90,69 @@ static void cuda_weight_release(backend* b, prepared* p) {
 // ------------------------------------------------------------------------------------------------
 // Products
 
-// Rows as they come must be operands as they stand: the device makes no rounded copies of them.
-static void check_operand(const tensor& t, const prepared* w) {
-    if (storage_of(t.format) != storage_of(w->operand))
+// Rows as operands: a rounded copy, or as they come, where they must be operands as they stand.
+static tensor operand_of(backend* b, const tensor& t, const format* f, bool by_column,
+                         int scratch) {
+    if (f->scaled) return rounded_copy(b, t, f, by_column, scratch);
+    if (storage_of(t.format) != storage_of(f))
         fatal("the CUDA device has no product of %s with a weight in %s; use --device cpu",
-              t.format->name, w->operand->name);
+              t.format->name, f->name);
+    return t;
+}
+
+static const format* gradient_operand(const prepared* w) {
+    return w->gradient ? w->gradient : w->backward_operand;
+}
+
+// W (outputs, inputs) as backward products read it.
+static tensor backward_weight(backend* b, const prepared* w) {
+    const format* f = w->backward_operand;
+    tensor kept = {w->w, w->outputs, w->inputs, w->inputs, held_in(w->operand)};
+    tensor master = {(void*)w->master, w->outputs, w->inputs, w->inputs, &FORMAT_FP32};
+    bool as_kept = f == w->operand && !f->scaled;
+    return as_kept ? kept : rounded_copy(b, master, f, f->scaled, SCRATCH_SECOND);
 }
 
 static void cuda_matmul_forward(backend* b, tensor out, tensor in, const prepared* w,
                                 const float* bias) {
-    check_operand(in, w);
+    tensor a = operand_of(b, in, w->operand, false, SCRATCH_OPERAND);
     product p = {};
     p.forward = true;
     p.m = out.rows, p.n = w->outputs, p.k = w->inputs;
-    p.a = in.data, p.a_stride = in.stride;
+    p.a = a.data, p.a_stride = a.stride;
     p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
     p.c = out.data, p.c_stride = out.stride, p.c_format = out.format;
     p.bias = bias;
-    p.operand = w->operand;
+    p.operand = held_in(w->operand);
     cuda_product(b, p);
 }
 
 static void cuda_matmul_backward_input(backend* b, tensor din, tensor dout, const prepared* w) {
-    check_operand(dout, w);
+    tensor a = operand_of(b, dout, gradient_operand(w), false, SCRATCH_OPERAND);
+    tensor of_weight = backward_weight(b, w);
     product p = {};
     p.m = din.rows, p.n = w->inputs, p.k = w->outputs;
-    p.a = dout.data, p.a_stride = dout.stride;
-    p.b = w->w, p.b_stride = w->inputs;
+    p.a = a.data, p.a_stride = a.stride;
+    p.b = of_weight.data, p.b_stride = of_weight.stride;
     p.c = din.data, p.c_stride = din.stride, p.c_format = din.format;
-    p.operand = w->operand;
+    p.operand = held_in(w->operand);
     cuda_product(b, p);
 }
 
 static void cuda_matmul_backward_weight(backend* b, float* dw, float* dbias, tensor dout, tensor in,
                                         const prepared* w) {
-    check_operand(dout, w);
-    check_operand(in, w);
+    tensor a = operand_of(b, dout, gradient_operand(w), true, SCRATCH_OPERAND);
+    tensor x = operand_of(b, in, w->backward_operand, true, SCRATCH_SECOND);
     product p = {};
     p.m = w->outputs, p.n = w->inputs, p.k = dout.rows;
-    p.a = dout.data, p.a_stride = dout.stride, p.a_transposed = true;
-    p.b = in.data, p.b_stride = in.stride;
+    p.a = a.data, p.a_stride = a.stride, p.a_transposed = true;
+    p.b = x.data, p.b_stride = x.stride;
     p.c = dw, p.c_stride = w->inputs, p.c_format = &FORMAT_FP32;
     p.accumulate = true;
-    p.operand = w->operand;
+    p.operand = held_in(w->operand);
     cuda_product(b, p);
     // The bias has the CPU device's bits where the weight has.
-    bool cpu_order = storage_of(w->operand) == STORE_FP32 && !context_of(b)->products;
+    bool cpu_order = storage_of(held_in(w->operand)) == STORE_FP32 && !context_of(b)->products;
     if (dbias) cuda_sum_columns(b, dbias, dout, cpu_order);
 }
 
