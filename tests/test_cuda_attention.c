@@ -606,7 +606,7 @@ static void check_cached(void) {
                 if (quick() && (turn % 4 == 1 || turn % 7 == 3)) continue;
                 check_cached_case(grouped(turn % 3, head_dim), all[t], all[kv], all[o], gap);
             }
-    // A byte an element.
+    // One byte per element.
     const format* const narrow[] = {&FORMAT_E4M3, &FORMAT_E5M2, format_find("e3m4")};
     for (int t = 0; t < 3; t++)
         for (int d = 0; d < 7; d++)
@@ -671,10 +671,11 @@ static void check_decoding(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Caches of a byte an element
+// Caches with one byte per element
 
 // What a code stands for, after the OCP 8-bit floating point specification 1.0 (and, for other
-// formats, after IEEE 754); NaN where that is no finite number of the format.
+// formats, after IEEE 754); NaN where that is no finite number of the format. ml_dtypes' types say
+// the same.
 static float meaning(int code, const format* f) {
     int bias = (1 << (f->exponent_bits - 1)) - 1, m = code & ((1 << f->mantissa_bits) - 1);
     int e = (code & 0x7f) >> f->mantissa_bits, top = (1 << f->exponent_bits) - 1;

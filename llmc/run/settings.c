@@ -279,11 +279,11 @@ const char* settings_batch_dependence(const settings* s) {
     if (s->activation_scale)
         return "a row's bits depend on its batch (--activation-scale tensor): log pi and log mu "
                "may differ, and --slots and --micro-tokens change the result";
-    if (settings_train_precision(s).gradient_linear->scaled)
-        return "the smallest gradients depend on --micro-tokens: their fp8 scales span its tokens";
     if (s->device == DEVICE_CUDA && !s->batch_invariant)
         return "a row's bits depend on its batch (a GPU without --batch-invariant): log pi and log "
                "mu differ by rounding, and --slots and --micro-tokens change the result";
+    if (settings_train_precision(s).gradient_linear->scaled)
+        return "the smallest gradients depend on --micro-tokens: their fp8 scales span its tokens";
     if (s->device == DEVICE_CUDA)
         return "the last bits of gradients depend on --micro-tokens, on a GPU";
     return NULL;

@@ -1,10 +1,10 @@
 // Attention over the KV cache, and what moves rows about.
 //
 // The cache is (layers, pages, key heads, 2, KV_PAGE, head_dim) in the storage of its own format,
-// which is a byte an element for formats of up to 8 bits: the keys of a page and head lie together,
-// and so do the values. What is written is rounded to the cache's format; what is read, to the
-// operands' format. A row's bits depend on its position and
-// what it sees, and on nothing else in the call. Positions beyond the row's own are not read.
+// which is one byte per element for formats of up to 8 bits: the keys of a page and head lie
+// together, and so do the values. What is written is rounded to the cache's format; what is read,
+// to the operands' format. A row's bits depend on its position and what it sees, and on nothing
+// else in the call. Positions beyond the row's own are not read.
 #ifndef LLMC_CUDA_CACHE_CUH
 #define LLMC_CUDA_CACHE_CUH
 
@@ -110,7 +110,7 @@ static void cuda_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv,
                  }));
 }
 
-// In place, columns from `first` on: keys and values. A block a row.
+// In place, columns from `first` on: keys and values. One block per row.
 template <class T>
 static __global__ void kv_round_kernel(tensor qkv, int first, const format f) {
     T* row = row_of<T>(qkv, blockIdx.x);

@@ -5,9 +5,9 @@
 //   backward, input  din = dout W           b has k rows
 //   backward, weight dw += dout^T in        a and b have k rows
 //
-// Operands of up to 8 bits are rounded into scratch memory first (operand.cuh): with a scale for
-// each row of what lies along k, for each column of what has k rows. Of such a weight only the copy
-// for forward products is kept; backward products round W again.
+// Operands of up to 8 bits are rounded into scratch memory first (operand.cuh). A scale must not
+// vary along k: rows that lie along k have one scale each, and of k rows each column has one. Of
+// such a weight only the copy for forward products is kept; backward products round W again.
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
 
@@ -90,7 +90,8 @@ static void cuda_weight_release(backend* b, prepared* p) {
 // ------------------------------------------------------------------------------------------------
 // Products
 
-// Rows as operands: a rounded copy, or as they come, where they must be operands as they stand.
+// Rows as operands of f: a rounded copy where f has scales; else they must be such operands as they
+// come.
 static tensor operand_of(backend* b, const tensor& t, const format* f, bool by_column,
                          int scratch) {
     if (f->scaled) return rounded_copy(b, t, f, by_column, scratch);

@@ -1,6 +1,6 @@
-// Operands in a format of up to 8 bits, with a power-of-two scale for each row or column. Such a
-// value times its scale is a bf16 value, so the rounded copy is bf16, and the products are those of
-// bf16: exact, with sums in fp32.
+// Operands in a format of up to 8 bits, with one power-of-two scale per row or column. Such a value
+// times its scale is a bf16 value. So the rounded copy is stored in bf16, and bf16 products
+// multiply it: each product of two values is exact, sums are fp32.
 //
 // bf16 ends at multiples of 2^-133. Rounding a bf16 value gives no finer one, since it keeps the
 // leading bits. Rounding an fp32 weight may, in a row whose largest element is below 2^-116
@@ -12,7 +12,7 @@
 
 enum { ROUND_THREADS = 128, ROUND_LANES = 16 };
 
-// to = round(from / scale) scale, with the scale of a row's largest element. A warp a row.
+// to = round(from / scale) scale, with the scale of a row's largest element. One warp per row.
 template <int N, class T>
 static __global__ void __launch_bounds__(ROUND_THREADS)
     round_rows_kernel(tensor to_bf16, tensor from, const format f) {
@@ -35,8 +35,8 @@ static __global__ void __launch_bounds__(ROUND_THREADS)
     }
 }
 
-// The same with the scale of a column's largest element. A block for WARP columns; a thread has
-// every ROUND_LANES-th row of one.
+// The same with the scale of a column's largest element. One block rounds WARP columns; a thread
+// takes every ROUND_LANES-th row of one column.
 template <class T>
 static __global__ void __launch_bounds__(WARP* ROUND_LANES)
     round_columns_kernel(tensor to_bf16, tensor from, const format f) {
@@ -58,7 +58,7 @@ static __global__ void __launch_bounds__(WARP* ROUND_LANES)
     }
 }
 
-// to_bf16 = from as operands of f; by_column: with a scale for each column, not for each row.
+// to_bf16 = from as operands of f, with one scale per row or, by_column, per column.
 static void round_into(backend* b, const tensor& to_bf16, const tensor& from, const format* f,
                        bool by_column) {
     if (!from.rows) return;
