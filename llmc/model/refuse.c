@@ -27,9 +27,8 @@ char* refuse(const capabilities* can, const demand* d) {
         why = refuse_format(can, formats[i].flag, formats[i].format);
     if (!why && !can->simulates && d->train.gradient_attention != d->train.attention)
         why = xprintf(
-            "--grad-dtype %s: %s takes the train dtype; or a format of up to 8 bits, where the "
-            "train "
-            "dtype is bf16 or another such format",
+            "--grad-dtype %s: %s takes the train dtype, or, if that is bf16 or has up to 8 bits, "
+            "a format of up to 8 bits",
             d->train.gradient_linear->name, can->name);
     if (!why && !can->plans && d->train.weight_per_tensor)
         why = xprintf("--weight-scale tensor: %s has one scale per row, not per tensor", can->name);
