@@ -702,6 +702,51 @@ static void check_zeros(void) {
     arrays_free(mark, "zeros");
 }
 
+// Logits of row `kind` of those whose sets are hard to find. Keys have eight digits: four of the
+// logit, four of the id.
+static const char* const THRESHOLDS[] = {"equal logits",          // the ids decide
+                                         "the last bits differ",  // the logit's last digit decides
+                                         "all magnitudes", "some of -infinity", "negative"};
+static float threshold_logit(int kind, int token) {
+    float magnitude = ldexpf(1 + (float)(token * 37 % 101) / 101, token * 7 % 33 - 30);
+    switch (kind) {
+        case 0:
+            return 3;
+        case 1:
+            return 1 + (float)(token * 7919 % 200) * 0x1p-23f;
+        case 2:
+            return token % 3 ? magnitude : -magnitude;
+        case 3:
+            return token % 3 ? magnitude : -INFINITY;
+        default:
+            return -5 - magnitude;
+    }
+}
+
+static void check_threshold(int kind, int v, sampling how, int orders) {
+    int mark = array_count;
+    sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_FP32, kind, how};
+    tensor x = matrix_new(1, 1, &FORMAT_FP32), w = weight_random(v, 1);
+    set_rows(x, 0, 1, 1);
+    for (int j = 0; j < v; j++) row_at(w, j)[0] = threshold_logit(kind, j);
+    check_sampler_with(&c, x, w, orders);
+    arrays_free(mark, THRESHOLDS[kind]);
+}
+
+static void check_thresholds(void) {
+    static const int ks[] = {0, 1, 300, 999, 2000};
+    static const float ps[] = {1, 0x1p-30f, 0.5f, 1 - 0x1p-24f};
+    for (int kind = 0; kind < 5; kind++)
+        for (int k = 0; k < 5; k++)
+            for (int p = 0; p < 4; p++) {
+                sampling how = {1, 0, ks[k], ps[p], 1, STREAM_SAMPLE, 0, 0};
+                if (!quick() || (kind + k + p) % 3 == 0)
+                    check_threshold(kind, 1000, how, (k + p) % 4 ? 1 : schedules);
+            }
+    // Ids of three digits.
+    check_threshold(0, 70000, (sampling){1, 0, 0, 0.96f, 1, STREAM_SAMPLE, 0, 0}, 1);
+}
+
 // A point that is exactly a running sum belongs to the next token. The first token weighs 2^40, all
 // others 1, so that every point beyond 2^40 is one: these seeds were searched for such. Within a
 // packet; at its end, where the next lane begins; at the end of a warp's section of 512 tokens.
@@ -727,21 +772,27 @@ static void check_boundaries(void) {
     arrays_free(mark, "boundaries");
 }
 
-// Logits that are not numbers draw some token.
+// Logits that are not numbers draw some token, and so does one that is infinite.
 static void check_no_numbers(void) {
-    int mark = array_count, gpu_mark = gpu_array_count, v = 40;
-    sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, SAMPLINGS[0]};
-    tensor x = matrix_new(1, 1, &FORMAT_FP32), ones = weight_random(v, 1);
-    set_rows(x, 0, 1, NAN);
-    set_rows(ones, 0, v, 1);
-    slots before = slots_new(&c);
-    prepared* w = gpu->weight_prepare(gpu, NULL, gpu_matrix(ones).data, v, 1, c.operand, c.operand);
-    slots after = gpu_sample(&before, gpu_matrix(x), w, &c, 0);
-    int token = after.s.token[1];
-    CHECK(token >= 0 && token < v, "token %d of %d", token, v);
-    gpu->weight_release(gpu, w);
-    gpu_arrays_free(gpu_mark);
-    arrays_free(mark, "not numbers");
+    static const float firsts[] = {NAN, INFINITY};
+    for (int i = 0; i < SAMPLING_COUNT; i++)
+        for (int f = 0; f < 2; f++) {
+            int mark = array_count, gpu_mark = gpu_array_count, v = 40;
+            sampler_case c = {1, v, 1, &FORMAT_FP32, &FORMAT_FP32, 0, SAMPLINGS[i]};
+            tensor x = matrix_new(1, 1, &FORMAT_FP32), w_host = weight_random(v, 1);
+            set_rows(x, 0, 1, 1);
+            set_rows(w_host, 0, f ? 1 : v, firsts[f]);
+            slots before = slots_new(&c);
+            before.s.position[1] = 7;
+            prepared* w =
+                gpu->weight_prepare(gpu, NULL, gpu_matrix(w_host).data, v, 1, c.operand, c.operand);
+            slots after = gpu_sample(&before, gpu_matrix(x), w, &c, 0);
+            int token = after.s.token[1];
+            CHECK(token >= 0 && token < v, "%s: token %d of %d", sampler_text(&c), token, v);
+            gpu->weight_release(gpu, w);
+            gpu_arrays_free(gpu_mark);
+            arrays_free(mark, "not numbers");
+        }
 }
 
 // A token whose logit is -infinity is as one that is not kept.
@@ -773,6 +824,7 @@ int main(void) {
     check_candidates();
     check_rare_tokens();
     check_zeros();
+    check_thresholds();
     check_boundaries();
     check_no_numbers();
     cuda_test_close();

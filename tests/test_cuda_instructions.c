@@ -383,6 +383,28 @@ static void write_warp_kernels(void) {
            "\tselp.u32 \t%r22, 1, 0, %p4;\n"
            "\t@!%p3 mov.u32 \t%r22, 99;\n"
            "\tst.global.v4.u32 \t[%rd1], {%r16, %r20, %r21, %r22};\n");
+    // In: a number. Out: what two atomics gave back, and the counters afterwards.
+    kernel("atomics", 16, 4,
+           "\t.shared .align 4 .b8 counters[128];\n"
+           "\tld.global.u32 \t%r10, [%rd2];\n"
+           "\tand.b32 \t%r11, %r1, 15;\n"
+           "\tshl.b32 \t%r11, %r11, 2;\n"
+           "\tmov.u32 \t%r12, counters;\n"
+           "\tadd.s32 \t%r13, %r12, %r11;\n"
+           "\tsetp.lt.u32 \t%p1, %r1, 16;\n"
+           "\tmov.u32 \t%r14, 0;\n"
+           "\t@%p1 st.shared.u32 \t[%r13], %r14;\n"
+           "\t@%p1 st.shared.u32 \t[%r13+64], %r14;\n"
+           "\tbar.sync \t0;\n"
+           "\tand.b32 \t%r15, %r10, 1;\n"
+           "\tsetp.ne.s32 \t%p2, %r15, 0;\n"
+           "\tmov.u32 \t%r16, 77;\n"
+           "\t@%p2 atom.shared.add.u32 \t%r16, [%r13], %r10;\n"
+           "\tatom.shared.add.u32 \t%r17, [%r13+64], 1;\n"
+           "\tbar.sync \t0;\n"
+           "\tld.shared.u32 \t%r18, [%r13];\n"
+           "\tld.shared.u32 \t%r19, [%r13+64];\n"
+           "\tst.global.v4.u32 \t[%rd1], {%r16, %r17, %r18, %r19};\n");
 }
 
 // The lane that shfl.sync reads, and its predicate: the ISA's definition.
@@ -482,6 +504,39 @@ static void test_barriers(void) {
                 CHECK(out[b][i][k] == expected[k], "%s: thread %d of block %d got %u, expected %u",
                       what[k], i, b, out[b][i][k], expected[k]);
         }
+}
+
+// Threads add their numbers to 16 counters, and 1 to their turn. What they get back are a counter's
+// values in some order of the additions; a thread's predicate may leave it out.
+static void test_atomics(void) {
+    enum { THREADS = 128, COUNTERS = 16 };
+    static uint32_t in[THREADS], out[THREADS][4];
+    for (int i = 0; i < THREADS; i++) in[i] = 0xf0000000u + 12345u * i;
+    run("atomics", 1, THREADS, out, sizeof out, in, sizeof in);
+    uint32_t sum[COUNTERS] = {0}, turns[COUNTERS] = {0};
+    for (int i = 0; i < THREADS; i++) {
+        if (in[i] & 1) sum[i % COUNTERS] += in[i];
+        CHECK(out[i][1] < THREADS / COUNTERS && !(turns[i % COUNTERS] >> out[i][1] & 1),
+              "atom.add of 1: thread %d got %u", i, out[i][1]);
+        turns[i % COUNTERS] |= 1u << (out[i][1] & 31);
+    }
+    // Each old value is an earlier one's and what that one added.
+    for (int i = 0; i < THREADS; i++) {
+        int from = -1;
+        if (!(in[i] & 1)) {
+            CHECK(out[i][0] == 77, "atom.add changed the register of thread %d, left out", i);
+            continue;
+        }
+        for (int j = i % COUNTERS; j < THREADS; j += COUNTERS)
+            if ((in[j] & 1) && out[j][0] + in[j] == out[i][0]) from = j;
+        CHECK((from >= 0) != (out[i][0] == 0), "atom.add: thread %d got %x", i, out[i][0]);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        CHECK(out[i][2] == sum[i % COUNTERS], "atom.add: counter %d is %x, expected %x",
+              i % COUNTERS, out[i][2], sum[i % COUNTERS]);
+        CHECK(out[i][3] == THREADS / COUNTERS, "atom.add of 1: counter %d is %u", i % COUNTERS,
+              out[i][3]);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -1189,6 +1244,7 @@ int main(void) {
     test_shuffles();
     test_warps();
     test_barriers();
+    test_atomics();
     test_memory();
     test_shared_memory();
     test_moves();

@@ -1,7 +1,7 @@
 // profile: what a GPU would have to do, counted without one. A training step and decoding at the
 // sizes of GPT-2 124M, with few layers, run on the PTX machine, which counts what each kernel
 // issues and moves, and predicts times (tests/ptx/README.md). --family takes another family at
-// these sizes. --limits runs two: GPT-2, and Qwen3 for the kernels that GPT-2 has not.
+// these sizes. --limits runs two: GPT-2, and Qwen3 with top-p for the kernels that GPT-2 has not.
 //     build/ptx/profile [--layers N] [--tokens N] ...
 //
 // --limits FILE runs at sizes of its own and holds every kernel against the file: instructions for
@@ -24,13 +24,14 @@ static const format* const DTYPES[] = {&FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32,
 static int layers = 1, channels = 768, heads = 12, vocab = 8192, tokens = 1024, sequences = 1;
 static int kv_heads, family_number;
 static int slots = 32, prompt = 32, new_tokens = 8, processors = 132, dtype;
+static double top_p = 1;
 static const char *limits = "", *write_limits = "";
 
 #define SIZE(name, value, help) \
     { name, OPTION_INT, &value, help, 1, 65535, NULL, 0, 0, 0, NULL }
 #define FILE_NAME(name, value, help) \
     { name, OPTION_TEXT, &value, help, 0, 0, NULL, 0, 0, 0, NULL }
-enum { FIRST_SIZE = 1, SIZES = 13 };  // of OPTIONS
+enum { FIRST_SIZE = 1, SIZES = 14 };  // of OPTIONS
 static option OPTIONS[] = {
     {.kind = OPTION_GROUP, .help = "Sizes"},
     SIZE("layers", layers, "blocks of the model"),
@@ -48,6 +49,8 @@ static option OPTIONS[] = {
     {"family", OPTION_CHOICE, &family_number, "of the model", 0, 0, FAMILY_NAMES, 0, 0, 0, NULL},
     {"kv-heads", OPTION_INT, &kv_heads, "of keys and of values; 0: as many as of queries", 0, 65535,
      NULL, 0, 0, 0, NULL},
+    {"top-p", OPTION_DOUBLE, &top_p, "share of the tokens that are drawn from; 1: all", 0, 1, NULL,
+     1, 0, 0, NULL},
     {.kind = OPTION_GROUP, .help = "Limits"},
     FILE_NAME("limits", limits, "file to compare with"),
     FILE_NAME("write-limits", write_limits, "file to write anew"),
@@ -95,7 +98,8 @@ static trainer* train(backend* b, const model* m, precision p) {
 }
 
 static void decode(trainer* t, precision p, int count) {
-    sampling how = {.inverse_temperature = 1, .top_p = 1, .seed = 1, .stream = STREAM_SAMPLE};
+    sampling how = {
+        .inverse_temperature = 1, .top_p = (float)top_p, .seed = 1, .stream = STREAM_SAMPLE};
     rollout* d = workload_batch(vocab, count, prompt, new_tokens);
     sampler* r = sampler_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count,
                                 0, (end_set){0}, 0);
@@ -301,6 +305,7 @@ int main(int argc, char** argv) {
             (unsigned long long)decode_launches);
     if (with_limits) {
         family_number = 3, kv_heads = 2, tokens = 128;  // qwen3
+        top_p = 0.95;
         run();
     }
     if (*write_limits) limits_write(write_limits);

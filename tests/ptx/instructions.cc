@@ -336,6 +336,22 @@ instruction* run_store(instruction* i, warp& w) {
     return i + 1;
 }
 
+// d = [a], [a] = d + b; x: d, the address, b. Lanes come in an order that the schedule chooses.
+instruction* run_atomic_add(instruction* i, warp& w) {
+    u32 before[LANES] = {}, swap = schedule > 1 ? random_below(LANES) : schedule ? LANES - 1 : 0;
+    for (int n = 0; n < LANES; n++) {
+        int l = n ^ (int)swap;
+        if (!(w.mask >> l & 1)) continue;
+        u8* at = shared_atomic(w, i, l, lane_address(w, i->x + 1, l), sizeof(u32));
+        memcpy(&before[l], at, sizeof(u32));
+        u32 after = before[l] + w.at<u32>(i->x[4])[l];
+        memcpy(at, &after, sizeof(u32));
+    }
+    u32* d = w.at<u32>(i->x[0]);
+    LANEWISE if (w.lanes[l]) d[l] = before[l];
+    return i + 1;
+}
+
 // x: wide, whole, parts...
 instruction* run_pack(instruction* i, warp& w) {
     for (u32 m = w.mask; m; m &= m - 1) {
@@ -643,6 +659,7 @@ static void add_special(table& t) {
                                                                 ALIGNED};
     t["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = {tensor_mma_f16, "WWWWwwwwwwwwww",
                                                               ALIGNED};
+    t["atom.shared.add.u32"] = {run_atomic_add, "W@w", 0};
     t["cp.async.cg.shared.global"] = {copy_issue, "@@iw", 0};
     t["cp.async.commit_group"] = {copy_commit, "", 0};
     t["cp.async.wait_group"] = {copy_wait, "i", 0};

@@ -245,6 +245,7 @@ u8* memory_host(u64 address, size_t bytes, access how, const char* who) {
 
 constexpr u32 WHO_BITS = 11, WHO = (1u << WHO_BITS) - 1;
 constexpr u32 OF_WARP = THREADS_MAX, OF_WARPS = WHO;  // several lanes of a warp; several warps
+constexpr u32 BY_ATOMICS = WHO - 1;                   // of any threads
 constexpr u32 TICK_MAX = (1u << (32 - WHO_BITS)) - 2;
 constexpr u32 PENDING = ALL;  // an asynchronous copy will arrive
 static bool pending;          // one was issued in this block
@@ -286,7 +287,7 @@ static bool is_ordered(const warp& w, u32 stamp, u32 who) {
     u32 tick = stamp >> WHO_BITS, by = stamp & WHO;
     if (tick < w.home->tick_barrier) return true;
     if (by == who && by < OF_WARP) return true;
-    return by != OF_WARPS && warp_of_stamp(by) == w.index && tick < w.since;
+    return by < BY_ATOMICS && warp_of_stamp(by) == w.index && tick < w.since;
 }
 
 [[noreturn]] static void report_shared(const warp& w, const instruction* i, int lane, u32 granule,
@@ -295,8 +296,10 @@ static bool is_ordered(const warp& w, u32 stamp, u32 who) {
     char by[64];
     if (who < OF_WARP)
         snprintf(by, sizeof by, "thread %u", who);
-    else if (who < OF_WARPS)
+    else if (who < BY_ATOMICS)
         snprintf(by, sizeof by, "another lane of warp %u", who - OF_WARP);
+    else if (who == BY_ATOMICS)
+        snprintf(by, sizeof by, "an atomic");
     else
         snprintf(by, sizeof by, "several warps");
     report(&w, i, lane, "%s byte %u of shared memory, which %s %s with no barrier between",
@@ -334,15 +337,38 @@ static void shared_write_slow(const warp& w, const instruction* i, int lane, u32
     shared_wrote[g] = stamp;
 }
 
-u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes, access how,
-                  bool whole_warp) {
-    const block& b = *w.home;
+static void check_place(const warp& w, const instruction* i, int lane, u64 address, u32 bytes,
+                        access how) {
+    u32 all = w.home->shared_bytes;
     if (address & (bytes - 1))
         report(&w, i, lane, "%s %u bytes at byte %llu of shared memory, which is no multiple of %u",
                verb(how), bytes, (unsigned long long)address, bytes);
-    if (address > b.shared_bytes || bytes > b.shared_bytes - address)
+    if (address > all || bytes > all - address)
         report(&w, i, lane, "%s %u bytes at byte %llu of %u bytes of shared memory", verb(how),
-               bytes, (unsigned long long)address, b.shared_bytes);
+               bytes, (unsigned long long)address, all);
+}
+
+// Atomics do not race with one another. Between two barriers of the block, nothing but atomics may
+// touch what one of them changes.
+u8* shared_atomic(const warp& w, const instruction* i, int lane, u64 address, u32 bytes) {
+    const block& b = *w.home;
+    check_place(w, i, lane, address, bytes, WRITE);
+    for (u32 g = (u32)address / GRANULE; g < ((u32)address + bytes) / GRANULE; g++) {
+        u32 wrote = shared_wrote[g], read = shared_read[g];
+        if (wrote == PENDING || wrote >> WHO_BITS < b.tick_first)
+            shared_read_slow(w, i, lane, g, 0);  // reports it
+        if (wrote >> WHO_BITS >= b.tick_barrier && (wrote & WHO) != BY_ATOMICS)
+            report_shared(w, i, lane, g, WRITE, wrote, "wrote");
+        if (read >> WHO_BITS >= b.tick_barrier) report_shared(w, i, lane, g, WRITE, read, "read");
+        shared_wrote[g] = b.tick << WHO_BITS | BY_ATOMICS;
+    }
+    return shared_data + address;
+}
+
+u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes, access how,
+                  bool whole_warp) {
+    const block& b = *w.home;
+    check_place(w, i, lane, address, bytes, how);
     u32 who = whole_warp ? OF_WARP + w.index : w.index * LANES + (u32)lane;
     u32 stamp = b.tick << WHO_BITS | who, ordered = b.tick_barrier << WHO_BITS;
     u32 from = (u32)address / GRANULE, to = ((u32)address + bytes + GRANULE - 1) / GRANULE;

@@ -4,7 +4,8 @@
 //
 // A request is what one instruction asks for, for all lanes of a warp. In global memory it moves
 // sectors of 32 bytes. Shared memory has 32 banks of 4 bytes; a pass takes one word of each bank,
-// for any number of lanes; accesses of 8 bytes go by half warps, of 16 bytes by quarters.
+// for any number of lanes; accesses of 8 bytes go by half warps, of 16 bytes by quarters. Atomics
+// of several lanes on one word take a pass each.
 //
 // The prediction for a card is the largest of three times, launch by launch: the instructions that
 // its schedulers issue, the mma that its tensor cores do, and the bytes that memory moves, each
@@ -151,6 +152,16 @@ static instruction* counted_ldmatrix(instruction* i, warp& w) {
     return original(i, w);
 }
 
+static instruction* counted_atomic(instruction* i, warp& w) {
+    tally& t = w.home->running->profiled->of[i - w.home->running->code.data()];
+    u32 lanes[BANKS] = {};
+    for (u32 m = w.mask; m; m &= m - 1)
+        lanes[lane_address(w, i->x + 1, __builtin_ctz(m)) / WORD % BANKS]++;
+    t.passes += *std::max_element(lanes, lanes + BANKS);
+    t.passes_least++;
+    return run_atomic_add(i, w);
+}
+
 static instruction* counted_copy(instruction* i, warp& w) {
     u32 bytes = (u32)i->x[6], reads = 0;
     for (int l = 0; l < LANES; l++) reads |= (w.at<u32>(i->x[7])[l] ? 1u << l : 0) & w.mask;
@@ -165,6 +176,7 @@ static step* counted(const instruction& i) {
         {run_store, counted_access<run_store, WRITE>},
         {tensor_ldmatrix, counted_ldmatrix<tensor_ldmatrix>},
         {tensor_ldmatrix_trans, counted_ldmatrix<tensor_ldmatrix_trans>},
+        {run_atomic_add, counted_atomic},
         {copy_issue, counted_copy}};
     if (i.run == run_load && i.x[0] == PARAMETER) return i.run;
     for (auto& [plain, twin] : TWINS)
@@ -208,8 +220,8 @@ static u8 kind_of(const char* text) {
         {"mov.", KIND_MOVE},    {"cvt", KIND_MOVE},        {"ld", KIND_MEMORY},
         {"st.", KIND_MEMORY},   {"cp.async.c", KIND_WAIT}, {"cp.async.w", KIND_WAIT},
         {"bar.", KIND_WAIT},    {"shfl.", KIND_SHUFFLE},   {"vote.", KIND_SHUFFLE},
-        {"setp", KIND_COMPARE}, {"selp", KIND_COMPARE},    {"bra", KIND_BRANCH},
-        {"ret", KIND_BRANCH},   {"exit", KIND_BRANCH}};
+        {"atom.", KIND_MEMORY}, {"setp", KIND_COMPARE},    {"selp", KIND_COMPARE},
+        {"bra", KIND_BRANCH},   {"ret", KIND_BRANCH},      {"exit", KIND_BRANCH}};
     if (name.rfind("cp.async.cg", 0) == 0) return KIND_MEMORY;
     for (auto& [beginning, kind] : BEGINNINGS)
         if (name.rfind(beginning, 0) == 0) return (u8)kind;

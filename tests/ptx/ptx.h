@@ -142,7 +142,7 @@ struct opcode {
 };
 const opcode* opcode_find(std::string_view name);
 extern step run_leader, run_branch, run_branch_if, run_narrow, run_widen, run_exit, run_load,
-    run_store, run_pack, run_unpack;
+    run_store, run_atomic_add, run_pack, run_unpack;
 
 // ------------------------------------------------------------------------------------------------
 // Running
@@ -262,6 +262,7 @@ u8* memory_host(u64 address, size_t bytes, access, const char* who);
 u8* global_access(const warp&, const instruction*, int lane, u64 address, u32 bytes, access);
 u8* shared_access(const warp&, const instruction*, int lane, u64 address, u32 bytes, access,
                   bool whole_warp = false);
+u8* shared_atomic(const warp&, const instruction*, int lane, u64 address, u32 bytes);
 // All lanes' accesses to consecutive elements at once; NULL where it is none.
 u8* global_access_row(const warp&, const instruction*, u64 address, u32 bytes, access);
 // From its issue to its arrival an asynchronous copy's destination can't be read.

@@ -73,6 +73,12 @@ static const known CASES[] = {
     {"16 bytes go by quarter warps", SHARED("16") STORE_16, 3, 0, 0, 0, 4, 4},
     {"16 bytes at a stride of 32", SHARED("32") STORE_16, 3, 0, 0, 0, 8, 4},
     {"16 bytes of rows of 144", SHARED("144") STORE_16, 3, 0, 0, 0, 4, 4},
+    {"atomics on words of their own",
+     SHARED("4") STORE_4 "bar.sync 0;\natom.shared.add.u32 %r3, [%r2], 1;\n", 5, 0, 0, 0, 2, 2},
+    {"atomics of four lanes on each word",
+     SHARED("4") STORE_4 "bar.sync 0;\nand.b32 %r4, %r0, 7;\nshl.b32 %r4, %r4, 2;\n"
+                         "add.s32 %r4, %r1, %r4;\natom.shared.add.u32 %r3, [%r4], 1;\n",
+     8, 0, 0, 0, 1 + 4, 2},
     {"ldmatrix: rows of 64 bytes", SHARED("64") LDMATRIX, 5, 0, 0, 0, 32, 8},
     {"ldmatrix: rows of 80 bytes", SHARED("80") LDMATRIX, 5, 0, 0, 0, 8, 8},
     {"asynchronous copies",

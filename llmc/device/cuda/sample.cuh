@@ -4,8 +4,8 @@
 // A token's weight is the integer floor(2^40 exp(l - max)), so sums have no order: from equal
 // logits this draws the token, and keeps the set of tokens, that the CPU device does. Top-k and
 // top-p look for a threshold among keys that order the tokens, the greater logit first and then the
-// lower id, bit by bit, each bit by a pass over the row that counts and weighs the tokens at or
-// above a key.
+// lower id. They find it digit by digit (radix selection): a pass over the row counts and weighs
+// the tokens by the next eight bits of their keys, until one token is left.
 #ifndef LLMC_CUDA_SAMPLE_CUH
 #define LLMC_CUDA_SAMPLE_CUH
 
@@ -13,6 +13,15 @@
 
 static __device__ inline uint64_t weight_of(float l, float max) {
     return (uint64_t)(num_expf(l - max) * 0x1p40f);
+}
+
+static __device__ inline uint64_t warp_sum_to_here(uint64_t x) {
+    int lane = threadIdx.x % WARP;
+    for (int d = 1; d < WARP; d *= 2) {
+        uint64_t before = __shfl_up_sync(~0u, (unsigned long long)x, d);
+        if (lane >= d) x += before;
+    }
+    return x;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -25,73 +34,107 @@ static __device__ inline uint64_t key_of(float l, int i) {
     return (uint64_t)u << 32 | (uint32_t)~i;
 }
 
-// Tokens whose keys are `key` or more.
-static __device__ inline uint32_t count_from(const logits_row& r, uint64_t key) {
-    uint32_t count = 0;
-    row_each(r, [&](int i, float l) { count += key_of(l, i) >= key; });
-    return block_combine(count, 0u, [](uint32_t a, uint32_t b) { return a + b; });
-}
-
-// The same with their weight; no padding, which lanes would exchange too.
-struct __attribute__((packed, aligned(4))) mass {
-    uint64_t weight;
-    uint32_t count;
+// The tokens of a row by a digit of their keys: how many, and their weight, as two words. Each
+// eighth lane adds to a copy of its own: many logits share their first digit, and additions to one
+// word wait for each other. A gap after each copy leads its words to other banks.
+enum { DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS, COPIES = 8, BANK_GAP = 4 };
+struct alignas(16) digit_sums {
+    uint32_t count[COPIES][DIGITS + BANK_GAP], low[COPIES][DIGITS + BANK_GAP],
+        high[COPIES][DIGITS + BANK_GAP];
 };
 
-static __device__ inline mass mass_from(const logits_row& r, uint64_t key, float max) {
-    uint64_t weight = 0;
-    uint32_t count = 0;
-    row_each(r, [&](int i, float l) {
-        if (key_of(l, i) < key) return;
-        weight += weight_of(l, max);
-        count++;
-    });
-    return block_combine(mass{weight, count}, mass{0, 0}, [](mass a, mass b) -> mass {
-        return {a.weight + b.weight, a.count + b.count};
-    });
+static __device__ inline void sums_clear(digit_sums& sums) {
+    for (int i = threadIdx.x; i < (int)(sizeof sums / sizeof(int4)); i += blockDim.x)
+        ((int4*)&sums)[i] = make_int4(0, 0, 0, 0);
+    __syncthreads();
 }
 
-// The greatest key from which on there are enough tokens. enough(key, count) says whether, and
-// counts them; key 0, which all tokens reach, is.
-template <class F>
-static __device__ inline uint64_t threshold_key(uint32_t tokens, F enough) {
-    uint64_t key = 0;
-    uint32_t here = tokens, above = 0;  // from `key` on; from the first key known as too great on
-    for (int bit = 63; bit >= 0 && here - above > 1; bit--) {
-        uint64_t next = key | 1ull << bit;
-        uint32_t count;
-        if (enough(next, count))
-            key = next, here = count;
-        else
-            above = count;
+// 64-bit additions to shared memory are loops on the hardware; these two are not.
+static __device__ inline void sums_add(digit_sums& sums, uint32_t digit, uint64_t weight) {
+    int copy = threadIdx.x % COPIES;
+    atomicAdd(&sums.count[copy][digit], 1u);
+    uint32_t low = (uint32_t)weight, before = atomicAdd(&sums.low[copy][digit], low);
+    uint32_t high = (uint32_t)(weight >> 32) + (before + low < before);
+    if (high) atomicAdd(&sums.high[copy][digit], high);
+}
+
+// The greatest key from which on there are enough tokens, as far as it is known.
+struct threshold {
+    uint64_t key;     // the digits that are known, then zeros
+    uint64_t before;  // the weight of the tokens whose keys begin with greater digits
+    uint32_t left;    // tokens whose keys begin with these digits
+};
+
+// For a warp: the next digit. `enough`: the weight that is enough; below 0 it is found first, as
+// share p of all.
+static __device__ inline void find_digit(threshold& found, const threshold& t,
+                                         const digit_sums& sums, int shift, float p,
+                                         double& enough) {
+    constexpr int EACH = DIGITS / WARP, N = packet<uint32_t>::N;
+    int lane = threadIdx.x % WARP, first = DIGITS - EACH * (lane + 1), digit = -1;
+    uint32_t count[EACH] = {};
+    uint64_t weight[EACH] = {}, own = 0, before = t.before;
+    for (int copy = 0; copy < COPIES; copy++)
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            int at = first + j / N * N;
+            count[j] += packet_load(&sums.count[copy][at]).v[j % N];
+            weight[j] += packet_load(&sums.low[copy][at]).v[j % N];
+            weight[j] += (uint64_t)packet_load(&sums.high[copy][at]).v[j % N] << 32;
+        }
+#pragma unroll
+    for (int j = 0; j < EACH; j++) own += weight[j];
+    uint64_t running = warp_sum_to_here(own);
+    if (enough < 0)
+        enough = (double)p * (double)__shfl_sync(~0u, (unsigned long long)running, WARP - 1);
+    running += before - own;
+#pragma unroll
+    for (int j = EACH - 1; j >= 0; j--) {
+        if (digit < 0 && count[j] && (double)(running + weight[j]) >= enough) {
+            digit = first + j;
+            before = running;
+            own = count[j];
+        }
+        running += weight[j];
     }
-    return key;
+    if (lane == __ffs(__ballot_sync(~0u, digit >= 0)) - 1)
+        found = {t.key | (uint64_t)digit << shift, before, (uint32_t)own};
 }
 
-static __device__ inline uint64_t top_k_key(const logits_row& r, uint32_t k) {
-    return threshold_key(r.vocabulary, [&](uint64_t key, uint32_t& count) {
-        count = count_from(r, key);
-        return count >= k;
-    });
-}
-
-// The first tokens whose share of the weight of those from `from` on reaches p; one at least.
-static __device__ inline uint64_t top_p_key(const logits_row& r, uint64_t from, float max,
-                                            float p) {
-    double enough = (double)p * (double)mass_from(r, from, max).weight;
-    return threshold_key(r.vocabulary, [&](uint64_t key, uint32_t& count) {
-        mass m = mass_from(r, key, max);
-        count = m.count;
-        return count > 0 && (double)m.weight >= enough;
-    });
+// k > 0: the k-th key. Else the last key of the first tokens whose share of the weight of those
+// from `from` on reaches p; one at least. Tokens weigh 1 in the first case: k is enough.
+static __device__ inline uint64_t threshold_key(const logits_row& r, uint64_t from, float max,
+                                                int k, float p) {
+    __shared__ digit_sums sums;
+    __shared__ threshold found;
+    threshold t = {0, 0, (uint32_t)r.vocabulary};
+    double enough = k > 0 ? (double)(uint64_t)k : -1;
+    for (int shift = 64 - DIGIT_BITS; shift >= 0 && t.left > 1; shift -= DIGIT_BITS) {
+        if (shift < 32 && (uint32_t)(r.vocabulary - 1) >> shift == 0) {  // alike in all keys
+            t.key |= (uint64_t)(DIGITS - 1) << shift;
+            continue;
+        }
+        sums_clear(sums);
+        row_each(r, [&](int i, float l) {
+            uint64_t key = key_of(l, i), other = (key ^ t.key) >> shift;
+            if (key >= from && other < DIGITS)
+                sums_add(sums, (uint32_t)other, k > 0 ? 1 : weight_of(l, max));
+        });
+        __syncthreads();
+        if (threadIdx.x < WARP) find_digit(found, t, sums, shift, p, enough);
+        __syncthreads();
+        t = found;
+    }
+    return t.key > from ? t.key : from;
 }
 
 // Writes the set: the k first tokens; of these the first whose share of their weight reaches p.
 // k = 0 and p = 1 are off.
 static __device__ inline void choose_kept(uint32_t* nucleus, const logits_row& r, float max, int k,
                                           float p) {
-    uint64_t key = k > 0 && k < r.vocabulary ? top_k_key(r, k) : 0;
-    if (p < 1) key = top_p_key(r, key, max, p);
+    uint64_t key = 0;
+    if (k > 0 && k < r.vocabulary) key = threshold_key(r, 0, max, k, 1);
+    if (p < 1) key = threshold_key(r, key, max, 0, p);
     int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     for (int word = threadIdx.x / WARP; word < words_of_set(r.vocabulary); word += warps) {
         int i = word * 32 + lane;
@@ -113,15 +156,6 @@ static __device__ inline int draw_greedy(const logits_row& r) {
     });
     best = block_combine(best, (uint64_t)0, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
     return (int)~(uint32_t)best;
-}
-
-static __device__ inline uint64_t warp_sum_to_here(uint64_t x) {
-    int lane = threadIdx.x % WARP;
-    for (int d = 1; d < WARP; d *= 2) {
-        uint64_t before = __shfl_up_sync(~0u, (unsigned long long)x, d);
-        if (lane >= d) x += before;
-    }
-    return x;
 }
 
 // For a whole warp: the first token of first .. end - 1 with which the running sum of weights,
