@@ -587,6 +587,55 @@ static void check_prepare_again(void) {
     arrays_free(mark, c.what);
 }
 
+// A bias that was prepared changes no bit; another one is added all the same, and so is one that
+// changed before the weight was prepared once more. Outputs of another storage do not take it.
+static void check_prepared_bias(formats f, int shift) {
+    int mark = array_count, gpu_mark = gpu_array_count, m = 5, n = 24, k = 32;
+    product_case c = case_new((shape){m, n, k}, f, INTEGERS);
+    results expected = cpu_results(&c);
+    tensor sums = matrix_new(m, n, &FORMAT_FP32), zeros = vector_new(n);
+    prepared* p = cpu->weight_prepare(cpu, NULL, c.w.data, n, k, f.operand, f.operand);
+    cpu->matmul_forward(cpu, sums, c.in, p, c.bias.data);
+    cpu->weight_release(cpu, p);
+    set_zero(zeros);
+
+    tensor in = gpu_matrix(c.in), out = gpu_matrix(expected.out), wide = gpu_matrix(sums);
+    tensor weight = gpu_matrix(c.w), bias = gpu_matrix_shifted(c.bias, 0, shift);
+    tensor other = gpu_matrix(zeros);
+    size_t before = gpu->allocated;
+    p = gpu->weight_prepare(gpu, NULL, weight.data, n, k, f.operand, f.operand);
+    gpu->bias_prepare(gpu, p, bias.data, f.out);
+    gpu->matmul_forward(gpu, out, in, p, bias.data);
+    check_same(gpu_read(out), expected.out, "out", "a prepared bias", gpu);
+    gpu->matmul_forward(gpu, wide, in, p, bias.data);
+    check_same(gpu_read(wide), sums, "out", "a bias that was prepared for others", gpu);
+    gpu->matmul_forward(gpu, out, in, p, NULL);
+    check_same(gpu_read(out), expected.plain, "out", "none, where one is prepared", gpu);
+    gpu->matmul_forward(gpu, out, in, p, other.data);
+    check_same(gpu_read(out), expected.plain, "out", "another bias than was prepared", gpu);
+    gpu->clear(gpu, bias.data, n * sizeof(float));
+    for (int told = 0; told < 2; told++) {
+        gpu->weight_prepare(gpu, p, weight.data, n, k, f.operand, f.operand);
+        if (told) gpu->bias_prepare(gpu, p, bias.data, f.out);
+        gpu->matmul_forward(gpu, out, in, p, bias.data);
+        check_same(gpu_read(out), expected.plain, "out", "a bias that changed", gpu);
+    }
+    // With fewer outputs, to which belongs less memory.
+    gpu->weight_prepare(gpu, p, weight.data, n - 8, k, f.operand, f.operand);
+    gpu->bias_prepare(gpu, p, bias.data, f.out);
+    gpu->weight_release(gpu, p);
+    CHECK(gpu->allocated == before, "%zu bytes held, %zu before", gpu->allocated, before);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, c.what);
+}
+
+static void check_prepared_biases(void) {
+    static const formats of[] = {{&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32, NULL},
+                                 {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, NULL},
+                                 {&FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16, &FORMAT_FP16, NULL}};
+    for (int i = 0; i < 6; i++) check_prepared_bias(of[i / 2], i % 2);
+}
+
 // A library that is asked for and not found would leave every test to the handwritten products.
 static void check_library(void) {
     const char* products = library() ? "cuBLASLt products)" : "handwritten products)";
@@ -654,6 +703,7 @@ int main(void) {
     check_plans_dropped();
     check_not_finite();
     check_prepare_again();
+    check_prepared_biases();
     check_refusals();
     cuda_test_close();
     return test_report();

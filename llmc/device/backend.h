@@ -201,6 +201,11 @@ struct backend {
     void (*aside)(backend* b, int on);
     void (*join)(backend* b);
 
+    // Tells that products with w will add this bias, (outputs), and write `out`, so that a device
+    // may keep it as its products read it: it must stay unchanged until w is prepared again. NULL
+    // where a device gains nothing by it. matmul_forward may add any other bias too.
+    void (*bias_prepare)(backend* b, prepared* w, const float* bias, const format* out);
+
 #define OP(result, name, parameters) result(*name) parameters;
 #include "ops.def"
 };

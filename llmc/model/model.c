@@ -151,6 +151,11 @@ static int is_other(const model* m, int i) {
            (i != m->family->head || m->family->head == m->family->embedding);
 }
 
+// Where weight i of layer l begins.
+static size_t weight_at(const model* m, int i, int l) {
+    return m->family->weight[i].once ? 0 : l * m->each[i];
+}
+
 // The operands of products that weight i has, of all layers: for each expert one.
 static int prepared_count(const model* m, int i) {
     return m->shape.layers * matrices(&m->shape, &m->family->weight[i]);
@@ -200,6 +205,15 @@ model_weights* model_weights_create(backend* b, const model* m, precision p) {
     return w;
 }
 
+// Those that link k adds to its products, in all layers.
+static void prepare_biases(model_weights* w, const family_link* k) {
+    if (k->kind != LINEAR || k->bias == NONE) return;
+    for (int l = 0; l < w->model.shape.layers; l++)
+        w->b->bias_prepare(w->b, w->matrix[k->weight][l],
+                           w->other[k->bias] + weight_at(&w->model, k->bias, l),
+                           w->precision.store);
+}
+
 void model_weights_sync(model_weights* w, const float* parameters) {
     backend* b = w->b;
     const model* m = &w->model;
@@ -222,6 +236,9 @@ void model_weights_sync(model_weights* w, const float* parameters) {
     }
     w->head = b->weight_prepare(b, w->head, parameters + m->offset[model_head(m)], m->shape.vocab,
                                 m->shape.channels, p.attention, p.attention);
+    for (int r = 0; r < BRANCHES && b->bias_prepare; r++)
+        for (int i = 0; i < LINKS && m->family->branch[r][i].out != D_0; i++)
+            prepare_biases(w, &m->family->branch[r][i]);
     w->bytes += b->allocated - before;
 }
 
@@ -421,10 +438,6 @@ static tensor output_of(const call* c, int l, int r, int i) {
 
 static float* aux_of(const call* c, int l, int r, int i) {
     return place_at(c->a, l, r * BRANCH_PLACES + AUX_0 + i);
-}
-
-static size_t weight_at(const model* m, int i, int l) {
-    return m->family->weight[i].once ? 0 : l * m->each[i];
 }
 
 static float* other_at(const call* c, int i, int l) {

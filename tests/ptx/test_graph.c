@@ -1,6 +1,7 @@
 // Steps of decoding as CUDA graphs, on the PTX machine: what a capture refuses; that a rollout
-// whose steps are replayed has the bits of one whose calls are made one by one; and that a replayed
-// step is one launch.
+// whose steps are replayed has the bits of one whose calls are made one by one, with biases that
+// are converted for each product; that a replayed step is one launch; and that biases are converted
+// once.
 #include <cuda_runtime_api.h>
 
 #include "../cuda_device.h"
@@ -193,14 +194,60 @@ static void sample_all(rollout* d[6], const format* f, const float* first, const
     gpu->release(gpu, parameters, bytes);
 }
 
+// The launches of a forward pass of decoding with two rows.
+static int launches(const format* f, const float* parameters) {
+    model m = model_gpt2(64, VOCAB, 2, 2, 32);
+    precision p = precision_of(f, &FORMAT_FP32);
+    // Tokens, slots and positions; where the slots' pages lie.
+    int list[8] = {1, 2, 0, 1, 3, 5, 0, 1}, *rows = gpu->alloc(gpu, sizeof list, "a test");
+    float* there = to_device(gpu, parameters, m.parameters * sizeof(float));
+    kv_cache kv = {.layers = 2, .heads = model_heads(&m), .pages = 2, .pages_per_slot = 1};
+    kv.format = p.store, kv.operand = p.attention, kv.page_table = rows + 6;
+    size_t bytes = gpu->kv_bytes(&kv);
+    kv.data = gpu->alloc(gpu, bytes, "a test");
+    gpu->upload(gpu, rows, list, sizeof list);
+    model_weights* w = model_weights_create(gpu, &m, p);
+    model_acts* a = model_acts_create(gpu, &m, p.store, 2, FORWARD_ONLY);
+    model_weights_sync(w, there);
+    uint64_t before = ptx_launches();
+    model_forward_cached(w, a, &kv, 2, rows, rows + 2, rows + 4);
+    int count = (int)(ptx_launches() - before);
+    model_acts_free(a);
+    model_weights_free(w);
+    gpu->release(gpu, kv.data, bytes);
+    gpu->release(gpu, rows, sizeof list);
+    gpu->release(gpu, there, m.parameters * sizeof(float));
+    return count;
+}
+
+typedef void prepare_function(backend*, prepared*, const float*, const format*);
+
+// Biases that the library wants in another format are converted when weights are prepared, and not
+// for each product: 4 in each of 2 layers. fp32 biases it takes as they are.
+static void check_biases(const format* f) {
+    prepare_function* prepare = gpu->bias_prepare;
+    model m = model_gpt2(64, VOCAB, 2, 2, 32);
+    float* parameters = random_parameters(&m, 3, 0.2);
+    int with = launches(f, parameters), converted = library() && f != &FORMAT_FP32 ? 8 : 0;
+    gpu->bias_prepare = NULL;
+    int without = launches(f, parameters);
+    gpu->bias_prepare = prepare;
+    CHECK(without - with == converted, "%s: %d launches, %d without prepared biases", f->name, with,
+          without);
+    free(parameters);
+}
+
 static void check_decoding(const format* f) {
     static const char* const WHAT[6] = {"as they are",   "top-k and top-p", "moved scratch",
                                         "other weights", "shared weights",  "candidates"};
     model m = model_gpt2(64, VOCAB, 1, 2, 32);
     float *first = random_parameters(&m, 1, 0.2), *second = random_parameters(&m, 2, 0.2);
     rollout *one_by_one[6], *replayed[6];
+    prepare_function* prepare = gpu->bias_prepare;
     gpu->repeat = NULL;
+    gpu->bias_prepare = NULL;
     sample_all(one_by_one, f, first, second);
+    gpu->bias_prepare = prepare;
     gpu->repeat = count_repeat;
     steps = steps_of_one_launch = 0;
     schedule_set(3);
@@ -218,6 +265,8 @@ int main(void) {
     check_runtime();
     cuda_test_open();
     repeat_of_device = gpu->repeat;
+    check_biases(&FORMAT_BF16);
+    check_biases(&FORMAT_FP32);
     check_decoding(&FORMAT_BF16);
     if (!quick()) check_decoding(&FORMAT_FP32);
     cuda_test_close();

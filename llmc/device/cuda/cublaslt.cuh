@@ -267,15 +267,23 @@ static __global__ void bias_kernel(T* to_type, const float* bias, int n) {
     if (i < n) to_type[i] = to<T>(bias[i]);
 }
 
-// The bias as the library takes it: of the output's type (exact: its values are rounded to the
-// format already) and aligned.
+// Whether the library takes a bias as it is: of the output's type, and aligned.
+static bool lt_bias_fits(const float* bias, const format* out) {
+    return storage_of(out) == STORE_FP32 && (uintptr_t)bias % LT_ALIGNMENT == 0;
+}
+
+// Writes it so that the library does (exact: its values are rounded to the format already).
+static void bias_convert(backend* b, void* to, const float* bias, int n, const format* out) {
+    WITH_STORAGE(out, T,
+                 LAUNCH(bias_kernel<T>, dim3(blocks_for(n, BIAS_THREADS)), dim3(BIAS_THREADS), 0,
+                        stream_of(b), (T*)to, bias, n));
+}
+
 static const void* cublaslt_bias(backend* b, const product& p) {
-    if (storage_of(p.c_format) == STORE_FP32 && (uintptr_t)p.bias % LT_ALIGNMENT == 0)
-        return p.bias;
+    if (lt_bias_fits(p.bias, p.c_format)) return p.bias;
+    if (p.library_bias) return p.library_bias;
     void* copy = cuda_scratch(b, SCRATCH_BIAS, p.n * sizeof(float));
-    WITH_STORAGE(p.c_format, T,
-                 LAUNCH(bias_kernel<T>, dim3(blocks_for(p.n, BIAS_THREADS)), dim3(BIAS_THREADS), 0,
-                        stream_of(b), (T*)copy, p.bias, p.n));
+    bias_convert(b, copy, p.bias, p.n, p.c_format);
     return copy;
 }
 

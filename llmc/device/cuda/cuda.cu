@@ -123,6 +123,7 @@ static void fill_table(backend* b) {
     b->sync = cuda_sync;
     b->repeat = cuda_repeat;
     b->forget = cuda_forget;
+    b->bias_prepare = cuda_bias_prepare;
     b->group_name = cuda_group_name;
     b->group_join = cuda_group_join;
     b->exchange = cuda_exchange;

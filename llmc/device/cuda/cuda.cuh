@@ -332,6 +332,9 @@ struct prepared {
     const float* master;     // W itself, which backward products round where their operand differs
     void* w;                 // (padded_outputs(outputs), inputs), in held_in(operand)
     size_t bytes;
+    const float* bias;          // what library_bias is made of; NULL: of nothing
+    const format* bias_format;  // of the outputs that it was made for
+    void* library_bias;         // (outputs) as the library takes it; NULL: no memory yet
 };
 
 #endif

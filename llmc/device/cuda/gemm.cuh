@@ -35,6 +35,8 @@ struct product {
     bool accumulate;         // C += (fp32 C only)
     bool forward;            // of a forward pass
     const format* operand;   // FP32; TF32 (stored fp32, both operands rounded to tf32); BF16; FP16
+    // The bias once more, as the library takes it; NULL: not there.
+    const void* library_bias;
 };
 
 // Elements (i, j) and (i, j + 1) of C from their sums; what lies outside C is passed over.

@@ -18,12 +18,17 @@
 #include "gemm.cuh"
 #include "operand.cuh"
 
-// The product by cuBLASLt where the context has it and it knows the shape, else by the device's own
+// The library that a product goes to, or NULL.
+static cublaslt* library_of(backend* b, bool forward) {
+    cuda_context* c = context_of(b);
+    return forward && c->forward_handwritten ? NULL : c->products;
+}
+
+// The product by the library where there is one and it knows the shape, else by the device's own
 // kernels.
 static void cuda_product(backend* b, const product& p) {
     if (p.m == 0 || p.n == 0 || p.k == 0) return;
-    cuda_context* c = context_of(b);
-    cublaslt* library = p.forward && c->forward_handwritten ? NULL : c->products;
+    cublaslt* library = library_of(b, p.forward);
     if (!library || !cublaslt_product(b, library, p)) product_handwritten(b, p);
 }
 
@@ -51,6 +56,11 @@ static prepared* cuda_weight_plan(backend*, const linear_plan* plan) {
     return p;
 }
 
+static void release_bias(backend* b, prepared* p) {
+    if (p->library_bias) b->release(b, p->library_bias, p->outputs * sizeof(float));
+    p->library_bias = NULL;
+}
+
 static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, int outputs,
                                      int inputs, const format* operand,
                                      const format* backward_operand) {
@@ -65,10 +75,12 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
     if (!p) p = (prepared*)xalloc(1, sizeof *p, "a prepared weight");
     if (p->bytes != bytes || p->outputs != outputs) {
         if (p->w) b->release(b, p->w, p->bytes);
+        release_bias(b, p);
         p->w = b->alloc(
             b, bytes, "prepared weights (choose a smaller model: --depth, --channels, --context)");
     }
-    *p = prepared{outputs, inputs, operand, backward_operand, p->gradient, w, p->w, bytes};
+    *p = prepared{outputs, inputs, operand, backward_operand, p->gradient, w, p->w,
+                  bytes,   NULL,   NULL,    p->library_bias};
     if (operand->scaled) {
         tensor from = {(void*)w, outputs, inputs, inputs, &FORMAT_FP32};
         tensor rounded = {p->w, outputs, inputs, inputs, &FORMAT_BF16};
@@ -82,7 +94,16 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
     return p;
 }
 
+static void cuda_bias_prepare(backend* b, prepared* w, const float* bias, const format* out) {
+    if (!library_of(b, true) || lt_bias_fits(bias, out)) return;
+    if (!w->library_bias)
+        w->library_bias = b->alloc(b, w->outputs * sizeof(float), "prepared biases");
+    w->bias = bias, w->bias_format = out;
+    bias_convert(b, w->library_bias, bias, w->outputs, out);
+}
+
 static void cuda_weight_release(backend* b, prepared* p) {
+    release_bias(b, p);
     b->release(b, p->w, p->bytes);
     free(p);
 }
@@ -124,6 +145,8 @@ static void cuda_matmul_forward(backend* b, tensor out, tensor in, const prepare
     p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
     p.c = out.data, p.c_stride = out.stride, p.c_format = out.format;
     p.bias = bias;
+    if (bias && bias == w->bias && storage_of(out.format) == storage_of(w->bias_format))
+        p.library_bias = w->library_bias;
     p.operand = held_in(w->operand);
     cuda_product(b, p);
 }
