@@ -148,6 +148,36 @@ static void test_aside(void) {
     free(host);
 }
 
+// An upload has what its source held when it was called, however small or large it is and however
+// many there are before anybody waits.
+static void test_uploads(void) {
+    static const size_t sizes[] = {0, 1, 100, 65535, 65536, 65537, 70000, 1 << 20};
+    enum { SIZES = 8, TURNS = 5, MOST = 1 << 20 };
+    size_t n = SIZES * TURNS, before = gpu->allocated;
+    char *there = gpu->alloc(gpu, n * MOST, "a test"), *host = xalloc(MOST, 1, "a test");
+    for (size_t i = 0; i < n; i++) {
+        memset(host, (int)i + 1, MOST);
+        gpu->upload(gpu, there + i * MOST, host, sizes[i % SIZES]);
+    }
+    for (int i = 0; i < 40; i++) {  // 2.6 MB, of which none waits by itself
+        memset(host, 100 + i, MOST);
+        gpu->upload(gpu, there + i * MOST + (1 << 19), host, 65536);
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t size = sizes[i % SIZES], wrong = 0;
+        gpu->download(gpu, host, there + i * MOST, MOST);
+        for (size_t j = 0; j < MOST; j++) {
+            int second = i < 40 && j >= 1 << 19 && j < (1 << 19) + 65536;
+            char expected = (char)(second ? 100 + i : j < size ? i + 1 : 0);
+            wrong += host[j] != expected;
+        }
+        CHECK(wrong == 0, "upload %d, of %zu bytes: %zu are wrong", (int)i, size, wrong);
+    }
+    gpu->release(gpu, there, n * MOST);
+    free(host);
+    CHECK(gpu->allocated == before, "%zu bytes are held after uploads", gpu->allocated);
+}
+
 // ------------------------------------------------------------------------------------------------
 // Embeddings: the same bits as on the CPU.
 
@@ -593,6 +623,7 @@ int main(void) {
     cuda_test_open();
     test_memory();
     test_aside();
+    test_uploads();
     test_embed();
     test_norm();
     test_qk_norm();

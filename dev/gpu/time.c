@@ -338,6 +338,7 @@ static void product_lines(const product_shape* f, int rows, int channels) {
         fill(p.in[s].data, in, &FORMAT_BF16, 1);
     }
     prepared* weight[2];
+    gpu->sync(gpu);  // the arrays are gpu's; the other table does not wait for it
     for (int d = 0; d < 2; d++)
         weight[d] = device[d]->weight_prepare(device[d], NULL, w, n, k, &FORMAT_BF16, &FORMAT_BF16);
     for (int op = 0; op < 3; op++) {

@@ -36,6 +36,8 @@ typedef struct ptx_counts {
 const char* ptx_profile_kernel(int i, ptx_counts* counts);
 // Launches that the host made, of kernels or of graphs; counted without PTX_PROFILE too.
 uint64_t ptx_launches(void);
+// How often the host waited for a stream.
+uint64_t ptx_waits(void);
 // "9.0, sm_90": the version of the PTX that nvcc wrote, and for which architecture.
 const char* ptx_profile_version(void);
 

@@ -57,7 +57,7 @@ struct runtime {
     std::vector<CUstream_st*> streams;
     cudaError_t last_error = cudaSuccess;
     bool spoiled = false;  // the capture under way
-    u64 launches = 0;
+    u64 launches = 0, waits = 0;
     std::map<const void*, kernel*> kernel_of;  // by the host's function
     std::vector<std::unique_ptr<module>> modules;
 };
@@ -286,6 +286,17 @@ extern "C" cudaError_t cudaFree(void* p) {
     run_all();
     return !p || memory_free((u64)p) ? cudaSuccess : failed(cudaErrorInvalidValue);
 }
+extern "C" cudaError_t cudaMallocHost(void** p, size_t bytes) {
+    if (spoils()) return failed(cudaErrorStreamCaptureUnsupported);
+    *p = malloc(bytes);
+    return *p ? cudaSuccess : failed(cudaErrorMemoryAllocation);
+}
+extern "C" cudaError_t cudaFreeHost(void* p) {
+    if (spoils()) return failed(cudaErrorStreamCaptureUnsupported);
+    run_all();
+    free(p);
+    return cudaSuccess;
+}
 extern "C" cudaError_t cudaMemGetInfo(size_t* left, size_t* total) {
     *left = memory_left(), *total = memory_total();
     return cudaSuccess;
@@ -356,6 +367,7 @@ extern "C" cudaError_t cudaStreamDestroy(cudaStream_t s) {
 }
 extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     if (stream_or_null(s)->captured && spoils()) return failed(cudaErrorStreamCaptureUnsupported);
+    state().waits++;
     run_queue(stream_or_null(s));
     return cudaSuccess;
 }
@@ -402,6 +414,7 @@ extern "C" cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     return cudaSuccess;
 }
 extern "C" uint64_t ptx_launches(void) { return state().launches; }
+extern "C" uint64_t ptx_waits(void) { return state().waits; }
 
 // ------------------------------------------------------------------------------------------------
 // Devices, errors

@@ -1,7 +1,7 @@
 // Steps of decoding as CUDA graphs, on the PTX machine: what a capture refuses; that a rollout
 // whose steps are replayed has the bits of one whose calls are made one by one, with biases that
-// are converted for each product; that a replayed step is one launch; and that biases are converted
-// once.
+// are converted for each product; that a replayed step is one launch; that a look at the slots
+// waits once; and that biases are converted once.
 #include <cuda_runtime_api.h>
 
 #include "../cuda_device.h"
@@ -118,7 +118,14 @@ static rollout* sample(sampler* r, const sampling* how, int with_best) {
         for (int i = 0; i < d->prompt_length[p]; i++)
             d->prompt[p * MAX_PROMPT + i] = 1 + (5 * p + 3 * i) % (VOCAB - 1);
     }
-    sampler_run(r, d, how);
+    sampler_begin(r, d, how);
+    for (int left = 1; left;) {
+        uint64_t before = ptx_waits();
+        left = sampler_step(r);
+        // Of each look at the slots, only what comes from the GPU is waited for.
+        CHECK(ptx_waits() == before + 1, "a look waits %d times", (int)(ptx_waits() - before));
+    }
+    sampler_end(r);
     return d;
 }
 

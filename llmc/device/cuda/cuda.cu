@@ -52,12 +52,26 @@ static void cuda_move(backend* b, void* to, const void* from, size_t bytes, cuda
     if (bytes) CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_of(b)));
 }
 
-static void cuda_sync(backend* b) { CUDA_CHECK(cudaStreamSynchronize(stream_of(b))); }
+static void cuda_sync(backend* b) {
+    CUDA_CHECK(cudaStreamSynchronize(stream_of(b)));
+    context_of(b)->staged = 0;
+}
 
-// The caller may reuse its memory at once, so both ways wait.
+// The caller may reuse its memory at once. So what is small is copied to memory of the device's own
+// first, and goes on from there when the GPU comes to it; the host waits where there is no more of
+// that memory.
 static void cuda_upload(backend* b, void* to, const void* from, size_t bytes) {
-    cuda_move(b, to, from, bytes, cudaMemcpyHostToDevice);
-    cuda_sync(b);
+    cuda_context* c = context_of(b);
+    if (bytes > STAGED_MOST) {
+        cuda_move(b, to, from, bytes, cudaMemcpyHostToDevice);
+        cuda_sync(b);
+        return;
+    }
+    if (c->staged + bytes > STAGING) cuda_sync(b);
+    char* copy = c->staging + c->staged;
+    c->staged += (bytes + 15) / 16 * 16;
+    if (bytes) memcpy(copy, from, bytes);
+    cuda_move(b, to, copy, bytes, cudaMemcpyHostToDevice);
 }
 
 static void cuda_download(backend* b, void* to, const void* from, size_t bytes) {
@@ -165,6 +179,7 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
     CUDA_CHECK(cudaStreamCreate(&c->stream));
     CUDA_CHECK(cudaStreamCreate(&c->other));
     CUDA_CHECK(cudaEventCreateWithFlags(&c->event, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMallocHost((void**)&c->staging, STAGING));
     c->processors = gpu.multiProcessorCount;
     char* reason = NULL;  // why the library is not used, where that was not asked for
     c->products = whose == PRODUCTS_HANDWRITTEN ? NULL : cublaslt_open(b, &reason);
@@ -184,6 +199,7 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
 
 void cuda_close(backend* b) {
     cuda_context* c = context_of(b);
+    cuda_sync(b);  // copies may still read the staging memory
     nccl_close(c->group);
     if (c->products) cublaslt_close(b, c->products);
     for (int i = 0; i < SCRATCHES; i++)
@@ -191,6 +207,7 @@ void cuda_close(backend* b) {
     CUDA_CHECK(cudaEventDestroy(c->event));
     CUDA_CHECK(cudaStreamDestroy(c->other));
     CUDA_CHECK(cudaStreamDestroy(c->stream));
+    CUDA_CHECK(cudaFreeHost(c->staging));
     free(c->name);
     free(b);
 }

@@ -290,6 +290,9 @@ enum {
     SCRATCHES
 };
 
+// Memory from which uploads go on while the host does other things: bytes in all, and of one.
+enum { STAGING = 1 << 20, STAGED_MOST = 1 << 16 };
+
 struct cublaslt;  // cublaslt.cuh
 struct nccl;      // nccl.cuh
 
@@ -301,6 +304,8 @@ struct cuda_context {
         void* data;
         size_t bytes;
     } scratch[SCRATCHES];
+    char* staging;       // (STAGING) page-locked memory of the host's
+    size_t staged;       // bytes of it that copies under way may read
     uint64_t moves;      // how often scratch memory has become other memory
     cublaslt* products;  // NULL: the handwritten ones
     bool forward_handwritten;
