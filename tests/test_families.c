@@ -594,7 +594,7 @@ static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache*
             target[asked] = c->batch.target[place[asked]];
             asked++;
         }
-        tensor x = model_forward_cached(w, a, kv, n, token, slot, at);
+        tensor x = model_forward_cached(w, a, kv, NULL, n, token, slot, at);
         b->head_forward(b, result, NULL, x, rows, target, asked, w->head, w->precision.logits,
                         c->inverse_temperature, NULL, NULL);
         for (int k = 0; k < asked; k++) row_at(logp, 0)[place[k]] = result[k];

@@ -460,6 +460,7 @@ static struct {
     int64_t copied_pages, conflicts, foreign_pages;
     int first_pages_max;     // most different first pages in one decode pass
     int prefills, rows_max;  // passes over prompts, and the most rows of any pass
+    int cached_prefills;     // of these, those whose attention reads the cache
     unsigned char* written;  // (pages, KV_PAGE): in this pass
     int pages, pages_used;   // of the cache; which of them were ever written
     unsigned char used[1 << 16];
@@ -474,8 +475,26 @@ static int count_different(int* values, int n) {
     return different;
 }
 
+// Once a pass: layer 0.
+static void spy_rows(const kv_cache* kv, int rows, const int* row_slot, const int* row_position) {
+    int first[256], n = 0, decoding = row_slot[0] < spy.slots;
+    for (int r = 0; r < rows; r++) {
+        int busy = row_position[r] >= 0;
+        spy.prefilled += !decoding && busy;
+        spy.busy_rows += decoding && busy;
+        spy.idle_rows += decoding && !busy;
+        if (decoding && busy) first[n++] = kv->page_table[row_slot[r] * kv->pages_per_slot];
+    }
+    spy.passes += decoding;
+    spy.prefills += !decoding;
+    if (rows > spy.rows_max) spy.rows_max = rows;
+    n = count_different(first, n);
+    if (n > spy.first_pages_max) spy.first_pages_max = n;
+}
+
 static void spy_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv, const int* row_slot,
                          const int* row_position) {
+    if (layer == 0) spy_rows(kv, qkv.rows, row_slot, row_position);
     memset(spy.written, 0, (size_t)kv->pages * KV_PAGE);
     spy.pages = kv->pages;
     for (int r = 0; r < qkv.rows && layer == 0; r++) {
@@ -496,19 +515,7 @@ static void spy_kv_write(backend* b, const kv_cache* kv, int layer, tensor qkv, 
 
 static void spy_attention(backend* b, tensor out, const kv_cache* kv, int layer, tensor qkv,
                           const int* row_slot, const int* row_position) {
-    int first[256], n = 0, decoding = row_slot[0] < spy.slots;
-    for (int r = 0; r < out.rows && layer == 0; r++) {
-        int busy = row_position[r] >= 0;
-        spy.prefilled += !decoding && busy;
-        spy.busy_rows += decoding && busy;
-        spy.idle_rows += decoding && !busy;
-        if (decoding && busy) first[n++] = kv->page_table[row_slot[r] * kv->pages_per_slot];
-    }
-    spy.passes += decoding && layer == 0;
-    spy.prefills += !decoding && layer == 0;
-    if (out.rows > spy.rows_max) spy.rows_max = out.rows;
-    n = count_different(first, n);
-    if (n > spy.first_pages_max) spy.first_pages_max = n;
+    spy.cached_prefills += layer == 0 && row_slot[0] >= spy.slots;
     spy.real.attention_cached(b, out, kv, layer, qkv, row_slot, row_position);
 }
 
@@ -750,16 +757,16 @@ static void test_pages_suffice(void) {
     cpu_close(b);
 }
 
-// Each pass of a prefill but the last has 256 rows. A prompt that several passes share has the bits
-// that the trainer gives it in one.
+// A pass of a prefill has 256 rows at most, and whole prompts, unless one is longer. What they
+// attend to is in the pass, but for the rest of a longer one, and where the cache has another
+// format. A prompt that several passes share has the bits that the trainer gives it in one.
 static void test_prefill_rows(void) {
     static const struct {
-        int prompts, length[3], prefills, rows;
-    } cases[] = {{2, {128, 128}, 1, 256},
-                 {2, {129, 128}, 2, 256},
-                 {3, {128, 128, 1}, 2, 256},
-                 {3, {1, 255, 256}, 2, 256},
-                 {2, {256, 290}, 3, 256}};
+        int prompts, length[3], prefills, rows, cached;
+    } cases[] = {{2, {128, 128}, 1, 256, 0},     {2, {129, 128}, 2, 129, 0},
+                 {3, {128, 128, 1}, 2, 256, 0},  {3, {1, 255, 256}, 2, 256, 0},
+                 {2, {256, 290}, 3, 256, 1},     {3, {200, 290, 100}, 3, 256, 1},
+                 {3, {290, 10, 212}, 2, 256, 1}, {3, {290, 10, 213}, 3, 256, 1}};
     backend* b = cpu_open(1, "auto");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         setup s = mixed_setup();
@@ -769,13 +776,19 @@ static void test_prefill_rows(void) {
         s.max_new = 3;
         memcpy(s.prompt_length, cases[i].length, sizeof cases[i].length);
         rollout* d = spied(b, &s, NULL);
-        CHECK(spy.prefills == cases[i].prefills && spy.rows_max == cases[i].rows,
-              "case %d: %d prefills of at most %d rows", (int)i, spy.prefills, spy.rows_max);
+        CHECK(spy.prefills == cases[i].prefills && spy.rows_max == cases[i].rows &&
+                  spy.cached_prefills == cases[i].cached,
+              "case %d: %d prefills of at most %d rows, %d with the cache", (int)i, spy.prefills,
+              spy.rows_max, spy.cached_prefills);
         float* parameters = random_parameters(&s.c, 1, 0.2);
         judge(b, &s, parameters, d);
         CHECK(differing(d) == 0, "case %d: %d tokens differ", (int)i, differing(d));
         free(parameters);
         rollout_free(d);
+        s.kv = &FORMAT_E5M2;
+        rollout_free(spied(b, &s, NULL));
+        CHECK(spy.cached_prefills == cases[i].prefills, "case %d: %d prefills with an fp8 cache",
+              (int)i, spy.cached_prefills);
     }
     cpu_close(b);
 }

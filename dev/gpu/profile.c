@@ -143,7 +143,8 @@ static void work_add(const model* m) {
     double seen = prompt + new_tokens - 1,
            decoded = slots + (few_slots() < slots ? few_slots() : 0);
     logits_seen += (double)sequences * tokens * vocab;
-    keys_seen += decoded * layers * heads * seen * (seen + 1) / 2;
+    double keys = (seen * (seen + 1) - (double)prompt * (prompt + 1)) / 2;  // not of the prefill
+    keys_seen += decoded * layers * heads * keys;
     parameters_seen += (double)m->parameters;
 }
 

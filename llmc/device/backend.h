@@ -161,6 +161,7 @@ struct backend {
     const char* name;  // "cpu (avx512, 2 threads)"
     size_t allocated;  // bytes now held
     void* context;
+    int prefill_rows;  // with so many rows a forward pass runs at about its best rate
 
     // Bytes of an element of a tensor of this format: 4 where formats are simulated in fp32.
     size_t (*bytes_per)(const format* f);

@@ -1124,6 +1124,7 @@ backend* plain_open(void) {
     b->upload = b->download = b->copy = copy;
     b->clear = clear;
     b->sync = sync_nothing;
+    b->prefill_rows = 256;
 #define OP(result, name, parameters) b->name = name;
 #include "ops.def"
     return b;

@@ -413,7 +413,8 @@ typedef struct call {
     const packed_batch* batch;  // training: the sequences
     const kv_cache* kv;         // decoding: keys and values, and the rows' slots
     const int* slot;
-    float* gradients;  // backward: of all parameters
+    const packing* pack;  // the sequences whose keys and values are in the rows; NULL: the cache's
+    float* gradients;     // backward: of all parameters
 } call;
 
 static const tensor NOTHING = {NULL, 0, 0, 0, NULL};
@@ -465,12 +466,11 @@ static void norm_forward(const call* c, tensor out, tensor sum, float* stats, te
 static void attend_forward(const call* c, int l, tensor out, float* aux, tensor in) {
     backend* b = c->w->b;
     head_shape heads = model_heads(&c->w->model);
-    if (c->kv) {
-        b->kv_write(b, c->kv, l, in, c->slot, c->position);
+    if (c->kv) b->kv_write(b, c->kv, l, in, c->slot, c->position);
+    if (c->pack)
+        b->attention_forward(b, out, aux, in, c->pack, heads, c->w->precision.attention);
+    else
         b->attention_cached(b, out, c->kv, l, in, c->slot, c->position);
-    } else {
-        b->attention_forward(b, out, aux, in, &c->batch->pack, heads, c->w->precision.attention);
-    }
 }
 
 static expert_layer experts_of(const call* c, const family_link* k, int l, float* aux) {
@@ -575,15 +575,18 @@ static tensor body_forward(const call* c, const int* token) {
 void model_forward(const model_weights* w, model_acts* a, const packed_batch* batch,
                    float inverse_temperature, float* logp, float* entropy) {
     call c = {.w = w, .a = a, .rows = batch->tokens, .batch = batch, .position = batch->position};
+    c.pack = &batch->pack;
     tensor x = body_forward(&c, batch->token);
     w->b->head_forward(w->b, logp, entropy, x, batch->row, batch->target, batch->targets, w->head,
                        w->precision.logits, inverse_temperature, batch->nucleus,
                        batch->asked.count ? &batch->asked : NULL);
 }
 
-tensor model_forward_cached(const model_weights* w, model_acts* a, const kv_cache* kv, int rows,
-                            const int* token, const int* slot, const int* position) {
+tensor model_forward_cached(const model_weights* w, model_acts* a, const kv_cache* kv,
+                            const packing* whole, int rows, const int* token, const int* slot,
+                            const int* position) {
     call c = {.w = w, .a = a, .rows = rows, .kv = kv, .slot = slot, .position = position};
+    if (kv->format == w->precision.store) c.pack = whole;
     return body_forward(&c, token);
 }
 
@@ -682,6 +685,7 @@ void model_backward(const model_weights* w, model_acts* a, const packed_batch* b
     int N = batch->tokens, C = w->model.shape.channels, tied = w->model.shape.tied;
     call c = {
         .w = w, .a = a, .rows = N, .batch = batch, .position = batch->position, .gradients = g.all};
+    c.pack = &batch->pack;
     tensor dresidual = matrix(place_at(a, 0, DRESIDUAL), N, C, w->precision.gradient);
     tensor dnorm = matrix(place_at(a, 0, DSUM), N, C, &FORMAT_FP32);
     b->clear(b, dresidual.data, (size_t)N * C * b->bytes_per(w->precision.gradient));

@@ -135,9 +135,13 @@ size_t model_experts_each(const model* m);  // bytes of a row
 const void* model_residual(const model_acts* a, int layer);
 
 // Rows through the model over a KV cache: row r is token[r] of slot slot[r] at position[r] (-1: an
-// idle row). Returns the normed output, (rows, C), valid until the next call on `a`.
-tensor model_forward_cached(const model_weights* w, model_acts* a, const kv_cache* kv, int rows,
-                            const int* token, const int* slot, const int* position);
+// idle row). Returns the normed output, (rows, C), valid until the next call on `a`. `whole`, which
+// may be NULL, says that the rows are sequences from position 0 on, and how they are cut: then
+// attention takes keys and values from the rows, as in training, if the cache keeps them in the
+// same format. The bits are the same.
+tensor model_forward_cached(const model_weights* w, model_acts* a, const kv_cache* kv,
+                            const packing* whole, int rows, const int* token, const int* slot,
+                            const int* position);
 
 LLMC_END
 #endif

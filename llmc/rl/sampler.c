@@ -9,6 +9,10 @@
 // needs until the next one. Where the pool has no more, the youngest sequence gives its pages back
 // and waits (preemption). Later its prompt and its response so far are prefilled, and it goes on
 // with the same bits: a row's bits depend neither on its batch nor on where its keys lie.
+//
+// A prefill takes as many rows a pass as keep the device busy. Its passes hold whole sequences,
+// whose keys and values attention takes from the rows, as in training; from the cache, a row at a
+// time, only where a sequence is longer than a pass, or the cache has another format.
 #include "sampler.h"
 
 #include <stdlib.h>
@@ -45,6 +49,7 @@ struct sampler {
     slot_state slot;
     int* identity;                                   // (rows) 0, 1, 2, ...
     int *row_token, *row_slot, *row_position;        // (rows) of a prefill
+    int* row_start;                                  // (rows + 1) where its sequences begin
     char* prompt_output;                             // (capacity, C) at each prompt's last token
     char* first_rows;                                // (slots, C) from which sequences start
     sampling* how;                                   // how tokens are drawn
@@ -64,6 +69,9 @@ struct sampler {
     int listed;                               // rows in it
     row_end* end;                             // (rows) the last rows of sequences in the list
     int ends;
+    int* start;                  // (rows + 1) the first rows of the list's sequences
+    int sequences;               // in the list
+    int continued;               // one of them began in an earlier pass
     int* table;                  // mirror of page_table
     table_part changed[2];       // where the mirror may differ: of slots, of prompts
     int* first;                  // (slots + capacity) of `record`
@@ -110,7 +118,9 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->max_new = max_new;
     r->capacity = capacity;
     r->nucleus_words = nucleus_words;
-    r->rows = slots > 256 ? slots : 256;  // wide enough for products at prefill
+    size_t all = (size_t)capacity * (max_prompt + max_new), most = (size_t)b->prefill_rows;
+    r->rows = all < most ? (int)all : b->prefill_rows;
+    if (r->rows < slots) r->rows = slots;
     r->weights = model_weights_create(b, m, p);
     r->acts = model_acts_create(b, m, p.store, r->rows, FORWARD_ONLY);
 
@@ -128,7 +138,7 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     k->page_table = r->page_table;
 
     size_t places = (size_t)capacity * max_new;
-    r->ints = 4 * (size_t)slots + 4 * (size_t)r->rows + capacity + places;
+    r->ints = 4 * (size_t)slots + 5 * (size_t)r->rows + 1 + capacity + places;
     int* i = b->alloc(b, r->ints * sizeof(int), "slots");
     r->slot.token = i;
     r->slot.position = i + slots;
@@ -138,7 +148,8 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->row_token = r->identity + r->rows;
     r->row_slot = r->row_token + r->rows;
     r->row_position = r->row_slot + r->rows;
-    r->slot.length = r->row_position + r->rows;
+    r->row_start = r->row_position + r->rows;
+    r->slot.length = r->row_start + r->rows + 1;
     r->slot.out_token = r->slot.length + capacity;
     r->floats = 2 * places;
     r->slot.out_logp = b->alloc(b, r->floats * sizeof(float), "completions (lower --prompts)");
@@ -163,6 +174,7 @@ sampler* sampler_create(backend* b, const model* m, precision p, const format* k
     r->wait = xalloc(slots, sizeof *r->wait, "slots");
     r->end = xalloc((size_t)r->rows, sizeof *r->end, "rows");
     r->list = xalloc(3 * (size_t)r->rows, sizeof(int), "rows");
+    r->start = xalloc((size_t)r->rows + 1, sizeof(int), "rows");
     r->table = xalloc(r->table_ints, sizeof(int), "the page table");
     r->free_page = xalloc(k->pages, sizeof(int), "pages");
     r->references = xalloc(k->pages, sizeof(int), "pages");
@@ -221,6 +233,7 @@ void sampler_free(sampler* r) {
     free(r->wait);
     free(r->end);
     free(r->list);
+    free(r->start);
     free(r->table);
     free(r->free_page);
     free(r->references);
@@ -351,10 +364,11 @@ static void place_records(sampler* r) {
                  (size_t)(r->slot_count + r->capacity) * sizeof(int));
 }
 
-static tensor forward(sampler* r, int rows, const int* token, const int* slot,
+static tensor forward(sampler* r, const packing* whole, int rows, const int* token, const int* slot,
                       const int* position) {
     backend* b = r->b;
-    tensor x = model_forward_cached(r->weights, r->acts, &r->kv, rows, token, slot, position);
+    tensor x =
+        model_forward_cached(r->weights, r->acts, &r->kv, whole, rows, token, slot, position);
     if (r->record.data) b->record_rows(b, &r->record, model_experts(r->acts), rows, slot, position);
     return x;
 }
@@ -438,18 +452,28 @@ static void run_rows(sampler* r) {
     upload_table(r);
     b->upload(b, r->row_token, r->list, 3 * (size_t)r->rows * sizeof(int));
     place_records(r);
-    tensor x = forward(r, r->listed, r->row_token, r->row_slot, r->row_position);
+    r->start[r->sequences] = r->listed;
+    b->upload(b, r->row_start, r->start, ((size_t)r->sequences + 1) * sizeof(int));
+    packing whole = {.sequences = r->sequences, .start = r->row_start};
+    tensor x = forward(r, r->continued ? NULL : &whole, r->listed, r->row_token, r->row_slot,
+                       r->row_position);
     for (int i = 0; i < r->ends; i++)
         b->copy(b, r->end[i].output, (char*)x.data + r->end[i].row * r->row_bytes, r->row_bytes);
     r->stats.prefill_tokens += r->listed;
-    r->listed = r->ends = 0;
+    r->listed = r->ends = r->sequences = r->continued = 0;
 }
 
 // n tokens from position `first` on, whose pages are those of a row of the table; the output of the
-// last one goes to `output`, unless it is NULL.
+// last one goes to `output`, unless it is NULL. A sequence's tokens come in order, and no others
+// between them. One that fits in a pass does not begin in the rest of another.
 static void put_rows(sampler* r, const int* token, int n, int first, int table_row, char* output) {
+    if (first == 0 && n <= r->rows && r->listed + n > r->rows) run_rows(r);
     for (int i = 0; i < n; i++) {
         if (r->listed == r->rows) run_rows(r);
+        if (first + i == 0)
+            r->start[r->sequences++] = r->listed;
+        else if (r->listed == 0)
+            r->continued = 1;
         r->list[r->listed] = token[i];
         r->list[r->rows + r->listed] = table_row;
         r->list[2 * r->rows + r->listed++] = first + i;
@@ -603,7 +627,7 @@ typedef struct decode_step {
 static void decode_rows(void* argument) {
     decode_step* s = argument;
     sampler* r = s->r;
-    tensor x = forward(r, s->rows, r->slot.token, r->identity, r->slot.position);
+    tensor x = forward(r, NULL, s->rows, r->slot.token, r->identity, r->slot.position);
     draw_tokens(r, x, r->identity, s->rows);
 }
 

@@ -1,7 +1,7 @@
 // Steps of decoding as CUDA graphs, on the PTX machine: what a capture refuses; that a rollout
 // whose steps are replayed has the bits of one whose calls are made one by one, with biases that
-// are converted for each product; that a replayed step is one launch; that a look at the slots
-// waits once; and that biases are converted once.
+// are converted for each product and prompts that are prefilled in parts; that a replayed step is
+// one launch; that a look at the slots waits once; and that biases are converted once.
 #include <cuda_runtime_api.h>
 
 #include "../cuda_device.h"
@@ -217,7 +217,7 @@ static int launches(const format* f, const float* parameters) {
     model_acts* a = model_acts_create(gpu, &m, p.store, 2, FORWARD_ONLY);
     model_weights_sync(w, there);
     uint64_t before = ptx_launches();
-    model_forward_cached(w, a, &kv, 2, rows, rows + 2, rows + 4);
+    model_forward_cached(w, a, &kv, NULL, 2, rows, rows + 2, rows + 4);
     int count = (int)(ptx_launches() - before);
     model_acts_free(a);
     model_weights_free(w);
@@ -251,10 +251,14 @@ static void check_decoding(const format* f) {
     float *first = random_parameters(&m, 1, 0.2), *second = random_parameters(&m, 2, 0.2);
     rollout *one_by_one[6], *replayed[6];
     prepare_function* prepare = gpu->bias_prepare;
+    int prefill_rows = gpu->prefill_rows;
     gpu->repeat = NULL;
     gpu->bias_prepare = NULL;
+    // Prompts in parts, whose attention reads the cache; the library's bits depend on the rows.
+    if (!library()) gpu->prefill_rows = 1;
     sample_all(one_by_one, f, first, second);
     gpu->bias_prepare = prepare;
+    gpu->prefill_rows = prefill_rows;
     gpu->repeat = count_repeat;
     steps = steps_of_one_launch = 0;
     schedule_set(3);

@@ -199,6 +199,7 @@ backend* cpu_open(int threads, const char* isa) {
              threads == 1 ? "" : "s");
     c->table.name = c->name;
     c->table.context = &c->context;
+    c->table.prefill_rows = 256;
     c->table.bytes_per = cpu_bytes_per;
     c->table.sync = cpu_sync;
     c->table.alloc = cpu_alloc;
