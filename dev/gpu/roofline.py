@@ -71,10 +71,10 @@ def training():
 
 
 def decoding():
-    rows = [("norm forward", 2 * L + 1, 8 * SLOTS * C, 0)]
+    rows = [("norm forward, decoding", 2 * L + 1, 8 * SLOTS * C, 0)]
     for name, inputs, outputs, _ in products():
         rows.append((name, L, *product(SLOTS, inputs, outputs)))
-    return rows + [("gelu", L, 16 * SLOTS * C, 0),
+    return rows + [("gelu forward, decoding", L, 16 * SLOTS * C, 0),
                    ("kv write", L, 8 * SLOTS * C, 0),
                    ("attention cached", L, 4 * SLOTS * C * POSITION, 4 * SLOTS * C * POSITION),
                    ("sample", 1, 2 * VC + 2 * SLOTS * C, 2 * SLOTS * VC)]

@@ -677,6 +677,12 @@ static void kernels(void) {
                 attention_flops(&d, d.short_tokens, 5));
     kernel_line(&d, "head forward", do_head_forward, 0, 2 * n * vc);
     kernel_line(&d, "head backward", do_head_backward, 0, 6 * n * vc);  // logits again, dx, dw
+    bench step = d;                                                     // of decoding: a row a slot
+    step.rows = d.slots;
+    kernel_line_of("norm forward, decoding", measure_short(do_norm_forward, &step), 8 * slots * c,
+                   0);
+    kernel_line_of("gelu forward, decoding", measure_short(do_gelu_forward, &step), 16 * slots * c,
+                   0);
     kernel_line_of("kv write", measure_short(do_kv_write, &d), 8 * slots * c, 0);
     kernel_line(&d, "attention cached", do_attention_cached, 4 * slots * c * (POSITION + 1), 0);
     kernel_line(&d, "sample", do_sample, 2 * vc + 2 * slots * c, 0);
