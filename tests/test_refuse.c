@@ -63,11 +63,11 @@ int main(void) {
     other.train = precision_with_gradient(precision_of(E4M3, FP32), BF16);
     check(&gpu, &other, NULL);
     other.train = precision_with_gradient(d.train, FP32);
-    check(&gpu, &other, "--grad-dtype fp32: the GPU takes the train dtype; or");
+    check(&gpu, &other, "--grad-dtype fp32: the GPU takes the train dtype, or");
     other.train = precision_with_gradient(precision_of(FP32, FP32), &FORMAT_E5M2);
-    check(&gpu, &other, "--grad-dtype fp8_e5m2: the GPU takes the train dtype; or");
+    check(&gpu, &other, "--grad-dtype fp8_e5m2: the GPU takes the train dtype, or");
     other.train = precision_with_gradient(precision_of(&FORMAT_FP16, FP32), E4M3);
-    check(&gpu, &other, "--grad-dtype fp8_e4m3: the GPU takes the train dtype; or");
+    check(&gpu, &other, "--grad-dtype fp8_e4m3: the GPU takes the train dtype, or");
 
     other = d, other.train = precision_of(E4M3, FP32), other.train.weight_per_tensor = 1;
     check(&gpu, &other, "--weight-scale tensor: the GPU has one scale per row");

@@ -58,21 +58,32 @@ static __global__ void __launch_bounds__(WARP* ROUND_LANES)
     }
 }
 
-// to_bf16 = from as operands of f, with one scale per row or, by_column, per column.
+template <class T>
+static void round_launch(backend* b, const tensor& to_bf16, const tensor& from, const format* f,
+                         bool by_column) {
+    if (by_column) {
+        LAUNCH(round_columns_kernel<T>, dim3(blocks_for(from.cols, WARP)), dim3(WARP * ROUND_LANES),
+               0, stream_of(b), to_bf16, from, *f);
+        return;
+    }
+    dim3 grid(blocks_for(from.rows, ROUND_THREADS / WARP));
+    WITH_SPAN(spans_fit(from) && spans_fit(to_bf16), N,
+              LAUNCH((round_rows_kernel<N, T>), grid, dim3(ROUND_THREADS), 0, stream_of(b), to_bf16,
+                     from, *f));
+}
+
+// to_bf16 = from as operands of f, with one scale per row or, by_column, per column. `from` holds
+// masters, in fp32, or what a run with such operands writes, in bf16.
 static void round_into(backend* b, const tensor& to_bf16, const tensor& from, const format* f,
                        bool by_column) {
     if (!from.rows) return;
-    if (by_column) {
-        WITH_STORAGE(from.format, T,
-                     LAUNCH(round_columns_kernel<T>, dim3(blocks_for(from.cols, WARP)),
-                            dim3(WARP * ROUND_LANES), 0, stream_of(b), to_bf16, from, *f));
-        return;
-    }
-    WITH_STORAGE(from.format, T, WITH_SPAN(spans_fit(from) && spans_fit(to_bf16), N, {
-                     LAUNCH((round_rows_kernel<N, T>),
-                            dim3(blocks_for(from.rows, ROUND_THREADS / WARP)), dim3(ROUND_THREADS),
-                            0, stream_of(b), to_bf16, from, *f);
-                 }));
+    if (storage_of(from.format) == STORE_FP16)
+        fatal("the CUDA device has no operands in %s of values in %s; use --device cpu", f->name,
+              from.format->name);
+    if (storage_of(from.format) == STORE_FP32)
+        round_launch<float>(b, to_bf16, from, f, by_column);
+    else
+        round_launch<bf16>(b, to_bf16, from, f, by_column);
 }
 
 // The same into scratch memory, whose rows begin where 16-byte accesses fit.
