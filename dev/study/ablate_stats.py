@@ -65,13 +65,16 @@ COLUMNS = [
     ("update_loss_scale", "update", "loss_scale", "min"),
     ("pass1", "eval", "pass1", "mean"),
     ("greedy", "eval", "greedy", "mean"),
+]
+# What only some families and flags log: files of runs without it have no such column.
+OPTIONAL_COLUMNS = [
     ("routing_differs", "numerics", "routing_differs", "mean"),
     ("update_changed", "update", "changed", "mean"),
     ("update_changed_train", "update", "changed_train", "mean"),
     ("update_changed_rollout", "update", "changed_rollout", "mean"),
 ]
-# What only some families and flags log: files of runs without it have no such column.
-OPTIONAL = [name for name, _, key, _ in COLUMNS if "routing" in key or "changed" in key]
+COLUMNS += OPTIONAL_COLUMNS
+OPTIONAL = [name for name, *_ in OPTIONAL_COLUMNS]
 CURVES = ["seconds"] + [name for name, *_ in COLUMNS] + ["diverged"]
 # What stands for the steps that a diverged run did not make.
 CARRIED = ["seconds"] + [name for name, phase, *_ in COLUMNS if phase in ("rollout", "eval")]

@@ -193,7 +193,8 @@ struct backend {
     void (*exchange)(backend* b, int to, const void* out, size_t out_bytes, int from, void* in,
                      size_t in_bytes);
 
-    // Exchanges between batch(b, 1) and batch(b, 0) happen at the same time.
+    // Exchanges between batch(b, 1) and batch(b, 0) happen at the same time. NULL where exchange
+    // is.
     void (*batch)(backend* b, int on);
 
     // Additions and exchanges between aside(b, 1) and aside(b, 0) wait for all that was issued
