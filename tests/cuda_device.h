@@ -19,18 +19,22 @@ static backend *cpu, *gpu;
 
 static inline int quick(void) { return getenv("TEST_QUICK") != NULL; }
 
-// Environment: CUDA_PRODUCTS=cublaslt tests with the library's matrix products. Then the bits of a
-// row depend on the other rows too.
-static inline int library(void) {
+// Environment: CUDA_PRODUCTS=cublaslt tests with the library's matrix products, =wgmma with Hopper's.
+static inline int products_are(const char* whose) {
     const char* products = getenv("CUDA_PRODUCTS");
-    return products && !strcmp(products, "cublaslt");
+    return products && !strcmp(products, whose);
 }
+// Then the bits of a row depend on the other rows too.
+static inline int library(void) { return products_are("cublaslt"); }
 
 static inline void cuda_test_open(void) {
     const char* why;
     schedules = quick() ? 3 : SCHEDULES_MAX;
     cpu = cpu_open(1, "auto");
-    gpu = cuda_open(library() ? PRODUCTS_AUTO : PRODUCTS_HANDWRITTEN, &why);
+    gpu = cuda_open(library()                ? PRODUCTS_AUTO
+                    : products_are("wgmma") ? PRODUCTS_WGMMA
+                                            : PRODUCTS_HANDWRITTEN,
+                    &why);
     if (!gpu) fatal("no CUDA device to test: %s", why);
 }
 

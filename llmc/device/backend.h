@@ -227,13 +227,14 @@ backend* plain_open(void);
 void plain_close(backend* b);
 
 // Whose matrix products a GPU takes. Handwritten: the device's own kernels, whose order of sums
-// depends on nothing but the product's depth (N1). Auto: cuBLASLt's where the library is found.
-// Invariant: handwritten ones forward, so that N1 holds of all that a forward pass gives; backward
+// depends on nothing but the product's depth (N1). Wgmma: the same with Hopper's instruction for
+// operands of 16 bits, in another order. Auto: cuBLASLt's where the library is found. Invariant: handwritten ones forward, so that N1 holds of all that a forward pass gives; backward
 // as auto.
 typedef enum {
     PRODUCTS_AUTO,
     PRODUCTS_CUBLASLT,
     PRODUCTS_HANDWRITTEN,
+    PRODUCTS_WGMMA,
     PRODUCTS_INVARIANT
 } product_source;
 
@@ -241,7 +242,7 @@ typedef enum {
 // phrase), where it cannot be used.
 // Formats: fp32, tf32, bf16, fp16, in native storage, and those of up to 8 bits where operands and
 // caches have them; another is refused by the op that meets it.
-// Fatal where cuBLASLt is asked for by name and cannot be used.
+// Fatal where cuBLASLt or wgmma is asked for by name and cannot be used.
 backend* cuda_open_number(int number, product_source whose, const char** why);
 backend* cuda_open(product_source whose, const char** why);  // the first one
 void cuda_close(backend* b);

@@ -474,7 +474,9 @@ instruction* run_exit(instruction*, warp& w) {
 // In tensor.cc
 step tensor_ldmatrix, tensor_ldmatrix_trans, tensor_mma_bf16, tensor_mma_f16;
 // In memory.cc
-step copy_issue, copy_commit, copy_wait;
+step copy_issue, copy_commit, copy_wait, proxy_fence;
+// In wgmma.cc
+step wgmma_fence, wgmma_commit, wgmma_wait;
 
 typedef std::map<std::string, opcode, std::less<>> table;
 
@@ -663,6 +665,17 @@ static void add_special(table& t) {
     t["cp.async.cg.shared.global"] = {copy_issue, "@@iw", 0};
     t["cp.async.commit_group"] = {copy_commit, "", 0};
     t["cp.async.wait_group"] = {copy_wait, "i", 0};
+    t["fence.proxy.async.shared::cta"] = {proxy_fence, "", 0};
+    t["wgmma.fence.sync.aligned"] = {wgmma_fence, "", ALIGNED};
+    t["wgmma.commit_group.sync.aligned"] = {wgmma_commit, "", ALIGNED};
+    t["wgmma.wait_group.sync.aligned"] = {wgmma_wait, "i", ALIGNED};
+    static std::string classes[257];
+    for (int n = 8; n <= 256; n += 8) {
+        classes[n] = std::string((size_t)n / 2, 'U') + "ddiiiii";
+        for (std::string type : {".bf16", ".f16"})
+            t["wgmma.mma_async.sync.aligned.m64n" + std::to_string(n) + "k16.f32" + type + type] = {
+                wgmma_issue, classes[n].c_str(), ALIGNED};
+    }
 }
 
 const opcode* opcode_find(std::string_view name) {

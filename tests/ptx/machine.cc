@@ -195,6 +195,8 @@ static void warp_begin(warp& w, block& b) {
         w.copies[l].clear();
         w.committed[l] = 0;
     }
+    w.unfenced.clear();
+    wgmma_begin(w);
     w.predicates[0] = 0, w.predicates[1] = ALL;
     w.live = count == LANES ? ALL : (1u << count) - 1;
     w.group_count = 0;
@@ -226,6 +228,7 @@ static void block_run(block& b) {
         if (progress || !b.live) continue;
         report(&b.warp_of[0], NULL, -1, "nothing can run any more:%s", places(b).c_str());
     }
+    if (b.running->wgmma) wgmma_end(b);
 }
 
 // ------------------------------------------------------------------------------------------------

@@ -254,7 +254,26 @@ alignas(64) static u8 shared_data[SHARED_MAX];
 alignas(64) static u32 shared_wrote[SHARED_MAX / GRANULE + 16],
     shared_read[SHARED_MAX / GRANULE + 16];
 
+static u8 shared_unfenced[SHARED_MAX / GRANULE];
+
+static void note_unfenced(const warp& w, u32 lane, u32 from, u32 to) {
+    if (!w.home->running->wgmma) return;
+    std::fill(shared_unfenced + from, shared_unfenced + to, 1);
+    w.unfenced.push_back({lane, from, to});
+}
+
+// What these lanes wrote may be read by wgmma after a barrier.
+instruction* proxy_fence(instruction* i, warp& w) {
+    std::erase_if(w.unfenced, [&](const written& x) {
+        if (!(w.mask >> x.lane & 1)) return false;
+        std::fill(shared_unfenced + x.from, shared_unfenced + x.to, 0);
+        return true;
+    });
+    return i + 1;
+}
+
 void shared_begin(block& b) {
+    if (b.running->wgmma) std::fill(shared_unfenced, std::end(shared_unfenced), 0);
     if (b.tick > TICK_MAX / 2) {
         memset(shared_wrote, 0, sizeof shared_wrote);
         memset(shared_read, 0, sizeof shared_read);
@@ -392,8 +411,20 @@ u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u3
             else
                 wrote[g] = stamp;
         for (u32 g = each; g < count; g++) wrote[g] = wrote[0];
+        note_unfenced(w, (u32)lane, from, to);
     }
     return shared_data + address;
+}
+
+const u8* shared_access_of_wgmma(const warp& w, const instruction* i, u32 address) {
+    const u8* data = shared_access(w, i, 0, address, 16, READ, true);
+    for (u32 g = address / GRANULE; g < address / GRANULE + PACKET; g++)
+        if (shared_unfenced[g])
+            report(&w, i, -1,
+                   "a wgmma reads byte %u of shared memory, which was written without a "
+                   "fence.proxy.async since",
+                   g * GRANULE);
+    return data;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -437,6 +468,7 @@ static void copy_arrive(warp& w, int l, const copy& c) {
     memset(shared_data + c.to + c.valid, 0, c.bytes - c.valid);
     u32 stamp = w.home->tick << WHO_BITS | (w.index * LANES + (u32)l);
     std::fill_n(shared_wrote + c.to / GRANULE, c.bytes / GRANULE, stamp);
+    note_unfenced(w, (u32)l, c.to / GRANULE, (c.to + c.bytes) / GRANULE);
 }
 
 // All but the last x[0] groups.

@@ -242,7 +242,7 @@ struct parser {
     // p, w or d, in capitals where it is a result.
     void operand(char class_) {
         bool result = isupper((unsigned char)class_);
-        char kind = (char)tolower(class_);
+        char kind = class_ == 'U' ? 'w' : (char)tolower(class_);
         if (r.at_number()) {
             u64 bits = r.number();
             if (result) r.refuse("a constant where a register is needed");
@@ -272,6 +272,8 @@ struct parser {
         }
         family f = register_of(name);
         if (f.kind != kind) r.refuse("a register of another width");
+        if (class_ == 'U')
+            uses.push_back({(u32)k.operands.size(), (s32)k.code.size() - 1, f.first, false});
         if (kind == 'p')
             value(f.first);
         else
@@ -507,6 +509,7 @@ struct parser {
         const opcode* o = opcode_find(name);
         if (!o) r.refuse("an unknown instruction");
         instruction& i = emit(o->run, o->flags);
+        k.wgmma |= o->run == wgmma_issue;
         const char* members = strchr(o->operands, 'm');
         i.vector = (u8)(members ? members - o->operands : 0);
         size_t first = k.operands.size();

@@ -42,6 +42,7 @@ static const card CARDS[] = {{"A100", 108, 1.41e9, 0.5, 2.039e12},
                              {"RTX4090", 128, 2.52e9, 0.125, 1.008e12}};
 constexpr int CARD_COUNT = sizeof CARDS / sizeof *CARDS;
 constexpr double ISSUED = 4;          // warp instructions a clock and processor
+constexpr double WGMMA = 1;           // products of mma's size by wgmma a clock and processor
 constexpr double LAUNCH_COST = 4e-6;  // s: the shortest launch measured on an H200 took 4.1e-6
 
 enum bound { ISSUE, TENSOR, MEMORY, LAUNCH, BOUNDS };
@@ -55,6 +56,7 @@ struct profile {
     const kernel* k;
     std::string name;
     std::vector<u8> kind;   // by instruction
+    std::vector<u8> mma;    // by instruction: products of mma's size
     std::vector<tally> of;  // by instruction
     ptx_counts counts;      // up to the last launch's end
     u64 touched;
@@ -216,7 +218,8 @@ static u8 kind_of(const char* text) {
     text += strspn(text, " \t");
     std::string_view name(text, strcspn(text, " \t;\n"));
     static const std::pair<const char*, ptx_kind> BEGINNINGS[] = {
-        {"mma.", KIND_MMA},     {"ld.param", KIND_MOVE},   {"mov.pred", KIND_COMPARE},
+        {"mma.", KIND_MMA},     {"wgmma.m", KIND_MMA},     {"wgmma.", KIND_WAIT},
+        {"fence.", KIND_WAIT},  {"ld.param", KIND_MOVE},   {"mov.pred", KIND_COMPARE},
         {"mov.", KIND_MOVE},    {"cvt", KIND_MOVE},        {"ld", KIND_MEMORY},
         {"st.", KIND_MEMORY},   {"cp.async.c", KIND_WAIT}, {"cp.async.w", KIND_WAIT},
         {"bar.", KIND_WAIT},    {"shfl.", KIND_SHUFFLE},   {"vote.", KIND_SHUFFLE},
@@ -242,6 +245,8 @@ void profile_attach(kernel& k) {
     p->of.resize(k.code.size());
     for (instruction& i : k.code) {
         p->kind.push_back(kind_of(i.text));
+        p->mma.push_back(i.run == wgmma_issue ? (u8)(wgmma_columns(i) / 8)
+                                              : p->kind.back() == KIND_MMA);
         i.run = counted(i);
     }
     k.profiled = p;
@@ -268,6 +273,8 @@ static void add(ptx_counts& to, const profile& p, size_t n, u64 count) {
     const tally& t = p.of[n];
     to.instructions += count;
     to.of_kind[p.kind[n]] += count;
+    to.mma += count * p.mma[n];
+    if (p.mma[n] > 1) to.by_wgmma += count * p.mma[n];
     to.sectors += t.sectors, to.sectors_least += t.sectors_least;
     to.passes += t.passes, to.passes_least += t.passes_least;
 }
@@ -287,8 +294,9 @@ void profile_launched(const launch& l) {
         double share = ceil(blocks / c.processors) / blocks;  // of the fullest processor
         double by[BOUNDS] = {};
         by[ISSUE] = (double)(now.instructions - was.instructions) * share / ISSUED / c.clock;
-        by[TENSOR] =
-            (double)(now.of_kind[KIND_MMA] - was.of_kind[KIND_MMA]) * share / c.mma / c.clock;
+        double by_wgmma = (double)(now.by_wgmma - was.by_wgmma);
+        double by_mma = (double)(now.mma - was.mma) - by_wgmma;
+        by[TENSOR] = (by_mma / c.mma + by_wgmma / WGMMA) * share / c.clock;
         by[MEMORY] = (double)(now.touched - was.touched) * SECTOR / c.bandwidth;
         by[LAUNCH] = LAUNCH_COST;
         p->seconds[n] += *std::max_element(by, by + LAUNCH) + LAUNCH_COST;
@@ -305,7 +313,7 @@ static void print_counts(FILE* f, const char* name, const ptx_counts& c) {
     fprintf(f, "%-52s %8llu %9.3f", name, (unsigned long long)c.launches,
             (double)c.instructions / 1e6);
     for (u64 n : c.of_kind) fprintf(f, " %4.0f", 100 * ratio(n, c.instructions));
-    u64 figures[][2] = {{c.instructions, c.of_kind[KIND_MMA]},
+    u64 figures[][2] = {{c.instructions, c.mma},
                         {c.sectors, c.sectors_least},
                         {c.passes, c.passes_least}};
     fprintf(f, " %8.3f", (double)c.touched * SECTOR / 1e6);

@@ -26,6 +26,7 @@ typedef struct ptx_counts {
     uint64_t launches;
     uint64_t instructions;  // of warps; one that the predicates of all lanes switch off counts too
     uint64_t of_kind[KINDS];
+    uint64_t mma, by_wgmma;  // products of mma.m16n8k16's size; those that wgmma does
     // 32-byte sectors of global memory that warps asked for, and how many these would be if the
     // bytes lay side by side; passes over shared memory, and how many without bank conflicts.
     uint64_t sectors, sectors_least, passes, passes_least;

@@ -4,6 +4,7 @@
 //   parse.cc         text of a kernel -> instructions, registers assigned to places
 //   instructions.cc  what each instruction does to the 32 lanes of a warp
 //   tensor.cc        ldmatrix, mma and the four ways in which a tensor core may sum
+//   wgmma.cc         Hopper's products in the background
 //   memory.cc        device memory, shared memory, and what a sanitizer finds in them
 //   machine.cc       warps, blocks, barriers, schedules
 //   coverage.cc      which source lines ran, and how many instructions
@@ -12,6 +13,7 @@
 #ifndef PTX_H
 #define PTX_H
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -93,6 +95,7 @@ struct kernel {
     u32 shared_declared;        // the same without
     u32 dynamic_limit;          // dynamic shared memory that cudaFuncSetAttribute allowed
     u32 threads_limit;          // .maxntid, or THREADS_MAX
+    bool wgmma;                 // it multiplies in the background
     u64 launches;
     struct profile* profiled;  // NULL unless PTX_PROFILE is set
 };
@@ -134,7 +137,8 @@ constexpr u32 SPECIAL_BYTES = SPECIALS * LANES * 4;
 // The table of instructions
 
 // Operand classes, a letter an operand, results first: p predicate, w 32 bits or fewer, d 64 bits,
-// i immediate, m membermask (32 bits, a SYNC instruction's first). The parser reads them so.
+// i immediate, m membermask (32 bits, a SYNC instruction's first); U as W, and read too. The parser
+// reads them so.
 struct opcode {
     step* run;
     const char* operands;
@@ -142,7 +146,7 @@ struct opcode {
 };
 const opcode* opcode_find(std::string_view name);
 extern step run_leader, run_branch, run_branch_if, run_narrow, run_widen, run_exit, run_load,
-    run_store, run_atomic_add, run_pack, run_unpack;
+    run_store, run_atomic_add, run_pack, run_unpack, wgmma_issue;
 
 // ------------------------------------------------------------------------------------------------
 // Running
@@ -152,6 +156,23 @@ struct copy {
     u32 to, bytes, valid;
     u64 from;
     u32 group;
+};
+
+// A product that goes on in the background (wgmma.cc): its operands as their descriptors have them.
+struct matrix_operand {
+    u32 start, part, rows;  // bytes
+    bool along_outer;
+};
+struct background_product {
+    const instruction* i;
+    matrix_operand a, b;
+    u32 group;
+};
+using lane_sums = std::vector<std::array<float, LANES>>;
+
+// What a lane wrote to shared memory: elements of 2 bytes.
+struct written {
+    u32 lane, from, to;
 };
 
 // Lanes at one instruction.
@@ -177,6 +198,11 @@ struct warp {
     u32 group_count;
     std::vector<copy> copies[LANES];
     u32 committed[LANES];
+    std::vector<background_product> products;
+    std::unordered_map<s32, lane_sums> sums_at_work;  // by their first register
+    u32 products_issued, products_committed;
+    bool fenced;                           // the registers of sums are left alone
+    mutable std::vector<written> unfenced;  // that wgmma does not see yet
 
     template <class T>
     T* at(s32 place) const {
@@ -226,6 +252,15 @@ enum summation { SUM_CHAIN, SUM_EXACT, SUM_BLOCK8, SUM_BLOCK16, SUMMATIONS };
 extern const char* const SUMMATION_NAMES[SUMMATIONS];
 extern int summation;
 
+// c += a b of one mma's shape; `lowest`: the exponent of the operands' smallest normal number.
+void tensor_product(float (&c)[16][8], const float (&a)[16][16], const float (&b)[16][8],
+                    int lowest);
+
+int wgmma_columns(const instruction&);
+// At the start of a warp, and at the end of a block.
+void wgmma_begin(warp&);
+void wgmma_end(const block&);
+
 // Ends the program with what is wrong and where: kernel, block, thread, PTX and source line. `lane`
 // below 0: of no thread in particular.
 [[noreturn]] void report(const warp*, const instruction*, int lane, const char* format, ...)
@@ -270,6 +305,8 @@ void shared_pending(const warp&, const instruction*, int lane, u32 address, u32 
 void shared_begin(block&);    // at the start of a block: nothing is written
 void shared_barrier(block&);  // orders all accesses before and after
 void warp_barrier(warp&);
+// 16 bytes of shared memory as wgmma reads them.
+const u8* shared_access_of_wgmma(const warp&, const instruction*, u32 address);
 void blocks_begin(block&, u64 blocks);  // of a launch
 
 }  // namespace ptx

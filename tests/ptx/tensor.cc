@@ -250,6 +250,16 @@ static instruction* mma(instruction* i, warp& w, int lowest, F value) {
     return i + 1;
 }
 
+void tensor_product(float (&c)[M][N], const float (&a)[M][K], const float (&b)[K][N], int lowest) {
+    tile t;
+    t.lowest = lowest;
+    memcpy(t.a, a, sizeof a), memcpy(t.b, b, sizeof b), memcpy(t.c, c, sizeof c);
+    sum_tile(t);
+    for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++)
+            c[r][n] = t.c[r][n] != t.c[r][n] ? __builtin_bit_cast(float, 0x7fffffff) : t.c[r][n];
+}
+
 instruction* tensor_mma_bf16(instruction* i, warp& w) {
     return mma(i, w, -126, [](u32 h) { return __builtin_bit_cast(float, h << 16); });
 }

@@ -164,6 +164,16 @@ static const char* unusable(int number, cudaDeviceProp* gpu) {
     return NULL;
 }
 
+// Whether the GPU has wgmma, and the kernels were compiled for it.
+static bool has_wgmma(backend* b, const cudaDeviceProp* gpu) {
+    if (gpu->major != 9) return false;
+    int yes, *there = (int*)b->alloc(b, sizeof yes, "a question");
+    LAUNCH(wgmma_exists, dim3(1), dim3(1), 0, stream_of(b), there);
+    cuda_download(b, &yes, there, sizeof yes);
+    b->release(b, there, sizeof yes);
+    return yes;
+}
+
 backend* cuda_open(product_source whose, const char** why) {
     return cuda_open_number(0, whose, why);
 }
@@ -183,13 +193,19 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
     CUDA_CHECK(cudaMallocHost((void**)&c->staging, STAGING));
     c->processors = gpu.multiProcessorCount;
     char* reason = NULL;  // why the library is not used, where that was not asked for
-    c->products = whose == PRODUCTS_HANDWRITTEN ? NULL : cublaslt_open(b, &reason);
+    c->wgmma = whose == PRODUCTS_WGMMA;
+    if (c->wgmma && !has_wgmma(b, &gpu))
+        fatal("--products wgmma: %s has no wgmma, or the program was built for other GPUs than "
+              "90a (GPU_ARCH); use --products handwritten",
+              gpu.name);
+    if (whose != PRODUCTS_HANDWRITTEN && !c->wgmma) c->products = cublaslt_open(b, &reason);
     if (whose == PRODUCTS_CUBLASLT && !c->products)
         fatal("--products cublaslt: %s; install the library, or use --products handwritten",
               reason ? reason : "libcublasLt.so is not found");
     c->forward_handwritten = whose == PRODUCTS_INVARIANT;
     c->name = xprintf("cuda (%s, %.0f GB, %s products%s%s)", gpu.name, gpu.totalGlobalMem / 1e9,
-                      !c->products             ? "handwritten"
+                      c->wgmma                 ? "wgmma"
+                      : !c->products           ? "handwritten"
                       : c->forward_handwritten ? "handwritten forward, cuBLASLt backward"
                                                : "cuBLASLt",
                       reason ? ": " : "", reason ? reason : "");

@@ -17,7 +17,7 @@
 #ifndef LLMC_CUDA_GEMM_CUH
 #define LLMC_CUDA_GEMM_CUH
 
-#include "cuda.cuh"
+#include "wgmma.cuh"
 
 // C = A B, or C += A B: (m, k) times (k, n), fp32 accumulation.
 struct product {
@@ -78,6 +78,15 @@ static __host__ __device__ inline bool product_pairs(const product& p, storage h
 // ------------------------------------------------------------------------------------------------
 // 16-bit operands: tensor cores
 
+// A slab of an operand in shared memory. Rows are 16 bytes longer than a multiple of 64 bytes, so
+// that the eight rows of an ldmatrix fall onto different banks.
+template <int OUTER, int BK, bool ALONG_K>
+struct mma_slab {
+    static constexpr int ROWS = ALONG_K ? OUTER : BK, COLS = ALONG_K ? BK : OUTER;
+    static constexpr int STRIDE = COLS + 8, SIZE = ROWS * STRIDE;
+    static __host__ __device__ constexpr int place(int row, int col) { return row * STRIDE + col; }
+};
+
 // A block's tile of C and its slabs of k; a warp has WM x WN of the tile. STAGES: slabs in shared
 // memory, one in use, the others on their way. BLOCKS: that a processor is to hold at a time, since
 // one's first slabs and last stores take as long as many slabs between.
@@ -85,20 +94,27 @@ template <int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_, int BLOCKS_>
 struct mma_tile {
     static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_;
     static constexpr int THREADS = BM / WM * (BN / WN) * WARP, STAGES = STAGES_, BLOCKS = BLOCKS_;
+    static constexpr int AHEAD = STAGES - 1;  // slabs fetched before they are multiplied
+    static constexpr bool WGMMA = false;
+    template <int OUTER, bool ALONG_K>
+    using slab = mma_slab<OUTER, BK, ALONG_K>;
 };
 using mma_large = mma_tile<128, 128, 64, 64, 64, 2, 3>;
 using mma_middle = mma_tile<64, 64, 32, 32, 32, 3, 4>;
 using mma_small = mma_tile<32, 32, 64, 16, 16, 3, 4>;
 
-constexpr int MMA_BLOCK = 4096;  // of k in accumulating products, whose k is the rows of a batch
-
-// A slab of an operand in shared memory. Rows are 16 bytes longer than a multiple of 64 bytes, so
-// that the eight rows of an ldmatrix fall onto different banks.
-template <int OUTER, int BK, bool ALONG_K>
-struct mma_slab {
-    static constexpr int ROWS = ALONG_K ? OUTER : BK, COLS = ALONG_K ? BK : OUTER;
-    static constexpr int STRIDE = COLS + 8, SIZE = ROWS * STRIDE;
+// The same by wgmma, which needs at least 64 x 64: the slab before the one in use may still be read.
+template <int BM, int BN, int STAGES, int BLOCKS>
+struct wgmma_tile : mma_tile<BM, BN, 64, 16, BN, STAGES, BLOCKS> {
+    static constexpr int AHEAD = STAGES - 2;
+    static constexpr bool WGMMA = true;
+    template <int OUTER, bool ALONG_K>
+    using slab = wgmma_slab<OUTER, 64, ALONG_K>;
 };
+using wgmma_large = wgmma_tile<128, 128, 3, 2>;
+using wgmma_small = wgmma_tile<64, 64, 4, 3>;
+
+constexpr int MMA_BLOCK = 4096;  // of k in accumulating products, whose k is the rows of a batch
 
 // A packet of a row from col on, of which `cols` exist, zeros beyond.
 template <class T>
@@ -119,7 +135,7 @@ static __device__ inline void mma_fetch(T* slab, const T* from, int64_t stride, 
     for (int i = threadIdx.x; i < SLAB::ROWS * PACKETS; i += THREADS) {
         int r = i / PACKETS, c = i % PACKETS * EACH, row = row0 + r, col = col0 + c;
         const T* source = from + row * stride;
-        T* target = slab + r * SLAB::STRIDE + c;
+        T* target = slab + SLAB::place(r, c);
         bool exists = row < rows && col < cols;
         if (ALIGNED && (col + EACH <= cols || !exists))
             cp_async_16(target, exists ? source + col : from, exists);
@@ -134,6 +150,7 @@ template <class T, class SLAB, int THREADS, bool ALONG_K>
 struct slab_reader {
     static constexpr int PACKETS = SLAB::COLS / packet<T>::N, EVERY = THREADS / PACKETS;
     static_assert(SLAB::ROWS % EVERY == 0, "every thread copies as much");
+    static_assert(SLAB::place(EVERY, 0) == EVERY * SLAB::STRIDE);
     const T *from, *next;
     int64_t every, slab;  // elements from row to row, and from slab to slab
     int rows;             // of the thread's that exist
@@ -149,7 +166,7 @@ struct slab_reader {
         rows = ALONG_K               ? (outers - outer0 - r + EVERY - 1) / EVERY
                : outer0 + c < outers ? SLAB::ROWS
                                      : 0;
-        at = r * SLAB::STRIDE + c;
+        at = SLAB::place(r, c);
     }
     __device__ void fetch(T* to) {
 #pragma unroll
@@ -179,8 +196,8 @@ static __device__ inline void mma_fragment(uint32_t (&r)[4], const T* slab, int 
 template <class TILE, bool A_ALONG_K, bool B_ALONG_K, class T>
 static __device__ inline void mma_slabs(float (&acc)[TILE::WM / 16][TILE::WN / 8][4],
                                         const T* slab_a, const T* slab_b, int i0, int j0) {
-    using A = mma_slab<TILE::BM, TILE::BK, A_ALONG_K>;
-    using B = mma_slab<TILE::BN, TILE::BK, B_ALONG_K>;
+    using A = typename TILE::template slab<TILE::BM, A_ALONG_K>;
+    using B = typename TILE::template slab<TILE::BN, B_ALONG_K>;
 #pragma unroll
     for (int k = 0; k < TILE::BK; k += 16) {
         uint32_t a[TILE::WM / 16][4], b[TILE::WN / 16][4];
@@ -198,6 +215,21 @@ static __device__ inline void mma_slabs(float (&acc)[TILE::WM / 16][TILE::WN / 8
                 mma_m16n8k16<T>(acc[i][j], a[i], half);
             }
     }
+}
+
+// The same by wgmma, which goes on; the product of the slabs before has ended.
+template <class TILE, bool A_ALONG_K, bool B_ALONG_K, class T>
+static __device__ inline void wgmma_slabs(float (&acc)[1][TILE::BN / 8][4], const T* slab_a,
+                                          const T* slab_b, int i0) {
+    using A = typename TILE::template slab<TILE::BM, A_ALONG_K>;
+    using B = typename TILE::template slab<TILE::BN, B_ALONG_K>;
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < TILE::BK; k += 16)
+        wgmma<T, A_ALONG_K, B_ALONG_K>(acc[0], A::descriptor(slab_a, i0 / 64 * 64, k),
+                                       B::descriptor(slab_b, 0, k));
+    wgmma_commit();
+    wgmma_wait<1>();
 }
 
 static __device__ inline void store_pair(float* c, float x0, float x1) {
@@ -259,19 +291,21 @@ static __device__ inline void mma_store(const product& p, storage how, int i0, i
             }
 }
 
-// Slabs are fetched STAGES - 1 ahead of the one that is multiplied: one barrier a slab, which both
-// shows the arrived slab to all and says that the one fetched over is done with.
+// Slabs are fetched AHEAD of the one that is multiplied: one barrier a slab, which both shows the
+// arrived slab to all and says that the one fetched over is done with.
 //
 // partial: NULL, or room for the sums of all blocks of k, (blocks, m, n), of which blockIdx.z is
 // one.
 template <class T, class TILE, bool A_ALONG_K, bool B_ALONG_K, bool ALIGNED>
 static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     product_mma_kernel(product p, storage how, float* partial) {
-    using A = mma_slab<TILE::BM, TILE::BK, A_ALONG_K>;
-    using B = mma_slab<TILE::BN, TILE::BK, B_ALONG_K>;
+    using A = typename TILE::template slab<TILE::BM, A_ALONG_K>;
+    using B = typename TILE::template slab<TILE::BN, B_ALONG_K>;
     constexpr int BK = TILE::BK, THREADS = TILE::THREADS, STAGES = TILE::STAGES;
+    constexpr int AHEAD = TILE::AHEAD;
     DYN_SHARED(packet<T>, memory);
     T* slabs = (T*)memory;
+    if (TILE::WGMMA) slabs += -shared_address(slabs) % WGMMA_ALIGN / sizeof(T);
     int i0 = blockIdx.x * TILE::BM, j0 = blockIdx.y * TILE::BN, warp = threadIdx.x / WARP;
     int warp_i = warp / (TILE::BN / TILE::WN) * TILE::WM;
     int warp_j = warp % (TILE::BN / TILE::WN) * TILE::WN;
@@ -299,15 +333,20 @@ static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
         cp_async_commit();  // an empty group too: the count of groups is that of slabs
     };
     float acc[TILE::WM / 16][TILE::WN / 8][4] = {};
-    for (int s = 0; s < STAGES - 1; s++) fetch(s, s);
+    for (int s = 0; s < AHEAD; s++) fetch(s, s);
     for (int s = 0, stage = 0; s < count; s++) {
-        cp_async_wait<STAGES - 2>();
+        cp_async_wait<AHEAD - 1>();
+        if constexpr (TILE::WGMMA) wgmma_shared_written();
         __syncthreads();
-        fetch(s + STAGES - 1, stage ? stage - 1 : STAGES - 1);
-        const T* slab_a = slabs + stage * (A::SIZE + B::SIZE);
-        mma_slabs<TILE, A_ALONG_K, B_ALONG_K>(acc, slab_a, slab_a + A::SIZE, warp_i, warp_j);
+        fetch(s + AHEAD, stage + AHEAD < STAGES ? stage + AHEAD : stage + AHEAD - STAGES);
+        const T *slab_a = slabs + stage * (A::SIZE + B::SIZE), *slab_b = slab_a + A::SIZE;
+        if constexpr (TILE::WGMMA)
+            wgmma_slabs<TILE, A_ALONG_K, B_ALONG_K>(acc, slab_a, slab_b, warp_i);
+        else
+            mma_slabs<TILE, A_ALONG_K, B_ALONG_K>(acc, slab_a, slab_b, warp_i, warp_j);
         stage = stage + 1 < STAGES ? stage + 1 : 0;
     }
+    if constexpr (TILE::WGMMA) wgmma_wait<0>();
     if (partial) {
         p.c = partial + blockIdx.z * (int64_t)p.m * p.n;
         p.c_stride = p.n;
@@ -512,10 +551,11 @@ static void product_mma_tile(backend* b, const product& p) {
     if (grid.z > 1)
         partial = (float*)cuda_scratch(b, SCRATCH_PARTIAL, sizeof(float) * grid.z * p.m * p.n);
     WITH_LAYOUT(p, {
-        constexpr size_t slabs = mma_slab<TILE::BM, TILE::BK, A_ALONG_K>::SIZE +
-                                 mma_slab<TILE::BN, TILE::BK, B_ALONG_K>::SIZE;
+        constexpr size_t elements = TILE::template slab<TILE::BM, A_ALONG_K>::SIZE +
+                                    TILE::template slab<TILE::BN, B_ALONG_K>::SIZE;
+        constexpr size_t bytes = TILE::STAGES * elements * sizeof(T);
         LAUNCH((product_mma_kernel<T, TILE, A_ALONG_K, B_ALONG_K, ALIGNED>), grid,
-               dim3(TILE::THREADS), TILE::STAGES * slabs * sizeof(T), stream_of(b), p,
+               dim3(TILE::THREADS), bytes + (TILE::WGMMA ? WGMMA_ALIGN : 0), stream_of(b), p,
                storage_of(p.c_format), partial);
     });
     if (partial)
@@ -527,7 +567,15 @@ static void product_mma_tile(backend* b, const product& p) {
 // middle one.
 template <class T>
 static void product_mma(backend* b, const product& p) {
-    if (!rows_aligned(p.a, p.a_stride) || !rows_aligned(p.b, p.b_stride))
+    bool aligned = rows_aligned(p.a, p.a_stride) && rows_aligned(p.b, p.b_stride);
+    if (context_of(b)->wgmma) {
+        if (!aligned)
+            product_mma_tile<T, wgmma_small, false>(b, p);
+        else if (product_fills(b, p, wgmma_large::BM, wgmma_large::BN))
+            product_mma_tile<T, wgmma_large, true>(b, p);
+        else
+            product_mma_tile<T, wgmma_small, true>(b, p);
+    } else if (!aligned)
         product_mma_tile<T, mma_middle, false>(b, p);
     else if (product_fills(b, p, mma_large::BM, mma_large::BN))
         product_mma_tile<T, mma_large, true>(b, p);
