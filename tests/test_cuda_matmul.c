@@ -638,7 +638,9 @@ static void check_prepared_biases(void) {
 
 // A library that is asked for and not found would leave every test to the handwritten products.
 static void check_library(void) {
-    const char* products = library() ? "cuBLASLt products)" : "handwritten products)";
+    const char* products = library()                ? "cuBLASLt products)"
+                           : products_are("wgmma") ? "wgmma products)"
+                                                   : "handwritten products)";
     CHECK(strstr(gpu->name, products), "%s, not %s", gpu->name, products);
 }
 

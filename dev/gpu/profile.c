@@ -1,7 +1,8 @@
 // profile: what a GPU would have to do, counted without one. A training step and decoding at the
 // sizes of GPT-2 124M, with few layers, run on the PTX machine, which counts what each kernel
 // issues and moves, and predicts times (tests/ptx/README.md). --family takes another family at
-// these sizes. --limits runs two: GPT-2, and Qwen3 with top-p for the kernels that GPT-2 has not.
+// these sizes. --limits runs GPT-2 with either way to multiply, and Qwen3 with top-p for the kernels
+// that GPT-2 has not.
 //     build/ptx/profile [--layers N] [--tokens N] ...
 //
 // --limits FILE runs at sizes of its own and holds every kernel against the file: instructions for
@@ -25,13 +26,14 @@ static int layers = 1, channels = 768, heads = 12, vocab = 8192, tokens = 1024, 
 static int kv_heads, family_number;
 static int slots = 32, prompt = 32, new_tokens = 8, processors = 132, dtype;
 static double top_p = 1;
+static int wgmma;
 static const char *limits = "", *write_limits = "";
 
 #define SIZE(name, value, help) \
     { name, OPTION_INT, &value, help, 1, 65535, NULL, 0, 0, 0, NULL }
 #define FILE_NAME(name, value, help) \
     { name, OPTION_TEXT, &value, help, 0, 0, NULL, 0, 0, 0, NULL }
-enum { FIRST_SIZE = 1, SIZES = 14 };  // of OPTIONS
+enum { FIRST_SIZE = 1, SIZES = 15 };  // of OPTIONS
 static option OPTIONS[] = {
     {.kind = OPTION_GROUP, .help = "Sizes"},
     SIZE("layers", layers, "blocks of the model"),
@@ -51,6 +53,7 @@ static option OPTIONS[] = {
      NULL, 0, 0, 0, NULL},
     {"top-p", OPTION_DOUBLE, &top_p, "share of the tokens that are drawn from; 1: all", 0, 1, NULL,
      1, 0, 0, NULL},
+    {"wgmma", OPTION_SWITCH, &wgmma, "multiply by Hopper's instruction", 0, 1, NULL, 0, 0, 0, NULL},
     {.kind = OPTION_GROUP, .help = "Limits"},
     FILE_NAME("limits", limits, "file to compare with"),
     FILE_NAME("write-limits", write_limits, "file to write anew"),
@@ -155,7 +158,7 @@ static void run(void) {
     char number[16];
     snprintf(number, sizeof number, "%d", processors);
     setenv("PTX_PROCESSORS", number, 1);
-    backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
+    backend* b = cuda_open(wgmma ? PRODUCTS_WGMMA : PRODUCTS_HANDWRITTEN, &why);
     if (!b) fatal("no CUDA device: %s", why);
     trainer* t = train(b, &m, p);
     decode(t, p, few_slots());
@@ -191,7 +194,7 @@ static int figures_of(int i, figures* f) {
     ptx_counts c;
     const char* name = ptx_profile_kernel(i, &c);
     if (!name) return 0;
-    double mma = (double)c.of_kind[KIND_MMA], work = mma > 0 ? mma : (double)c.touched;
+    double mma = (double)c.mma, work = mma > 0 ? mma : (double)c.touched;
     const char* unit = mma > 0 ? "mma" : "sector";
     for (size_t n = 0; n < sizeof named / sizeof *named; n++)
         if (!strncmp(name, named[n].kernel, strlen(named[n].kernel)))
@@ -297,6 +300,11 @@ int main(int argc, char** argv) {
             sequences, tokens, few_slots(), slots, prompt, new_tokens, processors);
     fflush(stdout);
     run();
+    if (with_limits) {
+        wgmma = 1;
+        run();
+        wgmma = 0;
+    }
     if (!with_limits)
         printf(
             "%llu launches a training step; %llu kernels a step of decoding, %llu launches where "

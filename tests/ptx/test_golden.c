@@ -18,6 +18,7 @@ static const char BF16[] =
 #define FP8 "--train-dtype fp8_e4m3 --rollout-dtype fp8_e4m3 "
 #define FP8_CACHE FP8 "--kv-dtype fp8_e5m2 --train-kv-dtype fp8_e5m2 "
 #define FP8_GRADIENTS FP8 "--grad-dtype fp8_e5m2 --recompute 2"
+#define WGMMA "--products wgmma --batch-invariant "
 
 static const struct {
     const char* sum;
@@ -33,6 +34,9 @@ static const struct {
     {"block8", {0x7c4c794309e137f0, 0x254bcf74a6f073c9, FP8_CACHE "--batch-invariant"}},
     {"exact", {0x9623231b58564ab3, 0x518736ea70ef070e, FP8_GRADIENTS}},
     {"cublaslt", {0x41dffc1a094648b0, 0x51d46813af62400f, FP8_CACHE "--batch-invariant"}},
+    {"wgmma",
+     {0x09c3109bca8306c7, 0x3998e4cd78461bda, WGMMA "--train-dtype bf16 --rollout-dtype bf16"}},
+    {"wgmma", {0x1eaf21bdeb26fe8c, 0x883e76fc79474d03, WGMMA FP8_CACHE}},
 };
 
 // The other families. In each step log pi is log mu at every token.
@@ -48,6 +52,8 @@ static const struct {
     {"exact", "qwen3 --kv-heads 1", FP8_CACHE, 0x58ea870f3db15fe9, 0x8555e08ccb5dc7ce},
     {"block8", "llama --kv-heads 1", FP8_CACHE, 0x024cd249f6fcbb58, 0xd2d49cb2027a4d37},
     {"cublaslt", "qwen2 --kv-heads 1", FP32, 0xf926af0af4e70ab5, 0xdd9058425445559d},
+    {"wgmma", "llama --kv-heads 1", "--products wgmma --train-dtype fp16 --rollout-dtype fp16",
+     0x05ac0ca4b5984cc9, 0x2483fa74b762341b},
     {"cublaslt", "qwen3 --kv-heads 1", BF16, 0x055583348cf41caf, 0xeee1655aaff6a532},
 };
 
