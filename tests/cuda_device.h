@@ -19,7 +19,8 @@ static backend *cpu, *gpu;
 
 static inline int quick(void) { return getenv("TEST_QUICK") != NULL; }
 
-// Environment: CUDA_PRODUCTS=cublaslt tests with the library's matrix products, =wgmma with Hopper's.
+// Environment: CUDA_PRODUCTS=cublaslt tests with the library's matrix products, =wgmma with
+// Hopper's.
 static inline int products_are(const char* whose) {
     const char* products = getenv("CUDA_PRODUCTS");
     return products && !strcmp(products, whose);
@@ -31,8 +32,8 @@ static inline void cuda_test_open(void) {
     const char* why;
     schedules = quick() ? 3 : SCHEDULES_MAX;
     cpu = cpu_open(1, "auto");
-    gpu = cuda_open(library()                ? PRODUCTS_AUTO
-                    : products_are("wgmma") ? PRODUCTS_WGMMA
+    gpu = cuda_open(library()               ? PRODUCTS_AUTO
+                    : products_are("wgmma") ? PRODUCTS_WGMMA_ALONE
                                             : PRODUCTS_HANDWRITTEN,
                     &why);
     if (!gpu) fatal("no CUDA device to test: %s", why);

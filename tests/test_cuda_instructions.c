@@ -1039,11 +1039,12 @@ static void test_products(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Hopper's wgmma m64n128k16: D = A B + C with A and B in shared memory, each along k or along its rows.
-// The layout "128-byte swizzle" is written down here as CUTLASS has it, in elements of 2 bytes:
+// Hopper's wgmma m64n128k16: D = A B + C with A and B in shared memory, each along k or along its
+// rows. The layout "128-byte swizzle" is written down here as CUTLASS has it, in elements of 2
+// bytes:
 //
-//   along k     ((8, m), k) : ((64, STRIDE), 1)                then bits 4 to 6 of the address in bytes
-//   along rows  ((64, m), (8, k)) : ((1, PART), (64, STRIDE))  are changed by bits 7 to 9
+//   along k     ((8, m), k) : ((64, STRIDE), 1)                then bits 4 to 6 of the address in
+//   bytes along rows  ((64, m), (8, k)) : ((1, PART), (64, STRIDE))  are changed by bits 7 to 9
 //
 // With gaps, which hold NaN, and the 16 of k from the middle of a row on.
 
@@ -1101,9 +1102,8 @@ static void write_wgmma_kernel(int half, int a_rows, int b_rows) {
 
 // Where element (row, k) lies, in bytes.
 static int wgmma_place(int row, int k, int along_rows) {
-    int plain = along_rows
-                    ? row % 64 * 2 + row / 64 * PART + k % 8 * 128 + k / 8 * STRIDE_ROWS
-                    : row % 8 * 128 + row / 8 * STRIDE_K + (FIRST_K + k) * 2;
+    int plain = along_rows ? row % 64 * 2 + row / 64 * PART + k % 8 * 128 + k / 8 * STRIDE_ROWS
+                           : row % 8 * 128 + row / 8 * STRIDE_K + (FIRST_K + k) * 2;
     return plain ^ (plain >> 7 & 7) << 4;
 }
 

@@ -109,6 +109,7 @@ class Check:
         self.path = self.named = None  # of the file: where, and for which GPU
         self.blocked = None  # why nothing more can be done
         self.library = False
+        self.no_wgmma = "the device was not asked"  # why not
         self.memory_gb = 70.0
 
     def left(self):
@@ -228,7 +229,8 @@ def build(check):
     if check.ptx:
         targets.append(check.binary("libcublasLt.so.13"))
     else:
-        flags.append(f"GPU_ARCH={os.environ.get('GPU_ARCH', 'native')}")
+        hopper = said("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "-i", "0") == "9.0"
+        flags.append(f"GPU_ARCH={os.environ.get('GPU_ARCH', '90a' if hopper else 'native')}")
     status, _, err = check.run(["make", *flags, *targets], 300, env)
     if status != 0:
         raise Failed(f"make: {last_lines(err)}")
@@ -263,6 +265,9 @@ def device(check):
     line = json.loads(out.splitlines()[0])
     name = re.fullmatch(r"cuda \((.*), (\d+) GB, (\w+) products(: .*)?\)", line["name"])
     check.library = bool(line["library"])
+    status, _, err = check.run([check.binary("time"), "--only", "device", "--wgmma",
+                                *(["--toy"] if check.ptx else [])], 60)
+    check.no_wgmma = "" if status == 0 else last_lines(err)
     if name and not check.ptx:
         check.machine.update(gpu=name.group(1), memory_gb=float(name.group(2)))
         check.memory_gb = min(check.memory_gb, 0.85 * float(name.group(2)))
@@ -283,11 +288,18 @@ def one_test(check, name, env, limit):
     return int(verdict.group(1))
 
 
+def need_wgmma(check):
+    if check.no_wgmma:
+        raise Skipped(check.no_wgmma)
+
+
 def op_tests(check, products):
     if check.ptx:
         raise Skipped("make test runs them on the PTX machine")
     if products == "cublaslt" and not check.library:
         raise Skipped("cuBLASLt is not installed, or cannot start")
+    if products == "wgmma":
+        need_wgmma(check)
     env = {"CUDA_PRODUCTS": products}
     counts = parallel(lambda name: one_test(check, name, env, 150), test_names(),
                       min(check.jobs, 6))
@@ -461,12 +473,16 @@ def runs_mismatch(_, runs):
     return ", ".join(check_mismatch(runs, d) for d in DTYPES)
 
 
+def check_equal(name, log):
+    for line in of_phase(log, "numerics"):
+        if line["logp_diff_max"] != 0:
+            raise Failed(f"{name}: max |log pi - log mu| is {line['logp_diff_max']:.2e}")
+
+
 def runs_invariant(_, runs):
     """With --batch-invariant every token has one log-probability, the sampler's and the trainer's."""
     for name in DTYPES + FAMILIES:
-        for line in of_phase(runs[f"invariant {name}"][0], "numerics"):
-            if line["logp_diff_max"] != 0:
-                raise Failed(f"{name}: max |log pi - log mu| is {line['logp_diff_max']:.2e}")
+        check_equal(name, runs[f"invariant {name}"][0])
 
 
 def runs_same_bits(_, runs, name, as_name="fp32"):
@@ -514,6 +530,14 @@ def runs_ranks(check):
     return f"{size} ranks, {of_phase(many[0], 'rank')[0]['sent'] / 1e6:.1f} MB sent by the first"
 
 
+def run_wgmma(check):
+    need_wgmma(check)
+    run = plain_run("bf16", **INVARIANT, **{"--products": "wgmma"})
+    with tempfile.TemporaryDirectory() as folder:
+        log, _ = whole_run(check, "wgmma", folder, run=run)
+    check_equal("--products wgmma", log)
+
+
 def whole_runs(check):
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -522,6 +546,7 @@ def whole_runs(check):
     check.step("whole runs: log pi near log mu", 0, runs_mismatch, runs)
     check.step("whole runs: --batch-invariant: log pi is log mu", 0, runs_invariant, runs)
     check.step("whole runs: --batch-invariant: --slots leaves no trace", 0, runs_slots, runs)
+    check.step("whole runs: --products wgmma: log pi is log mu", 5, run_wgmma)
     check.step("whole runs: twice the same bits", 0, runs_same_bits, runs, "again")
     check.step("whole runs: --recompute 2 leaves no trace", 0, runs_same_bits, runs, "recompute")
     check.step("whole runs: fp32 as on the CPU device", 0, runs_beside_cpu, runs)
@@ -531,7 +556,7 @@ def whole_runs(check):
 # --------------------------------------------------------------------------------------------------
 # Times
 
-INVARIANT_TEXT = ", batch-invariant"
+INVARIANT_TEXT, WGMMA_TEXT = ", batch-invariant", ", wgmma"
 SIZES = ["124M", "355M", "774M", "1558M"]
 EXPECTED = {"limit": 2, "kernel": 23, "product": 12, "step": 1, "sampling": 3}
 MEASURED = ["value", "us", "share", "tflops", "handwritten_tflops", "handwritten_share",
@@ -638,7 +663,13 @@ class Peers:
 
 
 def sampled(check):
-    return [t for t in check.timings if t["kind"] == "sampling" and INVARIANT_TEXT not in t["name"]]
+    return [t for t in check.timings if t["kind"] == "sampling" and variant_of(t) is None]
+
+
+def variant_of(line):
+    """What a line's name without its suffix is, or None where it has none."""
+    names = [line["name"].removesuffix(text) for text in (INVARIANT_TEXT, WGMMA_TEXT)]
+    return next((name for name in names if name != line["name"]), None)
 
 
 def timing_of(check, kind, name):
@@ -670,7 +701,13 @@ def time_step(check, peers, size, short):
 
 def time_invariant(check, section, name, *flags):
     """The same with the products that --batch-invariant has."""
-    check.step(f"time {name}, batch-invariant", 15, time_section, section, "--batch-invariant", *flags)
+    check.step(f"time {name}{INVARIANT_TEXT}", 15, time_section, section, "--batch-invariant", *flags)
+    time_wgmma(check, section, name, *flags)
+
+
+def time_wgmma(check, section, name, *flags):
+    if not check.no_wgmma:
+        check.step(f"time {name}{WGMMA_TEXT}", 15, time_section, section, "--wgmma", *flags)
 
 
 def time_generate(check, peers, cache):
@@ -685,6 +722,7 @@ def times(check):
     try:
         check.step("time kernels", 15, time_section, "kernels")
         check.step("time products", 15, time_section, "products")
+        time_wgmma(check, "products", "products")
         for ladder in LADDERS:
             check.step(f"kernel ladder {os.path.basename(ladder)}", 5, climb, ladder)
         time_step(check, peers, "124M", False)
@@ -737,14 +775,14 @@ def step_goal(line, ratio):
 
 def invariant_row(check, line, name, share):
     """Beside the same with the library's products."""
-    base = next(t for t in check.timings if t["name"] + INVARIANT_TEXT == line["name"])
+    base = next(t for t in check.timings if t["name"] == variant_of(line))
     ours, fast = line["tokens_per_s"], base["tokens_per_s"]
     row(name, f"{cell(ours)} tokens/s", percent(share), f"without {cell(fast)}",
         cell(ours / fast if ours and fast else None, 2, "x"))
 
 
 def step_row(check, line):
-    if line["name"].endswith(INVARIANT_TEXT):
+    if variant_of(line):
         return invariant_row(check, line, f"step {line['name']}", line["mfu"])
     first = line.get("peers", [{}])[0]
     name = f"step {line['name']}, {line['sequences']} x {line['length']}"
@@ -756,7 +794,7 @@ def step_row(check, line):
 
 
 def sampling_row(check, line):
-    if line["name"].endswith(INVARIANT_TEXT):
+    if variant_of(line):
         return invariant_row(check, line, f"sampling, {line['name']}", line["share"])
     ours = f"{cell(line['tokens_per_s'])} tokens/s"
     row(f"sampling, {line['name']}", ours, percent(line["share"]))
@@ -767,8 +805,9 @@ def sampling_row(check, line):
 
 def product_row(_, line):
     ours, library = line["handwritten_tflops"], line["tflops"]
+    whose = "wgmma" if variant_of(line) else "handwritten"
     row(line["name"], f"{cell(library, 0)} TFLOP/s", percent(line["share"]),
-        f"handwritten {cell(ours, 0)}", cell(ours / library if ours and library else None, 2, "x"))
+        f"{whose} {cell(ours, 0)}", cell(ours / library if ours and library else None, 2, "x"))
 
 
 def kernel_row(_, line):
@@ -815,6 +854,7 @@ def all_steps(check):
             check.blocked = f"the step {name} did not pass"
     check.step("op tests, handwritten products", 5, op_tests, "handwritten")
     check.step("op tests, cuBLASLt products", 5, op_tests, "cublaslt")
+    check.step("op tests, wgmma products", 5, op_tests, "wgmma")
     whole_runs(check)
     for tool in ("memcheck", "racecheck"):
         check.step(f"compute-sanitizer {tool}", 5, sanitizer, tool)

@@ -1,8 +1,8 @@
 // profile: what a GPU would have to do, counted without one. A training step and decoding at the
 // sizes of GPT-2 124M, with few layers, run on the PTX machine, which counts what each kernel
 // issues and moves, and predicts times (tests/ptx/README.md). --family takes another family at
-// these sizes. --limits runs GPT-2 with either way to multiply, and Qwen3 with top-p for the kernels
-// that GPT-2 has not.
+// these sizes. --limits runs GPT-2 with either way to multiply, and Qwen3 with top-p for the
+// kernels that GPT-2 has not.
 //     build/ptx/profile [--layers N] [--tokens N] ...
 //
 // --limits FILE runs at sizes of its own and holds every kernel against the file: instructions for
@@ -158,7 +158,7 @@ static void run(void) {
     char number[16];
     snprintf(number, sizeof number, "%d", processors);
     setenv("PTX_PROCESSORS", number, 1);
-    backend* b = cuda_open(wgmma ? PRODUCTS_WGMMA : PRODUCTS_HANDWRITTEN, &why);
+    backend* b = cuda_open(wgmma ? PRODUCTS_WGMMA_ALONE : PRODUCTS_HANDWRITTEN, &why);
     if (!b) fatal("no CUDA device: %s", why);
     trainer* t = train(b, &m, p);
     decode(t, p, few_slots());

@@ -32,7 +32,7 @@ static const int GPT2_SIZES[][3] = {  // layers, heads, channels
     {36, 20, 1280},
     {48, 25, 1600}};
 
-static int only, size, short_sequences, invariant, toy;
+static int only, size, short_sequences, invariant, wgmma, toy;
 static double memory_gb = 70;
 
 static option OPTIONS[] = {
@@ -44,6 +44,8 @@ static option OPTIONS[] = {
      1, NULL, 0, 0, 0, NULL},
     {"batch-invariant", OPTION_SWITCH, &invariant,
      "steps and sampling with the products of --batch-invariant", 0, 1, NULL, 0, 0, 0, NULL},
+    {"wgmma", OPTION_SWITCH, &wgmma, "the same by wgmma, and products by it for handwritten ones",
+     0, 1, NULL, 0, 0, 0, NULL},
     {"memory", OPTION_DOUBLE, &memory_gb, "what a training step may take of the GPU's, in GB", 0,
      1e6, NULL, 1, 0, 0, NULL},
     {"toy", OPTION_SWITCH, &toy, "tiny sizes, no times", 0, 1, NULL, 0, 0, 0, NULL},
@@ -56,10 +58,12 @@ static backend *gpu, *own;
 static backend* device(void) {
     static backend* of_invariance;
     const char* why;
-    if (invariant && !of_invariance) of_invariance = cuda_open(PRODUCTS_INVARIANT, &why);
-    return invariant ? of_invariance : gpu;
+    if (!invariant && !wgmma) return gpu;
+    if (!of_invariance)
+        of_invariance = cuda_open(wgmma ? PRODUCTS_WGMMA : PRODUCTS_INVARIANT, &why);
+    return of_invariance;
 }
-static const char* suffix(void) { return invariant ? ", batch-invariant" : ""; }
+static const char* suffix(void) { return wgmma ? ", wgmma" : invariant ? ", batch-invariant" : ""; }
 static double bandwidth, product_rate;  // limits: bytes and FLOPs a second
 
 static int pick(int full, int small) { return toy ? small : full; }
@@ -348,7 +352,7 @@ static void product_lines(const product_shape* f, int rows, int channels) {
             p.w = weight[d];
             rate[d] = flops / measure(PRODUCT_OPS[op].run, &p);
         }
-        char* name = xprintf("%s %s", f->name, PRODUCT_OPS[op].name);
+        char* name = xprintf("%s %s%s", f->name, PRODUCT_OPS[op].name, suffix());
         line_begin("product", name);
         line_number("rows", rows);
         line_number("inputs", k);
@@ -856,7 +860,7 @@ int main(int argc, char** argv) {
     options_parse(OPTIONS, argc, argv, "time: the GPU's speed; see dev/gpu/README.md");
     gpu = cuda_open(PRODUCTS_AUTO, &why);
     if (!gpu) fatal("no CUDA device: %s", why);
-    own = cuda_open(PRODUCTS_HANDWRITTEN, &why);
+    own = cuda_open(wgmma ? PRODUCTS_WGMMA_ALONE : PRODUCTS_HANDWRITTEN, &why);
     if (strstr(gpu->name, "PTX machine") && !toy)
         fatal("this is no GPU and has no speed worth printing; use --toy");
     line_begin("device", gpu->name);

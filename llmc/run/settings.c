@@ -15,8 +15,7 @@
 #include "sanity.h"
 
 static const char* const DEVICES[] = {"auto", "cpu", "cuda", "plain", NULL};
-static const char* const PRODUCTS_NAMES[] = {"auto", "cublaslt", "handwritten", "wgmma",
-                                             NULL};
+static const char* const PRODUCTS_NAMES[] = {"auto", "cublaslt", "handwritten", "wgmma", NULL};
 static const char* const REWARD_MISSING[] = {"zero", "skip", NULL};
 static const char* const ISAS[] = {"auto", "avx512", "avx2", "c", NULL};
 #define DTYPE_LIST "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", FORMAT_BY_BITS, NULL

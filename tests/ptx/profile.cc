@@ -313,9 +313,8 @@ static void print_counts(FILE* f, const char* name, const ptx_counts& c) {
     fprintf(f, "%-52s %8llu %9.3f", name, (unsigned long long)c.launches,
             (double)c.instructions / 1e6);
     for (u64 n : c.of_kind) fprintf(f, " %4.0f", 100 * ratio(n, c.instructions));
-    u64 figures[][2] = {{c.instructions, c.mma},
-                        {c.sectors, c.sectors_least},
-                        {c.passes, c.passes_least}};
+    u64 figures[][2] = {
+        {c.instructions, c.mma}, {c.sectors, c.sectors_least}, {c.passes, c.passes_least}};
     fprintf(f, " %8.3f", (double)c.touched * SECTOR / 1e6);
     for (auto& x : figures)
         if (x[1])

@@ -201,7 +201,7 @@ struct warp {
     std::vector<background_product> products;
     std::unordered_map<s32, lane_sums> sums_at_work;  // by their first register
     u32 products_issued, products_committed;
-    bool fenced;                           // the registers of sums are left alone
+    bool fenced;                            // the registers of sums are left alone
     mutable std::vector<written> unfenced;  // that wgmma does not see yet
 
     template <class T>

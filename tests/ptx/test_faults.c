@@ -33,19 +33,19 @@ static const char PROLOGUE[] =
 #define COPY "mov.u32 %r5, 16;\ncp.async.cg.shared.global [%r2], [%rd1], 16, %r5;\n"
 
 // A product of 64 x 16 and 16 x 8 zeros by four warps; the sums go to q.
-#define WGMMA_FILL                                                                        \
-    ".shared .align 1024 .b8 t[10240];\nmov.u32 %r6, t;\nshl.b32 %r7, %r0, 4;\n"         \
+#define WGMMA_FILL                                                                          \
+    ".shared .align 1024 .b8 t[10240];\nmov.u32 %r6, t;\nshl.b32 %r7, %r0, 4;\n"            \
     "add.s32 %r7, %r6, %r7;\nmov.u32 %r9, 0;\nst.shared.v4.u32 [%r7], {%r9,%r9,%r9,%r9};\n" \
-    "st.shared.v4.u32 [%r7+2048], {%r9,%r9,%r9,%r9};\n"                                   \
-    "st.shared.v4.u32 [%r7+4096], {%r9,%r9,%r9,%r9};\n"                                   \
-    "st.shared.v4.u32 [%r7+6144], {%r9,%r9,%r9,%r9};\n"                                   \
-    "st.shared.v4.u32 [%r7+8192], {%r9,%r9,%r9,%r9};\n"                                   \
-    "mov.f32 %f1, 0f00000000;\nmov.f32 %f2, %f1;\nmov.f32 %f3, %f1;\nmov.f32 %f4, %f1;\n"  \
+    "st.shared.v4.u32 [%r7+2048], {%r9,%r9,%r9,%r9};\n"                                     \
+    "st.shared.v4.u32 [%r7+4096], {%r9,%r9,%r9,%r9};\n"                                     \
+    "st.shared.v4.u32 [%r7+6144], {%r9,%r9,%r9,%r9};\n"                                     \
+    "st.shared.v4.u32 [%r7+8192], {%r9,%r9,%r9,%r9};\n"                                     \
+    "mov.f32 %f1, 0f00000000;\nmov.f32 %f2, %f1;\nmov.f32 %f3, %f1;\nmov.f32 %f4, %f1;\n"   \
     "shr.u32 %r8, %r6, 4;\ncvt.u64.u32 %rd4, %r8;\n"
 #define WGMMA_OPERANDS "add.s64 %rd4, %rd4, 0x4000004000010000;\nadd.s64 %rd5, %rd4, 512;\n"
 #define WGMMA_SHOW "fence.proxy.async.shared::cta;\n"
 #define WGMMA_BEGIN "wgmma.fence.sync.aligned;\n"
-#define WGMMA_ISSUE                                                                      \
+#define WGMMA_ISSUE                                                                       \
     "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1,%f2,%f3,%f4}, %rd4, %rd5, " \
     "1, 1, 1, 0, 0;\nwgmma.commit_group.sync.aligned;\n"
 #define WGMMA_WAIT "wgmma.wait_group.sync.aligned 0;\n"
@@ -131,7 +131,8 @@ static const fault FAULTS[] = {
      "@!%p1 bra L;\n" COPY "cp.async.commit_group;\ncp.async.wait_group 0;\nL:\n"
      "ld.shared.u32 %r3, [%r2];\n"},
     {"a product in the background", NULL, 1, 128,
-     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT WGMMA_STORE},
+     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT
+         WGMMA_STORE},
     {"two of them with one fence", NULL, 1, 128,
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_ISSUE
          WGMMA_WAIT WGMMA_STORE},
@@ -145,13 +146,13 @@ static const fault FAULTS[] = {
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_BARRIER
      "st.shared.u32 [%r7], %r9;\n" WGMMA_WAIT},
     {"operands that change after it", NULL, 1, 128,
-     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT WGMMA_BARRIER
-     "st.shared.u32 [%r7], %r9;\n"},
+     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT
+         WGMMA_BARRIER "st.shared.u32 [%r7], %r9;\n"},
     {"sums without a fence", "no wgmma.fence", 1, 128,
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_ISSUE WGMMA_WAIT},
     {"sums that the program had in between", "no wgmma.fence", 1, 128,
-     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT WGMMA_STORE
-         WGMMA_ISSUE WGMMA_WAIT},
+     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT
+         WGMMA_STORE WGMMA_ISSUE WGMMA_WAIT},
     {"a product that nobody waits for", "ends before this wgmma", 1, 128,
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE},
     {"a warp that takes no part in a product", "did not issue the same", 1, 128,
@@ -160,17 +161,19 @@ static const fault FAULTS[] = {
     {"three warps for a product", "did not issue the same|nothing wrote", 1, 96,
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT},
     {"operands without a swizzle", "another layout", 1, 128,
-     WGMMA_FILL "add.s64 %rd4, %rd4, 0x4000010000;\nadd.s64 %rd5, %rd4, 512;\n" WGMMA_SHOW
-         WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT},
+     WGMMA_FILL
+     "add.s64 %rd4, %rd4, 0x4000010000;\nadd.s64 %rd5, %rd4, 512;\n" WGMMA_SHOW WGMMA_BARRIER
+         WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT},
     {"operands that begin within 1024 bytes", "another layout", 1, 128,
-     WGMMA_FILL WGMMA_OPERANDS "add.s64 %rd4, %rd4, 8;\n" WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN
-         WGMMA_ISSUE WGMMA_WAIT},
+     WGMMA_FILL WGMMA_OPERANDS
+     "add.s64 %rd4, %rd4, 8;\n" WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT},
     {"a descriptor of each lane's own", "differs from lane to lane", 1, 128,
-     WGMMA_FILL WGMMA_OPERANDS "cvt.u64.u32 %rd6, %r0;\nadd.s64 %rd4, %rd4, %rd6;\n" WGMMA_SHOW
-         WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT},
-    {"operands beyond shared memory", "of shared memory", 1, 128,
-     WGMMA_FILL WGMMA_OPERANDS "add.s64 %rd5, %rd5, 1024;\n" WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN
+     WGMMA_FILL WGMMA_OPERANDS
+     "cvt.u64.u32 %rd6, %r0;\nadd.s64 %rd4, %rd4, %rd6;\n" WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN
          WGMMA_ISSUE WGMMA_WAIT},
+    {"operands beyond shared memory", "of shared memory", 1, 128,
+     WGMMA_FILL WGMMA_OPERANDS
+     "add.s64 %rd5, %rd5, 1024;\n" WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT},
     {"a shuffle of the warp's half", "takes no part|can run any more", 1, 32,
      "setp.lt.s32 %p2, %r0, 16;\n@!%p2 bra L;\n"
      "shfl.sync.bfly.b32 %r3, %r0, 16, 31, 65535;\nL:\n"},

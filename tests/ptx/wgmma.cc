@@ -1,10 +1,10 @@
-// wgmma: four warps multiply matrices in shared memory, in the background. A warp computes its own 16 of
-// the 64 rows. What is issued reads its operands and gives its sums when it is waited for, and no
-// sooner: until then the registers of the sums hold NaN. That is as late as may be; it must be right as
-// early as may be too, so operands are looked at when it is issued as well.
+// wgmma: four warps multiply matrices in shared memory, in the background. A warp computes its own
+// 16 of the 64 rows. What is issued reads its operands and gives its sums when it is waited for,
+// and no sooner: until then the registers of the sums hold NaN. That is as late as may be; it must
+// be right as early as may be too, so operands are looked at when it is issued as well.
 //
-// Sums are those of mma (tensor.cc), but under `chain` from the last k to the first: nothing says that
-// the two instructions add in the same order, and no test may depend on it.
+// Sums are those of mma (tensor.cc), but under `chain` from the last k to the first: nothing says
+// that the two instructions add in the same order, and no test may depend on it.
 #include <algorithm>
 #include <cstdlib>
 
@@ -53,11 +53,12 @@ static u32 packet_address(const matrix_operand& o, u32 outer, u32 k) {
 
 // visit(outer, k, the packet's 8 elements), for `count` of outer from `first` on and 16 of k.
 template <class F>
-static void each_packet(const warp& w, const shape& s, const matrix_operand& o, u32 first, u32 count,
-                        F visit) {
+static void each_packet(const warp& w, const shape& s, const matrix_operand& o, u32 first,
+                        u32 count, F visit) {
     for (u32 outer = first; outer < first + count; outer += o.along_outer ? 8 : 1)
         for (u32 k = 0; k < 16; k += o.along_outer ? 1 : 8)
-            visit(outer, k, (const u16*)shared_access_of_wgmma(w, s.i, packet_address(o, outer, k)));
+            visit(outer, k,
+                  (const u16*)shared_access_of_wgmma(w, s.i, packet_address(o, outer, k)));
 }
 
 static float value(u16 bits, bool f16) {
@@ -69,7 +70,7 @@ static void multiply(const warp& w, const background_product& p, lane_sums& c) {
     shape s = shape_of(p.i);
     static float a[16][16], b[256][16];
     u32 first = w.index % 4 * 16;
-    auto fill = [&](const matrix_operand& o, float (*to)[16], u32 from, u32 count) {
+    auto fill = [&](const matrix_operand& o, float(*to)[16], u32 from, u32 count) {
         each_packet(w, s, o, from, count, [&](u32 outer, u32 k, const u16* x) {
             for (u32 e = 0; e < 8; e++)
                 to[outer - from + (o.along_outer ? e : 0)][k + (o.along_outer ? 0 : e)] =
@@ -160,8 +161,7 @@ void wgmma_end(const block& b) {
     for (const warp& w : b.warp_of) {
         const warp& first = b.warp_of[w.index / 4 * 4];
         if (!w.products.empty()) report(&w, w.products[0].i, -1, "ends before this wgmma");
-        if (w.products_issued != first.products_issued ||
-            (w.products_issued && b.warps % 4))
+        if (w.products_issued != first.products_issued || (w.products_issued && b.warps % 4))
             report(&w, NULL, -1, "the four warps of a group did not issue the same wgmma");
     }
 }

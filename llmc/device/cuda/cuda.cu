@@ -193,22 +193,25 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
     CUDA_CHECK(cudaMallocHost((void**)&c->staging, STAGING));
     c->processors = gpu.multiProcessorCount;
     char* reason = NULL;  // why the library is not used, where that was not asked for
-    c->wgmma = whose == PRODUCTS_WGMMA;
+    c->wgmma = whose == PRODUCTS_WGMMA || whose == PRODUCTS_WGMMA_ALONE;
     if (c->wgmma && !has_wgmma(b, &gpu))
-        fatal("--products wgmma: %s has no wgmma, or the program was built for other GPUs than "
-              "90a (GPU_ARCH); use --products handwritten",
-              gpu.name);
-    if (whose != PRODUCTS_HANDWRITTEN && !c->wgmma) c->products = cublaslt_open(b, &reason);
+        fatal(
+            "--products wgmma: %s has no wgmma, or GPU_ARCH did not name 90a when the program was "
+            "built; use --products handwritten",
+            gpu.name);
+    if (whose != PRODUCTS_HANDWRITTEN && whose != PRODUCTS_WGMMA_ALONE)
+        c->products = cublaslt_open(b, &reason);
     if (whose == PRODUCTS_CUBLASLT && !c->products)
         fatal("--products cublaslt: %s; install the library, or use --products handwritten",
               reason ? reason : "libcublasLt.so is not found");
-    c->forward_handwritten = whose == PRODUCTS_INVARIANT;
+    c->forward_handwritten = whose == PRODUCTS_INVARIANT || whose == PRODUCTS_WGMMA;
+    const char* own = c->wgmma ? "wgmma" : "handwritten";
+    char* products = !c->products             ? xprintf("%s", own)
+                     : c->forward_handwritten ? xprintf("%s forward, cuBLASLt backward", own)
+                                              : xprintf("cuBLASLt");
     c->name = xprintf("cuda (%s, %.0f GB, %s products%s%s)", gpu.name, gpu.totalGlobalMem / 1e9,
-                      c->wgmma                 ? "wgmma"
-                      : !c->products           ? "handwritten"
-                      : c->forward_handwritten ? "handwritten forward, cuBLASLt backward"
-                                               : "cuBLASLt",
-                      reason ? ": " : "", reason ? reason : "");
+                      products, reason ? ": " : "", reason ? reason : "");
+    free(products);
     free(reason);
     b->name = c->name;
     return b;

@@ -103,7 +103,8 @@ using mma_large = mma_tile<128, 128, 64, 64, 64, 2, 3>;
 using mma_middle = mma_tile<64, 64, 32, 32, 32, 3, 4>;
 using mma_small = mma_tile<32, 32, 64, 16, 16, 3, 4>;
 
-// The same by wgmma, which needs at least 64 x 64: the slab before the one in use may still be read.
+// The same by wgmma, which needs at least 64 x 64: the slab before the one in use may still be
+// read.
 template <int BM, int BN, int STAGES, int BLOCKS>
 struct wgmma_tile : mma_tile<BM, BN, 64, 16, BN, STAGES, BLOCKS> {
     static constexpr int AHEAD = STAGES - 2;
@@ -223,11 +224,11 @@ static __device__ inline void wgmma_slabs(float (&acc)[1][TILE::BN / 8][4], cons
                                           const T* slab_b, int i0) {
     using A = typename TILE::template slab<TILE::BM, A_ALONG_K>;
     using B = typename TILE::template slab<TILE::BN, B_ALONG_K>;
+    uint64_t a = A::descriptor(slab_a) + A::step(i0 / 64 * 64, 0), b = B::descriptor(slab_b);
     wgmma_begin();
 #pragma unroll
     for (int k = 0; k < TILE::BK; k += 16)
-        wgmma<T, A_ALONG_K, B_ALONG_K>(acc[0], A::descriptor(slab_a, i0 / 64 * 64, k),
-                                       B::descriptor(slab_b, 0, k));
+        wgmma<T, A_ALONG_K, B_ALONG_K>(acc[0], a + A::step(0, k), b + B::step(0, k));
     wgmma_commit();
     wgmma_wait<1>();
 }

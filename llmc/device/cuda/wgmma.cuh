@@ -1,5 +1,5 @@
-// Hopper's own product instruction, wgmma: four warps multiply 64 x 16 by 16 x N elements that lie in
-// shared memory, and go on while it does. (PTX ISA, "Asynchronous warpgroup level matrix
+// Hopper's own product instruction, wgmma: four warps multiply 64 x 16 by 16 x N elements that lie
+// in shared memory, and go on while it does. (PTX ISA, "Asynchronous warpgroup level matrix
 // instructions"; sm_90a.) Everywhere else these functions are empty.
 #ifndef LLMC_CUDA_WGMMA_CUH
 #define LLMC_CUDA_WGMMA_CUH
@@ -26,9 +26,7 @@ static __device__ inline void wgmma_shared_written() {
     WGMMA_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
 // The registers of sums are as the program left them.
-static __device__ inline void wgmma_begin() {
-    WGMMA_ASM("wgmma.fence.sync.aligned;" ::: "memory");
-}
+static __device__ inline void wgmma_begin() { WGMMA_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Ends a group of products.
 static __device__ inline void wgmma_commit() {
     WGMMA_ASM("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -39,21 +37,22 @@ static __device__ inline void wgmma_wait() {
     WGMMA_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
 }
 
-#define WGMMA_16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)                            \
-    "%" #a ",%" #b ",%" #c ",%" #d ",%" #e ",%" #f ",%" #g ",%" #h ",%" #i ",%" #j ",%" #k \
-    ",%" #l ",%" #m ",%" #n ",%" #o ",%" #p
-#define WGMMA_32                                                          \
-    WGMMA_16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) "," \
-    WGMMA_16(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
-#define WGMMA_64                                                                     \
-    WGMMA_32 "," WGMMA_16(32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47) "," \
-    WGMMA_16(48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63)
+#define WGMMA_16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)                                   \
+    "%" #a ",%" #b ",%" #c ",%" #d ",%" #e ",%" #f ",%" #g ",%" #h ",%" #i ",%" #j ",%" #k ",%" #l \
+    ",%" #m ",%" #n ",%" #o ",%" #p
+#define WGMMA_32                                                   \
+    WGMMA_16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) \
+    "," WGMMA_16(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
+#define WGMMA_64                                                                                   \
+    WGMMA_32                                                                                       \
+        "," WGMMA_16(32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47) "," WGMMA_16( \
+            48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63)
 #define SUMS_4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define SUMS_16(i) SUMS_4(i), SUMS_4(i + 1), SUMS_4(i + 2), SUMS_4(i + 3)
-#define WGMMA(n, type, sums, a, b, a_outer, b_outer, ...)                                       \
+#define WGMMA(n, type, sums, a, b, a_outer, b_outer, ...)                                         \
     WGMMA_ASM("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" sums "}, %" #a \
-              ", %" #b ", 1, 1, 1, %" #a_outer ", %" #b_outer ";"                               \
-              : __VA_ARGS__                                                                     \
+              ", %" #b ", 1, 1, 1, %" #a_outer ", %" #b_outer ";"                                 \
+              : __VA_ARGS__                                                                       \
               : "l"(left), "l"(right), "n"(!A_ALONG_K), "n"(!B_ALONG_K))
 
 // d += a b for tiles of 64 x 16 and 16 x N that descriptors name. Of the 64 rows warp w of the four
@@ -75,10 +74,10 @@ static __device__ inline void wgmma(float (&d)[16][4], uint64_t left, uint64_t r
               SUMS_16(12));
 }
 
-// A slab of an operand as wgmma reads it ("128-byte swizzle"): rows are cut into parts of 64 elements,
-// 128 bytes; a part's rows follow one another, and the eight packets of a row change places by the
-// row's number, so that neither a row nor a column of packets falls onto one bank. A slab must
-// begin at a multiple of WGMMA_ALIGN bytes.
+// A slab of an operand as wgmma reads it ("128-byte swizzle"): rows are cut into parts of 64
+// elements, 128 bytes; a part's rows follow one another, and the eight packets of a row change
+// places by the row's number, so that neither a row nor a column of packets falls onto one bank. A
+// slab must begin at a multiple of WGMMA_ALIGN bytes.
 constexpr int WGMMA_ALIGN = 1024;
 template <int OUTER, int BK, bool ALONG_K>
 struct wgmma_slab {
@@ -89,14 +88,17 @@ struct wgmma_slab {
     static __host__ __device__ constexpr int place(int row, int col) {
         return (col / 64 * ROWS + row) * 64 + (col / 8 ^ row) % 8 * 8 + col % 8;
     }
-    // Of the elements from (outer, k) on, multiples of 64 and 16: in units of 16 bytes the address,
-    // from bit 16 on the distance of parts, from bit 32 on that of groups of 8 rows.
+    // In units of 16 bytes the address, from bit 16 on the distance of parts, from bit 32 on that
+    // of groups of 8 rows. A slab's elements from (outer, k) on, multiples of 64 and 16, have that
+    // of the slab plus `step`.
     template <class T>
-    static __device__ inline uint64_t descriptor(const T* slab, int outer, int k) {
-        int first = ALONG_K ? outer * STRIDE + k : outer / 64 * ROWS * STRIDE + k * STRIDE;
-        uint64_t address = (shared_address(slab + first) & 0x3ffff) / 16;
+    static __device__ inline uint64_t descriptor(const T* slab) {
         uint64_t part = ALONG_K ? 1 : ROWS * STRIDE * 2 / 16, rows = 8 * STRIDE * 2 / 16;
-        return address | part << 16 | rows << 32 | 1ull << 62;  // 1: swizzled by 128 bytes
+        uint64_t swizzled_by_128_bytes = 1ull << 62;
+        return shared_address(slab) / 16 | part << 16 | rows << 32 | swizzled_by_128_bytes;
+    }
+    static __device__ constexpr int step(int outer, int k) {
+        return (ALONG_K ? outer * STRIDE + k : outer / 64 * ROWS * STRIDE + k * STRIDE) * 2 / 16;
     }
 };
 
