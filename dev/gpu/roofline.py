@@ -73,7 +73,7 @@ def training():
 def decoding():
     rows = [("norm forward, decoding", 2 * L + 1, 8 * SLOTS * C, 0)]
     for name, inputs, outputs, _ in products():
-        rows.append((name, L, *product(SLOTS, inputs, outputs)))
+        rows.append((f"{name}, decoding", L, *product(SLOTS, inputs, outputs)))
     return rows + [("gelu forward, decoding", L, 16 * SLOTS * C, 0),
                    ("kv write", L, 8 * SLOTS * C, 0),
                    ("attention cached", L, 4 * SLOTS * C * POSITION, 4 * SLOTS * C * POSITION),

@@ -124,6 +124,7 @@ static double measure(work* w, void* arg) {
 // calls are one CUDA graph, whose kernels start without the host. A call may not wait for the GPU.
 enum { GRAPH_CALLS = 64 };
 typedef struct short_work {
+    backend* b;
     work* run;
     void* arg;
     recording* graph;
@@ -137,13 +138,13 @@ static void graph_calls(void* argument) {
 static void graph_work(void* arg, int call) {
     short_work* s = arg;
     (void)call;
-    gpu->repeat(gpu, &s->graph, 0, graph_calls, s);
+    s->b->repeat(s->b, &s->graph, 0, graph_calls, s);
 }
 
-static double measure_short(work* w, void* arg) {
-    short_work s = {w, arg, NULL};
+static double measure_short(backend* b, work* w, void* arg) {
+    short_work s = {b, w, arg, NULL};
     double seconds = measure(graph_work, &s) / GRAPH_CALLS;
-    gpu->forget(gpu, &s.graph);
+    b->forget(b, &s.graph);
     return seconds;
 }
 
@@ -294,8 +295,18 @@ static void limits(void) {
     arrays_free();
 }
 
+// A kernel's limit is memory where bytes are given, arithmetic where FLOPs are.
+static void kernel_line_of(const char* name, double seconds, double bytes, double flops) {
+    line_begin("kernel", name);
+    line_number("us", seconds * 1e6);
+    line_text("limit", bytes > 0 ? "copy" : "product");
+    line_number(bytes > 0 ? "bytes" : "flops", bytes > 0 ? bytes : flops);
+    line_number("share", bytes > 0 ? bytes / seconds / bandwidth : flops / seconds / product_rate);
+    line_end();
+}
+
 // ---------------------------------------------------------------------------------------------
-// Products with the weights of GPT-2 124M, as in its training step
+// Products with the weights of GPT-2 124M, as in its training step, and in a step of decoding
 
 typedef struct product_shape {
     const char* name;
@@ -368,8 +379,49 @@ static void product_lines(const product_shape* f, int rows, int channels) {
     arrays_free();
 }
 
+// A step of decoding reads each layer's weights from memory: as many of them as no cache holds.
+enum { LAYERS = 16 };
+typedef struct layers_product {
+    product p;
+    prepared* w[LAYERS];
+} layers_product;
+
+static void layers_work(void* arg, int call) {
+    layers_product* x = arg;
+    const product* p = &x->p;
+    p->b->matmul_forward(p->b, p->out[0], p->in[0], x->w[call % LAYERS], p->bias);
+}
+
+static void decoding_line(const product_shape* f, backend* b, const char* whose) {
+    int rows = pick(256, 5), channels = pick(768, 32);
+    int k = f->inputs * channels, n = f->outputs * channels;
+    size_t in = (size_t)rows * k, out = (size_t)rows * n, weights = (size_t)k * n;
+    layers_product x = {.p = {.b = b}};
+    float* w = array_new(weights * sizeof(float));
+    fill(w, weights, &FORMAT_FP32, 0.035f);
+    x.p.bias = array_new(n * sizeof(float));
+    x.p.in[0] = matrix(array_new(in * 2), rows, k, &FORMAT_BF16);
+    x.p.out[0] = matrix(array_new(out * 2), rows, n, &FORMAT_BF16);
+    fill(x.p.in[0].data, in, &FORMAT_BF16, 1);
+    gpu->sync(gpu);
+    for (int l = 0; l < LAYERS; l++) {
+        x.w[l] = b->weight_prepare(b, NULL, w, n, k, &FORMAT_BF16, &FORMAT_BF16);
+        b->bias_prepare(b, x.w[l], x.p.bias, &FORMAT_BF16);
+    }
+    char* name = xprintf("%s, decoding%s", f->name, whose);
+    double bytes = 2.0 * (double)(in + weights + out);
+    kernel_line_of(name, measure_short(b, layers_work, &x), bytes, 0);
+    for (int l = 0; l < LAYERS; l++) b->weight_release(b, x.w[l]);
+    arrays_free();
+    free(name);
+}
+
 static void products(void) {
-    for (int i = 0; i < SHAPE_COUNT; i++) product_lines(&SHAPES[i], pick(16384, 48), pick(768, 32));
+    for (int i = 0; i < SHAPE_COUNT; i++) {
+        product_lines(&SHAPES[i], pick(16384, 48), pick(768, 32));
+        if (!wgmma) decoding_line(&SHAPES[i], gpu, "");
+        decoding_line(&SHAPES[i], own, wgmma ? suffix() : ", handwritten");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -632,16 +684,6 @@ static void bench_create(bench* d) {
     bench_caches(d);
 }
 
-// A kernel's limit is memory where bytes are given, arithmetic where FLOPs are.
-static void kernel_line_of(const char* name, double seconds, double bytes, double flops) {
-    line_begin("kernel", name);
-    line_number("us", seconds * 1e6);
-    line_text("limit", bytes > 0 ? "copy" : "product");
-    line_number(bytes > 0 ? "bytes" : "flops", bytes > 0 ? bytes : flops);
-    line_number("share", bytes > 0 ? bytes / seconds / bandwidth : flops / seconds / product_rate);
-    line_end();
-}
-
 static void kernel_line(bench* d, const char* name, work* w, double bytes, double flops) {
     kernel_line_of(name, measure(w, d), bytes, flops);
 }
@@ -683,11 +725,11 @@ static void kernels(void) {
     kernel_line(&d, "head backward", do_head_backward, 0, 6 * n * vc);  // logits again, dx, dw
     bench step = d;                                                     // of decoding: a row a slot
     step.rows = d.slots;
-    kernel_line_of("norm forward, decoding", measure_short(do_norm_forward, &step), 8 * slots * c,
-                   0);
-    kernel_line_of("gelu forward, decoding", measure_short(do_gelu_forward, &step), 16 * slots * c,
-                   0);
-    kernel_line_of("kv write", measure_short(do_kv_write, &d), 8 * slots * c, 0);
+    kernel_line_of("norm forward, decoding", measure_short(gpu, do_norm_forward, &step),
+                   8 * slots * c, 0);
+    kernel_line_of("gelu forward, decoding", measure_short(gpu, do_gelu_forward, &step),
+                   16 * slots * c, 0);
+    kernel_line_of("kv write", measure_short(gpu, do_kv_write, &d), 8 * slots * c, 0);
     kernel_line(&d, "attention cached", do_attention_cached, 4 * slots * c * (POSITION + 1), 0);
     kernel_line(&d, "sample", do_sample, 2 * vc + 2 * slots * c, 0);
     gpu->weight_release(gpu, d.head);
