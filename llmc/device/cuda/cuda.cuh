@@ -27,18 +27,25 @@ static inline void cuda_check(cudaError_t e, const char* what) {
     if (e != cudaSuccess) fatal("CUDA: %s: %s", what, cudaGetErrorString(e));
 }
 
+// *allowed: bytes of dynamic shared memory that the kernel may have by now.
 template <class... P, class... A>
-static void cuda_launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
-                        size_t shared, cudaStream_t stream, A... arguments) {
-    if (shared > 48 << 10)
+static void cuda_launch(const char* name, size_t* allowed, void (*kernel)(P...), dim3 grid,
+                        dim3 block, size_t shared, cudaStream_t stream, A... arguments) {
+    if (shared > *allowed) {
         cuda_check(
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
             name);
+        *allowed = shared;
+    }
     kernel<<<grid, block, shared, stream>>>(P(arguments)...);
     cuda_check(cudaGetLastError(), name);
 }
 // LAUNCH((kernel<T>), grid, block, dynamic shared bytes, stream, arguments...)
-#define LAUNCH(kernel, ...) cuda_launch(#kernel, kernel, __VA_ARGS__)
+#define LAUNCH(kernel, ...)                                   \
+    do {                                                      \
+        static size_t allowed_ = 48 << 10;                    \
+        cuda_launch(#kernel, &allowed_, kernel, __VA_ARGS__); \
+    } while (0)
 
 // d += a b for tiles of 16 x 16 and 16 x 8 (mma.sync.m16n8k16, fp32 accumulation), with the
 // fragments of the PTX ISA: lane 4 g + t holds rows g and g + 8, columns 2t, 2t+1 (and 8 more).
