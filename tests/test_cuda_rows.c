@@ -81,7 +81,29 @@ static void open_and_close(const void* unused) {
     fatal("opened and closed %s NCCL", nccl_asked_for ? "with" : "without");
 }
 
+static void open_of_capability(const void* capability) {
+    const char* why = NULL;
+    setenv("PTX_CAPABILITY", capability, 1);
+    backend* b = cuda_open(PRODUCTS_WGMMA, &why);
+    fatal("%s, because %s", b ? "opened" : "not opened", why);
+}
+
+// Other GPUs than Hopper have no wgmma. Only the PTX machine can be another GPU; PTX_SUM is set
+// where it may be used.
+static void check_capabilities(void) {
+    static const char* const without[] = {"80", "89", "100", "120"};
+    if (!getenv("PTX_SUM")) return;
+    for (int i = 0; i < 4; i++)
+        check_refusal(open_of_capability, without[i], "wgmma on another GPU",
+                      (const char* [REFUSAL_WORDS]){"--products wgmma: PTX machine has no wgmma",
+                                                    "use --products handwritten"});
+    check_refusal(
+        open_of_capability, "75", "an old GPU",
+        (const char* [REFUSAL_WORDS]){"not opened, because the GPU is older than Ampere"});
+}
+
 static void test_opening(void) {
+    check_capabilities();
     check_refusal(open_and_close, NULL, "a device alone",
                   (const char* [REFUSAL_WORDS]){"opened and closed without NCCL"});
     check_library_order("13000");

@@ -435,7 +435,8 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "PTX machine");
     p->totalGlobalMem = memory_total();
-    p->major = 9;
+    u64 capability = environment_number("PTX_CAPABILITY", 90);
+    p->major = (int)capability / 10, p->minor = (int)capability % 10;
     p->multiProcessorCount = (int)environment_number("PTX_PROCESSORS", 4);
     return cudaSuccess;
 }
