@@ -152,23 +152,32 @@ static __device__ inline T* row_at(const matrix<T>& m, int r) {
     return m.data + r * m.stride;
 }
 
-// The same for the keys that the sequence sees: those of the prefix, then its own.
+// The same for the keys that the sequence sees: those of the prefix, then its own. Row j is key
+// j's, and lies `ahead` elements further on where j < shared.
 template <class T>
-struct key_rows {
-    matrix<T> own, before;  // row j of either is key j's
+struct key_rows : matrix<T> {
     int shared;
+    int64_t ahead;
 };
 template <class T>
 static __device__ inline key_rows<T> keys_of(matrix<T> m, const attention_call<T>& x,
                                              const tile_place& at, row_part part, int head) {
-    T* column = m.data + column_of(x, part, head);
-    return {{column + (at.start - at.shared) * m.stride, m.stride},
-            {column + at.before * m.stride, m.stride},
-            at.shared};
+    int first = at.start - at.shared;
+    return {{m.data + column_of(x, part, head) + first * m.stride, m.stride},
+            at.shared,
+            (at.before - first) * m.stride};
+}
+template <class T>
+static __device__ inline int64_t ahead_of(const matrix<T>&, int) {
+    return 0;
+}
+template <class T>
+static __device__ inline int64_t ahead_of(const key_rows<T>& k, int j) {
+    return j < k.shared ? k.ahead : 0;
 }
 template <class T>
 static __device__ inline T* row_at(const key_rows<T>& k, int j) {
-    return row_at(j < k.shared ? k.before : k.own, j);
+    return k.data + j * k.stride + ahead_of(k, j);
 }
 
 constexpr int ROW_THREADS = 256;
@@ -212,18 +221,23 @@ struct mma_shape {
 template <int D, int N, class T, class ROWS>
 static __device__ inline void mma_load(T* shared, const ROWS& head, int first, int end,
                                        const attention_call<T>& x) {
-    constexpr int STRIDE = mma_shape<D>::STRIDE;
-    if (x.packed) {
-        for (int i = threadIdx.x; i < N * D / 8; i += MMA_THREADS) {
-            int r = i / (D / 8), c = i % (D / 8) * 8;
-            bool valid = first + r < end && c < x.head_dim;
-            const T* from = valid ? row_at(head, first + r) + c : x.qkv.data;
-            cp_async_16(shared + r * STRIDE + c, from, valid);
-        }
+    constexpr int STRIDE = mma_shape<D>::STRIDE, PACKETS = D / 8, EVERY = MMA_THREADS / PACKETS;
+    if (x.packed) {  // a thread has one column and every EVERY-th row
+        int row = threadIdx.x / PACKETS, c = threadIdx.x % PACKETS * 8;
+        if (EVERY > N && row >= N) return;
+        first += row;
+        int left = c < x.head_dim ? end - first : 0;
+        const T* from = head.data + first * head.stride + c;
+        int64_t every = EVERY * head.stride;
+        shared += row * STRIDE + c;
+#pragma unroll
+        for (int r = 0; r < N; r += EVERY, from += every)
+            cp_async_16(shared + r * STRIDE, from + ahead_of(head, first + r), r < left);
         return;
     }
-    for (int i = threadIdx.x; i < N * D; i += MMA_THREADS) {
-        int r = i / D, c = i % D;
+    int c = threadIdx.x % D;
+#pragma unroll 1
+    for (int r = threadIdx.x / D; r < N; r += MMA_THREADS / D) {
         bool valid = first + r < end && c < x.head_dim;
         shared[r * STRIDE + c] = valid ? row_at(head, first + r)[c] : to<T>(0.0f);
     }
@@ -369,10 +383,12 @@ static __global__ void __launch_bounds__(MMA_THREADS) forward_mma(attention_call
     int head = blockIdx.y, key_head = head / (x.heads / x.key_heads);
     int end = min(at.first + MMA_TILE, at.length), keys = at.shared + end;
     int steps = (keys + STEP - 1) / STEP;
+    key_rows<T> all_k = keys_of(x.qkv, x, at, K_PART, key_head);
+    key_rows<T> all_v = keys_of(x.qkv, x, at, V_PART, key_head);
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, K_PART, key_head), first, keys, x);
-        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, V_PART, key_head), first, keys, x);
+        mma_load<D, STEP>(k + buffer, all_k, first, keys, x);
+        mma_load<D, STEP>(v + buffer, all_v, first, keys, x);
         cp_async_commit();
     };
     mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, Q_PART, head), at.first, end, x);
@@ -437,18 +453,19 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
     int head = blockIdx.y, group = x.heads / x.key_heads, seeing = seeing_rows(x.pack, at);
     int each = (seeing - at.first + STEP - 1) / STEP;  // steps of a query head
     int steps = group * each;
+    int query_head = head * group, first = at.first;  // of the next step to be loaded
     auto load_step = [&](int step) {
-        int buffer = step % 2 * BUFFER, first = at.first + step % each * STEP;
-        int query_head = head * group + step / each;
+        int buffer = step % 2 * BUFFER;
         mma_load<D, STEP>(q + buffer, head_of(x.qkv, x, at, Q_PART, query_head), first, seeing, x);
         mma_load<D, STEP>(dout + buffer, head_of(x.dout, x, at, Q_PART, query_head), first, seeing,
                           x);
-        const query_stats* from = x.queries + (int64_t)query_head * x.rows + at.start;
-        for (int i = threadIdx.x; i < STEP; i += MMA_THREADS) {
-            bool valid = first + i < seeing;  // p = exp(0 - 0) * 0 where not
-            cp_async_16(queries + step % 2 * STEP + i, valid ? from + first + i : from, valid);
-        }
+        const query_stats* from = x.queries + (int64_t)query_head * x.rows + at.start + first;
+        if (threadIdx.x < STEP)  // p = exp(0 - 0) * 0 where there is none
+            cp_async_16(queries + step % 2 * STEP + threadIdx.x, from + threadIdx.x,
+                        first + (int)threadIdx.x < seeing);
         cp_async_commit();
+        first += STEP;
+        if (first >= seeing) query_head++, first = at.first;
     };
     mma_load<D, MMA_TILE>(k, head_of(x.qkv, x, at, K_PART, head), at.first, at.length, x);
     mma_load<D, MMA_TILE>(v, head_of(x.qkv, x, at, V_PART, head), at.first, at.length, x);
@@ -456,6 +473,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
 
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale_log2 = x.scale * LOG2_E;
+    int ahead = 0;  // of the tile's first key, the step's first query
     for (int step = 0; step < steps; step++) {
         int buffer = step % 2 * BUFFER;
         float p[STEP / 8][4], ds[STEP / 8][4];  // transposed: a row for each key
@@ -475,7 +493,6 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
                     ds[n][e] = g.ds;
                 }
             }
-        int ahead = step % each * STEP;
         if (ahead < row + 16) {  // some of the queries come before some of the keys
 #pragma unroll
             for (int n = 0; n < STEP / 8; n++)
@@ -486,10 +503,12 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
         }
         mma_weighted<T, D, STEP>(dv, p, dout + buffer);
         mma_weighted<T, D, STEP>(dk, ds, q + buffer);
+        ahead = ahead + STEP < each * STEP ? ahead + STEP : 0;
     }
 
     float scale[2] = {x.scale, x.scale}, one[2] = {1.0f, 1.0f};
-    int first = at.first + row, end = at.length;
+    int end = at.length;
+    first = at.first + row;
     mma_store<T, D>(head_of(x.dqkv, x, at, K_PART, head), first, end, k + row * STRIDE, dk, scale,
                     x);
     mma_store<T, D>(head_of(x.dqkv, x, at, V_PART, head), first, end, v + row * STRIDE, dv, one, x);
@@ -507,10 +526,12 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries_mma(at
     int head = blockIdx.y, key_head = head / (x.heads / x.key_heads);
     int end = min(at.first + MMA_TILE, at.length), keys = at.shared + end;
     int steps = (keys + STEP - 1) / STEP;
+    key_rows<T> all_k = keys_of(x.qkv, x, at, K_PART, key_head);
+    key_rows<T> all_v = keys_of(x.qkv, x, at, V_PART, key_head);
     auto load_step = [&](int step) {
         int buffer = step % 2 * BUFFER, first = step * STEP;
-        mma_load<D, STEP>(k + buffer, keys_of(x.qkv, x, at, K_PART, key_head), first, keys, x);
-        mma_load<D, STEP>(v + buffer, keys_of(x.qkv, x, at, V_PART, key_head), first, keys, x);
+        mma_load<D, STEP>(k + buffer, all_k, first, keys, x);
+        mma_load<D, STEP>(v + buffer, all_v, first, keys, x);
         cp_async_commit();
     };
     mma_load<D, MMA_TILE>(q, head_of(x.qkv, x, at, Q_PART, head), at.first, end, x);
@@ -575,9 +596,9 @@ struct fma_shape {
 template <int D, class T, class ROWS>
 static __device__ inline void fma_load(float* shared, const ROWS& head, int first, int end,
                                        const attention_call<T>& x) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < fma_shape<D>::TILE * D; i += SQUARE_THREADS) {
-        int r = i / D, c = i % D;
+    int c = threadIdx.x % D;
+#pragma unroll 2
+    for (int r = threadIdx.x / D; r < fma_shape<D>::TILE; r += SQUARE_THREADS / D) {
         bool valid = first + r < end && c < x.head_dim;
         float value = valid ? to_float(row_at(head, first + r)[c]) : 0.0f;
         shared[r * fma_shape<D>::STRIDE + c] = rounded(value, x.operand);

@@ -90,8 +90,8 @@ static __device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* ro
 }
 
 // Copies 16 bytes from global to shared memory in the background, or writes zeros there where not
-// `valid` (then `from` is not read). They have arrived for this thread when cp_async_wait<n> finds
-// at most n younger groups open, for the others after a barrier.
+// `valid` (then `from` is not read, and may lie anywhere). They have arrived for this thread when
+// cp_async_wait<n> finds at most n younger groups open, for the others after a barrier.
 static __device__ inline void cp_async_16(void* to_shared, const void* from, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to_shared)),
                  "l"(from), "r"(valid ? 16 : 0)

@@ -139,7 +139,7 @@ static __device__ inline void mma_fetch(T* slab, const T* from, int64_t stride, 
         T* target = slab + SLAB::place(r, c);
         bool exists = row < rows && col < cols;
         if (ALIGNED && (col + EACH <= cols || !exists))
-            cp_async_16(target, exists ? source + col : from, exists);
+            cp_async_16(target, source + col, exists);
         else
             packet_store(target, packet_gather(source, col, exists ? cols : 0));
     }
@@ -152,14 +152,14 @@ struct slab_reader {
     static constexpr int PACKETS = SLAB::COLS / packet<T>::N, EVERY = THREADS / PACKETS;
     static_assert(SLAB::ROWS % EVERY == 0, "every thread copies as much");
     static_assert(SLAB::place(EVERY, 0) == EVERY * SLAB::STRIDE);
-    const T *from, *next;
+    const T* next;
     int64_t every, slab;  // elements from row to row, and from slab to slab
     int rows;             // of the thread's that exist
     int at;               // of the thread's first packet in a slab
 
     __device__ slab_reader(const void* matrix, int64_t stride, int outer0, int outers, int k0) {
         int r = threadIdx.x / PACKETS, c = threadIdx.x % PACKETS * packet<T>::N;
-        from = (const T*)matrix;
+        const T* from = (const T*)matrix;
         next =
             ALONG_K ? from + (outer0 + r) * stride + k0 + c : from + (k0 + r) * stride + outer0 + c;
         every = EVERY * stride;
@@ -171,11 +171,8 @@ struct slab_reader {
     }
     __device__ void fetch(T* to) {
 #pragma unroll
-        for (int j = 0; j < SLAB::ROWS / EVERY; j++) {
-            bool exists = j < rows;
-            cp_async_16(to + at + j * EVERY * SLAB::STRIDE, exists ? next + j * every : from,
-                        exists);
-        }
+        for (int j = 0; j < SLAB::ROWS / EVERY; j++)
+            cp_async_16(to + at + j * EVERY * SLAB::STRIDE, next + j * every, j < rows);
         next += slab;
     }
 };
