@@ -405,6 +405,26 @@ static void write_warp_kernels(void) {
            "\tld.shared.u32 \t%r18, [%r13];\n"
            "\tld.shared.u32 \t%r19, [%r13+64];\n"
            "\tst.global.v4.u32 \t[%rd1], {%r16, %r17, %r18, %r19};\n");
+    // In: counters for all threads. Out: what each atomic gave back.
+    kernel("global_atomics", 32, 0,
+           "\tatom.global.add.u32 \t%r10, [%rd2], 1;\n"
+           "\tatom.relaxed.gpu.global.add.u32 \t%r11, [%rd2+4], 2;\n"
+           "\tatom.acquire.gpu.global.add.u32 \t%r12, [%rd2+8], 3;\n"
+           "\tatom.release.gpu.global.add.u32 \t%r13, [%rd2+12], 4;\n"
+           "\tatom.acq_rel.gpu.global.add.u32 \t%r14, [%rd2+16], 5;\n"
+           "\tst.global.v4.u32 \t[%rd1], {%r10, %r11, %r12, %r13};\n"
+           "\tst.global.u32 \t[%rd1+16], %r14;\n");
+    // In: numbers, of which the last three are replaced. Out: the numbers before and after.
+    kernel("strong_accesses", 40, 0,
+           "\tld.acquire.gpu.global.u32 \t%r10, [%rd2];\n"
+           "\tld.relaxed.gpu.global.u32 \t%r11, [%rd2+4];\n"
+           "\tld.acquire.gpu.global.u64 \t%rd4, [%rd2+8];\n"
+           "\tst.release.gpu.global.u32 \t[%rd2+4], %r10;\n"
+           "\tst.relaxed.gpu.global.u64 \t[%rd2+8], 81985529216486895;\n"
+           "\tld.relaxed.gpu.global.u32 \t%r12, [%rd2+4];\n"
+           "\tld.relaxed.gpu.global.u64 \t%rd5, [%rd2+8];\n"
+           "\tst.global.v4.u32 \t[%rd1], {%r10, %r11, %r12, %r12};\n"
+           "\tst.global.v2.u64 \t[%rd1+16], {%rd4, %rd5};\n");
 }
 
 // The lane that shfl.sync reads, and its predicate: the ISA's definition.
@@ -537,6 +557,29 @@ static void test_atomics(void) {
         CHECK(out[i][3] == THREADS / COUNTERS, "atom.add of 1: counter %d is %u", i % COUNTERS,
               out[i][3]);
     }
+}
+
+// Threads of several blocks add to the same counters: each addition's value before is another
+// one's.
+static void test_global_atomics(void) {
+    enum { BLOCKS = 12, THREADS = 64, COUNT = BLOCKS * THREADS, FORMS = 5 };
+    static uint32_t in[FORMS], out[COUNT][8];
+    run("global_atomics", BLOCKS, THREADS, out, sizeof out, in, sizeof in);
+    for (uint32_t form = 0; form < FORMS; form++) {
+        bool seen[COUNT] = {false};
+        for (int i = 0; i < COUNT; i++) {
+            uint32_t turn = out[i][form] / (form + 1);
+            CHECK(out[i][form] % (form + 1) == 0 && turn < COUNT && !seen[turn],
+                  "atom.add of %u: thread %d got %u", form + 1, i, out[i][form]);
+            seen[turn % COUNT] = true;
+        }
+    }
+    uint32_t numbers[4] = {11, 22, 33, 44}, got[32][10];
+    run("strong_accesses", 1, 1, got, sizeof got, numbers, sizeof numbers);
+    const uint32_t expected[8] = {11, 22, 11, 11, 33, 44, 0x89abcdef, 0x01234567};
+    for (int i = 0; i < 8; i++)
+        CHECK(got[0][i] == expected[i], "strong accesses: word %d is %x, expected %x", i, got[0][i],
+              expected[i]);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -1352,6 +1395,7 @@ int main(void) {
     test_warps();
     test_barriers();
     test_atomics();
+    test_global_atomics();
     test_memory();
     test_shared_memory();
     test_moves();

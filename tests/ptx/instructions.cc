@@ -336,13 +336,42 @@ instruction* run_store(instruction* i, warp& w) {
     return i + 1;
 }
 
+// A load that synchronises may be one of a loop that waits: the turn ends at the next leader.
+static void note_poll(warp& w, bool changes_memory) {
+    polls_in_vain = changes_memory ? 0 : polls_in_vain + 1;
+    w.limit = NULL;
+}
+
+// ld and st of one element, with .relaxed, .acquire or .release: their space is global.
+instruction* run_load_strong(instruction* i, warp& w) {
+    const u8* from[LANES];
+    for (u32 m = w.mask; m; m &= m - 1) {
+        int l = __builtin_ctz(m);
+        u64 address = lane_address(w, i->x + 2, l);
+        from[l] = global_strong(w, i, l, address, i->size, LOADS, i->x[1]);
+    }
+    for (u32 m = w.mask; m; m &= m - 1) load_lane(w, i, __builtin_ctz(m), from[__builtin_ctz(m)]);
+    note_poll(w, false);
+    return i + 1;
+}
+instruction* run_store_strong(instruction* i, warp& w) {
+    for (u32 m = w.mask; m; m &= m - 1) {
+        int l = __builtin_ctz(m);
+        u64 address = lane_address(w, i->x + 2, l);
+        store_lane(w, i, l, global_strong(w, i, l, address, i->size, STORES, i->x[1]));
+    }
+    polls_in_vain = 0;
+    return i + 1;
+}
+
 // d = [a], [a] = d + b; x: d, the address, b. Lanes come in an order that the schedule chooses.
-instruction* run_atomic_add(instruction* i, warp& w) {
+template <class F>
+static instruction* atomic_add(instruction* i, warp& w, F place) {
     u32 before[LANES] = {}, swap = schedule > 1 ? random_below(LANES) : schedule ? LANES - 1 : 0;
     for (int n = 0; n < LANES; n++) {
         int l = n ^ (int)swap;
         if (!(w.mask >> l & 1)) continue;
-        u8* at = shared_atomic(w, i, l, lane_address(w, i->x + 1, l), sizeof(u32));
+        u8* at = place(l, lane_address(w, i->x + 1, l));
         memcpy(&before[l], at, sizeof(u32));
         u32 after = before[l] + w.at<u32>(i->x[4])[l];
         memcpy(at, &after, sizeof(u32));
@@ -350,6 +379,19 @@ instruction* run_atomic_add(instruction* i, warp& w) {
     u32* d = w.at<u32>(i->x[0]);
     LANEWISE if (w.lanes[l]) d[l] = before[l];
     return i + 1;
+}
+instruction* run_atomic_add(instruction* i, warp& w) {
+    return atomic_add(
+        i, w, [&](int l, u64 address) { return shared_atomic(w, i, l, address, sizeof(u32)); });
+}
+template <s32 mode>
+instruction* run_global_add(instruction* i, warp& w) {
+    u32 added = 0;
+    for (u32 m = w.mask; m; m &= m - 1) added |= w.at<u32>(i->x[4])[__builtin_ctz(m)];
+    note_poll(w, added != 0);
+    return atomic_add(i, w, [&](int l, u64 address) {
+        return global_strong(w, i, l, address, sizeof(u32), ADDS, mode);
+    });
 }
 
 // x: wide, whole, parts...
@@ -662,6 +704,11 @@ static void add_special(table& t) {
     t["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = {tensor_mma_f16, "WWWWwwwwwwwwww",
                                                               ALIGNED};
     t["atom.shared.add.u32"] = {run_atomic_add, "W@w", 0};
+    for (const char* relaxed : {"", ".relaxed.gpu"})
+        t["atom" + std::string(relaxed) + ".global.add.u32"] = {run_global_add<0>, "W@w", STRONG};
+    t["atom.acquire.gpu.global.add.u32"] = {run_global_add<ACQUIRES>, "W@w", STRONG};
+    t["atom.release.gpu.global.add.u32"] = {run_global_add<RELEASES>, "W@w", STRONG};
+    t["atom.acq_rel.gpu.global.add.u32"] = {run_global_add<ACQUIRES | RELEASES>, "W@w", STRONG};
     t["cp.async.cg.shared.global"] = {copy_issue, "@@iw", 0};
     t["cp.async.commit_group"] = {copy_commit, "", 0};
     t["cp.async.wait_group"] = {copy_wait, "i", 0};

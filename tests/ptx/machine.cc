@@ -7,6 +7,10 @@
 // instruction waits until all lanes that it names stand there, a barrier for the threads of the
 // block that are left. What the CUDA programming guide leaves open is thus tried in many ways, and
 // the results must not change. Where nothing can run, the report says where each group stands.
+//
+// Blocks run one after another, but those of a kernel that synchronises them take turns: some have
+// a place at a time, and no other one starts until one of these ends, as on a small GPU. A load
+// that synchronises may be one of a loop that waits for another block, so a turn ends behind it.
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -92,6 +96,9 @@ static void split_at_random(warp& w, group& g) {
     w.push(behind, g.at);
 }
 
+// After so many leaders a turn ends where blocks synchronise: a loop may wait for another block.
+constexpr u32 LEADERS = 64;
+
 // Runs a group until it has to choose anew. Returns false where no group can run.
 static bool warp_turn(warp& w) {
     int chosen = choose(w);
@@ -104,7 +111,7 @@ static bool warp_turn(warp& w) {
     }
     kernel& k = *w.home->running;
     w.limit = k.code.data() + k.code.size();
-    w.leaders = ALL;
+    w.leaders = k.synchronises ? LEADERS : ALL;
     if (schedule > BACKWARDS) {
         split_at_random(w, g);
         w.leaders = 1 + random_below(16);
@@ -121,6 +128,7 @@ static bool warp_turn(warp& w) {
         i = i->run(i, w);
     while (i && may_go_on(w, i)) i = i->run(i, w);
     if (i) w.push(w.mask, i);
+    if (!w.leaders) polls_in_vain++;
     return true;
 }
 
@@ -169,7 +177,8 @@ static bool barrier_opens(block& b) {
             g.at_barrier = false;
         }
     }
-    shared_barrier(b);
+    memory_barrier(b);
+    polls_in_vain = 0;
     return true;
 }
 
@@ -204,76 +213,111 @@ static void warp_begin(warp& w, block& b) {
     w.set_mask(w.live);
 }
 
-static void block_run(block& b) {
+static void block_begin(block& b, u64 linear) {
+    b.linear = linear;
+    b.at[0] = (u32)(linear % b.grid[0]);
+    b.at[1] = (u32)(linear / b.grid[0] % b.grid[1]);
+    b.at[2] = (u32)(linear / b.grid[0] / b.grid[1]);
     b.live = b.threads;
-    shared_begin(b);
+    memory_begin(b);
     for (warp& w : b.warp_of) warp_begin(w, b);
-    while (b.live) {
-        bool progress = false;
-        for (u32 n = 0; n < b.warps; n++) {
-            u32 index = schedule == IN_ORDER    ? n
-                        : schedule == BACKWARDS ? b.warps - 1 - n
-                                                : random_below(b.warps);
-            warp& w = b.warp_of[index];
-            // At random, a warp may be overtaken after each turn.
-            while (w.live && warp_turn(w)) {
-                progress = true;
-                if (schedule > BACKWARDS && !random_below(4)) break;
-            }
+}
+
+// Each warp runs as far as it can; where blocks synchronise, a turn.
+static void block_round(block& b) {
+    bool progress = false;
+    for (u32 n = 0; n < b.warps; n++) {
+        u32 index = schedule == IN_ORDER    ? n
+                    : schedule == BACKWARDS ? b.warps - 1 - n
+                                            : random_below(b.warps);
+        warp& w = b.warp_of[index];
+        // At random, a warp may be overtaken after each turn.
+        while (w.live && warp_turn(w)) {
+            progress = true;
+            if (b.order || (schedule > BACKWARDS && !random_below(4))) break;
         }
-        if (b.live && barrier_opens(b)) progress = true;
-        // At random a round may have passed over the warps that can run.
-        if (!progress)
-            for (warp& w : b.warp_of) progress |= w.live && warp_turn(w);
-        if (progress || !b.live) continue;
-        report(&b.warp_of[0], NULL, -1, "nothing can run any more:%s", places(b).c_str());
     }
-    if (b.running->wgmma) wgmma_end(b);
+    if (b.live && barrier_opens(b)) progress = true;
+    // At random a round may have passed over the warps that can run.
+    if (!progress)
+        for (warp& w : b.warp_of) progress |= w.live && warp_turn(w);
+    if (progress || !b.live) return;
+    report(&b.warp_of[0], NULL, -1, "nothing can run any more:%s", places(b).c_str());
 }
 
 // ------------------------------------------------------------------------------------------------
 // A launch
 
-void launch_run(const launch& l) {
-    static block b;  // its memory is used again
-    static std::vector<u8> registers;
-    static std::vector<u32> predicates;
+// Makes a place ready for the launch's blocks.
+static void place_begin(block& b, const launch& l) {
     kernel& k = *l.k;
-    if (!k.parsed) kernel_parse(k);
-    k.launches++;
-    u32 warps = (l.size[0] * l.size[1] * l.size[2] + LANES - 1) / LANES;
+    u32 threads = l.size[0] * l.size[1] * l.size[2], warps = (threads + LANES - 1) / LANES;
     size_t each = (k.registers + 63) / 64 * 64;
-    if (registers.size() < warps * each + 64) registers.resize(warps * each + 64);
-    if (predicates.size() < warps * k.predicates) predicates.resize(warps * k.predicates);
-    u8* base = (u8*)(((uintptr_t)registers.data() + 63) / 64 * 64);
+    if (b.registers.size() < warps * each + 64) b.registers.resize(warps * each + 64);
+    if (b.predicates.size() < warps * k.predicates) b.predicates.resize(warps * k.predicates);
+    u8* base = (u8*)(((uintptr_t)b.registers.data() + 63) / 64 * 64);
     b.warp_of.resize(warps);
     for (u32 n = 0; n < warps; n++) {
         warp& w = b.warp_of[n];
         w.home = &b;
         w.index = n;
         w.registers = base + n * each;
-        w.predicates = predicates.data() + n * k.predicates;
+        w.predicates = b.predicates.data() + n * k.predicates;
         memcpy(w.registers + SPECIAL_BYTES, k.constants.data(), k.constants.size());
     }
     b.running = &k;
     b.arguments = l.arguments.data();
     std::copy_n(l.grid, 3, b.grid);
     std::copy_n(l.size, 3, b.size);
-    b.threads = l.size[0] * l.size[1] * l.size[2];
+    b.threads = threads;
     b.warps = warps;
     b.shared_bytes = k.shared + l.dynamic_bytes;
-    u64 blocks = (u64)l.grid[0] * l.grid[1] * l.grid[2];
-    blocks_begin(b, blocks);
+}
+
+// So many turns that did no more than poll or go round, with nothing that another block could
+// notice: they wait for ever.
+constexpr u64 PATIENCE = 1 << 16;
+
+[[noreturn]] static void report_waiting(block* const* running, u32 count) {
+    std::string text;
+    for (u32 n = 0; n < count; n++)
+        text += "\n block " + std::to_string(running[n]->linear) + places(*running[n]);
+    report(&running[0]->warp_of[0], NULL, -1, "blocks wait for ever:%s", text.c_str());
+}
+
+void launch_run(const launch& l) {
+    constexpr u32 PLACES = 8;
+    static block places_of[PLACES];  // their memory is used again
+    kernel& k = *l.k;
+    if (!k.parsed) kernel_parse(k);
+    k.launches++;
+    u64 blocks = (u64)l.grid[0] * l.grid[1] * l.grid[2], started = 0;
+    blocks_begin(k, blocks, l.size[0] * l.size[1] * l.size[2]);
     std::vector<u32> order(schedule > BACKWARDS ? blocks : 0);
     std::iota(order.begin(), order.end(), 0);
     for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random_below((u32)i)]);
-    for (u64 n = 0; n < blocks; n++) {
-        b.linear = schedule == IN_ORDER ? n : schedule == BACKWARDS ? blocks - 1 - n : order[n];
-        b.at[0] = (u32)(b.linear % l.grid[0]);
-        b.at[1] = (u32)(b.linear / l.grid[0] % l.grid[1]);
-        b.at[2] = (u32)(b.linear / l.grid[0] / l.grid[1]);
-        b.stamp = b.stamp_first + (u32)b.linear;
-        block_run(b);
+    // The blocks that run come first.
+    block* place[PLACES];
+    u32 most = !k.synchronises ? 1 : schedule > BACKWARDS ? 1 + random_below(PLACES) : PLACES / 2;
+    most = (u32)std::min<u64>(most, blocks);
+    for (u32 n = 0; n < most; n++) place_begin(*(place[n] = &places_of[n]), l);
+    polls_in_vain = 0;
+    for (u32 running = 0, turn = 0; started < blocks || running;) {
+        for (; running < most && started < blocks; running++, started++)
+            block_begin(*place[running], schedule == IN_ORDER    ? started
+                                         : schedule == BACKWARDS ? blocks - 1 - started
+                                                                 : order[started]);
+        // At random one goes on for a while, so that they get out of step.
+        if (schedule <= BACKWARDS)
+            turn = (turn + 1) % running;
+        else if (turn >= running || (running > 1 && !random_below(32)))
+            turn = random_below(running);
+        block_round(*place[turn]);
+        if (polls_in_vain > PATIENCE) report_waiting(place, running);
+        if (place[turn]->live) continue;
+        if (k.wgmma) wgmma_end(*place[turn]);
+        polls_in_vain = 0;
+        std::rotate(place + turn, place + turn + 1, place + running--);
     }
 }
 

@@ -10,6 +10,8 @@
 // Global memory: each block of each launch has a stamp of its own, in increasing order, so a stamp
 // above the launch's first is an access by a block of this launch. Blocks of a launch run in no
 // order, so none may touch what another writes. Two readers leave the stamp after the last block's.
+// A kernel whose instructions acquire or release has finer stamps, and may do more: see "Blocks
+// that synchronise" below.
 //
 // Shared memory: a stamp is a tick and who: a thread, several lanes of a warp, or several warps.
 // Ticks count barriers of this block, of warps too. An access is ordered before this one if its
@@ -20,6 +22,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <unordered_map>
 
 #include "ptx.h"
 
@@ -145,25 +148,136 @@ static const char* verb(access how) { return how == READ ? "reads" : "writes"; }
 // ------------------------------------------------------------------------------------------------
 // Global memory
 
+// Of the launch that runs.
+static u32 stamp_first, stamp_next = HOST_WROTE + 1;
 static u32 reads_of_many;  // the stamp of two readers, after the launch's last block
 
-void blocks_begin(block& b, u64 blocks) {
-    static u32 next = HOST_WROTE + 1;
-    if (next + blocks + 1 > ALL) report(NULL, NULL, -1, "more blocks ran than stamps can count");
-    b.stamp_first = next;
-    reads_of_many = next + (u32)blocks;
-    next += (u32)blocks + 1;
+static u32 take_stamps(u64 count) {
+    u32 first = stamp_next;
+    if (first + count > ALL) report(NULL, NULL, -1, "more blocks ran than stamps can count");
+    stamp_next += (u32)count;
+    return first;
 }
 
 [[noreturn]] static void report_global(const warp& w, const instruction* i, int lane, u64 address,
-                                       access how, u32 wrote) {
-    const block& b = *w.home;
+                                       access how, u32 wrote, u32 writer) {
     if (how == READ && !wrote)
         report(&w, i, lane, "reads what nothing wrote, at 0x%llx", (unsigned long long)address);
-    if (wrote >= b.stamp_first && wrote != b.stamp)
-        report(&w, i, lane, "%s what block %u of this launch writes", verb(how),
-               wrote - b.stamp_first);
-    report(&w, i, lane, "writes what another block of this launch reads");
+    const char* unordered = w.home->order ? ", with no release and acquire between" : "";
+    if (wrote >= stamp_first && writer != w.home->linear)
+        report(&w, i, lane, "%s what block %u of this launch writes%s", verb(how), writer,
+               unordered);
+    report(&w, i, lane, "writes what another block of this launch reads%s", unordered);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Blocks that synchronise, as in the PTX ISA 9.0, section 8 (causality order). Time is counted in
+// ticks of the launch: a block takes a new one at each of its barriers, and after each release. A
+// stamp is a tick and a slot: the thread, or the last slot for accesses that synchronise
+// themselves, which do not race with each other. An access of another block is ordered before one
+// of this thread if somebody told so: a release stores, next to the value, what its thread knows of
+// all blocks, and an acquire that reads the value learns it. A thread knows what it did itself,
+// what its block did up to the block's last barrier, and what others of the block had learnt up to
+// then. (What a warp barrier orders is not counted.) Stamp `stamp_first` belongs to two readers of
+// which neither is ordered before the other.
+
+// The last tick that is ordered before, by block * slots + slot; the last slot: of all threads.
+typedef std::unordered_map<u64, u32> knowledge;
+
+struct block_order {
+    u32 tick, at_barrier;  // the last tick before the last barrier
+    knowledge all;
+    std::vector<knowledge> of_thread;  // learnt since the barrier
+};
+static u32 slots;                                     // of a tick: threads and 1
+static std::vector<u32> block_of_tick;                // tick 0 is nobody's
+static std::unordered_map<u64, knowledge> published;  // by address
+u64 polls_in_vain;
+
+void blocks_begin(const kernel& k, u64 blocks, u32 threads) {
+    slots = threads + 1;
+    published.clear();
+    block_of_tick.assign(1, ALL);
+    stamp_first = take_stamps(k.synchronises ? slots : blocks + 1);
+    reads_of_many = k.synchronises ? stamp_first : stamp_first + (u32)blocks;
+}
+
+static void order_tick(block& b) {
+    b.order->tick = (u32)block_of_tick.size();
+    block_of_tick.push_back((u32)b.linear);
+    take_stamps(slots);
+}
+
+static void learn(knowledge& to, const knowledge& from) {
+    for (auto& [who, tick] : from) {
+        u32& known = to[who];
+        known = std::max(known, tick);
+    }
+}
+
+static void order_begin(block& b) {
+    delete b.order;
+    b.order = b.running->synchronises ? new block_order{} : NULL;
+    b.stamp = stamp_first + (u32)b.linear;
+    if (!b.order) return;
+    b.order->of_thread.resize(b.threads);
+    order_tick(b);
+}
+
+static void order_barrier(block& b) {
+    block_order& o = *b.order;
+    for (knowledge& k : o.of_thread) {
+        learn(o.all, k);
+        k.clear();
+    }
+    o.at_barrier = o.tick;
+    order_tick(b);
+}
+
+static u32 tick_of(u32 stamp) { return (stamp - stamp_first) / slots; }
+static u32 slot_of(u32 stamp) { return (stamp - stamp_first) % slots; }
+static u32 block_of(u32 stamp) { return block_of_tick[tick_of(stamp)]; }
+
+static bool knows(const knowledge& k, u32 stamp) {
+    u64 of_block = (u64)block_of(stamp) * slots;
+    for (u64 who : {of_block + slot_of(stamp), of_block + slots - 1}) {
+        auto known = k.find(who);
+        if (known != k.end() && known->second >= tick_of(stamp)) return true;
+    }
+    return false;
+}
+
+// Whether an earlier access is by the same block, before the launch, or ordered before the
+// thread's.
+static bool order_holds(const block& b, u32 thread, u32 stamp) {
+    if (stamp < stamp_first) return true;
+    if (stamp == reads_of_many) return false;
+    return block_of(stamp) == b.linear || knows(b.order->all, stamp) ||
+           knows(b.order->of_thread[thread], stamp);
+}
+
+// As global_note, for such a kernel. `strong`: the access itself synchronises.
+static void order_note(const warp& w, const instruction* i, int lane, const region& r, size_t from,
+                       size_t to, access how, bool strong) {
+    const block& b = *w.home;
+    u32 thread = w.index * LANES + (u32)lane, last = slots - 1;
+    u32 stamp = stamp_first + b.order->tick * slots + (strong ? last : thread);
+    auto holds = [&](u32 earlier) {
+        return order_holds(b, thread, earlier) ||
+               (strong && (earlier == reads_of_many || slot_of(earlier) == last));
+    };
+    for (size_t g = from; g < to; g++) {
+        u32 &wrote = r.wrote[g], &read = r.read[g];
+        bool written = wrote || (how == READ && r.wrote[from / PACKET * PACKET]);
+        if ((how == READ && !written) || !holds(wrote) || (how == WRITE && !holds(read)))
+            report_global(w, i, lane, r.base + g * GRANULE, how, wrote,
+                          holds(wrote) ? (u32)b.linear : block_of(wrote));
+        if (how == READ)
+            read = holds(read) ? stamp : reads_of_many;
+        else
+            wrote = stamp;
+    }
+    if (how == WRITE && !strong) polls_in_vain = 0;
 }
 
 // Checks and notes an access to granules [from, to) of a region. A row's last packet of 16 bytes
@@ -172,7 +286,8 @@ void blocks_begin(block& b, u64 blocks) {
 static inline void global_note(const warp& w, const instruction* i, int lane, const region& r,
                                size_t from, size_t to, access how) {
     const block& b = *w.home;
-    u32 *wrote = r.wrote, *read = r.read, first = b.stamp_first, stamp = b.stamp, bad = 0;
+    if (b.order) return order_note(w, i, lane, r, from, to, how, false);
+    u32 *wrote = r.wrote, *read = r.read, first = stamp_first, stamp = b.stamp, bad = 0;
     if (how == READ) {
         bad = !wrote[from] && !wrote[from / PACKET * PACKET];
         for (size_t g = from; g < to; g++) {
@@ -191,7 +306,7 @@ static inline void global_note(const warp& w, const instruction* i, int lane, co
         if ((how == READ && !wrote[from / PACKET * PACKET]) ||
             (wrote[g] >= first && wrote[g] != stamp) ||
             (how == WRITE && read[g] >= first && read[g] != stamp))
-            report_global(w, i, lane, r.base + g * GRANULE, how, wrote[g]);
+            report_global(w, i, lane, r.base + g * GRANULE, how, wrote[g], wrote[g] - stamp_first);
 }
 
 static inline region* region_holding(u64 address, u32 bytes) {
@@ -201,26 +316,55 @@ static inline region* region_holding(u64 address, u32 bytes) {
                : NULL;
 }
 
-u8* global_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes,
-                  access how) {
+static region& global_region(const warp& w, const instruction* i, int lane, u64 address, u32 bytes,
+                             access how) {
     if (address & (bytes - 1))
         report(&w, i, lane, "%s %u bytes at 0x%llx, which is no multiple of %u", verb(how), bytes,
                (unsigned long long)address, bytes);
     region* r = region_holding(address, bytes);
     if (!r) report_outside(w, i, lane, address, bytes, how);
-    size_t at = address - r->base;
-    global_note(w, i, lane, *r, at / GRANULE, (at + bytes + GRANULE - 1) / GRANULE, how);
-    return r->data + at;
+    return *r;
+}
+
+u8* global_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes,
+                  access how) {
+    region& r = global_region(w, i, lane, address, bytes, how);
+    size_t at = address - r.base;
+    global_note(w, i, lane, r, at / GRANULE, (at + bytes + GRANULE - 1) / GRANULE, how);
+    return r.data + at;
+}
+
+u8* global_strong(const warp& w, const instruction* i, int lane, u64 address, u32 bytes, strong how,
+                  s32 mode) {
+    region& r = global_region(w, i, lane, address, bytes, how & STORES ? WRITE : READ);
+    size_t at = address - r.base, from = at / GRANULE, to = (at + bytes) / GRANULE;
+    block& b = *w.home;
+    u32 thread = w.index * LANES + (u32)lane;
+    if (how & LOADS) order_note(w, i, lane, r, from, to, READ, true);
+    if (how & STORES) order_note(w, i, lane, r, from, to, WRITE, true);
+    if (mode & ACQUIRES) learn(b.order->of_thread[thread], published[address]);
+    // A store ends what was told before; an addition passes it on.
+    if (how == STORES) published.erase(address);
+    if (mode & RELEASES) {
+        knowledge& told = published[address];
+        learn(told, b.order->all);
+        learn(told, b.order->of_thread[thread]);
+        u64 of_block = b.linear * slots;
+        learn(told,
+              {{of_block + slots - 1, b.order->at_barrier}, {of_block + thread, b.order->tick}});
+        order_tick(b);
+    }
+    return r.data + at;
 }
 
 u8* global_access_row(const warp& w, const instruction* i, u64 address, u32 bytes, access how) {
     region* r = region_holding(address, LANES * bytes);
-    if (!r || bytes < GRANULE || (address & (bytes - 1))) return NULL;
+    if (!r || bytes < GRANULE || (address & (bytes - 1)) || w.home->order) return NULL;
     size_t at = address - r->base;
     if (how == READ)
         for (int l = 1; l < LANES; l++)
             if (!r->wrote[(at + l * bytes) / GRANULE])
-                report_global(w, i, l, address + l * bytes, READ, 0);
+                report_global(w, i, l, address + l * bytes, READ, 0, 0);
     global_note(w, i, 0, *r, at / GRANULE, (at + LANES * bytes) / GRANULE, how);
     return r->data + at;
 }
@@ -248,17 +392,17 @@ constexpr u32 OF_WARP = THREADS_MAX, OF_WARPS = WHO;  // several lanes of a warp
 constexpr u32 BY_ATOMICS = WHO - 1;                   // of any threads
 constexpr u32 TICK_MAX = (1u << (32 - WHO_BITS)) - 2;
 constexpr u32 PENDING = ALL;  // an asynchronous copy will arrive
-static bool pending;          // one was issued in this block
 
-alignas(64) static u8 shared_data[SHARED_MAX];
-alignas(64) static u32 shared_wrote[SHARED_MAX / GRANULE + 16],
-    shared_read[SHARED_MAX / GRANULE + 16];
-
-static u8 shared_unfenced[SHARED_MAX / GRANULE];
+struct shared_memory {
+    alignas(64) u8 data[SHARED_MAX];
+    alignas(64) u32 wrote[SHARED_MAX / GRANULE + 16], read[SHARED_MAX / GRANULE + 16];
+    bool pending;                       // an asynchronous copy was issued in this block
+    u8 unfenced[SHARED_MAX / GRANULE];  // 1: wgmma does not see it yet
+};
 
 static void note_unfenced(const warp& w, u32 lane, u32 from, u32 to) {
     if (!w.home->running->wgmma) return;
-    std::fill(shared_unfenced + from, shared_unfenced + to, 1);
+    std::fill(w.home->shared->unfenced + from, w.home->shared->unfenced + to, 1);
     w.unfenced.push_back({lane, from, to});
 }
 
@@ -266,31 +410,35 @@ static void note_unfenced(const warp& w, u32 lane, u32 from, u32 to) {
 instruction* proxy_fence(instruction* i, warp& w) {
     std::erase_if(w.unfenced, [&](const written& x) {
         if (!(w.mask >> x.lane & 1)) return false;
-        std::fill(shared_unfenced + x.from, shared_unfenced + x.to, 0);
+        std::fill(w.home->shared->unfenced + x.from, w.home->shared->unfenced + x.to, 0);
         return true;
     });
     return i + 1;
 }
 
-void shared_begin(block& b) {
-    if (b.running->wgmma) std::fill(shared_unfenced, std::end(shared_unfenced), 0);
+void memory_begin(block& b) {
+    order_begin(b);
+    if (!b.shared) b.shared = new shared_memory();
+    shared_memory& m = *b.shared;
+    if (b.running->wgmma) std::fill(m.unfenced, std::end(m.unfenced), 0);
     if (b.tick > TICK_MAX / 2) {
-        memset(shared_wrote, 0, sizeof shared_wrote);
-        memset(shared_read, 0, sizeof shared_read);
+        memset(m.wrote, 0, sizeof m.wrote);
+        memset(m.read, 0, sizeof m.read);
         b.tick = 0;
     }
     b.tick_first = b.tick_barrier = ++b.tick;
     for (warp& w : b.warp_of) w.since = b.tick;
     // What is pending belongs to the block before.
-    if (pending) std::replace(shared_wrote, shared_wrote + SHARED_MAX / GRANULE, PENDING, 0u);
-    pending = false;
+    if (m.pending) std::replace(m.wrote, m.wrote + SHARED_MAX / GRANULE, PENDING, 0u);
+    m.pending = false;
 }
 
 static u32 next_tick(block& b) {
     if (b.tick == TICK_MAX) report(NULL, NULL, -1, "more barriers in a block than ticks can count");
     return ++b.tick;
 }
-void shared_barrier(block& b) {
+void memory_barrier(block& b) {
+    if (b.order) order_barrier(b);
     b.tick_barrier = next_tick(b);
     for (warp& w : b.warp_of) w.since = b.tick;
 }
@@ -326,7 +474,8 @@ static bool is_ordered(const warp& w, u32 stamp, u32 who) {
 }
 
 static void shared_read_slow(const warp& w, const instruction* i, int lane, u32 g, u32 stamp) {
-    u32 wrote = shared_wrote[g], who = stamp & WHO;
+    shared_memory& m = *w.home->shared;
+    u32 wrote = m.wrote[g], who = stamp & WHO;
     if (wrote == PENDING)
         report(&w, i, lane,
                "reads byte %u of shared memory, to which an asynchronous copy is under "
@@ -335,17 +484,18 @@ static void shared_read_slow(const warp& w, const instruction* i, int lane, u32 
     if (wrote >> WHO_BITS < w.home->tick_first)
         report(&w, i, lane, "reads byte %u of shared memory, which nothing wrote", g * GRANULE);
     if (!is_ordered(w, wrote, who)) report_shared(w, i, lane, g, READ, wrote, "wrote");
-    u32 old = shared_read[g], by = old & WHO, tick = old >> WHO_BITS;
+    u32 old = m.read[g], by = old & WHO, tick = old >> WHO_BITS;
     if (tick < w.home->tick_barrier || by == who)
-        shared_read[g] = stamp;
+        m.read[g] = stamp;
     else if (by == OF_WARPS || warp_of_stamp(by) != w.index)
-        shared_read[g] = (stamp & ~WHO) | OF_WARPS;
+        m.read[g] = (stamp & ~WHO) | OF_WARPS;
     else
-        shared_read[g] = tick < w.since ? stamp : (stamp & ~WHO) | (OF_WARP + w.index);
+        m.read[g] = tick < w.since ? stamp : (stamp & ~WHO) | (OF_WARP + w.index);
 }
 
 static void shared_write_slow(const warp& w, const instruction* i, int lane, u32 g, u32 stamp) {
-    u32 wrote = shared_wrote[g], read = shared_read[g], who = stamp & WHO;
+    shared_memory& m = *w.home->shared;
+    u32 wrote = m.wrote[g], read = m.read[g], who = stamp & WHO;
     if (wrote == PENDING)
         report(&w, i, lane,
                "writes byte %u of shared memory, to which an asynchronous copy is under "
@@ -353,7 +503,7 @@ static void shared_write_slow(const warp& w, const instruction* i, int lane, u32
                g * GRANULE);
     if (!is_ordered(w, wrote, who)) report_shared(w, i, lane, g, WRITE, wrote, "wrote");
     if (!is_ordered(w, read, who)) report_shared(w, i, lane, g, WRITE, read, "read");
-    shared_wrote[g] = stamp;
+    m.wrote[g] = stamp;
 }
 
 static void check_place(const warp& w, const instruction* i, int lane, u64 address, u32 bytes,
@@ -371,27 +521,29 @@ static void check_place(const warp& w, const instruction* i, int lane, u64 addre
 // touch what one of them changes.
 u8* shared_atomic(const warp& w, const instruction* i, int lane, u64 address, u32 bytes) {
     const block& b = *w.home;
+    shared_memory& m = *b.shared;
     check_place(w, i, lane, address, bytes, WRITE);
     for (u32 g = (u32)address / GRANULE; g < ((u32)address + bytes) / GRANULE; g++) {
-        u32 wrote = shared_wrote[g], read = shared_read[g];
+        u32 wrote = m.wrote[g], read = m.read[g];
         if (wrote == PENDING || wrote >> WHO_BITS < b.tick_first)
             shared_read_slow(w, i, lane, g, 0);  // reports it
         if (wrote >> WHO_BITS >= b.tick_barrier && (wrote & WHO) != BY_ATOMICS)
             report_shared(w, i, lane, g, WRITE, wrote, "wrote");
         if (read >> WHO_BITS >= b.tick_barrier) report_shared(w, i, lane, g, WRITE, read, "read");
-        shared_wrote[g] = b.tick << WHO_BITS | BY_ATOMICS;
+        m.wrote[g] = b.tick << WHO_BITS | BY_ATOMICS;
     }
-    return shared_data + address;
+    return m.data + address;
 }
 
 u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u32 bytes, access how,
                   bool whole_warp) {
     const block& b = *w.home;
+    shared_memory& m = *b.shared;
     check_place(w, i, lane, address, bytes, how);
     u32 who = whole_warp ? OF_WARP + w.index : w.index * LANES + (u32)lane;
     u32 stamp = b.tick << WHO_BITS | who, ordered = b.tick_barrier << WHO_BITS;
     u32 from = (u32)address / GRANULE, to = ((u32)address + bytes + GRANULE - 1) / GRANULE;
-    u32 *wrote = shared_wrote + from, *read = shared_read + from, count = to - from, differ = 0;
+    u32 *wrote = m.wrote + from, *read = m.read + from, count = to - from, differ = 0;
     for (u32 g = 1; g < count; g++) differ |= (wrote[g] ^ wrote[0]) | (read[g] ^ read[0]);
     u32 each = differ ? count : 1;  // what is alike is looked at once
     if (how == READ) {
@@ -413,13 +565,13 @@ u8* shared_access(const warp& w, const instruction* i, int lane, u64 address, u3
         for (u32 g = each; g < count; g++) wrote[g] = wrote[0];
         note_unfenced(w, (u32)lane, from, to);
     }
-    return shared_data + address;
+    return m.data + address;
 }
 
 const u8* shared_access_of_wgmma(const warp& w, const instruction* i, u32 address) {
     const u8* data = shared_access(w, i, 0, address, 16, READ, true);
     for (u32 g = address / GRANULE; g < address / GRANULE + PACKET; g++)
-        if (shared_unfenced[g])
+        if (w.home->shared->unfenced[g])
             report(&w, i, -1,
                    "a wgmma reads byte %u of shared memory, which was written without a "
                    "fence.proxy.async since",
@@ -433,8 +585,9 @@ const u8* shared_access_of_wgmma(const warp& w, const instruction* i, u32 addres
 
 instruction* copy_issue(instruction* i, warp& w) {
     u32 bytes = (u32)i->x[6];
-    for (u32 m = w.mask; m; m &= m - 1) {
-        int l = __builtin_ctz(m);
+    shared_memory& m = *w.home->shared;
+    for (u32 left = w.mask; left; left &= left - 1) {
+        int l = __builtin_ctz(left);
         copy c = {(u32)lane_address(w, i->x, l), bytes, w.at<u32>(i->x[7])[l],
                   lane_address(w, i->x + 3, l), w.committed[l]};
         if (c.valid > bytes)
@@ -449,9 +602,9 @@ instruction* copy_issue(instruction* i, warp& w) {
             global_note(w, i, l, *r, at, at + (c.valid + GRANULE - 1) / GRANULE, READ);
         }
         shared_access(w, i, l, c.to, bytes, WRITE);
-        memset(shared_data + c.to, 0xff, bytes);
-        std::fill_n(shared_wrote + c.to / GRANULE, bytes / GRANULE, PENDING);
-        pending = true;
+        memset(m.data + c.to, 0xff, bytes);
+        std::fill_n(m.wrote + c.to / GRANULE, bytes / GRANULE, PENDING);
+        m.pending = true;
         w.copies[l].push_back(c);
     }
     return i + 1;
@@ -463,11 +616,12 @@ instruction* copy_commit(instruction* i, warp& w) {
 }
 
 static void copy_arrive(warp& w, int l, const copy& c) {
+    shared_memory& m = *w.home->shared;
     region* r = c.valid ? region_holding(c.from, c.valid) : NULL;
-    if (r) memcpy(shared_data + c.to, r->data + (c.from - r->base), c.valid);
-    memset(shared_data + c.to + c.valid, 0, c.bytes - c.valid);
+    if (r) memcpy(m.data + c.to, r->data + (c.from - r->base), c.valid);
+    memset(m.data + c.to + c.valid, 0, c.bytes - c.valid);
     u32 stamp = w.home->tick << WHO_BITS | (w.index * LANES + (u32)l);
-    std::fill_n(shared_wrote + c.to / GRANULE, c.bytes / GRANULE, stamp);
+    std::fill_n(m.wrote + c.to / GRANULE, c.bytes / GRANULE, stamp);
     note_unfenced(w, (u32)l, c.to / GRANULE, (c.to + c.bytes) / GRANULE);
 }
 

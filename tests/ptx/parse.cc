@@ -334,6 +334,7 @@ struct parser {
         i.flags = flags;
         i.x = (const s32*)(intptr_t)k.operands.size();  // an index, until all are there
         k.code.push_back(i);
+        k.synchronises |= (flags & STRONG) != 0;
         return k.code.back();
     }
 
@@ -343,7 +344,7 @@ struct parser {
         k.code.back().location = -1;
     }
 
-    // ld and st: .space{.volatile}{.vN}.type
+    // ld and st: {.volatile}{.space}{.vN}.type, or .relaxed, .acquire or .release.gpu.global.type
     void load_or_store(std::string_view name) {
         static const std::pair<const char*, space> spaces[] = {
             {".global", GLOBAL}, {".shared", SHARED}, {".param", PARAMETER}};
@@ -355,6 +356,12 @@ struct parser {
             if (yes) rest.remove_prefix(strlen(prefix));
             return yes;
         };
+        s32 mode = 0;
+        bool strong = starts(".relaxed.gpu");
+        if (!strong && starts(store ? ".release.gpu" : ".acquire.gpu")) {
+            strong = true;
+            mode = store ? RELEASES : ACQUIRES;
+        }
         starts(".volatile");
         for (auto& s : spaces)
             if (starts(s.first)) where = s.second;
@@ -364,13 +371,15 @@ struct parser {
         u32 bytes = type_bytes(rest);
         bool known = rest.size() >= 3 && rest[0] == '.' && strchr("busf", rest[1]) && bytes &&
                      bytes <= 8 && rest.find('.', 1) == rest.npos;
-        if (!known || (store && where == PARAMETER)) r.refuse("an unknown instruction");
-        instruction& i = emit(store ? run_store : run_load);
+        if (!known || (store && where == PARAMETER) || (strong && (where != GLOBAL || vector != 1)))
+            r.refuse("an unknown instruction");
+        step* const runs[2][2] = {{run_load, run_store}, {run_load_strong, run_store_strong}};
+        instruction& i = emit(runs[strong][store], strong ? STRONG : 0);
         i.size = (u8)bytes;
         i.vector = (u8)vector;
         std::vector<s32>& x = k.operands;
         value(where);
-        value(rest[1] == 's' ? LOAD_SIGNED : 0);
+        value(mode | (rest[1] == 's' ? LOAD_SIGNED : 0));
         size_t mode_at = x.size() - 1;
         // Elements first in a load, last in a store; the address stands first in x.
         if (store) {
@@ -397,7 +406,7 @@ struct parser {
 
     // Registers of one width, which may be wider than what is loaded or stored; whether 64 bits.
     bool elements(int n, bool results) {
-        bool braces = r.take('{'), wide = false;
+        bool braces = r.take('{'), wide = r.at_number() && k.code.back().size == 8;
         for (int e = 0; e < n; e++) {
             if (e) r.need(',');
             const char* from = r.at;

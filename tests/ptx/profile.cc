@@ -164,6 +164,12 @@ static instruction* counted_atomic(instruction* i, warp& w) {
     return run_atomic_add(i, w);
 }
 
+template <step* original>
+static instruction* counted_global_add(instruction* i, warp& w) {
+    count_request(w, i, i->x + 1, GLOBAL, w.mask, WORD, WRITE);
+    return original(i, w);
+}
+
 static instruction* counted_copy(instruction* i, warp& w) {
     u32 bytes = (u32)i->x[6], reads = 0;
     for (int l = 0; l < LANES; l++) reads |= (w.at<u32>(i->x[7])[l] ? 1u << l : 0) & w.mask;
@@ -176,9 +182,16 @@ static step* counted(const instruction& i) {
     static const std::pair<step*, step*> TWINS[] = {
         {run_load, counted_access<run_load, READ>},
         {run_store, counted_access<run_store, WRITE>},
+        {run_load_strong, counted_access<run_load_strong, READ>},
+        {run_store_strong, counted_access<run_store_strong, WRITE>},
         {tensor_ldmatrix, counted_ldmatrix<tensor_ldmatrix>},
         {tensor_ldmatrix_trans, counted_ldmatrix<tensor_ldmatrix_trans>},
         {run_atomic_add, counted_atomic},
+        {run_global_add<0>, counted_global_add<run_global_add<0>>},
+        {run_global_add<ACQUIRES>, counted_global_add<run_global_add<ACQUIRES>>},
+        {run_global_add<RELEASES>, counted_global_add<run_global_add<RELEASES>>},
+        {run_global_add<ACQUIRES | RELEASES>,
+         counted_global_add<run_global_add<ACQUIRES | RELEASES>>},
         {copy_issue, counted_copy}};
     if (i.run == run_load && i.x[0] == PARAMETER) return i.run;
     for (auto& [plain, twin] : TWINS)

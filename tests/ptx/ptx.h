@@ -6,7 +6,7 @@
 //   tensor.cc        ldmatrix, mma and the four ways in which a tensor core may sum
 //   wgmma.cc         Hopper's products in the background
 //   memory.cc        device memory, shared memory, and what a sanitizer finds in them
-//   machine.cc       warps, blocks, barriers, schedules
+//   machine.cc       warps, blocks, barriers, schedules, blocks that wait for others
 //   coverage.cc      which source lines ran, and how many instructions
 //   profile.cc       what kernels cost, and a prediction
 //   runtime.cc       the calls of cudart, and the streams
@@ -45,8 +45,9 @@ struct instruction;
 // to choose anew which lanes run (it has noted where these go on).
 typedef instruction* step(instruction*, warp&);
 
-// x of a load or store: its space, these, its address (lane_address), elements.
-enum : s32 { LOAD_SIGNED = 1, WIDE = 2 };
+// x of a load or store: its space, these, its address (lane_address), elements. ACQUIRES, RELEASES:
+// how it orders the accesses of blocks (memory.cc).
+enum : s32 { LOAD_SIGNED = 1, WIDE = 2, ACQUIRES = 4, RELEASES = 8 };
 
 // What an instruction does besides computing.
 enum : u8 {
@@ -55,7 +56,8 @@ enum : u8 {
     ALIGNED = 4,      // all lanes of the warp must be here
     BARRIER = 8,      // waits for all threads of the block
     TERMINATOR = 16,  // the next instruction is a leader
-    REDUCES = 32      // a barrier that gives all threads the "or" of their predicates
+    REDUCES = 32,     // a barrier that gives all threads the "or" of their predicates
+    STRONG = 64       // blocks may synchronise by it
 };
 
 struct instruction {
@@ -96,6 +98,7 @@ struct kernel {
     u32 dynamic_limit;          // dynamic shared memory that cudaFuncSetAttribute allowed
     u32 threads_limit;          // .maxntid, or THREADS_MAX
     bool wgmma;                 // it multiplies in the background
+    bool synchronises;          // blocks with one another: it has acquire, release or atomics
     u64 launches;
     struct profile* profiled;  // NULL unless PTX_PROFILE is set
 };
@@ -146,7 +149,9 @@ struct opcode {
 };
 const opcode* opcode_find(std::string_view name);
 extern step run_leader, run_branch, run_branch_if, run_narrow, run_widen, run_exit, run_load,
-    run_store, run_atomic_add, run_pack, run_unpack, wgmma_issue;
+    run_store, run_load_strong, run_store_strong, run_atomic_add, run_pack, run_unpack, wgmma_issue;
+template <s32 mode>  // of ACQUIRES and RELEASES
+step run_global_add;
 
 // ------------------------------------------------------------------------------------------------
 // Running
@@ -222,16 +227,23 @@ inline u64 lane_address(const warp& w, const s32* x, int l) {
     return x[2] ? w.at<u64>(x[0])[l] + (s64)x[1] : w.at<u32>(x[0])[l] + (u32)x[1];
 }
 
+struct shared_memory;  // memory.cc, both
+struct block_order;
+
 struct block {
     kernel* running;
     const u8* arguments;
     u32 grid[3], size[3], at[3];
     u64 linear;  // index of the block in the grid
     u32 threads, warps, live;
-    u32 shared_bytes;        // static and dynamic
-    u32 stamp, stamp_first;  // of accesses to global memory: this block's, below the launch's
+    u32 shared_bytes;                    // static and dynamic
+    u32 stamp;                           // of its accesses to global memory
     u32 tick, tick_first, tick_barrier;  // of accesses to shared memory: see memory.cc
     std::vector<warp> warp_of;
+    std::vector<u8> registers;
+    std::vector<u32> predicates;
+    shared_memory* shared;
+    block_order* order;  // NULL: its kernel synchronises no blocks
 };
 
 struct launch {
@@ -302,12 +314,19 @@ u8* shared_atomic(const warp&, const instruction*, int lane, u64 address, u32 by
 u8* global_access_row(const warp&, const instruction*, u64 address, u32 bytes, access);
 // From its issue to its arrival an asynchronous copy's destination can't be read.
 void shared_pending(const warp&, const instruction*, int lane, u32 address, u32 bytes);
-void shared_begin(block&);    // at the start of a block: nothing is written
-void shared_barrier(block&);  // orders all accesses before and after
+void memory_begin(block&);    // at the start of a block: nothing is written in shared memory
+void memory_barrier(block&);  // orders all accesses before and after
 void warp_barrier(warp&);
 // 16 bytes of shared memory as wgmma reads them.
 const u8* shared_access_of_wgmma(const warp&, const instruction*, u32 address);
-void blocks_begin(block&, u64 blocks);  // of a launch
+void blocks_begin(const kernel&, u64 blocks, u32 threads);  // of a launch
+// Accesses that synchronise blocks (ld.acquire, st.release, atom): mode has ACQUIRES, RELEASES.
+enum strong : u8 { LOADS = 1, STORES = 2, ADDS = LOADS | STORES };
+u8* global_strong(const warp&, const instruction*, int lane, u64 address, u32 bytes, strong,
+                  s32 mode);
+// Turns that ended in a loop or at a load that synchronises, since memory changed or a block went
+// on.
+extern u64 polls_in_vain;
 
 }  // namespace ptx
 

@@ -52,6 +52,31 @@ static const char PROLOGUE[] =
 #define WGMMA_BARRIER "bar.sync 0;\n"
 #define WGMMA_STORE "setp.lt.s32 %p2, %r0, 64;\n@%p2 st.global.f32 [%rd2], %f1;\n"
 
+// Blocks that synchronise. %r3: the block's ticket, from p[33]. The first (%p3) WRITES p[thread]
+// and SAYS so in p[32]; others go on at W, and one WAITS until p[32] is 1, and READS. %rd4 is p.
+#define BLOCKS                                                                        \
+    "ld.param.u64 %rd4, [f_param_0];\n@%p1 atom.global.add.u32 %r3, [%rd4+132], 1;\n" \
+    "@%p1 st.shared.u32 [%r2], %r3;\nbar.sync 0;\nld.shared.u32 %r3, [%r2];\n"        \
+    "setp.eq.s32 %p3, %r3, 0;\nsetp.eq.s32 %p5, %r3, 2;\n"
+#define WRITES "@!%p3 bra W;\nst.global.u32 [%rd1], %r0;\n"
+#define SAYS(how) "@!%p1 bra E;\nst" how ".global.u32 [%rd4+128], 1;\nbra E;\n"
+#define WAITS(how)                 \
+    "W:\n@!%p1 bra X;\nL:\nld" how \
+    ".global.u32 %r3, [%rd4+128];\nsetp.ne.s32 %p2, %r3, 1;\n@%p2 bra L;\nX:\n"
+#define READS "ld.global.u32 %r3, [%rd1];\nE:\n"
+#define BARRIER "bar.sync 0;\n"
+#define ACQUIRE ".acquire.gpu"
+#define RELEASE ".release.gpu"
+#define RELAXED ".relaxed.gpu"
+// The third block learns of the first one's data from the second one, by p[34].
+#define PASSES_ON(between, how)                                                       \
+    "W:\n@%p5 bra V;\n@!%p1 bra E;\nL:\nld.acquire.gpu.global.u32 %r3, [%rd4+128];\n" \
+    "setp.ne.s32 %p2, %r3, 1;\n@%p2 bra L;\n" between "st" how                        \
+    ".global.u32 [%rd4+136], 1;\nbra E;\n"                                            \
+    "V:\n@!%p1 bra X;\nK:\nld.acquire.gpu.global.u32 %r3, [%rd4+136];\n"              \
+    "setp.ne.s32 %p2, %r3, 1;\n@%p2 bra K;\nX:\n"
+#define UNORDERED "no release and acquire between"
+
 static const fault FAULTS[] = {
     {"global memory", NULL, 1, COUNT, "ld.global.u32 %r3, [%rd1];\nst.global.u32 [%rd2], %r3;\n"},
     {"a read beyond an array", "reads 4 bytes at byte 256 of 256", 1, COUNT,
@@ -185,6 +210,89 @@ static const fault FAULTS[] = {
     {"threads at different barriers", "different barriers", 1, COUNT,
      "@%p1 bra L;\nbar.sync 0;\nbra M;\nL:\nbar.sync 0;\nM:\n"},
     {"a barrier with another number", "a barrier other than number 0", 1, 32, "bar.sync 1;\n"},
+    {"release and acquire", NULL, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) WAITS(ACQUIRE) BARRIER READS},
+    {"a count that is added to", NULL, 2, 32,
+     BLOCKS WRITES BARRIER "@!%p1 bra E;\natom.release.gpu.global.add.u32 %r3, [%rd4+128], 1;\n"
+                           "bra E;\n" WAITS(ACQUIRE) BARRIER READS},
+    {"a wait by adding", NULL, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(
+         RELEASE) "W:\n@!%p1 bra X;\nL:\natom.acquire.gpu.global.add.u32 %r3, [%rd4+128], 0;\n"
+                  "setp.ne.s32 %p2, %r3, 1;\n@%p2 bra L;\nX:\n" BARRIER READS},
+    {"threads that all wait", NULL, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(
+         RELEASE) "W:\nld.acquire.gpu.global.u32 %r3, [%rd4+128];\nsetp.ne.s32 %p2, %r3, 1;\n@%p2 "
+                  "bra W;\n" READS},
+    {"what was learnt is passed on", NULL, 3, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) PASSES_ON("", RELEASE) BARRIER READS},
+    {"what was learnt before a barrier is passed on", NULL, 3, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) PASSES_ON(BARRIER, RELEASE) BARRIER READS},
+    {"what was learnt is not passed on", UNORDERED, 3, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) PASSES_ON("", RELAXED) BARRIER READS},
+    {"an addition passes on a release", NULL, 2, 32,
+     BLOCKS WRITES BARRIER
+     "@!%p1 bra E;\nst.release.gpu.global.u32 [%rd4+128], 0;\n"
+     "atom.relaxed.gpu.global.add.u32 %r3, [%rd4+128], 1;\nbra E;\n" WAITS(ACQUIRE) BARRIER READS},
+    {"a store ends a release", UNORDERED, 2, 32,
+     BLOCKS WRITES BARRIER "@!%p1 bra E;\nst.release.gpu.global.u32 [%rd4+128], 0;\n"
+                           "st.relaxed.gpu.global.u32 [%rd4+128], 1;\nbra E;\n" WAITS(ACQUIRE)
+                               BARRIER READS},
+    {"a block writes what another one read before", NULL, 2, 32,
+     BLOCKS "@!%p3 bra W;\nld.global.u32 %r3, [%rd1];\n" BARRIER SAYS(RELEASE) WAITS(ACQUIRE)
+         BARRIER "st.global.u32 [%rd1], %r0;\nE:\n"},
+    {"a block writes what another one reads", UNORDERED, 2, 32,
+     BLOCKS "@!%p3 bra W;\n" BARRIER SAYS(RELEASE) WAITS(ACQUIRE) BARRIER
+     "st.global.u32 [%rd1], %r0;\nbra F;\nE:\nld.global.u32 %r3, [%rd1];\nF:\n"},
+    {"a block writes what two read, of which it waited for one", UNORDERED, 3, 32,
+     BLOCKS "@%p5 bra W;\nld.global.u32 %r4, [%rd1];\n@%p3 bra E;\n" BARRIER SAYS(RELEASE)
+         WAITS(ACQUIRE) BARRIER "st.global.u32 [%rd1], %r0;\nE:\n"},
+    {"no acquire", UNORDERED, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) WAITS(RELAXED) BARRIER READS},
+    {"a plain load that waits", UNORDERED, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) WAITS("") BARRIER READS},
+    {"no release", UNORDERED, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(RELAXED) WAITS(ACQUIRE) BARRIER READS},
+    {"a plain store that says so", UNORDERED, 2, 32,
+     BLOCKS WRITES BARRIER SAYS("") WAITS(ACQUIRE) BARRIER READS},
+    {"a release before the write", UNORDERED, 2, 32,
+     BLOCKS "@!%p3 bra W;\n@%p1 st.release.gpu.global.u32 [%rd4+128], 1;\n"
+            "st.global.u32 [%rd1], %r0;\nbra E;\n" WAITS(ACQUIRE) BARRIER READS},
+    {"a release before the same thread's write", UNORDERED, 2, 1,
+     BLOCKS "@!%p3 bra W;\nst.release.gpu.global.u32 [%rd4+128], 1;\nst.global.u32 [%rd1], %r0;\n"
+            "bra E;\n" WAITS(ACQUIRE) READS},
+    {"threads that each release and acquire", NULL, 2, 1,
+     BLOCKS WRITES SAYS(RELEASE) WAITS(ACQUIRE) READS},
+    {"no barrier before the release", UNORDERED, 2, 32,
+     BLOCKS WRITES SAYS(RELEASE) WAITS(ACQUIRE) BARRIER READS},
+    {"no barrier behind the acquire", UNORDERED, 2, 32,
+     BLOCKS WRITES BARRIER SAYS(RELEASE) WAITS(ACQUIRE) READS},
+    {"a count that nobody releases", "blocks wait for ever", 2, 32,
+     BLOCKS WRITES BARRIER "bra E;\n" WAITS(ACQUIRE) BARRIER READS},
+    {"a plain load that waits for ever", "blocks wait for ever", 2, 32,
+     BLOCKS WRITES BARRIER "bra E;\n" WAITS("") BARRIER READS},
+    {"blocks that wait in a circle", "blocks wait for ever", 2, 32,
+     BLOCKS "mul.wide.u32 %rd5, %r3, 4;\nadd.s64 %rd5, %rd4, %rd5;\nxor.b32 %r3, %r3, 1;\n"
+            "mul.wide.u32 %rd6, %r3, 4;\nadd.s64 %rd6, %rd4, %rd6;\n@!%p1 bra E;\nL:\n"
+            "ld.acquire.gpu.global.u32 %r4, [%rd6];\nsetp.ne.s32 %p2, %r4, 1;\n@%p2 bra L;\n"
+            "st.release.gpu.global.u32 [%rd5], 1;\nE:\n"},
+    {"a wait for ever by adding 0", "blocks wait for ever", 2, 32,
+     BLOCKS "L:\natom.acquire.gpu.global.add.u32 %r4, [%rd4], 0;\nsetp.ne.s32 %p2, %r4, 1;\n"
+            "@%p2 bra L;\n"},
+    {"blocks that wait for more than fit", "blocks wait for ever", 16, 1,
+     BLOCKS
+     "atom.relaxed.gpu.global.add.u32 %r4, [%rd4], 1;\nL:\nld.acquire.gpu.global.u32 %r4, [%rd4];\n"
+     "setp.lt.u32 %p2, %r4, 16;\n@%p2 bra L;\n"},
+    {"an atomic on what a block just wrote", UNORDERED, 2, 1,
+     BLOCKS "@!%p3 bra W;\nst.global.u32 [%rd4], %r0;\nbra E;\nW:\n"
+            "atom.global.add.u32 %r4, [%rd4], 1;\nE:\n"},
+    {"a misaligned atomic in global memory", "no multiple of 4", 1, 1,
+     "atom.global.add.u32 %r3, [%rd1+2], 1;\n"},
+    {"an atomic beyond an array", "at byte 256 of 256", 1, 1,
+     "atom.global.add.u32 %r3, [%rd1+256], 1;\n"},
+    {"an atomic on what nothing wrote, in global memory", "reads what nothing wrote", 1, 1,
+     "atom.global.add.u32 %r3, [%rd2], 1;\n"},
+    {"an acquire of shared memory", "an unknown instruction", 1, 1,
+     "ld.acquire.gpu.shared.u32 %r3, [%r2];\n"},
     {"an unknown instruction", "an unknown instruction", 1, 1, "tanh.approx.f32 %f1, %f2;\n"},
 };
 
