@@ -215,7 +215,7 @@ def settle(results):
 # --------------------------------------------------------------------------------------------------
 # Build, and what machine this is
 
-LADDERS = ["dev/ladders/layernorm", "dev/ladders/attention"]
+LADDERS = ["dev/ladders/layernorm", "dev/ladders/attention", "dev/ladders/backward"]
 
 
 def test_names():
