@@ -250,6 +250,11 @@ static const fault FAULTS[] = {
      BLOCKS WRITES BARRIER SAYS(RELEASE) WAITS(RELAXED) BARRIER READS},
     {"a plain load that waits", UNORDERED, 2, 32,
      BLOCKS WRITES BARRIER SAYS(RELEASE) WAITS("") BARRIER READS},
+    // Only blocks that take turns show it: the first one is slow.
+    {"an acquire that does not wait", UNORDERED, 8, 32,
+     BLOCKS "@!%p3 bra W;\nmov.u32 %r4, 0;\nD:\nadd.s32 %r4, %r4, 1;\nsetp.lt.u32 %p2, %r4, 9999;\n"
+            "@%p2 bra D;\nst.global.u32 [%rd1], %r0;\n" BARRIER SAYS(
+                RELEASE) "W:\nld.acquire.gpu.global.u32 %r3, [%rd4+128];\n" BARRIER READS},
     {"no release", UNORDERED, 2, 32,
      BLOCKS WRITES BARRIER SAYS(RELAXED) WAITS(ACQUIRE) BARRIER READS},
     {"a plain store that says so", UNORDERED, 2, 32,
