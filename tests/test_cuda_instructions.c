@@ -3,8 +3,8 @@
 //
 // Instructions that compute a value from values have their right results in fixtures/ptx.txt. Those
 // that move data between threads, memories and matrix fragments have them here, by the definitions
-// in NVIDIA's PTX ISA. The sums of tensor cores are not defined there: fixtures/mma_hopper.txt
-// holds what a Hopper GPU returned.
+// in NVIDIA's PTX ISA; what codes of fp8 mean, in fixtures/fp8.txt. The sums of tensor cores are
+// not defined there: fixtures/mma_hopper.txt holds what a Hopper GPU returned.
 //
 // The program runs on a GPU, or on the PTX machine (tests/ptx/) in the GPU's place. The
 // environment:
@@ -860,6 +860,31 @@ static void test_moves(void) {
 // ------------------------------------------------------------------------------------------------
 // Fragments of matrices
 
+enum { FP8_PAIRS = 4 };  // of types of A and of B
+static const char* const FP8_TYPES[2] = {"e4m3", "e5m2"};
+
+__attribute__((format(printf, 1, 2))) static const char* text_of(const char* form, ...) {
+    static char to[4][64];
+    static int next;
+    va_list arguments;
+    va_start(arguments, form);
+    char* line = to[next++ % 4];
+    vsnprintf(line, sizeof to[0], form, arguments);
+    va_end(arguments);
+    return line;
+}
+
+// In, a thread: four words of A, two of B, four of C.
+static void emit_product(const char* what) {
+    for (int i = 0; i < 6; i++) emit("\tld.global.u32 \t%%r%d, [%%rd2+%d];\n", 10 + i, 4 * i);
+    for (int i = 0; i < 4; i++) emit("\tld.global.f32 \t%%f%d, [%%rd2+%d];\n", 1 + i, 24 + 4 * i);
+    emit(
+        "\tmma.sync.aligned.m16n8%s {%%f5,%%f6,%%f7,%%f8}, {%%r10,%%r11,%%r12,%%r13}, "
+        "{%%r14,%%r15}, {%%f1,%%f2,%%f3,%%f4};\n"
+        "\tst.global.v4.f32 \t[%%rd1], {%%f5, %%f6, %%f7, %%f8};\n",
+        what);
+}
+
 static void write_matrix_kernels(void) {
     // In, a thread: where its row starts, in bytes; after those 128 bytes, four 8x8 matrices.
     emit(".shared .align 16 .b8 matrices[2048];\n");
@@ -883,14 +908,12 @@ static void write_matrix_kernels(void) {
     for (int half = 0; half < 2; half++) {
         const char* type = half ? "f16" : "bf16";
         kernel_begin(half ? "mma_f16" : "mma_bf16", 16, 40);
-        for (int i = 0; i < 6; i++) emit("\tld.global.u32 \t%%r%d, [%%rd2+%d];\n", 10 + i, 4 * i);
-        for (int i = 0; i < 4; i++)
-            emit("\tld.global.f32 \t%%f%d, [%%rd2+%d];\n", 1 + i, 24 + 4 * i);
-        emit(
-            "\tmma.sync.aligned.m16n8k16.row.col.f32.%s.%s.f32 {%%f5,%%f6,%%f7,%%f8}, "
-            "{%%r10,%%r11,%%r12,%%r13}, {%%r14,%%r15}, {%%f1,%%f2,%%f3,%%f4};\n"
-            "\tst.global.v4.f32 \t[%%rd1], {%%f5, %%f6, %%f7, %%f8};\n",
-            type, type);
+        emit_product(text_of("k16.row.col.f32.%s.%s.f32", type, type));
+        kernel_end();
+    }
+    for (int i = 0; i < FP8_PAIRS; i++) {
+        kernel_begin(text_of("mma_%s_%s", FP8_TYPES[i / 2], FP8_TYPES[i % 2]), 16, 40);
+        emit_product(text_of("k32.row.col.f32.%s.%s.f32", FP8_TYPES[i / 2], FP8_TYPES[i % 2]));
         kernel_end();
     }
     // In, a thread: 48 bytes and two sizes. Three copies in two groups; the third is whole.
@@ -1189,6 +1212,102 @@ static void test_wgmma(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
+// mma.sync m16n8k32 of fp8
+
+static float fp8_value[2][256];  // of FP8_TYPES
+
+static void read_fp8(void) {
+    const char* path = "tests/fixtures/fp8.txt";
+    FILE* f = fopen(path, "r");
+    for (unsigned i = 0, code, e4m3, e5m2; i < 256; i++) {
+        if (!f || fscanf(f, "%x %x %x", &code, &e4m3, &e5m2) != 3 || code != i)
+            malformed(path, (int)i + 1);
+        fp8_value[0][i] = word_float(e4m3), fp8_value[1][i] = word_float(e5m2);
+    }
+    fclose(f);
+}
+
+// A code of a random integer of at most 4 in magnitude.
+static uint8_t fp8_integer(int type) {
+    for (;;) {
+        uint8_t code = (uint8_t)(random_bits() & 0xff);
+        float x = fp8_value[type][code];
+        if (fabsf(x) <= 4 && x == rintf(x)) return code;
+    }
+}
+
+// Products 0 .. 15 have in each row of A one code, all 256 of them together, times 1; products 16
+// .. 47 in each column of B. The others are of integers, so small that 14 bits hold every sum.
+enum { FP8_PRODUCTS = 56 };
+typedef struct fp8_product {
+    uint8_t a[16][32], b[32][8];
+    float c[16][8];
+} fp8_product;
+
+static void make_fp8(fp8_product* p, int number, int type_a, int type_b) {
+    const uint8_t one[2] = {0x38, 0x3c};
+    memset(p, 0, sizeof *p);
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 32; k++) {
+            int here = k == (i + 5 * number) % 32;
+            if (number < 16 && here) p->a[i][k] = (uint8_t)(16 * number + i);
+            if (number >= 16 && number < 48) p->a[i][k] = one[type_a];
+            if (number >= 48) p->a[i][k] = fp8_integer(type_a);
+        }
+    for (int k = 0; k < 32; k++)
+        for (int n = 0; n < 8; n++) {
+            int here = k == (n + 3 * number) % 32;
+            if (number < 16) p->b[k][n] = one[type_b];
+            if (number >= 16 && number < 48 && here) p->b[k][n] = (uint8_t)(8 * (number - 16) + n);
+            if (number >= 48) p->b[k][n] = fp8_integer(type_b);
+        }
+    for (int i = 0; i < 16 && number >= 48; i++)
+        for (int n = 0; n < 8; n++) p->c[i][n] = (float)((int)(random_bits() % 2001) - 1000);
+}
+
+static void test_fp8_products(void) {
+    static fp8_product in[FP8_PRODUCTS];
+    static struct {
+        uint8_t a[4][4], b[2][4];
+        float c[4];
+    } fragments[FP8_PRODUCTS][LANES];
+    static float out[FP8_PRODUCTS][LANES][4];
+    read_fp8();
+    random_state = 8;
+    for (int pair = 0; pair < FP8_PAIRS; pair++) {
+        int type_a = pair / 2, type_b = pair % 2;
+        const char* name = text_of("mma_%s_%s", FP8_TYPES[type_a], FP8_TYPES[type_b]);
+        for (int p = 0; p < FP8_PRODUCTS; p++) {
+            make_fp8(&in[p], p, type_a, type_b);
+            for (int lane = 0; lane < LANES; lane++) {
+                int group = lane / 4, t = lane % 4;
+                for (int k = 0; k < 4; k++) {
+                    for (int r = 0; r < 4; r++)
+                        fragments[p][lane].a[r][k] =
+                            in[p].a[group + r % 2 * 8][4 * t + k + r / 2 * 16];
+                    for (int r = 0; r < 2; r++)
+                        fragments[p][lane].b[r][k] = in[p].b[4 * t + k + r * 16][group];
+                }
+                for (int r = 0; r < 4; r++)
+                    fragments[p][lane].c[r] = in[p].c[group + r / 2 * 8][2 * t + r % 2];
+            }
+        }
+        run(name, FP8_PRODUCTS, LANES, out, sizeof out, fragments, sizeof fragments);
+        for (int p = 0; p < FP8_PRODUCTS; p++)
+            for (int i = 0; i < 16; i++)
+                for (int n = 0; n < 8; n++) {
+                    float sum = in[p].c[i][n];
+                    for (int k = 0; k < 32; k++)
+                        sum += fp8_value[type_a][in[p].a[i][k]] * fp8_value[type_b][in[p].b[k][n]];
+                    float got = out[p][i % 8 * 4 + n / 2][n % 2 + i / 8 * 2];
+                    CHECK(isnan(sum) ? isnan(got) : got == sum,
+                          "%s, product %d: D[%d][%d] is %g, expected %g", name, p, i, n,
+                          (double)got, (double)sum);
+                }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
 // How tensor cores sum: products whose results depend on it
 
 enum { KINDS = 12, PER_KIND = 4, SUMS = KINDS * PER_KIND };
@@ -1360,7 +1479,7 @@ static void test_sums(const struct cudaDeviceProp* gpu) {
 // ------------------------------------------------------------------------------------------------
 
 static void write_module(void) {
-    emit(".version 7.8\n.target sm_90\n.address_size 64\n\n");
+    emit(".version 8.4\n.target sm_90\n.address_size 64\n\n");
     for (int i = 0; i < op_count; i++) write_op(&ops[i]);
     write_warp_kernels();
     write_memory_kernels();
@@ -1402,6 +1521,7 @@ int main(void) {
     test_copies();
     test_ldmatrix();
     test_products();
+    test_fp8_products();
     test_sums(&properties);
     if (properties.major == 9) test_wgmma();
     require(cudaLibraryUnload(module), "cudaLibraryUnload");

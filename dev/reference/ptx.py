@@ -4,6 +4,10 @@ The results follow from the text of NVIDIA's PTX ISA: Python's integers and frac
 exactly, then round once. Where NumPy and ml_dtypes have the same operation, they must agree.
 
     python3 dev/reference/ptx.py > tests/fixtures/ptx.txt
+    python3 dev/reference/ptx.py fp8 > tests/fixtures/fp8.txt
+
+With "fp8" it writes what the 256 codes of fp8_e4m3 and of fp8_e5m2 mean, as ml_dtypes decodes them:
+lines "code value value", a code and fp32 bits in hexadecimal.
 
 Cases that the ISA leaves open are not here: integer division by zero, the smallest integer divided
 by -1, and positions or lengths of bit fields above 255.
@@ -14,6 +18,7 @@ ISA leaves its payload open. A result of type tf32 is 32 bits of which the lower
 """
 import math
 import random
+import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -488,7 +493,16 @@ def conversions():
     op("cvt.rna.tf32.f32", "tf32", ["f32"], to_tf32, halfway(TF32), 110, keep=quiet)
 
 
-if __name__ == "__main__":
+def fp8_codes():
+    values = [np.arange(256, dtype=np.uint8).view(t).astype(np.float32).view(np.uint32)
+              for t in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
+    for code in range(256):
+        print(f"{code:02x} {values[0][code]:08x} {values[1][code]:08x}")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["fp8"]:
+    fp8_codes()
+elif __name__ == "__main__":
     print("# PTX instructions, operands and right results. dev/reference/ptx.py writes this file")
     print("# and says what its lines mean.")
     integer_ops()

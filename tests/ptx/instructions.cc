@@ -515,6 +515,7 @@ instruction* run_exit(instruction*, warp& w) {
 
 // In tensor.cc
 step tensor_ldmatrix, tensor_ldmatrix_trans, tensor_mma_bf16, tensor_mma_f16;
+step tensor_mma_e4m3, tensor_mma_e5m2, tensor_mma_e4m3_e5m2, tensor_mma_e5m2_e4m3;
 // In memory.cc
 step copy_issue, copy_commit, copy_wait, proxy_fence;
 // In wgmma.cc
@@ -699,10 +700,15 @@ static void add_special(table& t) {
     t["bar.red.or.pred"] = {barrier_step, "Pip", BARRIER | REDUCES};
     t["ldmatrix.sync.aligned.m8n8.x4.shared.b16"] = {tensor_ldmatrix, "WWWW@", ALIGNED};
     t["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"] = {tensor_ldmatrix_trans, "WWWW@", ALIGNED};
-    t["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = {tensor_mma_bf16, "WWWWwwwwwwwwww",
-                                                                ALIGNED};
-    t["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = {tensor_mma_f16, "WWWWwwwwwwwwww",
-                                                              ALIGNED};
+    const std::pair<const char*, step*> products[] = {
+        {"m16n8k16.row.col.f32.bf16.bf16.f32", tensor_mma_bf16},
+        {"m16n8k16.row.col.f32.f16.f16.f32", tensor_mma_f16},
+        {"m16n8k32.row.col.f32.e4m3.e4m3.f32", tensor_mma_e4m3},
+        {"m16n8k32.row.col.f32.e5m2.e5m2.f32", tensor_mma_e5m2},
+        {"m16n8k32.row.col.f32.e4m3.e5m2.f32", tensor_mma_e4m3_e5m2},
+        {"m16n8k32.row.col.f32.e5m2.e4m3.f32", tensor_mma_e5m2_e4m3}};
+    for (auto [what, run] : products)
+        t[std::string("mma.sync.aligned.") + what] = {run, "WWWWwwwwwwwwww", ALIGNED};
     t["atom.shared.add.u32"] = {run_atomic_add, "W@w", 0};
     for (const char* relaxed : {"", ".relaxed.gpu"})
         t["atom" + std::string(relaxed) + ".global.add.u32"] = {run_global_add<0>, "W@w", STRONG};

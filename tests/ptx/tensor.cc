@@ -1,14 +1,21 @@
-// Tensor cores: ldmatrix, and mma.m16n8k16 of 16-bit operands with fp32 sums.
+// Tensor cores: ldmatrix, mma.m16n8k16 of 16-bit operands and mma.m16n8k32 of fp8 ones, with fp32
+// sums.
 //
 // How a tensor core adds the products of one mma is not specified. It is known from measurements
 // that it aligns a block of products and the accumulator to the largest exponent, cuts what lies
 // below some guard bits, and cuts the sum to fp32; block and guard bits differ by generation. So
 // there are four ways here, and no test may depend on which one is at work:
 //
-//   chain    one fp32 FMA a product, in the order of k
-//   exact    the exact sum, rounded once
-//   block8   blocks of 8 products, 1 guard bit: Ampere
-//   block16  one block of 16 products, 2 guard bits: Hopper
+//            16-bit operands                             fp8
+//   chain    one fp32 FMA a product, in the order of k   the same
+//   exact    the exact sum, rounded once                 the same
+//   block8   blocks of 8 products, 1 guard bit: Ampere   one block of 32; 14 bits of terms and sum
+//   block16  one block of 16 products, 2 guard bits:     two such blocks, as of fp16
+//            Hopper
+//
+// Of fp8 nothing has been held against a GPU. 14 bits are published for Hopper's wgmma
+// (DeepSeek-V3, arXiv 2412.19437, section 3.5.2); Ada's mma may do the same. Hopper has no such
+// mma: ptxas makes conversions to fp16 of it, and two mma of that.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -58,18 +65,19 @@ instruction* tensor_ldmatrix(instruction* i, warp& w) { return ldmatrix<false>(i
 instruction* tensor_ldmatrix_trans(instruction* i, warp& w) { return ldmatrix<true>(i, w); }
 
 // ------------------------------------------------------------------------------------------------
-// Sums. M x N results, K products each.
+// Sums. M x N results, k products each.
 
-enum { M = 16, N = 8, K = 16 };
+enum { M = 16, N = 8, K_MAX = 32 };
 
 struct tile {
-    alignas(64) float a[M][K], b[K][N], c[M][N];
-    int lowest;  // exponent of the operands' smallest normal number
+    alignas(64) float a[M][K_MAX], b[K_MAX][N], c[M][N];
+    int k;                   // products of a sum
+    int lowest_a, lowest_b;  // exponents of the operands' smallest normal numbers
 };
 
 static void sum_chain(tile& t) {
     for (int r = 0; r < M; r++)
-        for (int k = 0; k < K; k++)
+        for (int k = 0; k < t.k; k++)
             for (int n = 0; n < N; n++) t.c[r][n] = __builtin_fmaf(t.a[r][k], t.b[k][n], t.c[r][n]);
 }
 
@@ -127,7 +135,7 @@ struct fixed_point {
 static float exact_sum(const tile& t, int r, int n) {
     fixed_point sum;
     sum.add(t.c[r][n]);
-    for (int k = 0; k < K; k++) sum.add((double)t.a[r][k] * t.b[k][n]);
+    for (int k = 0; k < t.k; k++) sum.add((double)t.a[r][k] * t.b[k][n]);
     return sum.rounded();
 }
 
@@ -136,7 +144,7 @@ static void sum_exact(tile& t) {
     for (int r = 0; r < M; r++) {
         double sum[N], lost[N] = {};
         for (int n = 0; n < N; n++) sum[n] = t.c[r][n];
-        for (int k = 0; k < K; k++)
+        for (int k = 0; k < t.k; k++)
             for (int n = 0; n < N; n++) {
                 double p = (double)t.a[r][k] * t.b[k][n], s = sum[n] + p, back = s - sum[n];
                 lost[n] += fabs((sum[n] - (s - back)) + (p - back));
@@ -156,25 +164,27 @@ static inline int exponent(float x) {
 // 2^e as a normal double.
 static inline double power(int e) { return __builtin_bit_cast(double, (u64)(e + 1023) << 52); }
 
-// A sum in units of 2^unit, cut to 24 bits, or to what is left above the smallest number.
-static float cut(s64 sum, int unit) {
+// A sum in units of 2^unit, cut to some digits, or to what is left above the smallest number.
+static float cut(s64 sum, int unit, int digits) {
     int bits = sum ? 64 - __builtin_clzll((u64)llabs(sum)) : 0;
-    int drop = bits > 24 ? bits - 24 : 0;
+    int drop = bits > digits ? bits - digits : 0;
     if (unit + drop < -149) drop = -149 - unit;
     s64 magnitude = drop > 62 ? 0 : llabs(sum) >> drop << drop;
     return (float)((double)(sum < 0 ? -magnitude : magnitude) * power(unit));
 }
 
-// c = cut(c + products of one block), everything aligned to the largest exponent. An operand's
-// exponents add up to the product's, which may be one lower.
-static void sum_block(tile& t, int first, int block, int guard) {
-    int of_a[M][K], of_b[K][N];
+// c = cut(c + products of one block), everything aligned to the largest exponent and cut to
+// `digits` and `guard` bits. An operand's exponents add up to the product's, which may be one
+// lower.
+static void sum_block(tile& t, int first, int block, int digits, int guard) {
+    int of_a[M][K_MAX], of_b[K_MAX][N], below = digits - 1 + guard;
     for (int k = 0; k < block; k++) {
-        for (int r = 0; r < M; r++) of_a[r][k] = std::max(exponent(t.a[r][first + k]), t.lowest);
-        for (int n = 0; n < N; n++) of_b[k][n] = std::max(exponent(t.b[first + k][n]), t.lowest);
+        for (int r = 0; r < M; r++) of_a[r][k] = std::max(exponent(t.a[r][first + k]), t.lowest_a);
+        for (int n = 0; n < N; n++) of_b[k][n] = std::max(exponent(t.b[first + k][n]), t.lowest_b);
     }
     for (int r = 0; r < M; r++) {
-        double p[K + 1][N], plain[N], unit[N];  // plain: the sum in double, if not all are finite
+        double p[K_MAX + 1][N], plain[N],
+            unit[N];  // plain: the sum in double, if not all are finite
         int top[N];
         s64 sum[N] = {};
         for (int n = 0; n < N; n++) {
@@ -189,13 +199,12 @@ static void sum_block(tile& t, int first, int block, int guard) {
                 plain[n] += x;
                 top[n] = e > top[n] ? e : top[n];
             }
-        for (int n = 0; n < N; n++)
-            unit[n] = std::isfinite(plain[n]) ? power(23 + guard - top[n]) : 0;
+        for (int n = 0; n < N; n++) unit[n] = std::isfinite(plain[n]) ? power(below - top[n]) : 0;
         for (int k = 0; k <= block; k++)
             for (int n = 0; n < N; n++) sum[n] += (s64)(p[k][n] * unit[n]);
         for (int n = 0; n < N; n++)
             t.c[r][n] =
-                std::isfinite(plain[n]) ? cut(sum[n], top[n] - 23 - guard) : (float)plain[n];
+                std::isfinite(plain[n]) ? cut(sum[n], top[n] - below, digits) : (float)plain[n];
     }
 }
 
@@ -208,35 +217,65 @@ static void sum_tile(tile& t) {
             sum_exact(t);
             break;
         case SUM_BLOCK8:
-            sum_block(t, 0, 8, 1);
-            sum_block(t, 8, 8, 1);
+            if (t.k == 32) return sum_block(t, 0, 32, 14, 0);
+            sum_block(t, 0, 8, 24, 1);
+            sum_block(t, 8, 8, 24, 1);
             break;
         default:
-            sum_block(t, 0, 16, 2);
+            for (int first = 0; first < t.k; first += 16) sum_block(t, first, 16, 24, 2);
     }
 }
 
 // ------------------------------------------------------------------------------------------------
-// mma: x is d0-d3, a0-a3, b0-b1, c0-c3. Lane 4g + t holds of A rows g (registers 0, 2) and g + 8
-// (1, 3), columns 2t, 2t+1 (0, 1) and 8 more (2, 3); of B rows 2t, 2t+1 and 8 more, column g; of C
-// and D rows g (0, 1) and g + 8 (2, 3), columns 2t, 2t+1.
+// mma: x is d0-d3, a0-a3, b0-b1, c0-c3. A register of A or B holds E elements in the order of k.
+// Lane 4g + t holds of A rows g (registers 0, 2) and g + 8 (1, 3), columns E t .. (0, 1) and 4 E
+// more (2, 3); of B the same of k, column g; of C and D rows g (0, 1) and g + 8 (2, 3), columns 2t,
+// 2t+1.
 
-template <class F>
-static instruction* mma(instruction* i, warp& w, int lowest, F value) {
+// An operand's type: E elements in 32 bits, the exponent of the smallest normal number, and the
+// value of one element's bits.
+struct of_bf16 {
+    enum { E = 2, LOWEST = -126 };
+    static float value(u32 h) { return __builtin_bit_cast(float, h << 16); }
+};
+struct of_f16 {
+    enum { E = 2, LOWEST = -14 };
+    static float value(u32 h) { return (float)__builtin_bit_cast(_Float16, (u16)h); }
+};
+// The OCP 8-bit formats: e5m2 is the upper half of fp16; e4m3 has a bias of 7, and NaN at 0x7f.
+struct of_e5m2 {
+    enum { E = 4, LOWEST = -14 };
+    static float value(u32 c) { return of_f16::value(c << 8); }
+};
+struct of_e4m3 {
+    enum { E = 4, LOWEST = -6 };
+    static float value(u32 c) {
+        if ((c & 0x7f) == 0x7f) return NAN;
+        return __builtin_bit_cast(float, (c & 0x80) << 24 | (c & 0x7f) << 20) * 0x1p120f;
+    }
+};
+
+template <class A, class B>
+static instruction* mma(instruction* i, warp& w) {
+    constexpr int E = A::E, BITS = 32 / E;
+    static_assert((int)A::E == (int)B::E, "one k");
     tile t;
-    t.lowest = lowest;
+    t.k = 8 * E;
+    t.lowest_a = A::LOWEST, t.lowest_b = B::LOWEST;
     const s32* x = i->x;
     for (int l = 0; l < LANES; l++) {
-        int g = l / 4, c = l % 4 * 2;
+        int g = l / 4, c = l % 4 * 2, first = l % 4 * E;
         for (int n = 0; n < 4; n++) {
             u32 a = w.at<u32>(x[4 + n])[l];
-            float* to = &t.a[g + (n & 1) * 8][c + (n >> 1) * 8];
-            to[0] = value(a & 0xffff), to[1] = value(a >> 16);
+            for (int e = 0; e < E; e++, a >>= BITS)
+                t.a[g + (n & 1) * 8][first + (n >> 1) * 4 * E + e] =
+                    A::value(a & ((1u << BITS) - 1));
             t.c[g + (n >> 1) * 8][c + (n & 1)] = w.at<float>(x[10 + n])[l];
         }
         for (int n = 0; n < 2; n++) {
             u32 b = w.at<u32>(x[8 + n])[l];
-            t.b[c + 8 * n][g] = value(b & 0xffff), t.b[c + 8 * n + 1][g] = value(b >> 16);
+            for (int e = 0; e < E; e++, b >>= BITS)
+                t.b[first + n * 4 * E + e][g] = B::value(b & ((1u << BITS) - 1));
         }
     }
     sum_tile(t);
@@ -250,21 +289,24 @@ static instruction* mma(instruction* i, warp& w, int lowest, F value) {
     return i + 1;
 }
 
-void tensor_product(float (&c)[M][N], const float (&a)[M][K], const float (&b)[K][N], int lowest) {
+void tensor_product(float (&c)[M][N], const float (&a)[M][16], const float (&b)[16][N],
+                    int lowest) {
     tile t;
-    t.lowest = lowest;
-    memcpy(t.a, a, sizeof a), memcpy(t.b, b, sizeof b), memcpy(t.c, c, sizeof c);
+    t.k = 16;
+    t.lowest_a = t.lowest_b = lowest;
+    for (int r = 0; r < M; r++) memcpy(t.a[r], a[r], sizeof a[r]);
+    memcpy(t.b, b, sizeof b), memcpy(t.c, c, sizeof c);
     sum_tile(t);
     for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++)
             c[r][n] = t.c[r][n] != t.c[r][n] ? __builtin_bit_cast(float, 0x7fffffff) : t.c[r][n];
 }
 
-instruction* tensor_mma_bf16(instruction* i, warp& w) {
-    return mma(i, w, -126, [](u32 h) { return __builtin_bit_cast(float, h << 16); });
-}
-instruction* tensor_mma_f16(instruction* i, warp& w) {
-    return mma(i, w, -14, [](u32 h) { return (float)__builtin_bit_cast(_Float16, (u16)h); });
-}
+instruction* tensor_mma_bf16(instruction* i, warp& w) { return mma<of_bf16, of_bf16>(i, w); }
+instruction* tensor_mma_f16(instruction* i, warp& w) { return mma<of_f16, of_f16>(i, w); }
+instruction* tensor_mma_e4m3(instruction* i, warp& w) { return mma<of_e4m3, of_e4m3>(i, w); }
+instruction* tensor_mma_e5m2(instruction* i, warp& w) { return mma<of_e5m2, of_e5m2>(i, w); }
+instruction* tensor_mma_e4m3_e5m2(instruction* i, warp& w) { return mma<of_e4m3, of_e5m2>(i, w); }
+instruction* tensor_mma_e5m2_e4m3(instruction* i, warp& w) { return mma<of_e5m2, of_e4m3>(i, w); }
 
 }  // namespace ptx
