@@ -1,9 +1,10 @@
 // Products with a weight on the CUDA device. See cuda_test.h for the method.
 //
 // The handwritten products of fp32 and tf32 have the CPU device's order and must give its bits. The
-// others are compared in two ways: on small integers, whose sums are exact in any order, with ==;
-// and on random values with float64. The library's products, with CUDA_PRODUCTS=cublaslt, have no
-// order that is known: all of them are compared in these two ways.
+// others, fp8's from codes of one byte among them, are compared in two ways: on small integers,
+// whose sums are exact in any order, with ==; and on random values with float64. The library's
+// products, with CUDA_PRODUCTS=cublaslt, have no order that is known: all of them are compared in
+// these two ways.
 #include "cuda_test.h"
 #include "refusal.h"
 
@@ -30,8 +31,17 @@ static const formats FORMAT_ROWS[] = {
     FP8_RUN,
     {&FORMAT_BF16, &FORMAT_E4M3, &FORMAT_BF16, &FORMAT_E4M3, &FORMAT_E5M2},
     {&FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_BF16, &FORMAT_E5M2},
+    {&FORMAT_BF16, &FORMAT_E5M2, &FORMAT_FP32, &FORMAT_E5M2, &FORMAT_E4M3},
+    {&FORMAT_BF16, &FORMAT_E5M2, &FORMAT_BF16, &FORMAT_E5M2, &FORMAT_E5M2},
 };
-enum { FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS };
+enum {
+    FORMAT_ROW_COUNT = sizeof FORMAT_ROWS / sizeof *FORMAT_ROWS,
+    FP8_GRADIENTS = 7,  // a row
+    FP8_OTHERS = 9      // with the two mixtures that the former has not
+};
+
+// Whether products of fp8 take codes.
+static int codes(void) { return !library() && !products_are("wgmma"); }
 
 // How rows lie on the device: no gap between them; at multiples of 16 bytes with a gap, which may
 // begin within 16 bytes, and a bias that begins elsewhere; an element behind such multiples; or
@@ -171,12 +181,15 @@ static double exact_product(double* exact, tensor like, int k, view a, view b, v
 }
 
 // What is always allowed: tensor cores may cut off what they add, by up to a unit in the last place
-// of fp32 of the terms' size, once in 16 terms; and the library's tf32 may cut operands where the
+// of fp32 of the terms' size, once in 16 terms; where they add fp8's, a unit of 14 bits of the
+// largest term, in either direction, so that the errors of a sum are less than one such unit of
+// the sum of magnitudes; and the library's tf32 may cut operands where the
 // CPU device rounds them (so they are not rounded here), each by up to 2^-10 of itself.
 static void check_one(tensor got, tensor plain, const product_case* c, view a, view b, int k,
-                      view start, const float* bias, const char* name) {
+                      view start, const float* bias, int fp8, const char* name) {
     double* exact = xalloc((size_t)got.rows * got.cols, sizeof *exact, "exact values");
     double unit = c->f.operand == &FORMAT_TF32 ? 0x1p-9 : 0x1p-23 * (k / 16 + 1);
+    if (fp8 && codes()) unit += 0x1p-13;
     double floor = exact_product(exact, got, k, a, b, start, bias) * unit;
     check_error(got, plain, exact, floor, name, c->what);
     free(exact);
@@ -200,17 +213,18 @@ static void check_results_near(const results* got, const results* plain, const p
     tensor dout = by_row(c->dout, gradient), back_w = by_column(c->w, back);
     tensor dout_columns = by_column(c->dout, gradient), in_columns = by_column(c->in, back);
     view none = {NULL, 0, 0};
+    int forward_fp8 = f->scaled, backward_fp8 = back->scaled && gradient->scaled;
     set_rows(ones, 0, 1, 1);
     check_one(got->out, plain->out, c, rows_view(in), columns_view(w), c->s.k, none, c->bias.data,
-              "out");
+              forward_fp8, "out");
     check_one(got->plain, plain->plain, c, rows_view(in), columns_view(w), c->s.k, none, NULL,
-              "out without bias");
+              forward_fp8, "out without bias");
     check_one(got->din, plain->din, c, rows_view(dout), columns_view(back_w), c->s.n, none, NULL,
-              "din");
+              backward_fp8, "din");
     check_one(got->dw, plain->dw, c, rows_view(dout_columns), columns_view(in_columns), c->s.m,
-              rows_view(c->dw), NULL, "dw");
+              rows_view(c->dw), NULL, backward_fp8, "dw");
     check_one(got->dbias, plain->dbias, c, rows_view(ones), rows_view(c->dout), c->s.m,
-              rows_view(c->dbias), NULL, "dbias");
+              rows_view(c->dbias), NULL, 0, "dbias");
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -231,7 +245,8 @@ static void check_case(shape s, formats f, values kind, layout how) {
     arrays_free(mark, c.what);
 }
 
-// Tiles of 32, 64 and 128, slabs of 16, 32 and 64, blocks of 256, strips of 64 rows: around them.
+// Tiles of 32, 64 and 128, slabs of 16, 32, 64 and 128, blocks of 256, strips of 64 rows: around
+// them.
 static void check_shapes(void) {
     static const shape shapes[] = {
         {1, 1, 1},      {33, 70, 100},  {170, 130, 264}, {3, 16, 256},    {5, 17, 257},
@@ -250,6 +265,8 @@ static void check_shapes(void) {
     check_case((shape){270, 5, 3}, FORMAT_ROWS[0], RANDOM, ODD);
     check_case((shape){8200, 8, 16}, FORMAT_ROWS[2], RANDOM, CLOSE);
     check_case((shape){4097, 3, 24}, FORMAT_ROWS[3], INTEGERS, ODD);
+    check_case((shape){4130, 9, 20}, FORMAT_ROWS[FP8_GRADIENTS], INTEGERS, ODD);
+    check_case((shape){8200, 24, 16}, FORMAT_ROWS[FP8_OTHERS], INTEGERS, ALIGNED);
     // The library takes only rows of whole 16 bytes: half of these shapes have them.
     for (int i = 0; i < (quick() ? 12 : 100); i++) {
         int step = i % 4 < 2 ? 8 : 1, most = 80 / step;
@@ -270,9 +287,9 @@ static void check_zeros(void) {
 static void check_schedules(void) {
     static const shape shapes[] = {{140, 136, 72}, {40, 24, 136}};
     for (int i = 0; i < 2; i++)
-        for (int f = 0; f < 4; f++) {
+        for (int f = 0; f < 5; f++) {
             int mark = array_count;
-            product_case c = case_new(shapes[i], FORMAT_ROWS[f], RANDOM);
+            product_case c = case_new(shapes[i], FORMAT_ROWS[f < 4 ? f : FP8_GRADIENTS], RANDOM);
             results first[LAYOUTS];
             for (int how = 0; how < LAYOUTS; how++) {
                 schedule_set(0);
@@ -327,6 +344,10 @@ static void check_rows_alone(void) {
         check_rows((shape){300, 264, 56}, FORMAT_ROWS[f]);
     }
     if (!library()) check_rows((shape){300, 56, 72}, (formats)FP8_RUN);
+    for (int f = FP8_GRADIENTS; f <= FP8_OTHERS && codes(); f += 2) {
+        check_rows((shape){300, 56, 264}, FORMAT_ROWS[f]);
+        check_rows((shape){300, 300, 40}, FORMAT_ROWS[f]);
+    }
 }
 
 // A gradient in micro-batches goes on from what is there: in fp32 without a trace (N5), elsewhere
@@ -479,8 +500,8 @@ static void check_scaled_operands(void) {
     schedule_set(0);
 }
 
-// Of weights so small that a scaled value is none of bf16, it is the nearest one: the CPU device
-// keeps these in fp32. They are multiplied by 2^90.
+// Of weights so small that a scaled value is none of bf16, operands in bf16 have the nearest one;
+// codes have the value, as the CPU device does. They are multiplied by 2^90.
 static void check_tiny_weights(void) {
     const int n = 40;
     int mark = array_count, lost = 0;
@@ -495,11 +516,92 @@ static void check_tiny_weights(void) {
         for (int k = 0; k < n; k++) {
             float x = row_at(operand, r)[k], kept = format_round(x, &FORMAT_BF16);
             lost += x != kept;
-            row_at(expected, k)[r] = kept * 0x1p90f + 0.0f;  // sums begin with +0
+            row_at(expected, k)[r] = (codes() ? x : kept) * 0x1p90f + 0.0f;  // sums begin with +0
         }
     CHECK(lost > 100, "%d weights are not of bf16", lost);
     check_same(gpu_results(&c, CLOSE).plain, expected, "out", "tiny weights", gpu);
     arrays_free(mark, "tiny weights");
+}
+
+// Each sum is one product, of rows and weights from tiny to huge: what fp32 holds of it must be
+// there, wherever the scales' product is none of fp32.
+static void check_far_scales(void) {
+    static const int exponents[] = {-125, -100, -63, -30, -1, 0, 17, 64, 100, 119};
+    const int n = 10;
+    for (int f = FP8_GRADIENTS; f <= FP8_OTHERS; f += 2) {
+        int mark = array_count, beyond = 0;
+        formats far = FORMAT_ROWS[f];
+        far.out = &FORMAT_FP32;
+        product_case c = case_new((shape){n, n, n}, far, RANDOM);
+        set_zero(c.in), set_zero(c.dout);
+        for (int i = 0; i < n; i++) {
+            row_at(c.in, i)[i] = ldexpf(1.75f, exponents[i]);
+            row_at(c.dout, i)[i] = ldexpf(-1.25f, exponents[i]);
+            for (int j = 0; j < n; j++)
+                row_at(c.w, j)[i] = ldexpf(1 + (float)(i % 4) / 4, exponents[(i + j) % n]);
+        }
+        results expected = cpu_results(&c), got = gpu_results(&c, CLOSE);
+        check_same(got.plain, expected.plain, "out", "far scales", gpu);
+        check_same(got.din, expected.din, "din", "far scales", gpu);
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < n; j++) beyond += isinf(row_at(expected.plain, i)[j]);
+        CHECK(beyond > 2 && beyond < 50, "%d sums are infinite", beyond);
+        arrays_free(mark, "far scales");
+    }
+}
+
+// Tensor cores that keep 14 bits of a sum of fp8's products hold those of 128 times 81/64, and not
+// of 256: the sums of larger steps would be cut.
+static void check_steps(void) {
+    int mark = array_count;
+    formats f = FORMAT_ROWS[FP8_GRADIENTS];
+    f.operand = f.backward, f.out = &FORMAT_FP32;
+    product_case c = case_new((shape){3, 5, 1000}, f, INTEGERS);
+    set_rows(c.in, 0, 3, 1.125f), set_rows(c.w, 0, 5, 1.125f);
+    results expected = cpu_results(&c), got = gpu_results(&c, CLOSE);
+    CHECK(row_at(expected.plain, 0)[0] == 1000 * 1.265625f, "%g",
+          (double)row_at(expected.plain, 0)[0]);
+    check_same(got.plain, expected.plain, "out", "1,000 times 81/64", gpu);
+    arrays_free(mark, "steps");
+}
+
+// A NaN makes every sum NaN that it is in, and no other one.
+static void check_scaled_nan(void) {
+    for (int f = FP8_GRADIENTS; f <= FP8_OTHERS; f += 2) {
+        int mark = array_count, wrong = 0, count = 0;
+        product_case c = case_new((shape){35, 20, 150}, FORMAT_ROWS[f], INTEGERS);
+        row_at(c.in, 33)[2] = NAN, row_at(c.w, 17)[149] = -NAN, row_at(c.dout, 2)[11] = NAN;
+        results expected = cpu_results(&c), got = gpu_results(&c, CLOSE);
+        const tensor pairs[][2] = {
+            {got.plain, expected.plain}, {got.din, expected.din}, {got.dw, expected.dw}};
+        for (int i = 0; i < 3; i++)
+            for (int r = 0; r < pairs[i][0].rows; r++)
+                for (int k = 0; k < pairs[i][0].cols; k++) {
+                    float x = row_at(pairs[i][0], r)[k], y = row_at(pairs[i][1], r)[k];
+                    count += isnan(y) != 0;
+                    wrong += isnan(y) ? !isnan(x) : x != y;
+                }
+        CHECK(count > 3 * 20 && !wrong, "%d of %d NaN, %d elements wrong", count, 35 * 20, wrong);
+        arrays_free(mark, "NaN");
+    }
+}
+
+// A prepared weight takes a byte per element and a scale per row; in bf16 it takes two.
+static void check_code_memory(void) {
+    int mark = array_count, gpu_mark = gpu_array_count;
+    tensor weight = gpu_matrix(weight_random(64, 96));
+    const char* const names[] = {"fp8_e4m3", "fp8_e5m2", "e2m3", "e5m1", "e6m1", "e3m4"};
+    for (int i = 0; i < 6; i++) {
+        const format* f = format_find(names[i]);
+        size_t before = gpu->allocated, each = 64 * 96;
+        prepared* w = gpu->weight_prepare(gpu, NULL, weight.data, 64, 96, f, f);
+        size_t taken = gpu->allocated - before;
+        CHECK(taken == (codes() && i < 4 ? each + 64 * sizeof(float) : 2 * each),
+              "a weight in %s takes %zu bytes", names[i], taken);
+        gpu->weight_release(gpu, w);
+    }
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "memory");
 }
 
 // Products that differ from others in one thing alone: what the library was told of one must not
@@ -638,7 +740,7 @@ static void check_prepared_biases(void) {
 
 // A library that is asked for and not found would leave every test to the handwritten products.
 static void check_library(void) {
-    const char* products = library()                ? "cuBLASLt products)"
+    const char* products = library()               ? "cuBLASLt products)"
                            : products_are("wgmma") ? "wgmma products)"
                                                    : "handwritten products)";
     CHECK(strstr(gpu->name, products), "%s, not %s", gpu->name, products);
@@ -701,6 +803,10 @@ int main(void) {
     check_tf32_weights();
     check_scaled_operands();
     check_tiny_weights();
+    check_far_scales();
+    check_steps();
+    check_scaled_nan();
+    check_code_memory();
     check_plans();
     check_plans_dropped();
     check_not_finite();

@@ -561,7 +561,7 @@ SIZES = ["124M", "355M", "774M", "1558M"]
 EXPECTED = {"kernels": {"kernel": 23}, "products": {"product": 12, "kernel": 8}, "step": {"step": 1},
             "sampling": {"sampling": 3}}  # lines of a section
 MEASURED = ["value", "us", "share", "tflops", "handwritten_tflops", "handwritten_share",
-            "tokens_per_s", "mfu"]
+            "handwritten_fp8_tflops", "tokens_per_s", "mfu"]
 
 
 def check_line(check, line):
@@ -807,10 +807,11 @@ def sampling_row(check, line):
 
 
 def product_row(_, line):
-    ours, library = line["handwritten_tflops"], line["tflops"]
+    ours, library, fp8 = line["handwritten_tflops"], line["tflops"], line["handwritten_fp8_tflops"]
     whose = "wgmma" if variant_of(line) else "handwritten"
     row(line["name"], f"{cell(library, 0)} TFLOP/s", percent(line["share"]),
         f"{whose} {cell(ours, 0)}", cell(ours / library if ours and library else None, 2, "x"))
+    row("", "", "", f"in fp8 {cell(fp8, 0)}", cell(fp8 / library if fp8 and library else None, 2, "x"))
 
 
 def kernel_row(_, line):

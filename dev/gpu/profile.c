@@ -1,8 +1,8 @@
 // profile: what a GPU would have to do, counted without one. A training step and decoding at the
 // sizes of GPT-2 124M, with few layers, run on the PTX machine, which counts what each kernel
 // issues and moves, and predicts times (tests/ptx/README.md). --family takes another family at
-// these sizes. --limits runs GPT-2 with either way to multiply, and Qwen3 with top-p for the
-// kernels that GPT-2 has not.
+// these sizes. --limits runs GPT-2 with either way to multiply and in fp8, and Qwen3 with top-p for
+// the kernels that GPT-2 has not.
 //     build/ptx/profile [--layers N] [--tokens N] ...
 //
 // --limits FILE runs at sizes of its own and holds every kernel against the file: instructions for
@@ -19,8 +19,10 @@
 #include "rl/sampler.h"
 #include "rl/trainer.h"
 
-static const char* const DTYPE_NAMES[] = {"bf16", "fp16", "tf32", "fp32", NULL};
-static const format* const DTYPES[] = {&FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32, &FORMAT_FP32};
+enum { FP8 = 4 };  // gradients are fp8_e5m2 then, and the cache is bf16
+static const char* const DTYPE_NAMES[] = {"bf16", "fp16", "tf32", "fp32", "fp8_e4m3", NULL};
+static const format* const DTYPES[] = {&FORMAT_BF16, &FORMAT_FP16, &FORMAT_TF32, &FORMAT_FP32,
+                                       &FORMAT_E4M3};
 
 static int layers = 1, channels = 768, heads = 12, vocab = 8192, tokens = 1024, sequences = 1;
 static int kv_heads, family_number;
@@ -103,9 +105,10 @@ static trainer* train(backend* b, const model* m, precision p) {
 static void decode(trainer* t, precision p, int count) {
     sampling how = {
         .inverse_temperature = 1, .top_p = (float)top_p, .seed = 1, .stream = STREAM_SAMPLE};
+    const format* cache = dtype == FP8 ? p.store : DTYPES[dtype];
     rollout* d = workload_batch(vocab, count, prompt, new_tokens);
-    sampler* r = sampler_create(t->b, &t->model, p, DTYPES[dtype], count, prompt, new_tokens, count,
-                                0, (end_set){0}, 0);
+    sampler* r = sampler_create(t->b, &t->model, p, cache, count, prompt, new_tokens, count, 0,
+                                (end_set){0}, 0);
     sampler_sync(r, t->parameters);
     sampler_begin(r, d, &how);  // up to the first token of each
     uint64_t before = kernels(), looks = 0, last;
@@ -155,6 +158,7 @@ static void run(void) {
     const char* why;
     model m = model_config();
     precision p = precision_of(DTYPES[dtype], &FORMAT_FP32);
+    if (dtype == FP8) p = precision_with_gradient(p, &FORMAT_E5M2);
     char number[16];
     snprintf(number, sizeof number, "%d", processors);
     setenv("PTX_PROCESSORS", number, 1);
@@ -303,7 +307,9 @@ int main(int argc, char** argv) {
     if (with_limits) {
         wgmma = 1;
         run();
-        wgmma = 0;
+        wgmma = 0, dtype = FP8;
+        run();
+        dtype = 0;
     }
     if (!with_limits)
         printf(

@@ -220,6 +220,7 @@ static std::string short_name(const std::string& mangled) {
                             {"__half", "fp16"},
                             {"_kernel", ""},
                             {", ", ","},
+                            {"> >", ">>"},
                             {"false", "0"},
                             {"true", "1"}})
         name = replaced(name, what, by);

@@ -336,15 +336,17 @@ static __host__ __device__ inline T* row_of(const tensor& t, int64_t r) {
     return (T*)t.data + r * t.stride;
 }
 
-// A weight made ready: W rounded to the operands' format. Rows of zeros follow.
+// A weight made ready: W rounded to the operands' format. In held_in(operand), rows of zeros
+// follow.
 static inline int padded_outputs(int outputs) { return (outputs + 31) / 32 * 32; }
 struct prepared {
     int outputs, inputs;
     const format *operand, *backward_operand;
     const format* gradient;  // operand that a gradient becomes; NULL: backward_operand
     const float* master;     // W itself, which backward products round where their operand differs
-    void* w;                 // (padded_outputs(outputs), inputs), in held_in(operand)
+    void* w;  // (padded_outputs(outputs), inputs), in held_in(operand); or codes (operand.cuh)
     size_t bytes;
+    bool codes;
     const float* bias;          // what library_bias is made of; NULL: of nothing
     const format* bias_format;  // of the outputs that it was made for
     void* library_bias;         // (outputs) as the library takes it; NULL: no memory yet

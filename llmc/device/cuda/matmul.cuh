@@ -7,7 +7,9 @@
 //
 // Operands of up to 8 bits are rounded into scratch memory first (operand.cuh). A scale must not
 // vary along k: rows that lie along k have one scale each, and of k rows each column has one. Of
-// such a weight only the copy for forward products is kept; backward products round W again.
+// such a weight only the copy for forward products is kept; backward products round W again. They
+// are codes where the product is handwritten and both operands have these (fp8.cuh: all rows lie
+// along k there, since the columns of k rows become rows), else bf16.
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
 
@@ -15,6 +17,7 @@
 
 #include "columns.cuh"
 #include "cublaslt.cuh"
+#include "fp8.cuh"
 #include "gemm.cuh"
 #include "operand.cuh"
 
@@ -22,6 +25,12 @@
 static cublaslt* library_of(backend* b, bool forward) {
     cuda_context* c = context_of(b);
     return forward && c->forward_handwritten ? NULL : c->products;
+}
+
+// Whether a product of these operands takes codes. By wgmma the products of fp8 are those of bf16.
+static bool takes_codes(backend* b, bool forward, const format* f, const format* g) {
+    bool handwritten = !library_of(b, forward) && !context_of(b)->wgmma;
+    return handwritten && code_format(f) && code_format(g);
 }
 
 // The product by the library where there is one and it knows the shape, else by the device's own
@@ -65,8 +74,10 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
                                      int inputs, const format* operand,
                                      const format* backward_operand) {
     size_t n = (size_t)outputs * inputs;
+    bool codes = takes_codes(b, true, operand, operand);
     size_t bytes = (size_t)padded_outputs(outputs) * inputs *
                    (storage_of(held_in(operand)) == STORE_FP32 ? 4 : 2);
+    if (codes) bytes = coded_bytes(outputs, inputs);
     if (held_in(backward_operand) != held_in(operand))
         fatal(
             "the CUDA device has one format for the products of both directions, not %s forward "
@@ -79,10 +90,14 @@ static prepared* cuda_weight_prepare(backend* b, prepared* p, const float* w, in
         p->w = b->alloc(
             b, bytes, "prepared weights (choose a smaller model: --depth, --channels, --context)");
     }
-    *p = prepared{outputs, inputs, operand, backward_operand, p->gradient, w, p->w,
-                  bytes,   NULL,   NULL,    p->library_bias};
+    *p = prepared{outputs, inputs, operand, backward_operand, p->gradient, w, p->w, bytes,
+                  codes,   NULL,   NULL,    p->library_bias};
+    tensor from = {(void*)w, outputs, inputs, inputs, &FORMAT_FP32};
+    if (codes) {
+        code_into(b, p->w, from, operand, false);
+        return p;
+    }
     if (operand->scaled) {
-        tensor from = {(void*)w, outputs, inputs, inputs, &FORMAT_FP32};
         tensor rounded = {p->w, outputs, inputs, inputs, &FORMAT_BF16};
         round_into(b, rounded, from, operand, false);
         return p;
@@ -126,55 +141,70 @@ static const format* gradient_operand(const prepared* w) {
     return w->gradient ? w->gradient : w->backward_operand;
 }
 
+static tensor master_of(const prepared* w) {
+    return {(void*)w->master, w->outputs, w->inputs, w->inputs, &FORMAT_FP32};
+}
+
 // W (outputs, inputs) as backward products read it.
 static tensor backward_weight(backend* b, const prepared* w) {
     const format* f = w->backward_operand;
     tensor kept = {w->w, w->outputs, w->inputs, w->inputs, held_in(w->operand)};
-    tensor master = {(void*)w->master, w->outputs, w->inputs, w->inputs, &FORMAT_FP32};
     bool as_kept = f == w->operand && !f->scaled;
-    return as_kept ? kept : rounded_copy(b, master, f, f->scaled, SCRATCH_SECOND);
+    return as_kept ? kept : rounded_copy(b, master_of(w), f, f->scaled, SCRATCH_SECOND);
 }
 
 static void cuda_matmul_forward(backend* b, tensor out, tensor in, const prepared* w,
                                 const float* bias) {
-    tensor a = operand_of(b, in, w->operand, false, SCRATCH_OPERAND);
     product p = {};
     p.forward = true;
     p.m = out.rows, p.n = w->outputs, p.k = w->inputs;
-    p.a = a.data, p.a_stride = a.stride;
-    p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
     p.c = out.data, p.c_stride = out.stride, p.c_format = out.format;
     p.bias = bias;
     if (bias && bias == w->bias && storage_of(out.format) == storage_of(w->bias_format))
         p.library_bias = w->library_bias;
     p.operand = held_in(w->operand);
+    if (w->codes)
+        return product_fp8(b, p, coded_copy(b, in, w->operand, false, SCRATCH_OPERAND),
+                           coded_at(w->w, w->outputs, w->inputs, code_format(w->operand)));
+    tensor a = operand_of(b, in, w->operand, false, SCRATCH_OPERAND);
+    p.a = a.data, p.a_stride = a.stride;
+    p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
     cuda_product(b, p);
 }
 
 static void cuda_matmul_backward_input(backend* b, tensor din, tensor dout, const prepared* w) {
-    tensor a = operand_of(b, dout, gradient_operand(w), false, SCRATCH_OPERAND);
-    tensor of_weight = backward_weight(b, w);
+    const format *f = gradient_operand(w), *of_w = w->backward_operand;
     product p = {};
     p.m = din.rows, p.n = w->inputs, p.k = w->outputs;
-    p.a = a.data, p.a_stride = a.stride;
-    p.b = of_weight.data, p.b_stride = of_weight.stride;
     p.c = din.data, p.c_stride = din.stride, p.c_format = din.format;
     p.operand = held_in(w->operand);
+    if (takes_codes(b, false, f, of_w))
+        return product_fp8(b, p, coded_copy(b, dout, f, false, SCRATCH_OPERAND),
+                           coded_copy(b, master_of(w), of_w, true, SCRATCH_SECOND));
+    tensor a = operand_of(b, dout, f, false, SCRATCH_OPERAND), x = backward_weight(b, w);
+    p.a = a.data, p.a_stride = a.stride;
+    p.b = x.data, p.b_stride = x.stride;
     cuda_product(b, p);
 }
 
 static void cuda_matmul_backward_weight(backend* b, float* dw, float* dbias, tensor dout, tensor in,
                                         const prepared* w) {
-    tensor a = operand_of(b, dout, gradient_operand(w), true, SCRATCH_OPERAND);
-    tensor x = operand_of(b, in, w->backward_operand, true, SCRATCH_SECOND);
+    const format *f = gradient_operand(w), *of_in = w->backward_operand;
     product p = {};
     p.m = w->outputs, p.n = w->inputs, p.k = dout.rows;
-    p.a = a.data, p.a_stride = a.stride, p.a_transposed = true;
-    p.b = x.data, p.b_stride = x.stride;
     p.c = dw, p.c_stride = w->inputs, p.c_format = &FORMAT_FP32;
     p.accumulate = true;
     p.operand = held_in(w->operand);
-    cuda_product(b, p);
+    if (takes_codes(b, false, f, of_in)) {
+        product_fp8(b, p, coded_copy(b, dout, f, true, SCRATCH_OPERAND),
+                    coded_copy(b, in, of_in, true, SCRATCH_SECOND));
+    } else {
+        tensor a = operand_of(b, dout, f, true, SCRATCH_OPERAND);
+        tensor x = operand_of(b, in, of_in, true, SCRATCH_SECOND);
+        p.a = a.data, p.a_stride = a.stride, p.a_transposed = true;
+        p.b = x.data, p.b_stride = x.stride;
+        cuda_product(b, p);
+    }
     // The bias has the CPU device's bits where the weight has.
     bool cpu_order = storage_of(held_in(w->operand)) == STORE_FP32 && !context_of(b)->products;
     if (dbias) cuda_sum_columns(b, dbias, dout, cpu_order);
