@@ -6,16 +6,16 @@
 // below some guard bits, and cuts the sum to fp32; block and guard bits differ by generation. So
 // there are four ways here, and no test may depend on which one is at work:
 //
-//            16-bit operands                             fp8
-//   chain    one fp32 FMA a product, in the order of k   the same
-//   exact    the exact sum, rounded once                 the same
-//   block8   blocks of 8 products, 1 guard bit: Ampere   one block of 32; 14 bits of terms and sum
-//   block16  one block of 16 products, 2 guard bits:     two such blocks, as of fp16
-//            Hopper
+//   chain    one fp32 FMA a product, in the order of k
+//   exact    the exact sum, rounded once
+//   block8   blocks of 8 products, 1 guard bit: Ampere
+//   block16  one block of 16 products, 2 guard bits: Hopper
 //
-// Of fp8 nothing has been held against a GPU. 14 bits are published for Hopper's wgmma
-// (DeepSeek-V3, arXiv 2412.19437, section 3.5.2); Ada's mma may do the same. Hopper has no such
-// mma: ptxas makes conversions to fp16 of it, and two mma of that.
+// Of fp8 nothing has been held against a GPU. Hopper has no such mma: ptxas makes conversions to
+// fp16 of it, and two mma of these. So the ways are those of two mma: of the first two codes in
+// each register, then of the others. But block8 keeps 14 bits of all 32 products, of the
+// accumulator and of the sum: published of Hopper's wgmma (DeepSeek-V3, arXiv 2412.19437,
+// section 3.5.2), and what Ada's mma may do.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -75,9 +75,9 @@ struct tile {
     int lowest_a, lowest_b;  // exponents of the operands' smallest normal numbers
 };
 
-static void sum_chain(tile& t) {
+static void sum_chain(tile& t, int first) {
     for (int r = 0; r < M; r++)
-        for (int k = 0; k < t.k; k++)
+        for (int k = first; k < first + 16; k++)
             for (int n = 0; n < N; n++) t.c[r][n] = __builtin_fmaf(t.a[r][k], t.b[k][n], t.c[r][n]);
 }
 
@@ -132,26 +132,27 @@ struct fixed_point {
     }
 };
 
-static float exact_sum(const tile& t, int r, int n) {
+static float exact_sum(const tile& t, int r, int n, int first) {
     fixed_point sum;
     sum.add(t.c[r][n]);
-    for (int k = 0; k < t.k; k++) sum.add((double)t.a[r][k] * t.b[k][n]);
+    for (int k = first; k < first + 16; k++) sum.add((double)t.a[r][k] * t.b[k][n]);
     return sum.rounded();
 }
 
 // In double, with the error of each addition; where there is one, in fixed point.
-static void sum_exact(tile& t) {
+static void sum_exact(tile& t, int first) {
     for (int r = 0; r < M; r++) {
         double sum[N], lost[N] = {};
         for (int n = 0; n < N; n++) sum[n] = t.c[r][n];
-        for (int k = 0; k < t.k; k++)
+        for (int k = first; k < first + 16; k++)
             for (int n = 0; n < N; n++) {
                 double p = (double)t.a[r][k] * t.b[k][n], s = sum[n] + p, back = s - sum[n];
                 lost[n] += fabs((sum[n] - (s - back)) + (p - back));
                 sum[n] = s;
             }
         for (int n = 0; n < N; n++)
-            t.c[r][n] = lost[n] > 0 && std::isfinite(sum[n]) ? exact_sum(t, r, n) : (float)sum[n];
+            t.c[r][n] =
+                lost[n] > 0 && std::isfinite(sum[n]) ? exact_sum(t, r, n, first) : (float)sum[n];
     }
 }
 
@@ -209,28 +210,28 @@ static void sum_block(tile& t, int first, int block, int digits, int guard) {
 }
 
 static void sum_tile(tile& t) {
-    switch (summation) {
-        case SUM_CHAIN:
-            sum_chain(t);
-            break;
-        case SUM_EXACT:
-            sum_exact(t);
-            break;
-        case SUM_BLOCK8:
-            if (t.k == 32) return sum_block(t, 0, 32, 14, 0);
-            sum_block(t, 0, 8, 24, 1);
-            sum_block(t, 8, 8, 24, 1);
-            break;
-        default:
-            for (int first = 0; first < t.k; first += 16) sum_block(t, first, 16, 24, 2);
-    }
+    if (summation == SUM_BLOCK8 && t.k == 32) return sum_block(t, 0, 32, 14, 0);
+    for (int first = 0; first < t.k; first += 16) switch (summation) {
+            case SUM_CHAIN:
+                sum_chain(t, first);
+                break;
+            case SUM_EXACT:
+                sum_exact(t, first);
+                break;
+            case SUM_BLOCK8:
+                sum_block(t, first, 8, 24, 1);
+                sum_block(t, first + 8, 8, 24, 1);
+                break;
+            default:
+                sum_block(t, first, 16, 24, 2);
+        }
 }
 
 // ------------------------------------------------------------------------------------------------
 // mma: x is d0-d3, a0-a3, b0-b1, c0-c3. A register of A or B holds E elements in the order of k.
 // Lane 4g + t holds of A rows g (registers 0, 2) and g + 8 (1, 3), columns E t .. (0, 1) and 4 E
 // more (2, 3); of B the same of k, column g; of C and D rows g (0, 1) and g + 8 (2, 3), columns 2t,
-// 2t+1.
+// 2t+1. A tile has k in the order of sums: elements 0 and 1 of all registers, then 2 and 3.
 
 // An operand's type: E elements in 32 bits, the exponent of the smallest normal number, and the
 // value of one element's bits.
@@ -264,18 +265,18 @@ static instruction* mma(instruction* i, warp& w) {
     t.lowest_a = A::LOWEST, t.lowest_b = B::LOWEST;
     const s32* x = i->x;
     for (int l = 0; l < LANES; l++) {
-        int g = l / 4, c = l % 4 * 2, first = l % 4 * E;
+        int g = l / 4, c = l % 4 * 2;
         for (int n = 0; n < 4; n++) {
             u32 a = w.at<u32>(x[4 + n])[l];
             for (int e = 0; e < E; e++, a >>= BITS)
-                t.a[g + (n & 1) * 8][first + (n >> 1) * 4 * E + e] =
+                t.a[g + (n & 1) * 8][e / 2 * 16 + (n >> 1) * 8 + c + e % 2] =
                     A::value(a & ((1u << BITS) - 1));
             t.c[g + (n >> 1) * 8][c + (n & 1)] = w.at<float>(x[10 + n])[l];
         }
         for (int n = 0; n < 2; n++) {
             u32 b = w.at<u32>(x[8 + n])[l];
             for (int e = 0; e < E; e++, b >>= BITS)
-                t.b[first + n * 4 * E + e][g] = B::value(b & ((1u << BITS) - 1));
+                t.b[e / 2 * 16 + n * 8 + c + e % 2][g] = B::value(b & ((1u << BITS) - 1));
         }
     }
     sum_tile(t);
