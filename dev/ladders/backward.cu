@@ -212,7 +212,7 @@ static __device__ inline void add_dq(const float (&dq)[2][4], const tile_place& 
 }
 
 template <bool HANDED_OVER>
-static __global__ void __launch_bounds__(MMA_THREADS, HANDED_OVER ? 2 : 3)  // at 3 it would spill
+static __global__ void __launch_bounds__(MMA_THREADS, 2)  // at 3 it would spill
     one_pass(attention_call<bf16> x, dq_call to) {
     constexpr int BUFFER = STEP * STRIDE;
     DYN_SHARED(packet<bf16>, memory);
@@ -235,11 +235,10 @@ static __global__ void __launch_bounds__(MMA_THREADS, HANDED_OVER ? 2 : 3)  // a
         int buffer = step % 2 * BUFFER, first = at.first + step * STEP;
         mma_load<D, STEP>(q + buffer, head_of(x.qkv, x, at, Q_PART, head), first, at.length, x);
         mma_load<D, STEP>(dout + buffer, head_of(x.dout, x, at, Q_PART, head), first, at.length, x);
-        const query_stats* from = x.queries + (int64_t)head * x.rows + at.start;
-        for (int i = threadIdx.x; i < STEP; i += MMA_THREADS) {
-            bool valid = first + i < at.length;  // p = exp(0 - 0) * 0 where not
-            cp_async_16(queries + step % 2 * STEP + i, valid ? from + first + i : from, valid);
-        }
+        const query_stats* from = x.queries + (int64_t)head * x.rows + at.start + first;
+        if (threadIdx.x < STEP)  // p = exp(0 - 0) * 0 where there is none
+            cp_async_16(queries + step % 2 * STEP + threadIdx.x, from + threadIdx.x,
+                        first + (int)threadIdx.x < at.length);
         cp_async_commit();
     };
     mma_load<D, TILE>(k, head_of(x.qkv, x, at, K_PART, head), at.first, at.length, x);

@@ -596,12 +596,17 @@ struct fma_shape {
 template <int D, class T, class ROWS>
 static __device__ inline void fma_load(float* shared, const ROWS& head, int first, int end,
                                        const attention_call<T>& x) {
-    int c = threadIdx.x % D;
-#pragma unroll 2
-    for (int r = threadIdx.x / D; r < fma_shape<D>::TILE; r += SQUARE_THREADS / D) {
-        bool valid = first + r < end && c < x.head_dim;
-        float value = valid ? to_float(row_at(head, first + r)[c]) : 0.0f;
-        shared[r * fma_shape<D>::STRIDE + c] = rounded(value, x.operand);
+    constexpr int EVERY = SQUARE_THREADS / D;  // a thread has one column and every EVERY-th row
+    int row = threadIdx.x / D, c = threadIdx.x % D;
+    first += row;
+    int left = c < x.head_dim ? end - first : 0;
+    const T* from = head.data + first * head.stride + c;
+    int64_t every = EVERY * head.stride;
+    shared += row * fma_shape<D>::STRIDE + c;
+#pragma unroll 4
+    for (int r = 0; r < fma_shape<D>::TILE; r += EVERY, from += every) {
+        float value = r < left ? to_float(from[ahead_of(head, first + r)]) : 0.0f;
+        shared[r * fma_shape<D>::STRIDE] = rounded(value, x.operand);
     }
 }
 
