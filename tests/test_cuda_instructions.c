@@ -1105,113 +1105,6 @@ static void test_products(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Hopper's wgmma m64n128k16: D = A B + C with A and B in shared memory, each along k or along its
-// rows. The layout "128-byte swizzle" is written down here as CUTLASS has it, in elements of 2
-// bytes:
-//
-//   along k     ((8, m), k) : ((64, STRIDE), 1)                then bits 4 to 6 of the address in
-//   bytes along rows  ((64, m), (8, k)) : ((1, PART), (64, STRIDE))  are changed by bits 7 to 9
-//
-// With gaps, which hold NaN, and the 16 of k from the middle of a row on.
-
-enum { WM = 64, WN = 128, WK = 16, IMAGE = 48 << 10, OF_B = 16 << 10, FIRST_K = 16 };
-enum { WGMMA_THREADS = 128, STRIDE_K = 2048, STRIDE_ROWS = 1024, PART = 4096 };  // bytes
-
-static struct {
-    uint16_t image[IMAGE / 2];          // A from 0 on, B from OF_B on
-    uint32_t c[WGMMA_THREADS][WN / 2];  // fragments of mma.sync, 16 rows a warp
-} wgmma_in;
-
-static const char* wgmma_name(int half, int a_rows, int b_rows) {
-    static char name[32];
-    snprintf(name, sizeof name, "wgmma_%s_%d%d", half ? "f16" : "bf16", a_rows, b_rows);
-    return name;
-}
-
-static uint64_t wgmma_descriptor(int start, int along_rows) {
-    uint64_t stride = along_rows ? STRIDE_ROWS : STRIDE_K, part = along_rows ? PART : 16;
-    return (uint64_t)start / 16 | part / 16 << 16 | stride / 16 << 32 | 1ull << 62;
-}
-
-static void write_wgmma_kernel(int half, int a_rows, int b_rows) {
-    const char* type = half ? "f16" : "bf16";
-    kernel_begin(wgmma_name(half, a_rows, b_rows), WN * 2, 0);
-    emit("\t.reg .f32 \t%%g<64>;\n\t.shared .align 1024 .b8 image[%d];\n", IMAGE);
-    emit(
-        "\tmov.u32 \t%%r10, image;\n\tshl.b32 \t%%r11, %%r1, 4;\n"
-        "\tadd.s32 \t%%r11, %%r10, %%r11;\n\tmul.wide.u32 \t%%rd10, %%r1, 16;\n"
-        "\tadd.s64 \t%%rd10, %%rd4, %%rd10;\n");
-    for (int at = 0; at < IMAGE; at += WGMMA_THREADS * 16)
-        emit(
-            "\tld.global.v4.u32 \t{%%r13, %%r14, %%r15, %%r16}, [%%rd10+%d];\n"
-            "\tst.shared.v4.u32 \t[%%r11+%d], {%%r13, %%r14, %%r15, %%r16};\n",
-            at, at);
-    emit("\tmul.wide.u32 \t%%rd11, %%r1, %d;\n\tadd.s64 \t%%rd11, %%rd4, %%rd11;\n", WN * 2);
-    for (int i = 0; i < WN / 2; i++)
-        emit("\tld.global.f32 \t%%g%d, [%%rd11+%d];\n", i, IMAGE + 4 * i);
-    emit(
-        "\tfence.proxy.async.shared::cta;\n\tbar.sync \t0;\n\tshr.u32 \t%%r12, %%r10, 4;\n"
-        "\tcvt.u64.u32 \t%%rd12, %%r12;\n\tadd.s64 \t%%rd13, %%rd12, %" PRIu64
-        ";\n\tadd.s64 \t%%rd14, %%rd12, %" PRIu64
-        ";\n\twgmma.fence.sync.aligned;\n"
-        "\twgmma.mma_async.sync.aligned.m64n128k16.f32.%s.%s {",
-        wgmma_descriptor(a_rows ? 0 : FIRST_K * 2, a_rows),
-        wgmma_descriptor(OF_B + (b_rows ? 0 : FIRST_K * 2), b_rows), type, type);
-    for (int i = 0; i < WN / 2; i++) emit("%s%%g%d", i ? ", " : "", i);
-    emit(
-        "}, %%rd13, %%rd14, 1, 1, 1, %d, %d;\n\twgmma.commit_group.sync.aligned;\n"
-        "\twgmma.wait_group.sync.aligned \t0;\n",
-        a_rows, b_rows);
-    for (int i = 0; i < WN / 2; i++) emit("\tst.global.f32 \t[%%rd1+%d], %%g%d;\n", 4 * i, i);
-    kernel_end();
-}
-
-// Where element (row, k) lies, in bytes.
-static int wgmma_place(int row, int k, int along_rows) {
-    int plain = along_rows ? row % 64 * 2 + row / 64 * PART + k % 8 * 128 + k / 8 * STRIDE_ROWS
-                           : row % 8 * 128 + row / 8 * STRIDE_K + (FIRST_K + k) * 2;
-    return plain ^ (plain >> 7 & 7) << 4;
-}
-
-static void test_wgmma_of(int half, int a_rows, int b_rows) {
-    static int a[WM][WK], b[WN][WK];
-    static uint32_t d[WGMMA_THREADS][WN / 2];
-    memset(&wgmma_in, 0xff, sizeof wgmma_in);
-    for (int k = 0; k < WK; k++) {
-        for (int i = 0; i < WM; i++) {
-            a[i][k] = (int)(random_bits() % 129) - 64;
-            wgmma_in.image[wgmma_place(i, k, a_rows) / 2] = small_integer(half, a[i][k]);
-        }
-        for (int j = 0; j < WN; j++) {
-            b[j][k] = (int)(random_bits() % 129) - 64;
-            wgmma_in.image[(OF_B + wgmma_place(j, k, b_rows)) / 2] = small_integer(half, b[j][k]);
-        }
-    }
-    for (int t = 0; t < WGMMA_THREADS; t++)
-        for (int e = 0; e < WN / 2; e++) wgmma_in.c[t][e] = float_word((float)(t * 64 + e - 900));
-    const char* name = wgmma_name(half, a_rows, b_rows);
-    run(name, 1, WGMMA_THREADS, d, sizeof d, &wgmma_in, sizeof wgmma_in);
-    for (int t = 0; t < WGMMA_THREADS; t++)
-        for (int e = 0; e < WN / 2; e++) {
-            int i = t / 32 * 16 + t % 32 / 4 + e % 4 / 2 * 8, j = e / 4 * 8 + t % 4 * 2 + e % 2;
-            int sum = t * 64 + e - 900;
-            for (int k = 0; k < WK; k++) sum += a[i][k] * b[j][k];
-            CHECK(d[t][e] == float_word((float)sum), "%s: D[%d][%d] is %g, expected %d", name, i, j,
-                  word_float(d[t][e]), sum);
-        }
-}
-
-static void test_wgmma(void) {
-    require(cudaLibraryUnload(module), "cudaLibraryUnload");
-    text.size = 0;
-    emit(".version 8.0\n.target sm_90a\n.address_size 64\n\n");
-    for (int i = 0; i < 8; i++) write_wgmma_kernel(i & 1, i >> 1 & 1, i >> 2);
-    require(cudaLibraryLoadData(&module, text.data, NULL, NULL, 0, NULL, NULL, 0),
-            "the module of wgmma");
-    for (int i = 0; i < 8; i++) test_wgmma_of(i & 1, i >> 1 & 1, i >> 2);
-}
-
-// ------------------------------------------------------------------------------------------------
 // mma.sync m16n8k32 of fp8
 
 static float fp8_value[2][256];  // of FP8_TYPES
@@ -1498,6 +1391,136 @@ static void test_sums(const struct cudaDeviceProp* gpu) {
         }
     }
     fclose(record ? record : fixture);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Hopper's wgmma m64n128: D = A B + C with A and B in shared memory, each along k or along its
+// rows. The layout "128-byte swizzle" is written down here as CUTLASS has it, in elements of 2
+// bytes, of which two codes of fp8 are one:
+//
+//   along k     ((8, m), k) : ((64, STRIDE), 1)                then bits 4 to 6 of the address
+//   along rows  ((64, m), (8, k)) : ((1, PART), (64, STRIDE))  are changed by bits 7 to 9
+//
+// With gaps, which hold NaN, and the 16 elements of k from the middle of a row on.
+
+enum { WM = 64, WN = 128, WK = 16, IMAGE = 48 << 10, OF_B = 16 << 10, FIRST_K = 16 };
+enum { WGMMA_THREADS = 128, STRIDE_K = 2048, STRIDE_ROWS = 1024, PART = 4096 };  // bytes
+
+typedef struct wgmma_kind {
+    const char *a, *b;  // types
+    int a_rows, b_rows;
+} wgmma_kind;
+static const wgmma_kind WGMMA_KINDS[] = {
+    {"bf16", "bf16", 0, 0}, {"bf16", "bf16", 0, 1}, {"bf16", "bf16", 1, 0}, {"bf16", "bf16", 1, 1},
+    {"f16", "f16", 0, 0},   {"f16", "f16", 0, 1},   {"f16", "f16", 1, 0},   {"f16", "f16", 1, 1},
+    {"e4m3", "e4m3", 0, 0}, {"e4m3", "e5m2", 0, 0}, {"e5m2", "e4m3", 0, 0}, {"e5m2", "e5m2", 0, 0}};
+enum { WGMMA_KIND_COUNT = sizeof WGMMA_KINDS / sizeof *WGMMA_KINDS };
+
+static struct {
+    uint8_t image[IMAGE];               // A from 0 on, B from OF_B on
+    uint32_t c[WGMMA_THREADS][WN / 2];  // fragments of mma.sync, 16 rows a warp
+} wgmma_in;
+
+static int is_fp8(const char* type) { return type[0] == 'e'; }
+
+static const char* wgmma_name(const wgmma_kind* w) {
+    static char name[40];
+    snprintf(name, sizeof name, "wgmma_%s_%s_%d%d", w->a, w->b, w->a_rows, w->b_rows);
+    return name;
+}
+
+static uint64_t wgmma_descriptor(int start, int along_rows) {
+    uint64_t stride = along_rows ? STRIDE_ROWS : STRIDE_K, part = along_rows ? PART : 16;
+    return (uint64_t)start / 16 | part / 16 << 16 | stride / 16 << 32 | 1ull << 62;
+}
+
+static void write_wgmma_kernel(const wgmma_kind* w) {
+    kernel_begin(wgmma_name(w), WN * 2, 0);
+    emit("\t.reg .f32 \t%%g<64>;\n\t.shared .align 1024 .b8 image[%d];\n", IMAGE);
+    emit(
+        "\tmov.u32 \t%%r10, image;\n\tshl.b32 \t%%r11, %%r1, 4;\n"
+        "\tadd.s32 \t%%r11, %%r10, %%r11;\n\tmul.wide.u32 \t%%rd10, %%r1, 16;\n"
+        "\tadd.s64 \t%%rd10, %%rd4, %%rd10;\n");
+    for (int at = 0; at < IMAGE; at += WGMMA_THREADS * 16)
+        emit(
+            "\tld.global.v4.u32 \t{%%r13, %%r14, %%r15, %%r16}, [%%rd10+%d];\n"
+            "\tst.shared.v4.u32 \t[%%r11+%d], {%%r13, %%r14, %%r15, %%r16};\n",
+            at, at);
+    emit("\tmul.wide.u32 \t%%rd11, %%r1, %d;\n\tadd.s64 \t%%rd11, %%rd4, %%rd11;\n", WN * 2);
+    for (int i = 0; i < WN / 2; i++)
+        emit("\tld.global.f32 \t%%g%d, [%%rd11+%d];\n", i, IMAGE + 4 * i);
+    emit(
+        "\tfence.proxy.async.shared::cta;\n\tbar.sync \t0;\n\tshr.u32 \t%%r12, %%r10, 4;\n"
+        "\tcvt.u64.u32 \t%%rd12, %%r12;\n\tadd.s64 \t%%rd13, %%rd12, %" PRIu64
+        ";\n\tadd.s64 \t%%rd14, %%rd12, %" PRIu64
+        ";\n\twgmma.fence.sync.aligned;\n"
+        "\twgmma.mma_async.sync.aligned.m64n128k%d.f32.%s.%s {",
+        wgmma_descriptor(w->a_rows ? 0 : FIRST_K * 2, w->a_rows),
+        wgmma_descriptor(OF_B + (w->b_rows ? 0 : FIRST_K * 2), w->b_rows), is_fp8(w->a) ? 32 : 16,
+        w->a, w->b);
+    for (int i = 0; i < WN / 2; i++) emit("%s%%g%d", i ? ", " : "", i);
+    emit("}, %%rd13, %%rd14, 1, 1, 1");
+    if (!is_fp8(w->a)) emit(", %d, %d", w->a_rows, w->b_rows);
+    emit(";\n\twgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned \t0;\n");
+    for (int i = 0; i < WN / 2; i++) emit("\tst.global.f32 \t[%%rd1+%d], %%g%d;\n", 4 * i, i);
+    kernel_end();
+}
+
+// Where element (row, k) lies, in bytes.
+static int wgmma_place(int row, int k, int along_rows) {
+    int plain = along_rows ? row % 64 * 2 + row / 64 * PART + k % 8 * 128 + k / 8 * STRIDE_ROWS
+                           : row % 8 * 128 + row / 8 * STRIDE_K + (FIRST_K + k) * 2;
+    return plain ^ (plain >> 7 & 7) << 4;
+}
+
+static uint8_t fp8_code(const char* type, int value) {
+    unsigned code = 0;
+    while (fp8_value[type[1] == '5'][code] != (float)value) code++;
+    return (uint8_t)code;
+}
+
+// Fills a matrix of `rows` with integers that its type holds, and their places in the image.
+static void wgmma_fill(int (*x)[2 * WK], int rows, const char* type, int along_rows, int start) {
+    int each = is_fp8(type) ? 2 : 1;
+    for (int i = 0; i < rows; i++)
+        for (int k = 0; k < each * WK; k++) {
+            uint8_t* at = wgmma_in.image + start + wgmma_place(i, k / each, along_rows);
+            x[i][k] = is_fp8(type) ? (int)(random_bits() % 9) - 4 : (int)(random_bits() % 129) - 64;
+            uint16_t bits = is_fp8(type) ? 0 : small_integer(type[0] == 'f', x[i][k]);
+            if (is_fp8(type))
+                at[k % 2] = fp8_code(type, x[i][k]);
+            else
+                memcpy(at, &bits, 2);
+        }
+}
+
+static void test_wgmma_of(const wgmma_kind* w) {
+    static int a[WM][2 * WK], b[WN][2 * WK];
+    static uint32_t d[WGMMA_THREADS][WN / 2];
+    memset(&wgmma_in, 0xff, sizeof wgmma_in);
+    wgmma_fill(a, WM, w->a, w->a_rows, 0);
+    wgmma_fill(b, WN, w->b, w->b_rows, OF_B);
+    for (int t = 0; t < WGMMA_THREADS; t++)
+        for (int e = 0; e < WN / 2; e++) wgmma_in.c[t][e] = float_word((float)(t * 64 + e - 900));
+    run(wgmma_name(w), 1, WGMMA_THREADS, d, sizeof d, &wgmma_in, sizeof wgmma_in);
+    for (int t = 0; t < WGMMA_THREADS; t++)
+        for (int e = 0; e < WN / 2; e++) {
+            int i = t / 32 * 16 + t % 32 / 4 + e % 4 / 2 * 8, j = e / 4 * 8 + t % 4 * 2 + e % 2;
+            int sum = t * 64 + e - 900;
+            for (int k = 0; k < (is_fp8(w->a) ? 2 : 1) * WK; k++) sum += a[i][k] * b[j][k];
+            CHECK(d[t][e] == float_word((float)sum), "%s: D[%d][%d] is %g, expected %d",
+                  wgmma_name(w), i, j, word_float(d[t][e]), sum);
+        }
+}
+
+static void test_wgmma(void) {
+    require(cudaLibraryUnload(module), "cudaLibraryUnload");
+    text.size = 0;
+    emit(".version 8.0\n.target sm_90a\n.address_size 64\n\n");
+    for (int i = 0; i < WGMMA_KIND_COUNT; i++) write_wgmma_kernel(&WGMMA_KINDS[i]);
+    require(cudaLibraryLoadData(&module, text.data, NULL, NULL, 0, NULL, NULL, 0),
+            "the module of wgmma");
+    for (int i = 0; i < WGMMA_KIND_COUNT; i++) test_wgmma_of(&WGMMA_KINDS[i]);
 }
 
 // ------------------------------------------------------------------------------------------------

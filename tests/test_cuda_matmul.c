@@ -41,7 +41,7 @@ enum {
 };
 
 // Whether products of fp8 take codes.
-static int codes(void) { return !library() && !products_are("wgmma"); }
+static int codes(void) { return !library(); }
 
 // How rows lie on the device: no gap between them; at multiples of 16 bytes with a gap, which may
 // begin within 16 bytes, and a bias that begins elsewhere; an element behind such multiples; or

@@ -722,12 +722,15 @@ static void add_special(table& t) {
     t["wgmma.fence.sync.aligned"] = {wgmma_fence, "", ALIGNED};
     t["wgmma.commit_group.sync.aligned"] = {wgmma_commit, "", ALIGNED};
     t["wgmma.wait_group.sync.aligned"] = {wgmma_wait, "i", ALIGNED};
-    static std::string classes[257];
+    std::string *classes = new std::string[257], *classes_fp8 = new std::string[257];  // see below
     for (int n = 8; n <= 256; n += 8) {
-        classes[n] = std::string((size_t)n / 2, 'U') + "ddiiiii";
+        std::string start = "wgmma.mma_async.sync.aligned.m64n" + std::to_string(n);
+        classes_fp8[n] = std::string((size_t)n / 2, 'U') + "ddiii";
+        classes[n] = classes_fp8[n] + "ii";
         for (std::string type : {".bf16", ".f16"})
-            t["wgmma.mma_async.sync.aligned.m64n" + std::to_string(n) + "k16.f32" + type + type] = {
-                wgmma_issue, classes[n].c_str(), ALIGNED};
+            t[start + "k16.f32" + type + type] = {wgmma_issue, classes[n].c_str(), ALIGNED};
+        for (std::string type : {".e4m3.e4m3", ".e4m3.e5m2", ".e5m2.e4m3", ".e5m2.e5m2"})
+            t[start + "k32.f32" + type] = {wgmma_issue, classes_fp8[n].c_str(), ALIGNED};
     }
 }
 

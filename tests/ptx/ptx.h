@@ -264,9 +264,17 @@ enum summation { SUM_CHAIN, SUM_EXACT, SUM_BLOCK8, SUM_BLOCK16, SUMMATIONS };
 extern const char* const SUMMATION_NAMES[SUMMATIONS];
 extern int summation;
 
-// c += a b of one mma's shape; `lowest`: the exponent of the operands' smallest normal number.
-void tensor_product(float (&c)[16][8], const float (&a)[16][16], const float (&b)[16][8],
-                    int lowest);
+// An operand of tensor cores: the exponent of the smallest normal number, and an element's value.
+struct operand_type {
+    const char* name;
+    u32 bits;
+    int lowest;
+    float (*value)(u32);
+};
+const operand_type* operand_type_of(std::string_view name);
+// c += a b of m16n8 and k, in the order of k.
+void tensor_product(float (&c)[16][8], const float (&a)[16][32], const float (&b)[32][8], int k,
+                    const operand_type& of_a, const operand_type& of_b);
 
 int wgmma_columns(const instruction&);
 // At the start of a warp, and at the end of a block.

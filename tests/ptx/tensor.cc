@@ -290,13 +290,22 @@ static instruction* mma(instruction* i, warp& w) {
     return i + 1;
 }
 
-void tensor_product(float (&c)[M][N], const float (&a)[M][16], const float (&b)[16][N],
-                    int lowest) {
+const operand_type* operand_type_of(std::string_view name) {
+    static const operand_type types[] = {{"bf16", 16, of_bf16::LOWEST, of_bf16::value},
+                                         {"f16", 16, of_f16::LOWEST, of_f16::value},
+                                         {"e4m3", 8, of_e4m3::LOWEST, of_e4m3::value},
+                                         {"e5m2", 8, of_e5m2::LOWEST, of_e5m2::value}};
+    for (const operand_type& t : types)
+        if (name == t.name) return &t;
+    return NULL;
+}
+
+void tensor_product(float (&c)[M][N], const float (&a)[M][K_MAX], const float (&b)[K_MAX][N], int k,
+                    const operand_type& of_a, const operand_type& of_b) {
     tile t;
-    t.k = 16;
-    t.lowest_a = t.lowest_b = lowest;
-    for (int r = 0; r < M; r++) memcpy(t.a[r], a[r], sizeof a[r]);
-    memcpy(t.b, b, sizeof b), memcpy(t.c, c, sizeof c);
+    t.k = k;
+    t.lowest_a = of_a.lowest, t.lowest_b = of_b.lowest;
+    memcpy(t.a, a, sizeof a), memcpy(t.b, b, sizeof b), memcpy(t.c, c, sizeof c);
     sum_tile(t);
     for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++)

@@ -17,17 +17,19 @@ constexpr u32 NAN_BITS = 0x7fffffff;
 int wgmma_columns(const instruction& i) { return atoi(strstr(i.text, "m64n") + 4); }
 
 // x is the sums (N / 2), two descriptors, then as immediates 1 (add to the sums), 1, 1 (signs), and
-// whether A and B lie along outer.
+// of 16-bit operands whether A and B lie along outer.
 struct shape {
     const instruction* i;
     int n;
-    bool f16;
+    const operand_type *a, *b;
     int sums() const { return n / 2; }
     const s32* after() const { return i->x + sums(); }
 };
 static shape shape_of(const instruction* i) {
     std::string_view name(i->text, strcspn(i->text, " \t"));
-    return {i, wgmma_columns(*i), name.find(".f16.") != name.npos};
+    size_t of_b = name.rfind('.'), of_a = name.rfind('.', of_b - 1);
+    return {i, wgmma_columns(*i), operand_type_of(name.substr(of_a + 1, of_b - of_a - 1)),
+            operand_type_of(name.substr(of_b + 1))};
 }
 
 static matrix_operand operand_of(const warp& w, const shape& s, int number) {
@@ -35,7 +37,8 @@ static matrix_operand operand_of(const warp& w, const shape& s, int number) {
     for (int l = 1; l < LANES; l++)
         if (d[l] != d[0]) report(&w, s.i, l, "a descriptor that differs from lane to lane");
     auto field = [&](int bit) { return (u32)(d[0] >> bit & 0x3fff) * 16; };
-    matrix_operand o = {field(0), field(16), field(32), s.after()[5 + number] != 0};
+    bool along_outer = s.a->bits == 16 && s.after()[5 + number];
+    matrix_operand o = {field(0), field(16), field(32), along_outer};
     if (d[0] >> 62 != 1 || (d[0] >> 49 & 7) || (o.start >> 7 & 7))
         report(&w, s.i, -1,
                "a descriptor of another layout than 128-byte swizzle from a multiple of 1024 "
@@ -51,7 +54,8 @@ static u32 packet_address(const matrix_operand& o, u32 outer, u32 k) {
     return plain ^ (plain >> 7 & 7) << 4;
 }
 
-// visit(outer, k, the packet's 8 elements), for `count` of outer from `first` on and 16 of k.
+// visit(outer, k, the packet's 8 elements of 16 bits), for `count` of outer from `first` on and 16
+// of k. Two codes along k are one element.
 template <class F>
 static void each_packet(const warp& w, const shape& s, const matrix_operand& o, u32 first,
                         u32 count, F visit) {
@@ -61,36 +65,35 @@ static void each_packet(const warp& w, const shape& s, const matrix_operand& o, 
                   (const u16*)shared_access_of_wgmma(w, s.i, packet_address(o, outer, k)));
 }
 
-static float value(u16 bits, bool f16) {
-    return f16 ? (float)__builtin_bit_cast(_Float16, bits)
-               : __builtin_bit_cast(float, (u32)bits << 16);
-}
-
 static void multiply(const warp& w, const background_product& p, lane_sums& c) {
     shape s = shape_of(p.i);
-    static float a[16][16], b[256][16];
-    u32 first = w.index % 4 * 16;
-    auto fill = [&](const matrix_operand& o, float(*to)[16], u32 from, u32 count) {
+    static float a[16][32], b[256][32];
+    u32 first = w.index % 4 * 16, each = 16 / s.a->bits;  // codes in an element
+    int depth = 16 * (int)each;
+    auto fill = [&](const matrix_operand& o, const operand_type& type, float(*to)[32], u32 from,
+                    u32 count) {
         each_packet(w, s, o, from, count, [&](u32 outer, u32 k, const u16* x) {
-            for (u32 e = 0; e < 8; e++)
-                to[outer - from + (o.along_outer ? e : 0)][k + (o.along_outer ? 0 : e)] =
-                    value(x[e], s.f16);
+            for (u32 e = 0; e < 8 * each; e++) {
+                u32 bits = x[e / each] >> e % each * 8 & ((1u << type.bits) - 1);
+                to[outer - from + (o.along_outer ? e : 0)][k * each + (o.along_outer ? 0 : e)] =
+                    type.value(bits);
+            }
         });
     };
-    fill(p.a, a, first, 16);
-    fill(p.b, b, 0, (u32)s.n);
+    fill(p.a, *s.a, a, first, 16);
+    fill(p.b, *s.b, b, 0, (u32)s.n);
     bool backwards = summation == SUM_CHAIN;
     for (int j = 0; j < s.n; j += 8) {
-        float left[16][16], right[16][8], sum[16][8];
-        for (int k = 0; k < 16; k++) {
-            int from = backwards ? 15 - k : k;
+        float left[16][32], right[32][8], sum[16][8];
+        for (int k = 0; k < depth; k++) {
+            int from = backwards ? depth - 1 - k : k;
             for (int r = 0; r < 16; r++) left[r][k] = a[r][from];
             for (int n = 0; n < 8; n++) right[k][n] = b[j + n][from];
         }
         for (int l = 0; l < LANES; l++)
             for (int e = 0; e < 4; e++)
                 sum[l / 4 + e / 2 * 8][l % 4 * 2 + e % 2] = c[(u32)(j / 2 + e)][l];
-        tensor_product(sum, left, right, s.f16 ? -14 : -126);
+        tensor_product(sum, left, right, depth, *s.a, *s.b);
         for (int l = 0; l < LANES; l++)
             for (int e = 0; e < 4; e++)
                 c[(u32)(j / 2 + e)][l] = sum[l / 4 + e / 2 * 8][l % 4 * 2 + e % 2];

@@ -9,8 +9,9 @@
 //
 // The steps are there because tensor cores may keep few bits of the terms that they add, and of the
 // sum, where operands are fp8: Hopper's about 14 (DeepSeek-V3, arXiv 2412.19437, section 3.5.2), by
-// wgmma. mma.m16n8k32 is an instruction of Ada; ptxas makes conversions and two mma of fp16 of it
-// for Hopper, and so does this file for GPUs before Ada.
+// wgmma, which is used if it is asked for (matmul.cuh). mma.m16n8k32 is an instruction of Ada;
+// ptxas makes conversions and two mma of fp16 of it for Hopper, and so does this file for GPUs
+// before Ada.
 //
 // Both operands lie along k, so that two neighbouring codes are one 16-bit element: slabs and
 // fragments are those of gemm.cuh with half of k, and the fragments of mma.m16n8k32.
@@ -26,6 +27,14 @@ constexpr int FP8_STEP = 128;  // of k
 using fp8_large = mma_tile<64, 128, FP8_STEP / 2, 32, 64, 2, 2>;
 using fp8_middle = mma_tile<64, 64, FP8_STEP / 2, 32, 32, 3, 2>;
 using fp8_small = mma_tile<32, 32, FP8_STEP / 2, 16, 16, 3, 4>;
+
+// By wgmma, which has ended with a step before the next one.
+template <int BM, int BLOCKS>
+struct fp8_wgmma : wgmma_tile<BM, 64, 3, BLOCKS> {
+    static constexpr int AHEAD = 2;
+};
+using fp8_wgmma_large = fp8_wgmma<128, 2>;
+using fp8_wgmma_small = fp8_wgmma<64, 3>;
 
 // ------------------------------------------------------------------------------------------------
 // The product of two fragments
@@ -94,10 +103,24 @@ static __device__ inline void mma_codes(float (&d)[4], const uint32_t (&a)[4],
 
 #endif
 
-FP8_MMA(e4m3, e4m3)
-FP8_MMA(e4m3, e5m2)
-FP8_MMA(e5m2, e4m3)
-FP8_MMA(e5m2, e5m2)
+// The same of 64 x 32 and 32 x 64 codes (wgmma.cuh).
+#define FP8_WGMMA(A, B)                                                                       \
+    template <>                                                                               \
+    __device__ inline void wgmma<code_pair<A, B>, true, true>(float(&d)[8][4], uint64_t left, \
+                                                              uint64_t right) {               \
+        WGMMA_ASM("wgmma.mma_async.sync.aligned.m64n64k32.f32." #A "." #B " {" WGMMA_32       \
+                  "}, %32, %33, 1, 1, 1;"                                                     \
+                  : SUMS_16(0), SUMS_16(4)                                                    \
+                  : "l"(left), "l"(right));                                                   \
+    }
+
+#define FP8_TYPES(A, B) FP8_MMA(A, B) FP8_WGMMA(A, B)
+FP8_TYPES(e4m3, e4m3)
+FP8_TYPES(e4m3, e5m2)
+FP8_TYPES(e5m2, e4m3)
+FP8_TYPES(e5m2, e5m2)
+#undef FP8_TYPES
+#undef FP8_WGMMA
 #undef FP8_MMA
 
 // ------------------------------------------------------------------------------------------------
@@ -142,12 +165,13 @@ static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     product_fp8_kernel(product p, const float* a_scale, const float* b_scale, storage how,
                        float* partial) {
     using T = code_pair<A, B>;
-    using SLAB_A = mma_slab<TILE::BM, TILE::BK, true>;
-    using SLAB_B = mma_slab<TILE::BN, TILE::BK, true>;
+    using SLAB_A = typename TILE::template slab<TILE::BM, true>;
+    using SLAB_B = typename TILE::template slab<TILE::BN, true>;
     constexpr int BK = TILE::BK, STAGES = TILE::STAGES;
-    static_assert(BK == FP8_STEP / 2, "a slab is a step");
+    static_assert(BK == FP8_STEP / 2 && TILE::AHEAD == STAGES - 1, "a slab is a step");
     DYN_SHARED(packet<T>, memory);
     T* slabs = (T*)memory;
+    if (TILE::WGMMA) slabs += -shared_address(slabs) % WGMMA_ALIGN / sizeof(T);
     int i0 = blockIdx.x * TILE::BM, j0 = blockIdx.y * TILE::BN, warp = threadIdx.x / WARP;
     int warp_i = warp / (TILE::BN / TILE::WN) * TILE::WM;
     int warp_j = warp % (TILE::BN / TILE::WN) * TILE::WN;
@@ -169,11 +193,15 @@ static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     for (int s = 0; s < STAGES - 1; s++) fetch(s, s);
     for (int s = 0, stage = 0; s < count; s++) {
         cp_async_wait<STAGES - 2>();
+        if constexpr (TILE::WGMMA) wgmma_shared_written();
         __syncthreads();
         fetch(s + STAGES - 1, stage ? stage - 1 : STAGES - 1);
         const T* slab_a = slabs + stage * (SLAB_A::SIZE + SLAB_B::SIZE);
         float step[TILE::WM / 16][TILE::WN / 8][4] = {};
-        mma_slabs<TILE, true, true>(step, slab_a, slab_a + SLAB_A::SIZE, warp_i, warp_j);
+        if constexpr (TILE::WGMMA)
+            wgmma_slabs<TILE, true, true>(step, slab_a, slab_a + SLAB_A::SIZE, warp_i);
+        else
+            mma_slabs<TILE, true, true>(step, slab_a, slab_a + SLAB_A::SIZE, warp_i, warp_j);
 #pragma unroll
         for (int i = 0; i < TILE::WM / 16; i++)
 #pragma unroll
@@ -196,15 +224,16 @@ static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
 
 template <class A, class B, class TILE>
 static void product_fp8_tile(backend* b, const product& p, const coded& x, const coded& y) {
-    constexpr size_t slabs =
-        mma_slab<TILE::BM, TILE::BK, true>::SIZE + mma_slab<TILE::BN, TILE::BK, true>::SIZE;
+    constexpr size_t elements =
+        TILE::template slab<TILE::BM, true>::SIZE + TILE::template slab<TILE::BN, true>::SIZE;
+    constexpr size_t bytes = TILE::STAGES * elements * sizeof(code_pair<A, B>);
     dim3 grid = product_grid(p, TILE::BM, TILE::BN);
     grid.z = product_blocks(p);
     float* partial = NULL;
     if (grid.z > 1)
         partial = (float*)cuda_scratch(b, SCRATCH_PARTIAL, sizeof(float) * grid.z * p.m * p.n);
     LAUNCH((product_fp8_kernel<A, B, TILE>), grid, dim3(TILE::THREADS),
-           TILE::STAGES * slabs * sizeof(code_pair<A, B>), stream_of(b), p, x.scale, y.scale,
+           bytes + (TILE::WGMMA ? WGMMA_ALIGN : 0), stream_of(b), p, x.scale, y.scale,
            storage_of(p.c_format), partial);
     if (partial)
         LAUNCH(add_partial, dim3(p.m), dim3(256), 0, stream_of(b), (float*)p.c, p.c_stride, partial,
@@ -214,7 +243,12 @@ static void product_fp8_tile(backend* b, const product& p, const coded& x, const
 // The largest tile that gives every processor a block.
 template <class A, class B>
 static void product_fp8_of(backend* b, const product& p, const coded& x, const coded& y) {
-    if (product_fills(b, p, fp8_large::BM, fp8_large::BN))
+    if (context_of(b)->wgmma) {
+        if (product_fills(b, p, fp8_wgmma_large::BM, fp8_wgmma_large::BN))
+            product_fp8_tile<A, B, fp8_wgmma_large>(b, p, x, y);
+        else
+            product_fp8_tile<A, B, fp8_wgmma_small>(b, p, x, y);
+    } else if (product_fills(b, p, fp8_large::BM, fp8_large::BN))
         product_fp8_tile<A, B, fp8_large>(b, p, x, y);
     else if (product_fills(b, p, fp8_middle::BM, fp8_middle::BN))
         product_fp8_tile<A, B, fp8_middle>(b, p, x, y);

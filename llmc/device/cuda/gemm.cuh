@@ -215,7 +215,7 @@ static __device__ inline void mma_slabs(float (&acc)[TILE::WM / 16][TILE::WN / 8
     }
 }
 
-// The same by wgmma, which goes on; the product of the slabs before has ended.
+// The same by wgmma, which goes on; the products of slabs that may be fetched over have ended.
 template <class TILE, bool A_ALONG_K, bool B_ALONG_K, class T>
 static __device__ inline void wgmma_slabs(float (&acc)[1][TILE::BN / 8][4], const T* slab_a,
                                           const T* slab_b, int i0) {
@@ -227,7 +227,7 @@ static __device__ inline void wgmma_slabs(float (&acc)[1][TILE::BN / 8][4], cons
     for (int k = 0; k < TILE::BK; k += 16)
         wgmma<T, A_ALONG_K, B_ALONG_K>(acc[0], a + A::step(0, k), b + B::step(0, k));
     wgmma_commit();
-    wgmma_wait<1>();
+    wgmma_wait<TILE::STAGES - 1 - TILE::AHEAD>();
 }
 
 static __device__ inline void store_pair(float* c, float x0, float x1) {

@@ -27,10 +27,9 @@ static cublaslt* library_of(backend* b, bool forward) {
     return forward && c->forward_handwritten ? NULL : c->products;
 }
 
-// Whether a product of these operands takes codes. By wgmma the products of fp8 are those of bf16.
+// Whether a product of these operands takes codes.
 static bool takes_codes(backend* b, bool forward, const format* f, const format* g) {
-    bool handwritten = !library_of(b, forward) && !context_of(b)->wgmma;
-    return handwritten && code_format(f) && code_format(g);
+    return !library_of(b, forward) && code_format(f) && code_format(g);
 }
 
 // The product by the library where there is one and it knows the shape, else by the device's own
