@@ -4,7 +4,8 @@
 //
 //   bf16, fp16  tensor cores: one chain from 0 over k in steps of 16 (zeros beyond k); then bias,
 //               then one rounding. An accumulating product has a chain for each MMA_BLOCK of k;
-//               their sums are added in order, and then to C.
+//               their sums are added in order, and then to C. By wgmma, if it is asked for, all
+//               products are, of rows however aligned: what the two sum may differ in bits.
 //   fp32        FMAs, the order of the CPU device and its bits: one chain over k in blocks of 256
 //               whose sums are added in order, then the bias; an accumulating product is one chain
 //               that starts from C and has no blocks.
@@ -103,7 +104,7 @@ using mma_large = mma_tile<128, 128, 64, 64, 64, 2, 3>;
 using mma_middle = mma_tile<64, 64, 32, 32, 32, 3, 4>;
 using mma_small = mma_tile<32, 32, 64, 16, 16, 3, 4>;
 
-// The same by wgmma, which needs at least 64 x 64: the slab before the one in use may still be
+// The same by wgmma, for which 64 rows are the least: the slab before the one in use may still be
 // read.
 template <int BM, int BN, int STAGES, int BLOCKS>
 struct wgmma_tile : mma_tile<BM, BN, 64, 16, BN, STAGES, BLOCKS> {

@@ -37,16 +37,14 @@ static __device__ inline void wgmma_wait() {
     WGMMA_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
 }
 
-#define WGMMA_16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)                                   \
-    "%" #a ",%" #b ",%" #c ",%" #d ",%" #e ",%" #f ",%" #g ",%" #h ",%" #i ",%" #j ",%" #k ",%" #l \
-    ",%" #m ",%" #n ",%" #o ",%" #p
-#define WGMMA_32                                                   \
-    WGMMA_16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) \
-    "," WGMMA_16(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
-#define WGMMA_64                                                                               \
-    WGMMA_32                                                                                   \
-    "," WGMMA_16(32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47) "," WGMMA_16( \
-        48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63)
+// The places of sums in the text of an instruction, and the sums.
+#define WGMMA_32                                             \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+    "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define WGMMA_64                                                            \
+    WGMMA_32                                                                \
+        ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define SUMS_4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define SUMS_16(i) SUMS_4(i), SUMS_4(i + 1), SUMS_4(i + 2), SUMS_4(i + 3)
 #define WGMMA(n, type, sums, a, b, a_outer, b_outer, ...)                                         \
