@@ -641,7 +641,8 @@ struct parser {
         leader();
         labels[END] = (s32)k.code.size() - 1;
         emit(run_exit);
-        u32 dynamic_at = (k.shared + 15) / 16 * 16;
+        // A multiple of 16 and of nothing larger: the runtime promises no more.
+        u32 dynamic_at = (k.shared + 15) / 16 * 16 | 16;
         k.shared = dynamic_at;
         for (auto [entry, wide] : late_dynamic) k.operands[entry] = constant(dynamic_at, wide);
         for (auto& [index, label] : branches) {
