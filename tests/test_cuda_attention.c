@@ -247,12 +247,13 @@ static void check_training(pack p, formats f, int gap) {
 
 static void check_shapes(void) {
     static const int head_dims[] = {8, 16, 20, 48, 64, 80, 128, 160};
-    static const pack packs[] = {{4, 2, 0, 4, {1, 2, 0, 3}},
-                                 {1, 1, 0, 2, {130, 17}},
-                                 {3, 1, 0, 3, {21, -50, -17}},
-                                 {1, 1, 0, 5, {65, -3, 64, -1, -70}},
-                                 {3, 3, 0, 1, {1}},
-                                 {2, 2, 0, 6, {64, 65, 0, 63, 7, 0}}};
+    static const pack packs[] = {
+        {4, 2, 0, 4, {1, 2, 0, 32}},  // 32: whole steps of a group's queries
+        {1, 1, 0, 2, {130, 17}},
+        {3, 1, 0, 3, {21, -50, -17}},
+        {1, 1, 0, 5, {65, -3, 64, -1, -70}},
+        {3, 3, 0, 1, {1}},
+        {2, 2, 0, 6, {64, 65, 0, 63, 7, 0}}};
     for (int i = 0; i < 8; i++)
         for (int f = 0; f < 4; f++)
             for (int k = 0; k < 6; k++) {
