@@ -390,8 +390,9 @@ static void product_lines(const product_shape* f, int rows, int channels) {
     arrays_free();
 }
 
-// A step of decoding reads each layer's weights from memory: as many of them as no cache holds.
-enum { LAYERS = 16 };
+// A step of decoding reads each layer's weights from memory. So each call of a graph has weights of
+// its own, and caches hold none until its next turn: the smallest are 75 MB together.
+enum { LAYERS = GRAPH_CALLS };
 typedef struct layers_product {
     product p;
     prepared* w[LAYERS];

@@ -245,7 +245,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2)  // at 3 it would spill
     mma_load<D, TILE>(v, head_of(x.qkv, x, at, V_PART, head), at.first, at.length, x);
     load_step(0);
 
-    int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+    int row = threadIdx.x / WARP * 16;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale_log2 = x.scale * LOG2_E;
     uint32_t columns[TILE / 16][4];
     int* counts = to.counts + (head * to.tiles + number) * (TILE / STEP);  // of each step
@@ -263,25 +263,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2)  // at 3 it would spill
         if (step + 1 < steps) load_step(step + 1);
         mma_scores<bf16, D, STEP>(p, k + row * STRIDE, q + buffer);
         mma_scores<bf16, D, STEP>(ds, v + row * STRIDE, dout + buffer);
-#pragma unroll
-        for (int n = 0; n < STEP / 8; n++)
-            for (int column = 0; column < 2; column++) {
-                int query = n * 8 + lane % 4 * 2 + column;
-                query_stats stats = packet_load((float*)(queries + step % 2 * STEP + query));
-                for (int e = column; e < 4; e += 2) {
-                    gradient_pair g = mma_gradient(p[n][e], ds[n][e], stats, scale_log2);
-                    p[n][e] = g.p;
-                    ds[n][e] = g.ds;
-                }
-            }
-        if (step * STEP < row + 16) {  // some of the queries come before some of the keys
-#pragma unroll
-            for (int n = 0; n < STEP / 8; n++)
-                for (int e = 0; e < 4; e++) {
-                    int query = step * STEP + n * 8 + lane % 4 * 2 + e % 2;
-                    if (row + lane / 4 + e / 2 * 8 > query) p[n][e] = ds[n][e] = 0;
-                }
-        }
+        mma_gradients<STEP>(p, ds, queries + step % 2 * STEP, row, step * STEP, scale_log2);
         keep_ds(ds_rows + row * DS_STRIDE, ds);
         mma_weighted<bf16, D, STEP>(dv, p, dout + buffer);
         mma_weighted<bf16, D, STEP>(dk, ds, q + buffer);

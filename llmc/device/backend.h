@@ -229,7 +229,7 @@ void plain_close(backend* b);
 // Whose matrix products a GPU takes. Handwritten: the device's own kernels, whose order of sums
 // depends on nothing but the product's depth (N1). Auto: cuBLASLt's where the library is found.
 // Invariant: handwritten ones forward, so that N1 holds of all that a forward pass gives; backward
-// as auto. Wgmma: the same, by Hopper's instruction for operands of 16 bits; alone: without the
+// as auto. Wgmma: the same, by Hopper's instruction but for fp32 and tf32; alone: without the
 // library.
 typedef enum {
     PRODUCTS_AUTO,

@@ -722,7 +722,7 @@ static void add_special(table& t) {
     t["wgmma.fence.sync.aligned"] = {wgmma_fence, "", ALIGNED};
     t["wgmma.commit_group.sync.aligned"] = {wgmma_commit, "", ALIGNED};
     t["wgmma.wait_group.sync.aligned"] = {wgmma_wait, "i", ALIGNED};
-    std::string *classes = new std::string[257], *classes_fp8 = new std::string[257];  // see below
+    std::string *classes = new std::string[257], *classes_fp8 = new std::string[257];  // live on
     for (int n = 8; n <= 256; n += 8) {
         std::string start = "wgmma.mma_async.sync.aligned.m64n" + std::to_string(n);
         classes_fp8[n] = std::string((size_t)n / 2, 'U') + "ddiii";

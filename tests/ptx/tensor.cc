@@ -184,8 +184,8 @@ static void sum_block(tile& t, int first, int block, int digits, int guard) {
         for (int n = 0; n < N; n++) of_b[k][n] = std::max(exponent(t.b[first + k][n]), t.lowest_b);
     }
     for (int r = 0; r < M; r++) {
-        double p[K_MAX + 1][N], plain[N],
-            unit[N];  // plain: the sum in double, if not all are finite
+        // plain: the sum in double, if not all are finite
+        double p[K_MAX + 1][N], plain[N], unit[N];
         int top[N];
         s64 sum[N] = {};
         for (int n = 0; n < N; n++) {
@@ -211,20 +211,18 @@ static void sum_block(tile& t, int first, int block, int digits, int guard) {
 
 static void sum_tile(tile& t) {
     if (summation == SUM_BLOCK8 && t.k == 32) return sum_block(t, 0, 32, 14, 0);
-    for (int first = 0; first < t.k; first += 16) switch (summation) {
-            case SUM_CHAIN:
-                sum_chain(t, first);
-                break;
-            case SUM_EXACT:
-                sum_exact(t, first);
-                break;
-            case SUM_BLOCK8:
-                sum_block(t, first, 8, 24, 1);
-                sum_block(t, first + 8, 8, 24, 1);
-                break;
-            default:
-                sum_block(t, first, 16, 24, 2);
+    for (int first = 0; first < t.k; first += 16) {
+        if (summation == SUM_CHAIN) {
+            sum_chain(t, first);
+        } else if (summation == SUM_EXACT) {
+            sum_exact(t, first);
+        } else if (summation == SUM_BLOCK8) {
+            sum_block(t, first, 8, 24, 1);
+            sum_block(t, first + 8, 8, 24, 1);
+        } else {
+            sum_block(t, first, 16, 24, 2);
         }
+    }
 }
 
 // ------------------------------------------------------------------------------------------------

@@ -432,7 +432,34 @@ static __device__ inline gradient_pair mma_gradient(float s, float dp, const que
     float p = exp2_fast(num_fma(s, scale_log2, query.v[3])) * query.v[1];
     return {p, p * (dp - query.v[2])};
 }
-// The same with the software's exponential; both 0 where the query does not see the key.
+// Scores and dP of a warp's 16 keys and N queries, transposed as mma_scores leaves them, become p
+// and ds. The first key is the tile's `row`-th, the first query stands at its `ahead`-th key.
+template <int N>
+static __device__ inline void mma_gradients(float (&p)[N / 8][4], float (&ds)[N / 8][4],
+                                            const query_stats* queries, int row, int ahead,
+                                            float scale_log2) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int n = 0; n < N / 8; n++)
+        for (int column = 0; column < 2; column++) {
+            query_stats stats =
+                packet_load((const float*)(queries + n * 8 + lane % 4 * 2 + column));
+            for (int e = column; e < 4; e += 2) {
+                gradient_pair g = mma_gradient(p[n][e], ds[n][e], stats, scale_log2);
+                p[n][e] = g.p;
+                ds[n][e] = g.ds;
+            }
+        }
+    if (ahead >= row + 16) return;  // else some of the queries come before some of the keys
+#pragma unroll
+    for (int n = 0; n < N / 8; n++)
+        for (int e = 0; e < 4; e++) {
+            int query = ahead + n * 8 + lane % 4 * 2 + e % 2;
+            if (row + lane / 4 + e / 2 * 8 > query) p[n][e] = ds[n][e] = 0;
+        }
+}
+// The same of one pair with the software's exponential; both 0 where the query does not see the
+// key.
 static __device__ inline gradient_pair gradient_of(float s, float dp, const query_stats& query,
                                                    bool visible) {
     float p = num_expf(s - query.v[0]) * query.v[1];
@@ -471,7 +498,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
     mma_load<D, MMA_TILE>(v, head_of(x.qkv, x, at, V_PART, head), at.first, at.length, x);
     load_step(0);
 
-    int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+    int row = threadIdx.x / WARP * 16;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale_log2 = x.scale * LOG2_E;
     int ahead = 0;  // of the tile's first key, the step's first query
     for (int step = 0; step < steps; step++) {
@@ -482,25 +509,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, D == 32 ? 2 : 0)  // at 32
         if (step + 1 < steps) load_step(step + 1);
         mma_scores<T, D, STEP>(p, k + row * STRIDE, q + buffer);
         mma_scores<T, D, STEP>(ds, v + row * STRIDE, dout + buffer);
-#pragma unroll
-        for (int n = 0; n < STEP / 8; n++)
-            for (int column = 0; column < 2; column++) {
-                int query = n * 8 + lane % 4 * 2 + column;
-                query_stats stats = packet_load((float*)(queries + step % 2 * STEP + query));
-                for (int e = column; e < 4; e += 2) {
-                    gradient_pair g = mma_gradient(p[n][e], ds[n][e], stats, scale_log2);
-                    p[n][e] = g.p;
-                    ds[n][e] = g.ds;
-                }
-            }
-        if (ahead < row + 16) {  // some of the queries come before some of the keys
-#pragma unroll
-            for (int n = 0; n < STEP / 8; n++)
-                for (int e = 0; e < 4; e++) {
-                    int query = ahead + n * 8 + lane % 4 * 2 + e % 2;
-                    if (row + lane / 4 + e / 2 * 8 > query) p[n][e] = ds[n][e] = 0;
-                }
-        }
+        mma_gradients<STEP>(p, ds, queries + step % 2 * STEP, row, ahead, scale_log2);
         mma_weighted<T, D, STEP>(dv, p, dout + buffer);
         mma_weighted<T, D, STEP>(dk, ds, q + buffer);
         ahead = ahead + STEP < each * STEP ? ahead + STEP : 0;

@@ -316,7 +316,7 @@ struct cuda_context {
     uint64_t moves;      // how often scratch memory has become other memory
     cublaslt* products;  // NULL: the handwritten ones
     bool forward_handwritten;
-    bool wgmma;      // handwritten products of 16-bit operands by Hopper's instruction
+    bool wgmma;      // handwritten products, but those of fp32, are by Hopper's instruction
     nccl* group;     // NULL: the device exchanges nothing with others
     int processors;  // streaming multiprocessors
     char* name;

@@ -224,20 +224,11 @@ static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
 
 template <class A, class B, class TILE>
 static void product_fp8_tile(backend* b, const product& p, const coded& x, const coded& y) {
-    constexpr size_t elements =
-        TILE::template slab<TILE::BM, true>::SIZE + TILE::template slab<TILE::BN, true>::SIZE;
-    constexpr size_t bytes = TILE::STAGES * elements * sizeof(code_pair<A, B>);
-    dim3 grid = product_grid(p, TILE::BM, TILE::BN);
-    grid.z = product_blocks(p);
-    float* partial = NULL;
-    if (grid.z > 1)
-        partial = (float*)cuda_scratch(b, SCRATCH_PARTIAL, sizeof(float) * grid.z * p.m * p.n);
-    LAUNCH((product_fp8_kernel<A, B, TILE>), grid, dim3(TILE::THREADS),
-           bytes + (TILE::WGMMA ? WGMMA_ALIGN : 0), stream_of(b), p, x.scale, y.scale,
-           storage_of(p.c_format), partial);
-    if (partial)
-        LAUNCH(add_partial, dim3(p.m), dim3(256), 0, stream_of(b), (float*)p.c, p.c_stride, partial,
-               (int)grid.z, p.n);
+    product_in_blocks<TILE>(b, p, [&](dim3 grid, float* partial) {
+        LAUNCH((product_fp8_kernel<A, B, TILE>), grid, dim3(TILE::THREADS),
+               (slab_bytes<TILE, true, true>), stream_of(b), p, x.scale, y.scale,
+               storage_of(p.c_format), partial);
+    });
 }
 
 // The largest tile that gives every processor a block.

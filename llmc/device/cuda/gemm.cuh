@@ -542,24 +542,35 @@ static inline bool product_fills(backend* b, const product& p, int bm, int bn) {
         }                                                        \
     } while (0)
 
-template <class T, class TILE, bool ALIGNED>
-static void product_mma_tile(backend* b, const product& p) {
+// Bytes of shared memory for a tile's slabs, of elements of 16 bits.
+template <class TILE, bool A_ALONG_K, bool B_ALONG_K>
+constexpr size_t slab_bytes = TILE::STAGES * sizeof(uint16_t) *
+                                  (TILE::template slab<TILE::BM, A_ALONG_K>::SIZE +
+                                   TILE::template slab<TILE::BN, B_ALONG_K>::SIZE) +
+                              (TILE::WGMMA ? WGMMA_ALIGN : 0);
+
+// Calls launch(grid, partial): NULL, or where k has several blocks, room for their sums, which are
+// added to C after it.
+template <class TILE, class F>
+static void product_in_blocks(backend* b, const product& p, F launch) {
     dim3 grid = product_grid(p, TILE::BM, TILE::BN);
     grid.z = product_blocks(p);
     float* partial = NULL;
     if (grid.z > 1)
         partial = (float*)cuda_scratch(b, SCRATCH_PARTIAL, sizeof(float) * grid.z * p.m * p.n);
-    WITH_LAYOUT(p, {
-        constexpr size_t elements = TILE::template slab<TILE::BM, A_ALONG_K>::SIZE +
-                                    TILE::template slab<TILE::BN, B_ALONG_K>::SIZE;
-        constexpr size_t bytes = TILE::STAGES * elements * sizeof(T);
-        LAUNCH((product_mma_kernel<T, TILE, A_ALONG_K, B_ALONG_K, ALIGNED>), grid,
-               dim3(TILE::THREADS), bytes + (TILE::WGMMA ? WGMMA_ALIGN : 0), stream_of(b), p,
-               storage_of(p.c_format), partial);
-    });
+    launch(grid, partial);
     if (partial)
         LAUNCH(add_partial, dim3(p.m), dim3(256), 0, stream_of(b), (float*)p.c, p.c_stride, partial,
                (int)grid.z, p.n);
+}
+
+template <class T, class TILE, bool ALIGNED>
+static void product_mma_tile(backend* b, const product& p) {
+    product_in_blocks<TILE>(b, p, [&](dim3 grid, float* partial) {
+        WITH_LAYOUT(p, LAUNCH((product_mma_kernel<T, TILE, A_ALONG_K, B_ALONG_K, ALIGNED>), grid,
+                              dim3(TILE::THREADS), (slab_bytes<TILE, A_ALONG_K, B_ALONG_K>),
+                              stream_of(b), p, storage_of(p.c_format), partial));
+    });
 }
 
 // The largest tile that gives every processor a block; rows that no 16-byte access fits have a
