@@ -199,12 +199,13 @@ static tensor exact_rounded(tensor like, const double* exact) {
 static head_result plain_result(const head_case* c) {
     int n = c->s.n;
     head_result a = {vector_new(n), vector_new(n), matrix_copy(c->dx), matrix_copy(c->dw)};
+    tensor stats = vector_new(2 * n);
     prepared* w = cpu->weight_prepare(cpu, NULL, c->w.data, c->s.vocabulary, c->s.channels,
                                       c->operand, c->operand);
-    cpu->head_forward(cpu, a.logp.data, a.entropy.data, c->x, c->row, c->target, n, w, c->logits,
-                      c->s.inverse_temperature, c->nucleus, NULL);
-    cpu->head_backward(cpu, a.dx, a.dw.data, c->x, c->row, c->target, c->coef.data, NULL, n, w,
-                       c->logits, c->s.inverse_temperature, c->nucleus);
+    cpu->head_forward(cpu, a.logp.data, a.entropy.data, stats.data, c->x, c->row, c->target, n, w,
+                      c->logits, c->s.inverse_temperature, c->nucleus, NULL);
+    cpu->head_backward(cpu, a.dx, a.dw.data, stats.data, c->x, c->row, c->target, c->coef.data,
+                       NULL, n, w, c->logits, c->s.inverse_temperature, c->nucleus);
     cpu->weight_release(cpu, w);
     if (c->operand == &FORMAT_BF16 || c->operand == &FORMAT_FP16) {
         head_exact e = exact_new(c, 1);
@@ -236,14 +237,20 @@ static gpu_case gpu_case_new(const head_case* c) {
     return g;
 }
 
+static void backward(const head_case* c, const gpu_case* g, tensor stats, tensor dx, tensor dw) {
+    gpu->head_backward(gpu, dx, dw.data, stats.data, g->x, g->row, g->target, g->coef, NULL, c->s.n,
+                       g->w, c->logits, c->s.inverse_temperature, g->nucleus);
+}
+
 static head_result gpu_result(const head_case* c, const gpu_case* g) {
     int n = c->s.n, gpu_mark = gpu_array_count;
     head_result empty = {vector_new(n), vector_new(n), c->dx, c->dw}, a;
     tensor logp = gpu_matrix(empty.logp), again = gpu_matrix(empty.logp);
     tensor entropy = gpu_matrix(empty.entropy), dw = gpu_matrix(c->dw);
+    tensor stats = gpu_matrix(vector_new(2 * n));
     tensor dx = n % 3 ? gpu_matrix_odd(c->dx) : gpu_matrix(c->dx);
-    gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row, g->target, n, g->w, c->logits,
-                      c->s.inverse_temperature, g->nucleus, NULL);
+    gpu->head_forward(gpu, logp.data, entropy.data, stats.data, g->x, g->row, g->target, n, g->w,
+                      c->logits, c->s.inverse_temperature, g->nucleus, NULL);
     // Asked for: the target, where it is kept, and none.
     tensor two = array_new(n, 2, 0, &FORMAT_FP32), asked_logp = gpu_matrix(two);
     for (int i = 0; i < n; i++) {
@@ -251,10 +258,9 @@ static head_result gpu_result(const head_case* c, const gpu_case* g) {
         memcpy(row_at(two, i), id, sizeof id);
     }
     candidates asked = {2, gpu_matrix(two).data, asked_logp.data};
-    gpu->head_forward(gpu, again.data, NULL, g->x, g->row, g->target, n, g->w, c->logits,
+    gpu->head_forward(gpu, again.data, NULL, NULL, g->x, g->row, g->target, n, g->w, c->logits,
                       c->s.inverse_temperature, g->nucleus, &asked);
-    gpu->head_backward(gpu, dx, dw.data, g->x, g->row, g->target, g->coef, NULL, n, g->w, c->logits,
-                       c->s.inverse_temperature, g->nucleus);
+    backward(c, g, stats, dx, dw);
     a = (head_result){gpu_read(logp), gpu_read(entropy), gpu_read(dx), gpu_read(dw)};
     check_same(gpu_read(again), a.logp, "logp without entropy", case_text(c), gpu);
     asked_logp = gpu_read(asked_logp);
@@ -293,8 +299,8 @@ static void check_alone(const head_case* c, const gpu_case* g, const head_result
     for (int t = 0; t < 4; t++) {
         int i = t ? random_below(c->s.n) : c->s.n - 1, gpu_mark = gpu_array_count;
         tensor one = vector_new(1), logp = gpu_matrix(one), entropy = gpu_matrix(one);
-        gpu->head_forward(gpu, logp.data, entropy.data, g->x, g->row + i, g->target + i, 1, g->w,
-                          c->logits, c->s.inverse_temperature,
+        gpu->head_forward(gpu, logp.data, entropy.data, NULL, g->x, g->row + i, g->target + i, 1,
+                          g->w, c->logits, c->s.inverse_temperature,
                           g->nucleus ? g->nucleus + i * words_of(c->s.vocabulary) : NULL, NULL);
         check_same(gpu_read(logp), columns_of(all->logp, i, 1), "logp alone", case_text(c), gpu);
         check_same(gpu_read(entropy), columns_of(all->entropy, i, 1), "entropy alone", case_text(c),
@@ -496,7 +502,7 @@ static void check_same_logp(const slots* before, const slots* after, tensor x, c
     int narrowed = c->how.top_k > 0 || c->how.top_p < 1;
     tensor logp = gpu_matrix(vector_new(count)), entropy = gpu_matrix(vector_new(count));
     gpu->head_forward(
-        gpu, logp.data, entropy.data, x, gpu_copy(row, count * sizeof(int)),
+        gpu, logp.data, entropy.data, NULL, x, gpu_copy(row, count * sizeof(int)),
         gpu_copy(target, count * sizeof(int)), count, w, c->logits, c->how.inverse_temperature,
         narrowed ? gpu_copy(nucleus, (size_t)count * words * sizeof *nucleus) : NULL, NULL);
     check_same(columns_of(drawn, 0, count), gpu_read(logp), "logp against the head's",
@@ -619,7 +625,7 @@ static void check_best(int rows, int v, int count, sampling how, int orders) {
             tensor part = columns_of(found, at * count, count), again = gpu_matrix(part);
             candidates asked = {count, gpu_matrix(part).data, again.data};
             gpu->head_forward(
-                gpu, gpu_matrix(one).data, NULL, x, gpu_copy(&i, sizeof i),
+                gpu, gpu_matrix(one).data, NULL, NULL, x, gpu_copy(&i, sizeof i),
                 gpu_copy(expected.s.out_token + at, sizeof(int)), 1, w, c.logits,
                 how.inverse_temperature,
                 narrowed ? gpu_copy(expected.s.out_nucleus + at * words, words * sizeof(uint32_t))
@@ -815,11 +821,54 @@ static void check_minus_infinity(void) {
     arrays_free(mark, "logits of -infinity");
 }
 
+// ------------------------------------------------------------------------------------------------
+// Logits that forward left for backward, whatever came between the two: the gradients are those of
+// backward right after forward.
+
+enum between { NOTHING, BACKWARD, OTHER_FORWARD, SAMPLE, BETWEEN };
+
+// Samples from the case's head.
+static void sample_some(const head_case* c, const gpu_case* g) {
+    sampling how = {.inverse_temperature = 1, .top_p = 1};
+    sampler_case some = {5, c->s.vocabulary, c->s.channels, c->operand, c->logits, 0, how};
+    slots before = slots_new(&some);
+    gpu_sample(&before, g->x, g->w, &some, 0);
+}
+
+static void check_left_logits(shape s, const format* operand) {
+    int mark = array_count, gpu_mark = gpu_array_count, n = s.n;
+    head_case c = case_new(s, operand, &FORMAT_FP32);
+    gpu_case g = gpu_case_new(&c);
+    tensor first_dx = {0}, first_dw = {0};
+    for (enum between between = NOTHING; between < BETWEEN; between++) {
+        tensor stats = gpu_matrix(vector_new(2 * n)), others = gpu_matrix(vector_new(2));
+        tensor logp = gpu_matrix(vector_new(n)), dx = gpu_matrix(c.dx), dw = gpu_matrix(c.dw);
+        gpu->head_forward(gpu, logp.data, NULL, stats.data, g.x, g.row, g.target, n, g.w, c.logits,
+                          s.inverse_temperature, g.nucleus, NULL);
+        if (between == BACKWARD) backward(&c, &g, stats, gpu_matrix(c.dx), gpu_matrix(c.dw));
+        if (between == OTHER_FORWARD)
+            gpu->head_forward(gpu, logp.data, NULL, others.data, g.x, g.row + n - 1, g.target, 1,
+                              g.w, c.logits, 0.5f, NULL, NULL);
+        if (between == SAMPLE) sample_some(&c, &g);
+        backward(&c, &g, stats, dx, dw);
+        dx = gpu_read(dx), dw = gpu_read(dw);
+        if (between == NOTHING) first_dx = dx, first_dw = dw;
+        const char* what = text("%s, number %d between", case_text(&c), between);
+        check_same(dx, first_dx, "dx", what, gpu);
+        check_same(dw, first_dw, "dw", what, gpu);
+    }
+    gpu->weight_release(gpu, g.w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, "logits left");
+}
+
 int main(void) {
     cuda_test_open();
     check_shapes();
     check_minus_infinity();
     check_formats();
+    check_left_logits((shape){15, 67, 37, 0.75f, 40}, &FORMAT_BF16);
+    check_left_logits((shape){6, 300, 24, 1, 0}, &FORMAT_FP32);
     check_sampler();
     check_candidates();
     check_rare_tokens();

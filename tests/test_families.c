@@ -522,21 +522,21 @@ static void watch_attention_backward(backend* b, tensor dqkv, tensor dout, tenso
                                 operand_gradient);
 }
 
-static void watch_head(backend* b, float* logp, float* entropy, tensor x, const int* row,
-                       const int* target, int n, const prepared* w, const format* logits,
-                       float inverse_temperature, const uint32_t* nucleus,
+static void watch_head(backend* b, float* logp, float* entropy, float* stats, tensor x,
+                       const int* row, const int* target, int n, const prepared* w,
+                       const format* logits, float inverse_temperature, const uint32_t* nucleus,
                        const candidates* asked) {
     expect(logits == watched_precision.logits, "logits");
-    watched->head_forward(b, logp, entropy, x, row, target, n, w, logits, inverse_temperature,
-                          nucleus, asked);
+    watched->head_forward(b, logp, entropy, stats, x, row, target, n, w, logits,
+                          inverse_temperature, nucleus, asked);
 }
 
-static void watch_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                                const int* target, const float* coef, const float* bonus, int n,
-                                const prepared* w, const format* logits, float inverse_temperature,
-                                const uint32_t* nucleus) {
+static void watch_head_backward(backend* b, tensor dx, float* dw, const float* stats, tensor x,
+                                const int* row, const int* target, const float* coef,
+                                const float* bonus, int n, const prepared* w, const format* logits,
+                                float inverse_temperature, const uint32_t* nucleus) {
     expect(plain(dx) && logits == watched_precision.logits, "the gradient of logits");
-    watched->head_backward(b, dx, dw, x, row, target, coef, bonus, n, w, logits,
+    watched->head_backward(b, dx, dw, stats, x, row, target, coef, bonus, n, w, logits,
                            inverse_temperature, nucleus);
 }
 
@@ -595,7 +595,7 @@ static void decode(tensor logp, model_weights* w, model_acts* a, const kv_cache*
             asked++;
         }
         tensor x = model_forward_cached(w, a, kv, NULL, n, token, slot, at);
-        b->head_forward(b, result, NULL, x, rows, target, asked, w->head, w->precision.logits,
+        b->head_forward(b, result, NULL, NULL, x, rows, target, asked, w->head, w->precision.logits,
                         c->inverse_temperature, NULL, NULL);
         for (int k = 0; k < asked; k++) row_at(logp, 0)[place[k]] = result[k];
     }

@@ -35,9 +35,9 @@ typedef struct head_inputs {
     tensor x, w, coef, bonus;  // bonus: 0 in some rows
 } head_inputs;
 
-enum { LOGP, ENTROPY, LOGP_PLAIN, ASKED_LOGP, DX, DW, RESULTS };
-static const char* const NAMES[] = {"logp", "entropy", "logp without entropy", "candidates' logp",
-                                    "dx",   "dw"};
+enum { LOGP, ENTROPY, LOGP_PLAIN, ASKED_LOGP, STATS, DX, DW, RESULTS };
+static const char* const NAMES[] = {
+    "logp", "entropy", "logp without entropy", "candidates' logp", "stats", "dx", "dw"};
 
 static prepared* prepare(backend* b, const head_inputs* c) {
     static const linear_plan usual;
@@ -53,12 +53,13 @@ static void run_head(backend* b, const void* inputs, const tensor* r, int first,
     candidates asked = {ASKED, c->asked + first * ASKED,
                         (float*)r[ASKED_LOGP].data + first * ASKED};
     float *logp = r[LOGP].data, *entropy = r[ENTROPY].data, *again = r[LOGP_PLAIN].data;
-    float t = c->s.inverse_temperature;
+    float t = c->s.inverse_temperature, *stats = (float*)r[STATS].data + 2 * first;
     prepared* w = prepare(b, c);
-    b->head_forward(b, logp + first, entropy + first, c->x, row, target, n, w, c->f.logits, t,
-                    nucleus, &asked);
-    b->head_forward(b, again + first, NULL, c->x, row, target, n, w, c->f.logits, t, nucleus, NULL);
-    b->head_backward(b, r[DX], r[DW].data, c->x, row, target, (float*)c->coef.data + first,
+    b->head_forward(b, logp + first, entropy + first, stats, c->x, row, target, n, w, c->f.logits,
+                    t, nucleus, &asked);
+    b->head_forward(b, again + first, NULL, NULL, c->x, row, target, n, w, c->f.logits, t, nucleus,
+                    NULL);
+    b->head_backward(b, r[DX], r[DW].data, stats, c->x, row, target, (float*)c->coef.data + first,
                      c->f.logits->scaled ? NULL : (float*)c->bonus.data + first, n, w, c->f.logits,
                      t, nucleus);
     b->weight_release(b, w);
@@ -102,6 +103,7 @@ static op_case head_case(const head_inputs* c) {
     op_case o = {"head", run_head, c, s.n, 0, RESULTS, NAMES, {{0}}};
     for (int i = 0; i < ASKED_LOGP; i++) o.results[i] = vector_new(s.n);
     o.results[ASKED_LOGP] = vector_new(s.n * ASKED);
+    o.results[STATS] = vector_new(s.n * 2);
     o.results[DX] = matrix_random(c->x.rows, s.channels, c->f.dx);
     o.results[DW] = weight_random(s.vocabulary, s.channels);
     o.what = text("head of %d rows, %d tokens, %d channels, 1/T %g, %d %% kept, %s, logits %s", s.n,
@@ -163,12 +165,12 @@ static void check_formats(void) {
 // Each format, and each part of a plan, changes the results that it should, and no others.
 static void check_formats_count(void) {
     static const int changes[][RESULTS] = {
-        {1, 1, 1, 1, 1, 1},  // operands forward
-        {0, 0, 0, 0, 1, 1},  // operands backward
-        {1, 1, 1, 1, 1, 1},  // logits
-        {0, 0, 0, 0, 1, 0},  // of dx
-        {0, 0, 0, 0, 1, 1},  // the gradient once more
-        {1, 1, 1, 1, 1, 1},  // a sum in parts
+        {1, 1, 1, 1, 1, 1, 1},  // operands forward
+        {0, 0, 0, 0, 0, 1, 1},  // operands backward
+        {1, 1, 1, 1, 1, 1, 1},  // logits
+        {0, 0, 0, 0, 0, 1, 0},  // of dx
+        {0, 0, 0, 0, 0, 1, 1},  // the gradient once more
+        {1, 1, 1, 1, 1, 1, 1},  // a sum in parts
     };
     for (int i = 0; i < 6; i++) {
         int mark = array_count;
@@ -230,8 +232,8 @@ static void check_infinite_logit(void) {
         set_zero(w);
         set_rows(w, 3, 1, -1e6f);  // beyond fp16
         prepared* p = b->weight_prepare(b, NULL, w.data, 4, 1, &FORMAT_FP32, &FORMAT_FP32);
-        b->head_forward(b, logp.data, entropy.data, x, row, target, 2, p, &FORMAT_FP16, 1, NULL,
-                        NULL);
+        b->head_forward(b, logp.data, entropy.data, NULL, x, row, target, 2, p, &FORMAT_FP16, 1,
+                        NULL, NULL);
         b->weight_release(b, p);
         // log 3, of which num_logf may be an ulp off.
         CHECK_NEAR(row_at(logp, 0)[0], -log(3), 0x1p-23, "log-probability beside -infinity");
@@ -380,7 +382,7 @@ static void check_same_logp(backend* b, const slots* before, const slots* after,
                words * sizeof *nucleus);
     }
     int narrowed = c->how.top_k > 0 || c->how.top_p < 1;
-    b->head_forward(b, logp.data, entropy.data, x, row, target, count, w, c->logits,
+    b->head_forward(b, logp.data, entropy.data, NULL, x, row, target, count, w, c->logits,
                     c->how.inverse_temperature, narrowed ? nucleus : NULL, NULL);
     check_same(columns_of(drawn, 0, count), columns_of(logp, 0, count), "logp against the head's",
                sampler_text(c), b);
@@ -447,12 +449,12 @@ static void check_best_on(backend* b, const sampler_case* c, const slots* before
         const uint32_t* set = narrowed ? t.s.out_nucleus + at * words : NULL;
         int* id = t.s.best.id + at * count;
         candidates all = {v, token, every}, asked = {count, id, again};
-        b->head_forward(b, &logp, &entropy, x, &i, &t.s.out_token[at], 1, p, c->logits, inverse,
-                        set, &all);
+        b->head_forward(b, &logp, &entropy, NULL, x, &i, &t.s.out_token[at], 1, p, c->logits,
+                        inverse, set, &all);
         CHECK(are_best(id, t.s.best.logp + at * count, count, every, v, set),
               "%s: the %d candidates of row %d (%s)", sampler_text(c), count, i, b->name);
-        b->head_forward(b, &logp, &entropy, x, &i, &t.s.out_token[at], 1, p, c->logits, inverse,
-                        set, &asked);
+        b->head_forward(b, &logp, &entropy, NULL, x, &i, &t.s.out_token[at], 1, p, c->logits,
+                        inverse, set, &asked);
         CHECK(!memcmp(again, t.s.best.logp + at * count, count * sizeof(float)),
               "%s: the head's candidates of row %d (%s)", sampler_text(c), i, b->name);
     }

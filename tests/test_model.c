@@ -618,6 +618,16 @@ static void forward_too_long(const void* unused) {
     model_forward(w, model_acts_create(b, &c, &FORMAT_FP32, 4, FORWARD_ONLY), &g, 1, NULL, NULL);
 }
 
+static void too_many_targets(const void* unused) {
+    (void)unused;
+    const model c = model_gpt2(8, 8, 1, 1, 16);
+    backend* b = cpu_open(1, "auto");
+    model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
+    packed_batch g = {.targets = 5};
+    model_acts* a = model_acts_create(b, &c, &FORMAT_FP32, 4, RECOMPUTE_NOTHING);
+    model_forward(w, a, &g, 1, NULL, NULL);
+}
+
 static void test_memory(void) {
     const model c = model_gpt2(16, 24, 3, 2, 32);
     backend* b = cpu_open(1, "auto");
@@ -652,6 +662,8 @@ static void test_memory(void) {
     cpu_close(b);
     check_refusal(forward_too_long, NULL, "five tokens in activations of four",
                   (const char* [REFUSAL_WORDS]){"5 tokens"});
+    check_refusal(too_many_targets, NULL, "five targets where there is room for four",
+                  (const char* [REFUSAL_WORDS]){"5 targets"});
 }
 
 int main(int argc, char** argv) {

@@ -872,8 +872,8 @@ static void do_norm_backward(kernel_memory* m) {
                         m->stats, m->x);
 }
 static void do_softmax(kernel_memory* m) {
-    m->b->head_forward(m->b, m->logp, m->logp + HEAD_ROWS, matrix_of(m->x, HEAD_ROWS, 1), m->row,
-                       m->target, HEAD_ROWS, m->column, &FORMAT_FP32, 1, NULL, NULL);
+    m->b->head_forward(m->b, m->logp, m->logp + HEAD_ROWS, NULL, matrix_of(m->x, HEAD_ROWS, 1),
+                       m->row, m->target, HEAD_ROWS, m->column, &FORMAT_FP32, 1, NULL, NULL);
 }
 static void do_prepare(kernel_memory* m) {
     m->b->weight_prepare(m->b, m->matrix, m->x, KERNEL_ELEMENTS / CHANNELS, CHANNELS, &FORMAT_FP32,

@@ -585,15 +585,18 @@ static void do_short_attention_backward(void* arg, int call) {
 }
 static void do_head_forward(void* arg, int call) {
     bench* d = arg;
-    gpu->head_forward(gpu, d->logp, d->entropy, slice(d, set_of(d, call)->x, 0), d->identity,
-                      d->target, d->rows, d->head, &FORMAT_FP32, 1, NULL, NULL);
+    array_set* s = set_of(d, call);
+    gpu->head_forward(gpu, d->logp, d->entropy, s->stats, slice(d, s->x, 0), d->identity, d->target,
+                      d->rows, d->head, &FORMAT_FP32, 1, NULL, NULL);
 }
-static void do_head_backward(void* arg, int call) {
+// As in training: what forward leaves, backward finds.
+static void do_head_both(void* arg, int call) {
     bench* d = arg;
     array_set* s = set_of(d, call);
+    do_head_forward(d, call);
     tensor dx = matrix(s->wide, d->rows, d->channels, &FORMAT_FP32);
-    gpu->head_backward(gpu, dx, d->dtable, slice(d, s->x, 0), d->identity, d->target, d->coef, NULL,
-                       d->rows, d->head, &FORMAT_FP32, 1, NULL);
+    gpu->head_backward(gpu, dx, d->dtable, s->stats, slice(d, s->x, 0), d->identity, d->target,
+                       d->coef, NULL, d->rows, d->head, &FORMAT_FP32, 1, NULL);
 }
 static void do_kv_write(void* arg, int call) {
     bench* d = arg;
@@ -734,8 +737,8 @@ static void kernels(void) {
     kernel_line(&d, "attention backward, short", do_short_attention_backward, 0,
                 attention_flops(&d, d.short_tokens, 5));
     kernel_line(&d, "head forward", do_head_forward, 0, 2 * n * vc);
-    kernel_line(&d, "head backward", do_head_backward, 0, 6 * n * vc);  // logits again, dx, dw
-    bench step = d;                                                     // of decoding: a row a slot
+    kernel_line(&d, "head forward and backward", do_head_both, 0, 6 * n * vc);
+    bench step = d;  // of decoding: a row a slot
     step.rows = d.slots;
     kernel_line_of("norm forward, decoding", measure_short(gpu, do_norm_forward, &step),
                    8 * slots * c, 0);
@@ -780,10 +783,11 @@ static double step_flops(const step* s) {
 }
 
 // An estimate in bytes, on the safe side: 18 a parameter, the lookup's gradient, activations
-// (see recompute_level), and logits of a block of rows.
+// (see recompute_level), and logits: a block of rows, or what head.cuh keeps of them.
 static double step_bytes(const model* c, double capacity, recompute_level keep) {
     static const double KEPT[] = {16, 10, 1};
-    double elements = (KEPT[keep] * c->shape.layers + 32) * c->shape.channels, logits = 2e9;
+    double elements = (KEPT[keep] * c->shape.layers + 32) * c->shape.channels,
+           logits = (1 + memory_gb / 16) * 1e9;
     double parameters = (double)c->parameters, lookup = 4.0 * c->shape.vocab * c->shape.channels;
     return 1.05 * (18 * parameters + lookup + 2 * elements * capacity + (toy ? 0 : logits));
 }

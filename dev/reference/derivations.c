@@ -90,7 +90,7 @@ static void log_softmax(void) {
     enum { N = 5, C = 8, V = 40, WORDS = (V + 31) / 32 };
     tensor x = given("x", N, C), w = given("w", V, C), coef = given("c", 1, N);
     tensor spread = given("bonus", 1, N), logp = zeros(1, N), entropy = zeros(1, N);
-    tensor dx = zeros(N, C), dw = zeros(V, C);
+    tensor stats = zeros(N, 2), dx = zeros(N, C), dw = zeros(V, C);
     int row[N], y[N], keep[N * V] = {0};
     uint32_t nucleus[N * WORDS] = {0};
     for (int i = 0; i < N; i++) {
@@ -106,9 +106,9 @@ static void log_softmax(void) {
     given_ints("keep", keep, N * V);
     const float temperature = 0.8f;
     prepared* head = weight(w, &FORMAT_FP32);
-    plain->head_forward(plain, logp.data, entropy.data, x, row, y, N, head, &FORMAT_FP32,
-                        1 / temperature, nucleus, NULL);
-    plain->head_backward(plain, dx, dw.data, x, row, y, coef.data, spread.data, N, head,
+    plain->head_forward(plain, logp.data, entropy.data, stats.data, x, row, y, N, head,
+                        &FORMAT_FP32, 1 / temperature, nucleus, NULL);
+    plain->head_backward(plain, dx, dw.data, stats.data, x, row, y, coef.data, spread.data, N, head,
                          &FORMAT_FP32, 1 / temperature, nucleus);
     gives("log_pi", logp), gives("H", entropy), gives("dx", dx), gives("dw", dw);
 }

@@ -45,13 +45,13 @@ static float inverse_temperature(const tour* t) {
 // its weights are 0. They change no logit, and their gradient is the row of dlogits.
 
 static tour* watched;
-static void (*head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                             const int* target, const float* coef, const float* spread, int n,
-                             const prepared* w, const format* logits, float scale,
-                             const uint32_t* nucleus);
+static void (*head_backward)(backend* b, tensor dx, float* dw, const float* stats, tensor x,
+                             const int* row, const int* target, const float* coef,
+                             const float* spread, int n, const prepared* w, const format* logits,
+                             float scale, const uint32_t* nucleus);
 
-static void keep_dlogits(tour* t, backend* b, const float* x, const int* target, const float* coef,
-                         const float* spread, const format* logits, float scale,
+static void keep_dlogits(tour* t, backend* b, const float* stats, const float* x, const int* target,
+                         const float* coef, const float* spread, const format* logits, float scale,
                          const uint32_t* nucleus) {
     const model* m = &t->r->model;
     const format* operand = t->r->trainer->weights->precision.attention;
@@ -63,7 +63,7 @@ static void keep_dlogits(tour* t, backend* b, const float* x, const int* target,
     memcpy(in, x, C * sizeof(float));
     in[C] = 1;
     prepared* p = b->weight_prepare(b, NULL, w, V, wide, operand, operand);
-    head_backward(b, (tensor){din, 1, wide, wide, &FORMAT_FP32}, dw,
+    head_backward(b, (tensor){din, 1, wide, wide, &FORMAT_FP32}, dw, stats,
                   (tensor){in, 1, wide, wide, &FORMAT_FP32}, &first, target, coef, spread, 1, p,
                   logits, scale, nucleus);
     b->weight_release(b, p);
@@ -71,17 +71,17 @@ static void keep_dlogits(tour* t, backend* b, const float* x, const int* target,
     free(memory);
 }
 
-static void watch_head(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                       const int* target, const float* coef, const float* spread, int n,
-                       const prepared* w, const format* logits, float scale,
+static void watch_head(backend* b, tensor dx, float* dw, const float* stats, tensor x,
+                       const int* row, const int* target, const float* coef, const float* spread,
+                       int n, const prepared* w, const format* logits, float scale,
                        const uint32_t* nucleus) {
     tour* t = watched;
     int i = t->chosen, words = (t->r->model.shape.vocab + 31) / 32;
     t->coef = coef[i];
-    keep_dlogits(t, b, (const float*)x.data + row[i] * x.stride, target + i, coef + i,
-                 spread ? spread + i : NULL, logits, scale,
+    keep_dlogits(t, b, stats + 2 * i, (const float*)x.data + row[i] * x.stride, target + i,
+                 coef + i, spread ? spread + i : NULL, logits, scale,
                  nucleus ? nucleus + (size_t)i * words : NULL);
-    head_backward(b, dx, dw, x, row, target, coef, spread, n, w, logits, scale, nucleus);
+    head_backward(b, dx, dw, stats, x, row, target, coef, spread, n, w, logits, scale, nucleus);
 }
 
 // ---------------------------------------------------------------------------------------------

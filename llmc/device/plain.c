@@ -851,11 +851,15 @@ typedef struct distribution {
 } distribution;
 
 // e_j = exp(l_j - max), and 0 for a token that is not kept.
+static void exponentials(float* e, const float* l, float max, int n, const uint32_t* nucleus) {
+    for (int j = 0; j < n; j++) e[j] = kept(nucleus, j) ? num_expf(l[j] - max) : 0;
+}
+
 static distribution softmax(float* e, const float* l, int n, const uint32_t* nucleus) {
     distribution d = {-INFINITY, 0};
     for (int j = 0; j < n; j++)
         if (kept(nucleus, j)) d.max = fmaxf(d.max, l[j]);
-    for (int j = 0; j < n; j++) e[j] = kept(nucleus, j) ? num_expf(l[j] - d.max) : 0;
+    exponentials(e, l, d.max, n, nucleus);
     d.sum = tree(e, n);
     return d;
 }
@@ -883,9 +887,9 @@ static void answer(const candidates* c, int64_t i, distribution d, const float* 
     }
 }
 
-static void head_forward(backend* b, float* logp, float* entropy, tensor x, const int* index,
-                         const int* target, int n, const prepared* w, const format* logits,
-                         float inverse_temperature, const uint32_t* nucleus,
+static void head_forward(backend* b, float* logp, float* entropy, float* stats, tensor x,
+                         const int* index, const int* target, int n, const prepared* w,
+                         const format* logits, float inverse_temperature, const uint32_t* nucleus,
                          const candidates* asked) {
     int v = w->forward.rows;
     float *l = floats(2 * (size_t)v), *e = l + v;
@@ -894,6 +898,7 @@ static void head_forward(backend* b, float* logp, float* entropy, tensor x, cons
         distribution d = softmax(e, l, v, nucleus_row(nucleus, i, v));
         logp[i] = log_probability(d, l[target[i]]);
         if (entropy) entropy[i] = entropy_of(d, e, l, v);
+        if (stats) stats[2 * i] = d.max, stats[2 * i + 1] = d.sum;
         if (asked) answer(asked, i, d, l);
     }
     free(l);
@@ -919,16 +924,17 @@ static void logit_gradients(float* l, const float* e, distribution d, int v, int
 }
 
 // dx += dl W, dW += dl^T x. A row may be asked for several targets.
-static void head_backward(backend* b, tensor dx, float* dw, tensor x, const int* index,
-                          const int* target, const float* coef, const float* bonus, int n,
-                          const prepared* w, const format* logits, float inverse_temperature,
-                          const uint32_t* nucleus) {
+static void head_backward(backend* b, tensor dx, float* dw, const float* stats, tensor x,
+                          const int* index, const int* target, const float* coef,
+                          const float* bonus, int n, const prepared* w, const format* logits,
+                          float inverse_temperature, const uint32_t* nucleus) {
     int v = w->forward.rows, channels = w->forward.cols;
     float *l = floats(2 * (size_t)v), *e = l + v;
     for (int i = 0; i < n; i++) {
         tensor in = head_operand(x, index[i], w->backward_operand);
         logits_of(l, x, index[i], w, logits, inverse_temperature);
-        distribution d = softmax(e, l, v, nucleus_row(nucleus, i, v));
+        distribution d = {stats[2 * i], stats[2 * i + 1]};
+        exponentials(e, l, d.max, v, nucleus_row(nucleus, i, v));
         logit_gradients(l, e, d, v, target[i], coef[i] * inverse_temperature,
                         bonus ? bonus[i] * inverse_temperature : 0, logits, gradient_operand(w));
         for (int k = 0; k < channels; k++) {

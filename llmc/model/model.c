@@ -268,6 +268,7 @@ enum {
     LAST,                              // (N, C) the residual after the last layer
     LAST_AUX,                          // (N, 2)
     NORMED,                            // (N, C) the last norm's output
+    HEAD_AUX,                          // (targets, 2) what the head keeps for backward
     DRESIDUAL,                         // (N, C) gradient of the residual
     DNARROW,                           // gradients inside a branch, in turn
     DWIDE,
@@ -356,6 +357,7 @@ model_acts* model_acts_create(backend* b, const model* m, const format* store, i
     place_add(a, LAST_AUX, 2, 1, NEVER);
     place_add(a, NORMED, s->channels, 0, NEVER);
     if (recompute != FORWARD_ONLY) {
+        place_add(a, HEAD_AUX, 2, 1, NEVER);
         place_add(a, DRESIDUAL, s->channels, 0, NEVER);
         place_add(a, DSUM, s->channels, 1, NEVER);
         for (int r = 0; r < BRANCHES; r++) plan_gradients(a, r);
@@ -576,9 +578,12 @@ void model_forward(const model_weights* w, model_acts* a, const packed_batch* ba
                    float inverse_temperature, float* logp, float* entropy) {
     call c = {.w = w, .a = a, .rows = batch->tokens, .batch = batch, .position = batch->position};
     c.pack = &batch->pack;
+    float* stats = a->recompute == FORWARD_ONLY ? NULL : place_at(a, 0, HEAD_AUX);
+    if (stats && batch->targets > a->capacity)
+        fatal("%d targets for activations of %d tokens", batch->targets, a->capacity);
     tensor x = body_forward(&c, batch->token);
-    w->b->head_forward(w->b, logp, entropy, x, batch->row, batch->target, batch->targets, w->head,
-                       w->precision.logits, inverse_temperature, batch->nucleus,
+    w->b->head_forward(w->b, logp, entropy, stats, x, batch->row, batch->target, batch->targets,
+                       w->head, w->precision.logits, inverse_temperature, batch->nucleus,
                        batch->asked.count ? &batch->asked : NULL);
 }
 
@@ -690,9 +695,10 @@ void model_backward(const model_weights* w, model_acts* a, const packed_batch* b
     tensor dnorm = matrix(place_at(a, 0, DSUM), N, C, &FORMAT_FP32);
     b->clear(b, dresidual.data, (size_t)N * C * b->bytes_per(w->precision.gradient));
     b->clear(b, dnorm.data, (size_t)N * C * sizeof(float));
-    b->head_backward(b, dnorm, gradient_at(&c, model_head(&w->model), 0), tensor_at(&c, 0, NORMED),
-                     batch->row, batch->target, coef, batch->bonus, batch->targets, w->head,
-                     w->precision.logits, inverse_temperature, batch->nucleus);
+    b->head_backward(b, dnorm, gradient_at(&c, model_head(&w->model), 0), place_at(a, 0, HEAD_AUX),
+                     tensor_at(&c, 0, NORMED), batch->row, batch->target, coef, batch->bonus,
+                     batch->targets, w->head, w->precision.logits, inverse_temperature,
+                     batch->nucleus);
     norm_backward(&c, dresidual, f->norm, f->norm_bias, 0, dnorm, tensor_at(&c, 0, LAST),
                   place_at(a, 0, LAST_AUX));
     if (g.done) g.done(g.listener, w->model.shape.layers);

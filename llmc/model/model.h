@@ -95,7 +95,8 @@ typedef enum {
 
 typedef struct model_acts model_acts;  // activations of one micro-batch
 
-// store: a weights' precision.store. tokens: the most of a micro-batch.
+// store: a weights' precision.store. tokens: the most of a micro-batch, and of its targets unless
+// FORWARD_ONLY.
 model_acts* model_acts_create(backend* b, const model* m, const format* store, int tokens,
                               recompute_level recompute);
 void model_acts_free(model_acts* a);

@@ -1,7 +1,8 @@
 // Steps of decoding as CUDA graphs, on the PTX machine: what a capture refuses; that a rollout
 // whose steps are replayed has the bits of one whose calls are made one by one, with biases that
 // are converted for each product and prompts that are prefilled in parts; that a replayed step is
-// one launch; that a look at the slots waits once; and that biases are converted once.
+// one launch; that a look at the slots waits once; that biases are converted once; and that logits
+// are computed once, where nothing comes between the head's forward and its backward pass.
 #include <cuda_runtime_api.h>
 
 #include "../cuda_device.h"
@@ -160,7 +161,8 @@ static void grow_scratch(const format* f) {
           *w = gpu->alloc(gpu, VOCAB * 32 * sizeof(float), "a test");
     tensor x = {gpu->alloc(gpu, bytes, "a test"), rows, 32, 32, f};
     prepared* p = gpu->weight_prepare(gpu, NULL, w, VOCAB, 32, f, f);
-    gpu->head_forward(gpu, logp, NULL, x, zeros, zeros + n, rows, p, &FORMAT_FP32, 1, NULL, NULL);
+    gpu->head_forward(gpu, logp, NULL, NULL, x, zeros, zeros + n, rows, p, &FORMAT_FP32, 1, NULL,
+                      NULL);
     gpu->weight_release(gpu, p);
     gpu->release(gpu, x.data, bytes);
     gpu->release(gpu, w, VOCAB * 32 * sizeof(float));
@@ -227,6 +229,104 @@ static int launches(const format* f, const float* parameters) {
     return count;
 }
 
+enum { HEAD_CHANNELS = 8 };
+typedef struct head_arrays {
+    backend* b;
+    int n, *row, *target;
+    float *logp, *stats, *others, *coef, *w, *dw;
+    tensor x, dx;
+    prepared* p;
+    recording* recordings;
+    float* memory;
+    size_t bytes;
+} head_arrays;
+
+static head_arrays head_arrays_new(backend* b, int n) {
+    size_t rows = (size_t)n * HEAD_CHANNELS, weights = VOCAB * HEAD_CHANNELS, at = 0;
+    head_arrays h = {.b = b, .n = n, .bytes = (8 * n + 2 * rows + 2 * weights) * sizeof(float)};
+    float* host = xalloc(1, h.bytes, "a test");
+    h.memory = b->alloc(b, h.bytes, "a test");
+    float** const place[] = {&h.stats, &h.others, &h.logp, &h.coef, &h.w, &h.dw};
+    const size_t length[] = {2 * n, 2 * n, n, n, weights, weights};
+    for (int i = 0; i < 6; i++) *place[i] = h.memory + at, at += length[i];
+    h.x = (tensor){h.memory + at, n, HEAD_CHANNELS, HEAD_CHANNELS, &FORMAT_FP32};
+    h.dx = h.x, h.dx.data = h.memory + at + rows;
+    h.row = (int*)h.memory + at + 2 * rows, h.target = h.row + n;
+    // Other numbers than 0 in the coefficients, the weights and x.
+    for (size_t i = h.coef - h.memory; i < at + rows; i++) host[i] = 0.5f * sinf((float)i);
+    for (int i = 0, *row = (int*)host + (h.row - (int*)h.memory); i < n; i++)
+        row[i] = i, row[n + i] = i % VOCAB;
+    b->upload(b, h.memory, host, h.bytes);
+    free(host);
+    h.p = b->weight_prepare(b, NULL, h.w, VOCAB, HEAD_CHANNELS, &FORMAT_FP32, &FORMAT_FP32);
+    return h;
+}
+
+static void head_arrays_free(head_arrays* h) {
+    if (h->recordings) h->b->forget(h->b, &h->recordings);
+    h->b->weight_release(h->b, h->p);
+    h->b->release(h->b, h->memory, h->bytes);
+}
+
+static void head_forward(const head_arrays* h, float* stats) {
+    h->b->head_forward(h->b, h->logp, NULL, stats, h->x, h->row, h->target, h->n, h->p,
+                       &FORMAT_FP32, 1, NULL, NULL);
+}
+static void other_forward(void* h) { head_forward(h, ((head_arrays*)h)->others); }
+
+// The launches of a backward pass.
+static int head_backward(const head_arrays* h) {
+    uint64_t before = ptx_launches();
+    h->b->head_backward(h->b, h->dx, h->dw, h->stats, h->x, h->row, h->target, h->coef, NULL, h->n,
+                        h->p, &FORMAT_FP32, 1, NULL);
+    return (int)(ptx_launches() - before);
+}
+
+// The head's backward pass computes logits again after calls, replayed ones too, that have logits
+// of their own.
+static void check_other_logits(void) {
+    head_arrays h = head_arrays_new(gpu, 5);
+    for (int i = 0; i < 2; i++) gpu->repeat(gpu, &h.recordings, 0, other_forward, &h);
+    head_forward(&h, h.stats);
+    int left = head_backward(&h), none = head_backward(&h);
+    head_forward(&h, h.stats);
+    gpu->repeat(gpu, &h.recordings, 0, other_forward, &h);
+    int replayed = head_backward(&h);
+    CHECK(none == left + 1, "%d launches where forward left logits, %d where not", left, none);
+    CHECK(replayed == none, "%d launches after a replay, not %d", replayed, none);
+    head_arrays_free(&h);
+}
+
+// A twentieth of the GPU's memory holds the logits of so many of 3 chunks; it computes the others
+// again, to the same gradients.
+static void check_chunks(void) {
+    static const struct {
+        const char* memory;
+        int kept;
+    } gpus[] = {{"8000000000", 3}, {"48000000", 2}, {"32000000", 1}, {"12000000", 1}};
+    float* first = NULL;
+    int fewest = 0;
+    for (int i = 0; i < 4; i++) {
+        const char* why;
+        setenv("PTX_MEMORY", gpus[i].memory, 1);
+        backend* b = cuda_open(PRODUCTS_HANDWRITTEN, &why);
+        unsetenv("PTX_MEMORY");
+        head_arrays h = head_arrays_new(b, 2 * 4096 + 77);
+        head_forward(&h, h.stats);
+        int launches = head_backward(&h);
+        float* memory = xalloc(1, h.bytes, "a test");
+        b->download(b, memory, h.memory, h.bytes);
+        if (i == 0) first = memory, fewest = launches;
+        CHECK(!memcmp(memory, first, h.bytes), "the same gradients with %d chunks", gpus[i].kept);
+        CHECK(launches == fewest + 3 - gpus[i].kept, "%d launches with %d chunks left, %d with 3",
+              launches, gpus[i].kept, fewest);
+        if (i) free(memory);
+        head_arrays_free(&h);
+        cuda_close(b);
+    }
+    free(first);
+}
+
 typedef void prepare_function(backend*, prepared*, const float*, const format*);
 
 // Biases that the library wants in another format are converted when weights are prepared, and not
@@ -276,6 +376,7 @@ int main(void) {
     check_runtime();
     cuda_test_open();
     repeat_of_device = gpu->repeat;
+    if (!library()) check_other_logits(), check_chunks();
     check_biases(&FORMAT_BF16);
     check_biases(&FORMAT_FP32);
     check_decoding(&FORMAT_BF16);

@@ -19,6 +19,15 @@ static void row_scale(float* l, int n, float inverse_temperature) {
 }
 
 // From scaled logits l to e = exp(l - max); l and e may not overlap.
+static void exponentials(float* restrict e, const float* restrict l, float max, int n,
+                         const uint32_t* nucleus) {
+    SIMD
+    for (int i = 0; i < n; i++) e[i] = num_expf(l[i] - max);
+    if (nucleus)
+        for (int i = 0; i < n; i++)
+            if (!kept(nucleus, i)) e[i] = 0;
+}
+
 static row_softmax softmax(float* restrict e, const float* restrict l, int n,
                            const uint32_t* nucleus) {
     row_softmax s;
@@ -29,11 +38,7 @@ static row_softmax softmax(float* restrict e, const float* restrict l, int n,
     } else {
         s.max = row_max(l, n);
     }
-    SIMD
-    for (int i = 0; i < n; i++) e[i] = num_expf(l[i] - s.max);
-    if (nucleus)
-        for (int i = 0; i < n; i++)
-            if (!kept(nucleus, i)) e[i] = 0;
+    exponentials(e, l, s.max, n, nucleus);
     s.sum = row_sum(e, n);
     s.log_sum = num_logf(s.sum);
     return s;
@@ -108,9 +113,9 @@ static void answer(const candidates* c, int64_t i, const row_softmax* s, const f
         logp[j] = id[j] < 0 ? -__builtin_inff() : log_probability(s, l[id[j]]);
 }
 
-void ISA(head_forward)(backend* b, float* logp, float* entropy, tensor x, const int* row,
-                       const int* target, int n, const prepared* w, const format* logits,
-                       float inverse_temperature, const uint32_t* nucleus,
+void ISA(head_forward)(backend* b, float* logp, float* entropy, float* stats, tensor x,
+                       const int* row, const int* target, int n, const prepared* w,
+                       const format* logits, float inverse_temperature, const uint32_t* nucleus,
                        const candidates* asked) {
     head_block m = block_memory(b, w);
     int v = m.vocabulary;
@@ -123,6 +128,7 @@ void ISA(head_forward)(backend* b, float* logp, float* entropy, tensor x, const 
             row_scale(l, v, inverse_temperature);
             row_softmax s = softmax(e, l, v, nucleus_row(nucleus, first + i, v));
             logp[first + i] = log_probability(&s, l[target[first + i]]);
+            if (stats) stats[2 * (first + i)] = s.max, stats[2 * (first + i) + 1] = s.sum;
             if (asked) answer(asked, first + i, &s, l);
             if (entropy) entropy[first + i] = entropy_of(&s, e, l, v);
         }
@@ -155,9 +161,8 @@ static void add_rows(backend* b, tensor to, const int* row, const float* from, i
 }
 
 // What the entropy adds to the gradient of a row of logits: bonus p (log p + H).
-static void entropy_gradient(float* restrict to, const row_softmax* s, const float* restrict e,
+static void entropy_gradient(float* restrict to, float max, float sum, const float* restrict e,
                              const float* restrict l, int n, float bonus) {
-    const float max = s->max, sum = s->sum;
     SIMD
     for (int i = 0; i < n; i++) to[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
     const float mean = row_sum(to, n) / sum;
@@ -165,9 +170,9 @@ static void entropy_gradient(float* restrict to, const row_softmax* s, const flo
     for (int i = 0; i < n; i++) to[i] = e[i] > 0 ? bonus * (e[i] / sum * ((l[i] - max) - mean)) : 0;
 }
 
-void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                        const int* target, const float* coef, const float* bonus, int n,
-                        const prepared* w, const format* logits, float inverse_temperature,
+void ISA(head_backward)(backend* b, tensor dx, float* dw, const float* stats, tensor x,
+                        const int* row, const int* target, const float* coef, const float* bonus,
+                        int n, const prepared* w, const format* logits, float inverse_temperature,
                         const uint32_t* nucleus) {
     head_block m = block_memory(b, w);
     int v = m.vocabulary, c = m.channels;
@@ -183,9 +188,10 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, tensor x, const int* r
             float *l = m.logits + (size_t)i * v, *e = m.row + 2 * (size_t)cpu_thread() * v;
             float *more = e + v, size = bonus ? bonus[first + i] * inverse_temperature : 0;
             row_scale(l, v, inverse_temperature);
-            row_softmax s = softmax(e, l, v, nucleus_row(nucleus, first + i, v));
-            if (size != 0) entropy_gradient(more, &s, e, l, v, size);
-            float scale = coef[first + i] * inverse_temperature, sum = s.sum;
+            float max = stats[2 * (first + i)], sum = stats[2 * (first + i) + 1];
+            exponentials(e, l, max, v, nucleus_row(nucleus, first + i, v));
+            if (size != 0) entropy_gradient(more, max, sum, e, l, v, size);
+            float scale = coef[first + i] * inverse_temperature;
             SIMD
             for (int j = 0; j < v; j++) l[j] = scale * (e[j] / sum);
             int y = target[first + i];

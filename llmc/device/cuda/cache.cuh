@@ -1,4 +1,4 @@
-// Attention over the KV cache, and what moves rows about.
+// Attention over the KV cache.
 //
 // The cache is (layers, pages, key heads, 2, KV_PAGE, head_dim) in the storage of its own format,
 // which is one byte per element for formats of up to 8 bits: the keys of a page and head lie
@@ -396,32 +396,5 @@ static void cuda_attention_cached(backend* b, tensor out, const kv_cache* kv, in
 
 // ------------------------------------------------------------------------------------------------
 // Rows
-
-// A block a row of `count` units: packets, or elements of either size.
-template <class U>
-static __global__ void gather_kernel(matrix<U> to_rows, matrix<U> from, const int* row, int count) {
-    U* target = to_rows.data + blockIdx.x * to_rows.stride;
-    const U* source = from.data + row[blockIdx.x] * from.stride;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) target[i] = source[i];
-}
-
-template <class U>
-static void gather_units(backend* b, tensor to_rows, tensor from, const int* row, int elements) {
-    matrix<U> target = {(U*)to_rows.data, to_rows.stride / elements};
-    matrix<U> source = {(U*)from.data, from.stride / elements};
-    LAUNCH((gather_kernel<U>), dim3(to_rows.rows), dim3(128), 0, stream_of(b), target, source, row,
-           to_rows.cols / elements);
-}
-
-static void cuda_gather_rows(backend* b, tensor to_rows, tensor from, const int* row) {
-    if (!to_rows.rows) return;
-    bool wide = storage_of(to_rows.format) == STORE_FP32;
-    if (spans_fit(to_rows) && spans_fit(from))
-        gather_units<int4>(b, to_rows, from, row, wide ? 4 : 8);
-    else if (wide)
-        gather_units<uint32_t>(b, to_rows, from, row, 1);
-    else
-        gather_units<uint16_t>(b, to_rows, from, row, 1);
-}
 
 #endif

@@ -14,6 +14,7 @@
 #include "norm.cuh"
 #include "operand.cuh"
 #include "rope.cuh"
+#include "rows.cuh"
 #include "sample.cuh"
 #include "update.cuh"
 
@@ -192,6 +193,7 @@ backend* cuda_open_number(int number, product_source whose, const char** why) {
     CUDA_CHECK(cudaEventCreateWithFlags(&c->event, cudaEventDisableTiming));
     CUDA_CHECK(cudaMallocHost((void**)&c->staging, STAGING));
     c->processors = gpu.multiProcessorCount;
+    c->logits_kept = gpu.totalGlobalMem / 20;
     char* reason = NULL;  // why the library is not used, where that was not asked for
     c->wgmma = whose == PRODUCTS_WGMMA || whose == PRODUCTS_WGMMA_ALONE;
     if (c->wgmma && !has_wgmma(b, &gpu))

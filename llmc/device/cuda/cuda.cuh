@@ -311,10 +311,13 @@ struct cuda_context {
         void* data;
         size_t bytes;
     } scratch[SCRATCHES];
-    char* staging;       // (STAGING) page-locked memory of the host's
-    size_t staged;       // bytes of it that copies under way may read
-    uint64_t moves;      // how often scratch memory has become other memory
-    cublaslt* products;  // NULL: the handwritten ones
+    char* staging;           // (STAGING) page-locked memory of the host's
+    size_t staged;           // bytes of it that copies under way may read
+    uint64_t moves;          // how often scratch memory has become other memory
+    size_t logits_kept;      // bytes of logits that forward may leave for backward
+    const float* logits_of;  // what lies in SCRATCH_LOGITS: the logits of the head_forward that
+                             // wrote these stats, from the first on; NULL: other things
+    cublaslt* products;      // NULL: the handwritten ones
     bool forward_handwritten;
     bool wgmma;      // handwritten products, but those of fp32, are by Hopper's instruction
     nccl* group;     // NULL: the device exchanges nothing with others

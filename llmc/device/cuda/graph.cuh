@@ -46,6 +46,7 @@ static void recording_make(recording* r, backend* b, void (*calls)(void*), void*
 static void cuda_repeat(backend* b, recording** all, int key, void (*calls)(void*),
                         void* argument) {
     const uint64_t& moves = context_of(b)->moves;
+    context_of(b)->logits_of = NULL;  // the calls may have logits of their own
     recording* r = recording_of(all, key);
     if (r->moves != moves) {
         recording_drop(r);

@@ -8,14 +8,16 @@
 // (sample.cuh) too: from equal logits log mu and log pi have equal bits. log p = (l - max) -
 // log(sum exp(l - max)), never log of a quotient: that underflows.
 //
-// Backward recomputes a chunk's logits and turns them into their gradient in the same memory. The
-// gradient is rounded to the logits' format (fp8 with one scale per row), then to that of the
-// products' operands, in whose storage it lies: tensor cores read it as it is. (The CPU device
-// leaves it in the logits' format.)
+// Backward turns a chunk's logits into their gradient in the same memory, with forward's maxima and
+// sums. Forward takes the last chunk first, and the first chunks' logits are still there, as many
+// as there is memory for; others are computed again. The gradient is rounded to the logits' format
+// (fp8 with one scale per row), then to that of the products' operands, in whose storage it lies:
+// tensor cores read it as it is. (The CPU device leaves it in the logits' format.)
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
 
 #include "matmul.cuh"
+#include "rows.cuh"
 
 // ------------------------------------------------------------------------------------------------
 // A row of logits, on the device. A block owns a row.
@@ -190,35 +192,9 @@ static __device__ inline logits_row row_of_block(const logits_block& b) {
             b.nucleus ? b.nucleus + i * words_of_set(b.vocabulary) : NULL};
 }
 
-// to[i] = from[row[i]] for block i.
-template <class T>
-static __global__ void rows_move(T* to, int64_t to_stride, const T* from, int64_t from_stride,
-                                 const int* row, int cols) {
-    to += blockIdx.x * to_stride;
-    from += row[blockIdx.x] * from_stride;
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) to[c] = from[c];
-}
-
-// to[row[i]] += from[i] for all i < n, in order. The block of a row's first i adds all of them.
-static __global__ void rows_add(float* to, int64_t to_stride, const int* row, const float* from,
-                                int cols, int n) {
-    int i = blockIdx.x, mine = row[i], lane = threadIdx.x % WARP;
-    bool earlier = false;
-    for (int j = lane; j < i; j += WARP) earlier |= row[j] == mine;
-    if (__ballot_sync(~0u, earlier)) return;
-    for (int first = i / WARP * WARP; first < n; first += WARP) {
-        int j = first + lane;
-        unsigned named = __ballot_sync(~0u, j >= i && j < n && row[j] == mine);
-        for (; named; named &= named - 1) {
-            const float* add = from + (int64_t)(first + __ffs(named) - 1) * cols;
-            for (int c = threadIdx.x; c < cols; c += blockDim.x) to[mine * to_stride + c] += add[c];
-        }
-    }
-}
-
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 3)
-    head_forward_rows(float* logp, float* entropy, const int* target, const candidates asked,
-                      const logits_block b) {
+    head_forward_rows(float* logp, float* entropy, float2* stats, const int* target,
+                      const candidates asked, const logits_block b) {
     logits_row r = row_of_block(b);
     distribution d = row_distribution(r);
     int i = blockIdx.x;
@@ -229,6 +205,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 3)
     if (threadIdx.x) return;
     logp[i] = log_probability(d, logit(r, r.l[target[i]]));
     if (entropy) entropy[i] = d.entropy;
+    if (stats) stats[i] = {d.max, d.sum};
 }
 
 // Logits become their gradient, as T, from the row's start on; those that do not count, 0. Narrower
@@ -236,16 +213,17 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 3)
 // threads, writes the stretch.
 template <class T>
 static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
-    head_backward_rows(const int* target, const float* coef, const logits_block b) {
+    head_backward_rows(const int* target, const float* coef, const float2* stats,
+                       const logits_block b) {
     logits_row r = row_of_block(b);
-    distribution d = row_distribution(r);
     int y = target[blockIdx.x];
-    float scale = coef[blockIdx.x] * r.inverse_temperature, inverse_sum = 1.0f / d.sum;
+    float max = stats[blockIdx.x].x, inverse_sum = 1.0f / stats[blockIdx.x].y;
+    float scale = coef[blockIdx.x] * r.inverse_temperature;
     // fp8: in units of a power of two, for the target's gradient, read before any is written. None
     // is larger, since the others sum to minus it. In shared memory, since registers are short.
     __shared__ float unit;
     if (threadIdx.x == 0) {
-        float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - d.max) * inverse_sum : 0;
+        float own = kept(r, y) ? num_expf(logit(r, r.l[y]) - max) * inverse_sum : 0;
         unit = format_scale(fabsf(scale * (own - 1.0f)), &r.rounding);
     }
     __syncthreads();
@@ -258,7 +236,7 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 2)
         for (int u = 0; u < ROW_PACKETS; u++) {
             int i = packet_first(first, u);
             float p[4];
-            for (int k = 0; k < 4; k++) p[k] = num_expf(l[4 * u + k] - d.max) * inverse_sum;
+            for (int k = 0; k < 4; k++) p[k] = num_expf(l[4 * u + k] - max) * inverse_sum;
             for (int k = 0; k < 4 && i <= y && y < i + 4; k++) p[k] -= i + k == y ? 1.0f : 0.0f;
             four<T> g;
             for (int k = 0; k < 4; k++) {
@@ -285,20 +263,46 @@ static inline int rows_at_once(int vocabulary) {
     return rows < 64 ? 64 : rows > 4096 ? 4096 : (int)rows;
 }
 
-static inline logits_block logits_memory(backend* b, const prepared* w, int rows,
-                                         const format* rounding, float inverse_temperature) {
+// The logits of n rows go through this memory: those of a chunk of `most` rows, or of `kept`
+// chunks, where forward leaves them for backward.
+struct logits_memory {
+    logits_block block;
+    int most, kept;
+};
+
+static inline logits_memory logits_memory_for(backend* b, int n, const prepared* w,
+                                              const format* rounding, float inverse_temperature,
+                                              bool keep) {
+    context_of(b)->logits_of = NULL;
+    int most = rows_at_once(w->outputs), kept = 1;
     int64_t stride = logits_stride(w->outputs);
+    if (most > n) most = n;
+    if (keep) {
+        size_t fit = context_of(b)->logits_kept / (most * stride * sizeof(float));
+        int chunks = blocks_for(n, most);
+        kept = fit < 1 ? 1 : fit < (size_t)chunks ? (int)fit : chunks;
+    }
+    int64_t rows = (int64_t)kept * most;
+    if (rows > n) rows = n;
     float* l = (float*)cuda_scratch(b, SCRATCH_LOGITS, rows * stride * sizeof(float));
-    return {l, stride, w->outputs, inverse_temperature, *rounding, NULL};
+    return {{l, stride, w->outputs, inverse_temperature, *rounding, NULL}, most, kept};
 }
 
-// Logits of `rows` rows of x, which lie at `stride` in the storage of the weight's format.
-static inline void logits_product(backend* b, const logits_block& l, const void* x, int64_t stride,
-                                  int rows, const prepared* w) {
+// The chunk whose first row is `first`; nucleus: of row 0, or NULL.
+static inline logits_block chunk_at(const logits_memory& m, int first, const uint32_t* nucleus) {
+    logits_block l = m.block;
+    l.l += first / m.most % m.kept * (m.most * l.stride);
+    if (nucleus) l.nucleus = nucleus + (int64_t)first * words_of_set(l.vocabulary);
+    return l;
+}
+
+// Logits of x, whose storage is that of the weight's format.
+static inline void logits_product(backend* b, const logits_block& l, const tensor& x,
+                                  const prepared* w) {
     product p = {};
     p.forward = true;
-    p.m = rows, p.n = (int)l.stride, p.k = w->inputs;
-    p.a = x, p.a_stride = stride;
+    p.m = x.rows, p.n = (int)l.stride, p.k = w->inputs;
+    p.a = x.data, p.a_stride = x.stride;
     p.b = w->w, p.b_stride = w->inputs, p.b_transposed = true;
     p.c = l.l, p.c_stride = l.stride, p.c_format = &FORMAT_FP32;
     p.operand = w->operand;
@@ -311,85 +315,81 @@ static inline void same_storage(const tensor& x, const prepared* w) {
               x.format->name, w->operand->name);
 }
 
-// n rows of x into memory of their own.
-static inline void rows_gather(backend* b, void* to, const tensor& x, const int* row, int n) {
-    WITH_STORAGE(x.format, T,
-                 LAUNCH((rows_move<T>), n, 128, 0, stream_of(b), (T*)to, x.cols, (const T*)x.data,
-                        x.stride, row, x.cols));
-}
-
-static void cuda_head_forward(backend* b, float* logp, float* entropy, tensor x, const int* row,
-                              const int* target, int n, const prepared* w, const format* logits,
-                              float inverse_temperature, const uint32_t* nucleus,
-                              const candidates* asked) {
-    int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
+static void cuda_head_forward(backend* b, float* logp, float* entropy, float* stats, tensor x,
+                              const int* row, const int* target, int n, const prepared* w,
+                              const format* logits, float inverse_temperature,
+                              const uint32_t* nucleus, const candidates* asked) {
     if (n <= 0) return;
-    if (most > n) most = n;
     same_storage(x, w);
-    logits_block l = logits_memory(b, w, most, logits, inverse_temperature);
-    void* named = cuda_scratch(b, SCRATCH_ROWS, most * (size_t)x.cols * b->bytes_per(x.format));
-    for (int first = 0; first < n; first += most) {
+    logits_memory m = logits_memory_for(b, n, w, logits, inverse_temperature, stats != NULL);
+    int most = m.most;
+    void* memory = cuda_scratch(b, SCRATCH_ROWS, most * (size_t)x.cols * b->bytes_per(x.format));
+    for (int first = (n - 1) / most * most; first >= 0; first -= most) {
         int rows = n - first < most ? n - first : most;
-        rows_gather(b, named, x, row + first, rows);
-        logits_product(b, l, named, x.cols, rows, w);
-        l.nucleus = nucleus ? nucleus + (int64_t)first * words : NULL;
+        tensor named = {memory, rows, x.cols, x.cols, x.format};
+        logits_block l = chunk_at(m, first, nucleus);
+        cuda_gather_rows(b, named, x, row + first);
+        logits_product(b, l, named, w);
         candidates part = {};
         if (asked) {
             int64_t at = (int64_t)first * asked->count;
             part = {asked->count, asked->id + at, asked->logp + at};
         }
         LAUNCH(head_forward_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), logp + first,
-               entropy ? entropy + first : NULL, target + first, part, l);
+               entropy ? entropy + first : NULL, stats ? (float2*)stats + first : NULL,
+               target + first, part, l);
     }
+    context_of(b)->logits_of = stats;
 }
 
 // dx of a chunk's rows, by way of `rows_dx`, and its share of dw; `named` are the rows of x.
-static inline void head_backward_products(backend* b, tensor dx, float* dw, float* rows_dx,
-                                          const void* named, const int* row, int rows,
+static inline void head_backward_products(backend* b, tensor dx, float* dw, tensor rows_dx,
+                                          const tensor& named, const int* row,
                                           const logits_block& dlogits, const prepared* w) {
-    int channels = w->inputs;
+    int channels = w->inputs, rows = named.rows;
     product p = {};
     p.m = rows, p.n = channels, p.k = (int)dlogits.stride;
     p.a = dlogits.l;
     p.a_stride = dlogits.stride * (int64_t)(sizeof(float) / b->bytes_per(w->operand));
     p.b = w->w, p.b_stride = channels;
-    p.c = rows_dx, p.c_stride = channels, p.c_format = dx.format;
+    p.c = rows_dx.data, p.c_stride = channels, p.c_format = dx.format;
     p.operand = w->operand;
     cuda_product(b, p);
-    LAUNCH(rows_add, rows, 128, 0, stream_of(b), (float*)dx.data, dx.stride, row, rows_dx, channels,
-           rows);
+    add_rows(b, (float*)dx.data, dx.stride, rows_dx, row);
     p.m = w->outputs, p.n = channels, p.k = rows;
     p.a_transposed = true;
-    p.b = named;
+    p.b = named.data;
     p.c = dw, p.c_format = &FORMAT_FP32, p.accumulate = true;
     cuda_product(b, p);
 }
 
-static void cuda_head_backward(backend* b, tensor dx, float* dw, tensor x, const int* row,
-                               const int* target, const float* coef, const float* bonus, int n,
-                               const prepared* w, const format* logits, float inverse_temperature,
-                               const uint32_t* nucleus) {
-    int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
+static void cuda_head_backward(backend* b, tensor dx, float* dw, const float* stats, tensor x,
+                               const int* row, const int* target, const float* coef,
+                               const float* bonus, int n, const prepared* w, const format* logits,
+                               float inverse_temperature, const uint32_t* nucleus) {
     if (bonus) fatal("the CUDA device has no gradient of entropies");  // refuse() says so before
     if (n <= 0) return;
-    if (most > n) most = n;
     same_storage(x, w);
     if (storage_of(dx.format) != STORE_FP32)
         fatal("the gradient of the head's input is %s; the CUDA device has fp32", dx.format->name);
-    logits_block l = logits_memory(b, w, most, logits, inverse_temperature);
+    bool there = context_of(b)->logits_of == stats;
+    logits_memory m = logits_memory_for(b, n, w, logits, inverse_temperature, true);
+    int most = m.most, left = there ? m.kept * most : 0;  // rows whose logits forward left
     // Rows of the gradient first: both parts then begin where 16-byte accesses fit.
     size_t part = ((size_t)most * x.cols * sizeof(float) + 15) / 16 * 16;
-    float* rows_dx = (float*)cuda_scratch(b, SCRATCH_ROWS, 2 * part);
-    void* named = (char*)rows_dx + part;
+    char* memory = (char*)cuda_scratch(b, SCRATCH_ROWS, 2 * part);
     for (int first = 0; first < n; first += most) {
         int rows = n - first < most ? n - first : most;
-        rows_gather(b, named, x, row + first, rows);
-        logits_product(b, l, named, x.cols, rows, w);
-        l.nucleus = nucleus ? nucleus + (int64_t)first * words : NULL;
-        WITH_STORAGE(w->operand, T,
-                     LAUNCH((head_backward_rows<T>), rows, row_threads(l.vocabulary), 0,
-                            stream_of(b), target + first, coef + first, l));
-        head_backward_products(b, dx, dw, rows_dx, named, row + first, rows, l, w);
+        tensor rows_dx = {memory, rows, x.cols, x.cols, dx.format};
+        tensor named = {memory + part, rows, x.cols, x.cols, x.format};
+        logits_block l = chunk_at(m, first, nucleus);
+        cuda_gather_rows(b, named, x, row + first);
+        if (first >= left) logits_product(b, l, named, w);
+        WITH_STORAGE(
+            w->operand, T,
+            LAUNCH((head_backward_rows<T>), rows, row_threads(l.vocabulary), 0, stream_of(b),
+                   target + first, coef + first, (const float2*)stats + first, l));
+        head_backward_products(b, dx, dw, rows_dx, named, row + first, l, w);
     }
 }
 

@@ -314,16 +314,17 @@ static __global__ void __launch_bounds__(ROW_THREADS_MAX, 1)
 
 static void cuda_sample(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
                         const prepared* w, const format* logits, const sampling* how) {
-    int most = rows_at_once(w->outputs), words = words_of_set(w->outputs);
-    size_t each = b->bytes_per(w->operand);
+    size_t each = b->bytes_per(w->operand), words = words_of_set(w->outputs);
     if (n <= 0) return;
-    if (most > n) most = n;
     same_storage(x, w);
-    logits_block l = logits_memory(b, w, most, logits, 1);
-    uint32_t* nucleus_sets = (uint32_t*)cuda_scratch(b, SCRATCH_ROWS, (size_t)most * words * 4);
+    logits_memory m = logits_memory_for(b, n, w, logits, 1, false);
+    logits_block l = m.block;
+    int most = m.most;
+    uint32_t* nucleus_sets = (uint32_t*)cuda_scratch(b, SCRATCH_ROWS, most * words * 4);
     for (int first = 0; first < n; first += most) {
         int rows = n - first < most ? n - first : most;
-        logits_product(b, l, (const char*)x.data + first * x.stride * each, x.stride, rows, w);
+        void* data = (char*)x.data + first * x.stride * each;
+        logits_product(b, l, {data, rows, x.cols, x.stride, x.format}, w);
         LAUNCH(sample_rows, rows, row_threads(l.vocabulary), 0, stream_of(b), slot_arrays_of(*s),
                row_slot + first, l, nucleus_sets, how, end_words_of(s->ends));
     }
