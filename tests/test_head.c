@@ -1,5 +1,6 @@
 // The vocabulary head, forward and backward, and the sampler behind it. See op_test.h for the
 // method; a row is a row that the head is asked for.
+#include "device/cpu/cpu.h"
 #include "op_test.h"
 
 // Operands of the products; the logits and their gradient; what comes in and goes out.
@@ -55,10 +56,10 @@ static void run_head(backend* b, const void* inputs, const tensor* r, int first,
     float *logp = r[LOGP].data, *entropy = r[ENTROPY].data, *again = r[LOGP_PLAIN].data;
     float t = c->s.inverse_temperature, *stats = (float*)r[STATS].data + 2 * first;
     prepared* w = prepare(b, c);
-    b->head_forward(b, logp + first, entropy + first, stats, c->x, row, target, n, w, c->f.logits,
-                    t, nucleus, &asked);
     b->head_forward(b, again + first, NULL, NULL, c->x, row, target, n, w, c->f.logits, t, nucleus,
                     NULL);
+    b->head_forward(b, logp + first, entropy + first, stats, c->x, row, target, n, w, c->f.logits,
+                    t, nucleus, &asked);
     b->head_backward(b, r[DX], r[DW].data, stats, c->x, row, target, (float*)c->coef.data + first,
                      c->f.logits->scaled ? NULL : (float*)c->bonus.data + first, n, w, c->f.logits,
                      t, nucleus);
@@ -133,7 +134,6 @@ static void check_shapes(void) {
     formats f = formats_of(&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check_head(shapes[i], f);
     check_head_on((shape){90, 150, 50, 1, 0}, f, 0, 1);
-    // So many tokens that logits of all rows do not fit into memory at one time.
     check_head((shape){113, 20011, 3, 1, 0}, f);
 }
 
@@ -743,6 +743,83 @@ static void check_top_p_is_smallest(backend* b) {
     arrays_free(mark, "top-p");
 }
 
+// ------------------------------------------------------------------------------------------------
+// Logits that forward left for backward, of 3, 2 or 1 blocks of rows: whatever comes between the
+// two, gradients are those of backward right after forward.
+
+enum between { NOTHING, BACKWARD, OTHER_FORWARD, SAMPLE, OTHER_X, BETWEEN };
+enum { BLOCK = 256, LEFT_ROWS = 2 * BLOCK + 88, LEFT_VOCABULARY = 13 };
+
+typedef struct left_case {
+    head_inputs c;
+    prepared* w;
+    tensor logp, stats, dx, dw;
+} left_case;
+
+static void left_forward(backend* b, left_case* l, float* stats, int n) {
+    b->head_forward(b, l->logp.data, NULL, stats, l->c.x, l->c.row, l->c.target, n, l->w,
+                    &FORMAT_FP32, l->c.s.inverse_temperature, l->c.nucleus, NULL);
+}
+static void left_backward(backend* b, left_case* l) {
+    set_zero(l->dx);
+    set_zero(l->dw);
+    b->head_backward(b, l->dx, l->dw.data, l->stats.data, l->c.x, l->c.row, l->c.target,
+                     l->c.coef.data, l->c.bonus.data, LEFT_ROWS, l->w, &FORMAT_FP32,
+                     l->c.s.inverse_temperature, l->c.nucleus);
+}
+
+static void check_left_between(backend* b, left_case* l, enum between between, int blocks,
+                               const tensor* expected) {
+    int mark = array_count, other = 0;
+    tensor x = l->c.x, zeros = matrix_copy(x), stats = vector_new(2);
+    sampling how = {.inverse_temperature = 1, .top_p = 1};
+    const char* what = text("%d blocks left, number %d between", blocks, between);
+    ((cpu_context*)b->context)->logits_kept = sizeof(float) * BLOCK * LEFT_VOCABULARY * blocks;
+    set_zero(l->stats);
+    left_forward(b, l, l->stats.data, LEFT_ROWS);
+    check_same(l->logp, expected[0], "logp", what, b);
+    if (between == BACKWARD) left_backward(b, l);
+    if (between == OTHER_FORWARD) left_forward(b, l, stats.data, 1);
+    if (between == SAMPLE) {
+        slots t = slots_new(5, LEFT_VOCABULARY);
+        b->sample(b, &t.s, x, t.row_slot, 5, l->w, &FORMAT_FP32, &how);
+    }
+    set_zero(zeros);
+    if (between == OTHER_X) l->c.x = zeros;
+    left_backward(b, l);
+    l->c.x = x;
+    // dx comes of logits alone, and shows which ones backward has computed from another x.
+    for (int r = 0; r < LEFT_ROWS && between == OTHER_X; r++)
+        other += (first_difference(rows_of(l->dx, r, 1), rows_of(expected[1], r, 1)) >= 0) !=
+                 (r >= blocks * BLOCK);
+    CHECK(other == 0, "%s: %d rows", what, other);
+    if (between != OTHER_X) check_same(l->dx, expected[1], "dx", what, b);
+    if (between != OTHER_X) check_same(l->dw, expected[2], "dw", what, b);
+    arrays_drop(mark);
+}
+
+static void check_left_logits(backend* b) {
+    int mark = array_count;
+    size_t usual = ((cpu_context*)b->context)->logits_kept;
+    shape s = {LEFT_ROWS, LEFT_VOCABULARY, 20, 0.8f, 40};
+    left_case l = {.c = inputs_new(s, formats_of(&FORMAT_FP32, &FORMAT_FP32, &FORMAT_FP32))};
+    for (int i = 0; i < LEFT_ROWS; i++) l.c.row[i] = i;
+    l.logp = vector_new(LEFT_ROWS), l.stats = vector_new(2 * LEFT_ROWS);
+    l.dx = matrix_copy(l.c.x), l.dw = matrix_copy(l.c.w);
+    l.w = prepare(plain_device, &l.c);
+    left_forward(plain_device, &l, l.stats.data, LEFT_ROWS);
+    left_backward(plain_device, &l);
+    plain_device->weight_release(plain_device, l.w);
+    const tensor expected[] = {matrix_copy(l.logp), matrix_copy(l.dx), matrix_copy(l.dw)};
+    l.w = prepare(b, &l.c);
+    for (int blocks = 1; blocks <= 3; blocks++)
+        for (enum between between = NOTHING; between < BETWEEN; between++)
+            check_left_between(b, &l, between, blocks, expected);
+    b->weight_release(b, l.w);
+    ((cpu_context*)b->context)->logits_kept = usual;
+    arrays_free(mark, "logits left");
+}
+
 int main(void) {
     devices_open();
     check_shapes();
@@ -755,6 +832,7 @@ int main(void) {
     check_rare_tokens();
     check_top_p_reached();
     check_exact_draws();
+    for (int d = 1; d < device_count; d += device_step) check_left_logits(devices[d]);
     for (int d = 0; d <= device_count; d += device_step) {
         check_known(devices[d], "head", 0);
         check_known(devices[d], "head_keep", 1);

@@ -194,6 +194,7 @@ backend* cpu_open(int threads, const char* isa) {
 #endif
     cpu* c = xalloc(1, sizeof *c, "the CPU device");
     c->context.threads = threads;
+    c->context.logits_kept = 512 << 20;
     c->context.load = (cpu_load){.active = threads, .patience = 0.5};
     snprintf(c->name, sizeof c->name, "cpu (%s, %d thread%s)", set->name, threads,
              threads == 1 ? "" : "s");

@@ -36,7 +36,10 @@ typedef struct cpu_context {
     struct cpu_buffer {
         void* data;
         size_t bytes;
-    } scratch[SCRATCHES];  // grows to the largest request; see cpu_scratch
+    } scratch[SCRATCHES];    // grows to the largest request; see cpu_scratch
+    size_t logits_kept;      // bytes of logits that forward may leave for backward
+    const float* logits_of;  // what lies in SCRATCH_LOGITS: the logits of the head_forward that
+                             // wrote these stats, from the first on; NULL: other things
 } cpu_context;
 
 // At least `bytes` bytes of scratch memory number `which`, undefined content, valid until the next

@@ -1,6 +1,9 @@
 // The vocabulary head and the sampler behind it. Both turn a row of logits into log-probabilities
 // by one function, so the sampler's log mu and the trainer's log pi of a token are the same bits.
 // log p = (l - max) - log(sum exp(l - max)), never log of a quotient: that underflows.
+//
+// Logits exist for a block of rows at a time. Forward takes the last block first, and the first
+// blocks' logits stay for backward, as many as there is memory for; it computes others again.
 #include "gemm.h"
 #include "ops.h"
 
@@ -48,12 +51,13 @@ INLINE float log_probability(const row_softmax* s, float logit) {
     return (logit - s->max) - s->log_sum;
 }
 
-// H = log sum - (sum of e (l - max)) / sum; overwrites l.
-static float entropy_of(const row_softmax* s, const float* restrict e, float* restrict l, int n) {
+// H = log sum - (sum of e (l - max)) / sum; term: (n) scratch.
+static float entropy_of(const row_softmax* s, const float* restrict e, const float* restrict l,
+                        float* restrict term, int n) {
     const float max = s->max;
     SIMD
-    for (int i = 0; i < n; i++) l[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
-    return s->log_sum - row_sum(l, n) / s->sum;
+    for (int i = 0; i < n; i++) term[i] = e[i] > 0 ? e[i] * (l[i] - max) : 0;
+    return s->log_sum - row_sum(term, n) / s->sum;
 }
 
 // Rows whose logits exist at one time: about 64 MB of them, whole tiles, at most 256. Each block
@@ -63,26 +67,39 @@ static int rows_at_once(int vocabulary) {
     return rows < GEMM_MR ? GEMM_MR : rows > 256 ? 256 : rows;
 }
 
-// Scratch for one block: gathered rows of x, their logits, and two rows a thread.
+// Scratch for n rows: gathered rows of x of one block, logits of `kept` blocks, and two rows a
+// thread.
 typedef struct head_block {
-    int rows, vocabulary, channels;
+    int rows, kept, vocabulary, channels;
     float *x, *logits, *row;
 } head_block;
 
-static head_block block_memory(backend* b, const prepared* w) {
+// keep: for backward.
+static head_block block_memory(backend* b, int n, const prepared* w, int keep) {
+    cpu_context* c = b->context;
     head_block m = {
         .rows = rows_at_once(w->outputs), .vocabulary = w->outputs, .channels = w->inputs};
     size_t logits = (size_t)m.rows * m.vocabulary, x = (size_t)m.rows * m.channels;
     size_t row = 2 * (size_t)cpu_threads(b) * m.vocabulary;
+    size_t fit = keep ? c->logits_kept / (logits * sizeof(float)) : 1;
+    int blocks = (n + m.rows - 1) / m.rows;
+    m.kept = fit < 1 ? 1 : fit < (size_t)blocks ? (int)fit : blocks;
+    logits *= m.kept;
     m.logits = cpu_scratch(b, SCRATCH_LOGITS, (logits + x + row) * sizeof(float));
     m.x = m.logits + logits;
     m.row = m.x + x;
+    c->logits_of = NULL;
     return m;
 }
 
-// Logits of n rows of x (row numbers in `row`, or the first n) into the block's memory.
-static void block_logits(backend* b, head_block* m, tensor x, const int* row, int first, int n,
-                         const prepared* w, const format* logits) {
+// The logits of the block whose first row is `first`.
+static float* logits_at(const head_block* m, int first) {
+    return m->logits + (size_t)(first / m->rows % m->kept * m->rows) * m->vocabulary;
+}
+
+// Logits of n rows of x (row numbers in `row`, or the first n) to `to`.
+static void block_logits(backend* b, const head_block* m, float* to, tensor x, const int* row,
+                         int first, int n, const prepared* w, const format* logits) {
     PARALLEL_FOR(b)
     for (int i = 0; i < n; i++) {
         const float* from = row_of(x, row ? row[first + i] : first + i);
@@ -95,7 +112,7 @@ static void block_logits(backend* b, head_block* m, tensor x, const int* row, in
               .a_stride = m->channels,
               .packed = w->packed,
               .kept = w->kept,
-              .c = m->logits,
+              .c = to,
               .c_stride = m->vocabulary,
               .round = logits};
     ISA(gemm_run_split)(b, &g, w->plan.split_k);
@@ -117,22 +134,25 @@ void ISA(head_forward)(backend* b, float* logp, float* entropy, float* stats, te
                        const int* row, const int* target, int n, const prepared* w,
                        const format* logits, float inverse_temperature, const uint32_t* nucleus,
                        const candidates* asked) {
-    head_block m = block_memory(b, w);
+    if (n == 0) return;
+    head_block m = block_memory(b, n, w, stats != NULL);
     int v = m.vocabulary;
-    for (int first = 0; first < n; first += m.rows) {
+    for (int first = (n - 1) / m.rows * m.rows; first >= 0; first -= m.rows) {
         int rows = n - first < m.rows ? n - first : m.rows;
-        block_logits(b, &m, x, row, first, rows, w, logits);
+        float* block = logits_at(&m, first);
+        block_logits(b, &m, block, x, row, first, rows, w, logits);
         PARALLEL_FOR(b)
         for (int i = 0; i < rows; i++) {
-            float *l = m.logits + (size_t)i * v, *e = m.row + (size_t)cpu_thread() * v;
+            float *l = block + (size_t)i * v, *e = m.row + 2 * (size_t)cpu_thread() * v;
             row_scale(l, v, inverse_temperature);
             row_softmax s = softmax(e, l, v, nucleus_row(nucleus, first + i, v));
             logp[first + i] = log_probability(&s, l[target[first + i]]);
             if (stats) stats[2 * (first + i)] = s.max, stats[2 * (first + i) + 1] = s.sum;
             if (asked) answer(asked, first + i, &s, l);
-            if (entropy) entropy[first + i] = entropy_of(&s, e, l, v);
+            if (entropy) entropy[first + i] = entropy_of(&s, e, l, e + v, v);
         }
     }
+    ((cpu_context*)b->context)->logits_of = stats;
 }
 
 // Rounds a row of logits' gradients to their format. For fp8 the scale comes from the target's
@@ -174,20 +194,22 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, const float* stats, te
                         const int* row, const int* target, const float* coef, const float* bonus,
                         int n, const prepared* w, const format* logits, float inverse_temperature,
                         const uint32_t* nucleus) {
-    head_block m = block_memory(b, w);
-    int v = m.vocabulary, c = m.channels;
+    int there = ((cpu_context*)b->context)->logits_of == stats;
+    head_block m = block_memory(b, n, w, 1);
+    int v = m.vocabulary, c = m.channels, left = there ? m.kept * m.rows : 0;
     // The gradient's own format is that of the logits; only tf32 products round it once more.
     const format* operand = w->plan.gradient ? w->plan.gradient : w->backward_operand;
     if (operand != &FORMAT_TF32) operand = &FORMAT_FP32;
     float* rows_dx = cpu_scratch(b, SCRATCH_ROWS, (size_t)m.rows * c * sizeof(float));
     for (int first = 0; first < n; first += m.rows) {
         int rows = n - first < m.rows ? n - first : m.rows;
-        block_logits(b, &m, x, row, first, rows, w, logits);
+        float* block = logits_at(&m, first);
+        if (first >= left) block_logits(b, &m, block, x, row, first, rows, w, logits);
         PARALLEL_FOR(b)
         for (int i = 0; i < rows; i++) {
-            float *l = m.logits + (size_t)i * v, *e = m.row + 2 * (size_t)cpu_thread() * v;
+            float *l = block + (size_t)i * v, *e = m.row + 2 * (size_t)cpu_thread() * v;
             float *more = e + v, size = bonus ? bonus[first + i] * inverse_temperature : 0;
-            row_scale(l, v, inverse_temperature);
+            if (first >= left) row_scale(l, v, inverse_temperature);
             float max = stats[2 * (first + i)], sum = stats[2 * (first + i) + 1];
             exponentials(e, l, max, v, nucleus_row(nucleus, first + i, v));
             if (size != 0) entropy_gradient(more, max, sum, e, l, v, size);
@@ -206,7 +228,7 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, const float* stats, te
         gemm g = {.m = rows,
                   .n = c,
                   .k = v,
-                  .a = m.logits,
+                  .a = block,
                   .a_stride = v,
                   .b = w->w,
                   .b_stride = c,
@@ -222,7 +244,7 @@ void ISA(head_backward)(backend* b, tensor dx, float* dw, const float* stats, te
         gemm h = {.m = v,
                   .n = c,
                   .k = rows,
-                  .a = m.logits,
+                  .a = block,
                   .a_stride = v,
                   .a_transposed = 1,
                   .b = m.x,
@@ -333,9 +355,11 @@ static void advance(const slot_state* s, int slot, int token, float logp, float 
     if (end_set_has(&s->ends, token) || --s->left[slot] == 0) s->position[slot] = -1;
 }
 
-static void sample_row(const slot_state* s, int slot, float* l, float* e, int* heap,
+// row: (2 v) scratch.
+static void sample_row(const slot_state* s, int slot, float* l, float* row, int* heap,
                        uint32_t* nucleus_set, int v, const sampling* how) {
     uint32_t* nucleus = how->top_k > 0 || how->top_p < 1 ? nucleus_set : NULL;
+    float* e = row;
     int token;
     row_scale(l, v, how->inverse_temperature);
     row_softmax d = softmax(e, l, v, NULL);
@@ -357,23 +381,23 @@ static void sample_row(const slot_state* s, int slot, float* l, float* e, int* h
         find_best(&s->best, (int64_t)sequence * s->max_new + s->length[sequence], &d, l, v,
                   nucleus);
     }
-    advance(s, slot, token, logp, entropy_of(&d, e, l, v), nucleus);
+    advance(s, slot, token, logp, entropy_of(&d, e, l, row + v, v), nucleus);
 }
 
 void ISA(sample)(backend* b, const slot_state* s, tensor x, const int* row_slot, int n,
                  const prepared* w, const format* logits, const sampling* how) {
-    head_block m = block_memory(b, w);
+    head_block m = block_memory(b, n, w, 0);
     int v = m.vocabulary, words = (v + 31) / 32;
     size_t each = (size_t)v + words;
     int* memory = cpu_scratch(b, SCRATCH_ROWS, cpu_threads(b) * each * sizeof(int));
     for (int first = 0; first < n; first += m.rows) {
         int rows = n - first < m.rows ? n - first : m.rows;
-        block_logits(b, &m, x, NULL, first, rows, w, logits);
+        block_logits(b, &m, m.logits, x, NULL, first, rows, w, logits);
         PARALLEL_FOR(b)
         for (int i = 0; i < rows; i++) {
             int slot = row_slot[first + i], *heap = memory + cpu_thread() * each;
             if (s->position[slot] >= 0)
-                sample_row(s, slot, m.logits + (size_t)i * v, m.row + (size_t)cpu_thread() * v,
+                sample_row(s, slot, m.logits + (size_t)i * v, m.row + 2 * (size_t)cpu_thread() * v,
                            heap, (uint32_t*)(heap + v), v, how);
         }
     }
