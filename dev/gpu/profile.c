@@ -110,16 +110,16 @@ static void decode(trainer* t, precision p, int count) {
     sampler* r = sampler_create(t->b, &t->model, p, cache, count, prompt, new_tokens, count, 0,
                                 (end_set){0}, 0);
     sampler_sync(r, t->parameters);
-    sampler_begin(r, d, &how);  // up to the first token of each
-    uint64_t before = kernels(), looks = 0, last;
+    sampler_begin(r, d, &how);
+    uint64_t looks = 0, before, last;  // the first look prefills, the last one has steps alone
     int left;
     do {
-        last = ptx_launches();
+        before = kernels(), last = ptx_launches();
         left = sampler_step(r);
         looks++;
     } while (left);
     uint64_t steps = (uint64_t)sampler_end(r).decode_steps;
-    decode_kernels = (kernels() - before) / steps;
+    decode_kernels = (kernels() - before) * looks / steps;
     decode_launches = (ptx_launches() - last) * looks / steps;
     sampler_free(r);
     rollout_free(d);
