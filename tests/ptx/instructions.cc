@@ -519,7 +519,7 @@ step tensor_mma_e4m3, tensor_mma_e5m2, tensor_mma_e4m3_e5m2, tensor_mma_e5m2_e4m
 // In memory.cc
 step copy_issue, copy_commit, copy_wait, proxy_fence;
 // In wgmma.cc
-step wgmma_fence, wgmma_commit, wgmma_wait;
+step wgmma_commit, wgmma_wait;
 
 typedef std::map<std::string, opcode, std::less<>> table;
 

@@ -498,6 +498,18 @@ struct parser {
         }
     }
 
+    // From wgmma.fence on the registers of sums are the products'. first: the first use by this
+    // one.
+    void check_sums(size_t first) {
+        for (size_t i = since_fence; i < first; i++) {
+            if (!uses[i].result || k.code[(u32)uses[i].instruction].run == wgmma_issue) continue;
+            for (size_t n = first; n < uses.size(); n++)
+                if (uses[n].result && uses[n].reg == uses[i].reg)
+                    r.refuse("a sum of this wgmma is written behind the wgmma.fence");
+        }
+    }
+    size_t since_fence = ~(size_t)0;  // uses by what follows the last wgmma.fence
+
     void instruction_named(std::string_view name) {
         if (name.rfind("ld.", 0) == 0 || name.rfind("st.", 0) == 0) {
             load_or_store(name);
@@ -521,8 +533,10 @@ struct parser {
         k.wgmma |= o->run == wgmma_issue;
         const char* members = strchr(o->operands, 'm');
         i.vector = (u8)(members ? members - o->operands : 0);
-        size_t first = k.operands.size();
+        size_t first = k.operands.size(), first_use = uses.size();
         operands(o->operands);
+        if (o->run == wgmma_fence) since_fence = uses.size();
+        if (o->run == wgmma_issue) check_sums(first_use);
         if (o->flags & BARRIER && k.operands[first + (o->flags & REDUCES ? 1 : 0)] != 0)
             r.refuse("a barrier other than number 0");
         if (o->flags & (SYNC | ALIGNED | BARRIER)) k.code.back().flags |= TERMINATOR;

@@ -149,7 +149,8 @@ struct opcode {
 };
 const opcode* opcode_find(std::string_view name);
 extern step run_leader, run_branch, run_branch_if, run_narrow, run_widen, run_exit, run_load,
-    run_store, run_load_strong, run_store_strong, run_atomic_add, run_pack, run_unpack, wgmma_issue;
+    run_store, run_load_strong, run_store_strong, run_atomic_add, run_pack, run_unpack, wgmma_fence,
+    wgmma_issue;
 template <s32 mode>  // of ACQUIRES and RELEASES
 step run_global_add;
 

@@ -178,6 +178,12 @@ static const fault FAULTS[] = {
     {"sums that the program had in between", "no wgmma.fence", 1, 128,
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE WGMMA_WAIT
          WGMMA_STORE WGMMA_ISSUE WGMMA_WAIT},
+    {"sums that are written behind the fence", "behind the wgmma.fence", 1, 128,
+     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN
+     "mov.f32 %f3, 0f00000000;\n" WGMMA_ISSUE WGMMA_WAIT},
+    {"other registers that are written behind the fence", NULL, 1, 128,
+     WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN
+     "mov.f32 %f5, 0f00000000;\n" WGMMA_ISSUE WGMMA_WAIT},
     {"a product that nobody waits for", "ends before this wgmma", 1, 128,
      WGMMA_FILL WGMMA_OPERANDS WGMMA_SHOW WGMMA_BARRIER WGMMA_BEGIN WGMMA_ISSUE},
     {"a warp that takes no part in a product", "did not issue the same", 1, 128,

@@ -223,12 +223,12 @@ static __device__ inline void wgmma_slabs(float (&acc)[1][TILE::BN / 8][4], cons
     using A = typename TILE::template slab<TILE::BM, A_ALONG_K>;
     using B = typename TILE::template slab<TILE::BN, B_ALONG_K>;
     uint64_t a = A::descriptor(slab_a) + A::step(i0 / 64 * 64, 0), b = B::descriptor(slab_b);
-    wgmma_begin();
+    wgmma_begin(acc[0]);
 #pragma unroll
     for (int k = 0; k < TILE::BK; k += 16)
         wgmma<T, A_ALONG_K, B_ALONG_K>(acc[0], a + A::step(0, k), b + B::step(0, k));
     wgmma_commit();
-    wgmma_wait<TILE::STAGES - 1 - TILE::AHEAD>();
+    wgmma_wait<TILE::STAGES - 1 - TILE::AHEAD>(acc[0]);
 }
 
 static __device__ inline void store_pair(float* c, float x0, float x1) {
@@ -345,7 +345,7 @@ static __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
             mma_slabs<TILE, A_ALONG_K, B_ALONG_K>(acc, slab_a, slab_b, warp_i, warp_j);
         stage = stage + 1 < STAGES ? stage + 1 : 0;
     }
-    if constexpr (TILE::WGMMA) wgmma_wait<0>();
+    if constexpr (TILE::WGMMA) wgmma_wait<0>(acc[0]);
     if (partial) {
         p.c = partial + blockIdx.z * (int64_t)p.m * p.n;
         p.c_stride = p.n;

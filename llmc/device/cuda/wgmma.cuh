@@ -25,19 +25,34 @@ static __global__ void wgmma_exists(int* yes) {
 static __device__ inline void wgmma_shared_written() {
     WGMMA_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// The registers of sums are as the program left them.
-static __device__ inline void wgmma_begin() { WGMMA_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+#define SUMS_4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define SUMS_16(i) SUMS_4(i), SUMS_4(i + 1), SUMS_4(i + 2), SUMS_4(i + 3)
+
+// The compiler does not see that products go on. What touches their sums stays on its side of this.
+template <int N>
+static __device__ inline void wgmma_hold(float (&d)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) WGMMA_ASM("" : SUMS_4(i)::"memory");
+}
+// Products may follow, with these sums: their registers are as the program left them.
+template <int N>
+static __device__ inline void wgmma_begin(float (&sums)[N][4]) {
+    wgmma_hold(sums);
+    WGMMA_ASM("wgmma.fence.sync.aligned;" ::: "memory");
+}
 // Ends a group of products.
 static __device__ inline void wgmma_commit() {
     WGMMA_ASM("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 // Until at most n younger groups are at work. Before that nobody may touch their sums or operands.
-template <int n>
-static __device__ inline void wgmma_wait() {
+template <int n, int N>
+static __device__ inline void wgmma_wait(float (&sums)[N][4]) {
     WGMMA_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
+    wgmma_hold(sums);
 }
 
-// The places of sums in the text of an instruction, and the sums.
+// The places of sums in the text of an instruction.
 #define WGMMA_32                                             \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
@@ -45,8 +60,6 @@ static __device__ inline void wgmma_wait() {
     ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define WGMMA_64 WGMMA_32 WGMMA_MORE
-#define SUMS_4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define SUMS_16(i) SUMS_4(i), SUMS_4(i + 1), SUMS_4(i + 2), SUMS_4(i + 3)
 #define WGMMA(n, type, sums, a, b, a_outer, b_outer, ...)                                         \
     WGMMA_ASM("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" sums "}, %" #a \
               ", %" #b ", 1, 1, 1, %" #a_outer ", %" #b_outer ";"                                 \
@@ -93,7 +106,9 @@ struct wgmma_slab {
     static __device__ inline uint64_t descriptor(const T* slab) {
         uint64_t part = ALONG_K ? 1 : ROWS * STRIDE * 2 / 16, rows = 8 * STRIDE * 2 / 16;
         uint64_t swizzled_by_128_bytes = 1ull << 62;
-        return shared_address(slab) / 16 | part << 16 | rows << 32 | swizzled_by_128_bytes;
+        // Bits 24 and on of the address name a block of a cluster.
+        return (shared_address(slab) & 0x3ffff) / 16 | part << 16 | rows << 32 |
+               swizzled_by_128_bytes;
     }
     static __device__ constexpr int step(int outer, int k) {
         return (ALONG_K ? outer * STRIDE + k : outer / 64 * ROWS * STRIDE + k * STRIDE) * 2 / 16;
