@@ -1,6 +1,8 @@
 # What share of the lines of llmc/device/cuda/ ran, and which kernels did not, from the files that PTX_COVERAGE
 # names (KERNEL FILE LINE COUNT). A line ran if it ran in one kernel. -v floor=N: every file needs N %,
-# and every kernel has to run. The last line is a verdict, as of a test.
+# and every kernel has to run. -v without=WORD: what has this in its name cannot run here. The last line is a
+# verdict, as of a test.
+without && ($1 ~ without || $2 ~ without) { next }
 {
     sub(/.*\/llmc\//, "llmc/", $2)
     sub(/cuda\/\.\.\//, "", $2)
