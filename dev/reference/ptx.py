@@ -37,19 +37,20 @@ rng = random.Random(20240607)
 INSTRUCTIONS = """
 abs.f32 add.rn.f32 add.rn.f64 add.s32 add.s64 and.b16 and.b32 and.b64 and.pred bfe.u32 bfi.b32
 bfi.b64 bfind.shiftamt.u32 brev.b32 clz.b32 cvt.f32.bf16 cvt.f32.f16 cvt.f64.f32 cvt.rn.bf16.f32
-cvt.rn.f16.f32 cvt.rn.f32.s32 cvt.rn.f32.u32 cvt.rn.f64.u64 cvt.rna.tf32.f32 cvt.rzi.s32.f32
-cvt.rzi.u32.f32 cvt.rzi.u64.f32 cvt.s64.s32 cvt.u16.u32 cvt.u32.u64 cvt.u64.u32 div.rn.f32 div.s32
-div.s64 div.u32 fma.rn.f32 mad.lo.s32 mad.lo.s64 max.f32 max.s32 max.s64 max.u32 max.u64 min.f32
-min.s32 min.s64 min.u32 min.u64 mul.hi.u32 mul.hi.u64 mul.lo.s16 mul.lo.s32 mul.lo.s64 mul.rn.f32
-mul.rn.f64 mul.wide.s32 mul.wide.u16 mul.wide.u32 neg.f32 neg.s32 neg.s64 not.b32 not.b64 not.pred
-or.b32 or.b64 or.pred popc.b32 prmt.b32 rcp.rn.f32 rem.s32 rem.u32 selp.b32 selp.b64 selp.f32
-selp.u16 selp.u32 setp.eq.b32 setp.eq.b64 setp.eq.f32 setp.eq.s16 setp.eq.s32 setp.eq.s64
-setp.equ.f32 setp.ge.f32 setp.ge.s32 setp.ge.s64 setp.ge.u32 setp.ge.u64 setp.geu.f32 setp.gt.f32
-setp.gt.s32 setp.gt.s64 setp.gt.u32 setp.gt.u64 setp.gtu.f32 setp.gtu.f64 setp.le.f32 setp.le.f64
-setp.le.s32 setp.le.s64 setp.le.u32 setp.le.u64 setp.leu.f32 setp.lt.f32 setp.lt.s32 setp.lt.s64
-setp.lt.u32 setp.lt.u64 setp.ltu.f32 setp.nan.f32 setp.ne.b32 setp.ne.b64 setp.ne.f32 setp.ne.s16
-setp.ne.s32 setp.ne.s64 setp.ne.u32 setp.neu.f32 setp.num.f32 shl.b32 shl.b64 shr.s32 shr.u16
-shr.u32 shr.u64 sqrt.rn.f32 sub.rn.f32 sub.s16 sub.s32 sub.s64 xor.b32 xor.b64
+cvt.rn.f16.f32 cvt.rn.f32.s32 cvt.rn.f32.u32 cvt.rn.f64.u32 cvt.rn.f64.u64 cvt.rna.tf32.f32
+cvt.rzi.s32.f32 cvt.rzi.u32.f32 cvt.rzi.u64.f32 cvt.s64.s32 cvt.u16.u32 cvt.u32.u64 cvt.u64.u32
+div.rn.f32 div.s32 div.s64 div.u32 fma.rn.f32 mad.lo.s32 mad.lo.s64 max.f32 max.s32 max.s64
+max.u32 max.u64 min.f32 min.s32 min.s64 min.u32 min.u64 mul.hi.u32 mul.hi.u64 mul.lo.s16
+mul.lo.s32 mul.lo.s64 mul.rn.f32 mul.rn.f64 mul.wide.s32 mul.wide.u16 mul.wide.u32 neg.f32
+neg.s32 neg.s64 not.b32 not.b64 not.pred or.b32 or.b64 or.pred popc.b32 prmt.b32 rcp.rn.f32
+rem.s32 rem.u32 selp.b32 selp.b64 selp.f32 selp.u16 selp.u32 setp.eq.b32 setp.eq.b64 setp.eq.f32
+setp.eq.s16 setp.eq.s32 setp.eq.s64 setp.equ.f32 setp.ge.f32 setp.ge.s32 setp.ge.s64 setp.ge.u32
+setp.ge.u64 setp.geu.f32 setp.gt.f32 setp.gt.s32 setp.gt.s64 setp.gt.u32 setp.gt.u64 setp.gtu.f32
+setp.gtu.f64 setp.le.f32 setp.le.f64 setp.le.s32 setp.le.s64 setp.le.u32 setp.le.u64 setp.leu.f32
+setp.lt.f32 setp.lt.s32 setp.lt.s64 setp.lt.u32 setp.lt.u64 setp.ltu.f32 setp.nan.f32 setp.ne.b32
+setp.ne.b64 setp.ne.f32 setp.ne.s16 setp.ne.s32 setp.ne.s64 setp.ne.u32 setp.neu.f32 setp.num.f32
+shl.b32 shl.b64 shr.s32 shr.u16 shr.u32 shr.u64 sqrt.rn.f32 sub.rn.f32 sub.s16 sub.s32 sub.s64
+xor.b32 xor.b64
 """.split()
 written = set()
 

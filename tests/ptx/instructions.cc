@@ -656,6 +656,7 @@ static void add_conversions(table& t) {
     add<[](u16 a) { return (u32)a; }, u32, u16>(t, "cvt.u32.u16");
     add<[](s32 a) { return (float)a; }, float, s32>(t, "cvt.rn.f32.s32");
     add<[](u32 a) { return (float)a; }, float, u32>(t, "cvt.rn.f32.u32");
+    add<[](u32 a) { return (double)a; }, double, u32>(t, "cvt.rn.f64.u32");
     add<[](u64 a) { return (double)a; }, double, u64>(t, "cvt.rn.f64.u64");
     add<[](float a) { return (double)a; }, double, float>(t, "cvt.f64.f32");
     add<truncated<u64>, u64, float>(t, "cvt.rzi.u64.f32");

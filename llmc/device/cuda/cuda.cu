@@ -44,7 +44,10 @@ static void* cuda_alloc(backend* b, size_t bytes, const char* what) {
     return p;
 }
 
+// What was issued may still use it, and nothing promises that cudaFree waits.
 static void cuda_release(backend* b, void* p, size_t bytes) {
+    CUDA_CHECK(cudaStreamSynchronize(context_of(b)->stream));
+    CUDA_CHECK(cudaStreamSynchronize(context_of(b)->other));
     CUDA_CHECK(cudaFree(p));
     b->allocated -= bytes;
 }

@@ -29,8 +29,11 @@ static recording* recording_of(recording** all, int key) {
     return *all = r;
 }
 
-static void recording_drop(recording* r) {
-    if (r->graph) CUDA_CHECK(cudaGraphExecDestroy(r->graph));
+// The stream may still be at the record: it is waited for.
+static void recording_drop(recording* r, backend* b) {
+    if (!r->graph) return;
+    CUDA_CHECK(cudaStreamSynchronize(stream_of(b)));
+    CUDA_CHECK(cudaGraphExecDestroy(r->graph));
     r->graph = NULL;
 }
 
@@ -49,7 +52,7 @@ static void cuda_repeat(backend* b, recording** all, int key, void (*calls)(void
     context_of(b)->logits_of = NULL;  // the calls may have logits of their own
     recording* r = recording_of(all, key);
     if (r->moves != moves) {
-        recording_drop(r);
+        recording_drop(r, b);
         calls(argument);
         r->moves = moves;
         return;
@@ -58,13 +61,11 @@ static void cuda_repeat(backend* b, recording** all, int key, void (*calls)(void
     CUDA_CHECK(cudaGraphLaunch(r->graph, stream_of(b)));
 }
 
-// The stream may still be at a record: it is waited for.
 static void cuda_forget(backend* b, recording** all) {
-    CUDA_CHECK(cudaStreamSynchronize(stream_of(b)));
     while (*all) {
         recording* r = *all;
         *all = r->next;
-        recording_drop(r);
+        recording_drop(r, b);
         free(r);
     }
 }
