@@ -821,6 +821,24 @@ static void check_minus_infinity(void) {
     arrays_free(mark, "logits of -infinity");
 }
 
+// All logits are 0: each token has the same probability, and what lies beyond the vocabulary has
+// none, in formats too that cannot express -infinity.
+static void check_equal_logits(const format* logits) {
+    int mark = array_count, gpu_mark = gpu_array_count, v = 67;
+    head_case c = case_new((shape){3, v, 8, 0.5f, 0}, &FORMAT_FP32, logits);
+    set_zero(c.x);
+    gpu_case g = gpu_case_new(&c);
+    head_result a = gpu_result(&c, &g);
+    for (int i = 0; i < c.s.n; i++) {
+        // The sum is exact, its logarithm an ulp of 2^-21.
+        CHECK_NEAR(row_at(a.logp, 0)[i], -log(v), 0x1p-21, case_text(&c));
+        CHECK_NEAR(row_at(a.entropy, 0)[i], log(v), 0x1p-21, case_text(&c));
+    }
+    gpu->weight_release(gpu, g.w);
+    gpu_arrays_free(gpu_mark);
+    arrays_free(mark, case_text(&c));
+}
+
 // ------------------------------------------------------------------------------------------------
 // Logits that forward left for backward, whatever came between the two: the gradients are those of
 // backward right after forward.
@@ -867,6 +885,9 @@ int main(void) {
     check_shapes();
     check_minus_infinity();
     check_formats();
+    for (int i = 0; FORMATS[i]; i++) check_equal_logits(FORMATS[i]);
+    check_equal_logits(format_find("e2m1"));
+    check_equal_logits(format_find("e3m2"));
     check_left_logits((shape){15, 67, 37, 0.75f, 40}, &FORMAT_BF16);
     check_left_logits((shape){6, 300, 24, 1, 0}, &FORMAT_FP32);
     check_sampler();

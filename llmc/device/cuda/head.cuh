@@ -82,7 +82,9 @@ static __device__ inline void row_batch(float (&l)[ROW_BATCH], const logits_row&
     for (int j = 0; j < ROW_BATCH; j++) l[j] = x[j / N].v[j % N];
     if (r.rounding.drop) {
 #pragma unroll
-        for (int j = 0; j < ROW_BATCH; j++) l[j] = format_round(l[j], &r.rounding);
+        for (int j = 0; j < ROW_BATCH; j++)  // fp8 would make a number of -infinity
+            if (packet_first(first, j / N) + j % N < r.vocabulary)
+                l[j] = format_round(l[j], &r.rounding);
     }
 #pragma unroll
     for (int j = 0; j < ROW_BATCH; j++) l[j] *= r.inverse_temperature;
