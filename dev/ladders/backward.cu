@@ -141,8 +141,8 @@ static __device__ inline void keep_ds(bf16* rows, const float (&ds)[STEP / 8][4]
 #pragma unroll
     for (int n = 0; n < STEP / 8; n++)
         for (int half = 0; half < 2; half++) {
-            uint32_t pair = two<bf16>(ds[n][2 * half], ds[n][2 * half + 1]);
-            memcpy(rows + half * 8 * DS_STRIDE + n * 8, &pair, 4);
+            *(uint32_t*)(rows + half * 8 * DS_STRIDE + n * 8) =
+                two<bf16>(ds[n][2 * half], ds[n][2 * half + 1]);
         }
 }
 
@@ -202,8 +202,7 @@ static __device__ inline void add_dq(const float (&dq)[2][4], const tile_place& 
             float2* at_sum = (float2*)(sum + n * 8);
             if (HANDED_OVER && before) pair = {at_sum->x + pair.x, at_sum->y + pair.y};
             if (HANDED_OVER && at.first == 0) {
-                uint32_t bits = two<bf16>(pair.x * x.scale, pair.y * x.scale);
-                memcpy(whole + n * 8, &bits, 4);
+                *(uint32_t*)(whole + n * 8) = two<bf16>(pair.x * x.scale, pair.y * x.scale);
             } else {
                 *at_sum = pair;
             }
@@ -310,9 +309,9 @@ static __global__ void __launch_bounds__(ADD_THREADS)
             packet<float> part = packet_load(parts + tile * apart + place);
             for (int i = 0; i < 4; i++) sum.v[i] += part.v[i];
         }
-        uint32_t bits[2] = {two<bf16>(sum.v[0] * x.scale, sum.v[1] * x.scale),
-                            two<bf16>(sum.v[2] * x.scale, sum.v[3] * x.scale)};
-        memcpy(row_at(head_of(x.dqkv, x, at, Q_PART, head), r) + column, bits, 8);
+        *(uint2*)(row_at(head_of(x.dqkv, x, at, Q_PART, head), r) + column) = {
+            two<bf16>(sum.v[0] * x.scale, sum.v[1] * x.scale),
+            two<bf16>(sum.v[2] * x.scale, sum.v[3] * x.scale)};
     }
 }
 
