@@ -275,8 +275,8 @@ static void place_begin(block& b, const launch& l) {
 }
 
 // So many turns that did no more than poll or go round, with nothing that another block could
-// notice: they wait for ever.
-constexpr u64 PATIENCE = 1 << 16;
+// notice: they wait for ever. Blocks that are not made to wait may go round for long.
+constexpr u64 PATIENCE = 1 << 16, PATIENCE_ALONE = 1 << 26;
 
 [[noreturn]] static void report_waiting(block* const* running, u32 count) {
     std::string text;
@@ -313,7 +313,8 @@ void launch_run(const launch& l) {
         else if (turn >= running || (running > 1 && !random_below(32)))
             turn = random_below(running);
         block_round(*place[turn]);
-        if (polls_in_vain > PATIENCE) report_waiting(place, running);
+        if (polls_in_vain > (k.synchronises ? PATIENCE : PATIENCE_ALONE))
+            report_waiting(place, running);
         if (place[turn]->live) continue;
         if (k.wgmma) wgmma_end(*place[turn]);
         polls_in_vain = 0;
