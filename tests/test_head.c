@@ -832,7 +832,7 @@ int main(void) {
     check_rare_tokens();
     check_top_p_reached();
     check_exact_draws();
-    for (int d = 1; d < device_count; d += device_step) check_left_logits(devices[d]);
+    for (int d = device_step > 1; d < device_count; d += device_step) check_left_logits(devices[d]);
     for (int d = 0; d <= device_count; d += device_step) {
         check_known(devices[d], "head", 0);
         check_known(devices[d], "head_keep", 1);

@@ -609,23 +609,13 @@ static void test_causality(void) {
 // ---------------------------------------------------------------------------------------------
 // Memory
 
-static void forward_too_long(const void* unused) {
-    (void)unused;
+// Forward of a batch with room for four tokens and targets.
+static void forward_batch(const void* batch) {
     const model c = model_gpt2(8, 8, 1, 1, 16);
     backend* b = cpu_open(1, "auto");
     model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
-    packed_batch g = {.tokens = 5};
-    model_forward(w, model_acts_create(b, &c, &FORMAT_FP32, 4, FORWARD_ONLY), &g, 1, NULL, NULL);
-}
-
-static void too_many_targets(const void* unused) {
-    (void)unused;
-    const model c = model_gpt2(8, 8, 1, 1, 16);
-    backend* b = cpu_open(1, "auto");
-    model_weights* w = model_weights_create(b, &c, precision_of(&FORMAT_FP32, &FORMAT_FP32));
-    packed_batch g = {.targets = 5};
     model_acts* a = model_acts_create(b, &c, &FORMAT_FP32, 4, RECOMPUTE_NOTHING);
-    model_forward(w, a, &g, 1, NULL, NULL);
+    model_forward(w, a, batch, 1, NULL, NULL);
 }
 
 static void test_memory(void) {
@@ -660,9 +650,10 @@ static void test_memory(void) {
     CHECK(scratch < 1 << 20, "%zu bytes stay as scratch memory", scratch);
     free(parameters);
     cpu_close(b);
-    check_refusal(forward_too_long, NULL, "five tokens in activations of four",
+    check_refusal(forward_batch, &(packed_batch){.tokens = 5}, "five tokens in activations of four",
                   (const char* [REFUSAL_WORDS]){"5 tokens"});
-    check_refusal(too_many_targets, NULL, "five targets where there is room for four",
+    check_refusal(forward_batch, &(packed_batch){.targets = 5},
+                  "five targets where there is room for four",
                   (const char* [REFUSAL_WORDS]){"5 targets"});
 }
 

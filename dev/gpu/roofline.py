@@ -89,10 +89,8 @@ def measured_us(lines, row):
     """Microseconds of a call, or None. What the result counted must be what is counted here."""
     name, _, size, flops = row
     line = lines.get(name)
-    if name == HEAD and not line:  # older results time the two apart
-        return sum(lines[f"head {part}"]["us"] for part in ("forward", "backward"))
-    if not line:
-        return None
+    if not line:  # older results time the head's two passes apart
+        return sum(lines[f"head {part}"]["us"] for part in ("forward", "backward")) if name == HEAD else None
     if line["kind"] == "product":
         return flops / line["tflops"] / 1e6
     counted = "bytes" if "bytes" in line else "flops"
